@@ -1,0 +1,50 @@
+"""What every test shares: eight CPU devices, strict shapes, and a few fixtures."""
+
+import os
+import pathlib
+
+# Both are read when jax starts, so they come before its import.
+_DEVICES = "--xla_force_host_platform_device_count=8"
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_DEVICES}".strip()
+os.environ["JAX_PLATFORMS"] = "cpu"
+
+import jax  # noqa: E402
+import pytest  # noqa: E402
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+GOLDEN = pathlib.Path(__file__).parent / "golden"
+
+
+def _enable_x64():
+    """Return the context manager of whichever name this jax has for it."""
+    if hasattr(jax, "enable_x64"):
+        return jax.enable_x64(True)
+    from jax.experimental import enable_x64
+
+    return enable_x64()
+
+
+@pytest.fixture
+def x64():
+    """Switch 64-bit numbers on for one test."""
+    with _enable_x64():
+        yield
+
+
+@pytest.fixture(scope="session")
+def golden() -> pathlib.Path:
+    """The folder of vectors that the peers' own code made."""
+    return GOLDEN
+
+
+@pytest.fixture(scope="session")
+def bitflax_data() -> pathlib.Path:
+    """The folder of real data that ``BITFLAX_DATA`` names; skips where it is unset."""
+    folder = os.environ.get("BITFLAX_DATA", "")
+    if not folder:
+        pytest.skip("BITFLAX_DATA is unset: it names a folder of real data sets")
+    path = pathlib.Path(folder)
+    if not path.is_dir():
+        pytest.fail(f"BITFLAX_DATA={folder} is no folder")
+    return path
