@@ -1,0 +1,127 @@
+"""The kinds of leaf a parameter tree may hold besides arrays, and how they multiply.
+
+The model calls ``matmul`` and ``lookup``; the kind of the leaf decides what happens,
+so that training, evaluation and the packed file run through one model function.
+"""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from bitflax.types import Quantizer
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=("codes", "scale"),
+    meta_fields=("bits", "shape"),
+)
+@dataclasses.dataclass(frozen=True)
+class Packed:
+    """A matrix as whole bytes of codes and its scales.
+
+    The last axis is packed row by row, the lowest bits of a byte first, each row
+    padded with zero bits to whole bytes. A code ``c`` stands for ``scale`` times
+
+    ======  ==============================
+    1 bit   2 c - 1: -1 or +1
+    2 bits  c - 1: -1, 0 or +1
+    8 bits  c as a signed integer
+    ======  ==============================
+
+    ``codes`` is uint8 [rows, bytes]; ``scale`` is float [1 or rows, groups], where
+    the groups cut the last axis into equal runs; a vector is one row. ``shape`` is
+    the shape of the matrix or vector it stands for.
+    """
+
+    codes: Any
+    scale: Any
+    bits: int
+    shape: tuple[int, ...]
+
+    @property
+    def size(self) -> int:
+        """The number of values it stands for."""
+        rows, cols = self.rows_cols
+        return rows * cols
+
+    @property
+    def rows_cols(self) -> tuple[int, int]:
+        """The shape as a matrix; a vector is one row."""
+        return (1, *self.shape)[-2:]  # type: ignore[return-value]
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=("table",),
+    meta_fields=("quantizer", "bits"),
+)
+@dataclasses.dataclass(frozen=True)
+class Lazy:
+    """A table whose rows are quantised after they are looked up.
+
+    For a quantizer that scales each row by itself this gives the same numbers as
+    quantising the whole table, at the cost of the rows that a batch uses.
+    """
+
+    table: Any
+    quantizer: Quantizer
+    bits: int | None = None
+
+
+def codes_to_values(codes: Array, bits: int, cols: int) -> Array:
+    """Unpack bytes [..., bytes] into integers [..., cols], as int8.
+
+    >>> codes_to_values(jnp.array([[0b101]], jnp.uint8), 1, 3)
+    Array([[ 1, -1,  1]], dtype=int8)
+    """
+    if bits == 8:
+        return codes.astype(jnp.int8)
+    per_byte = 8 // bits
+    shifts = jnp.arange(per_byte, dtype=jnp.uint8) * jnp.uint8(bits)
+    fields = (codes[..., None] >> shifts) & jnp.uint8(2**bits - 1)
+    fields = fields.reshape(*codes.shape[:-1], -1)[..., :cols].astype(jnp.int8)
+    return 2 * fields - 1 if bits == 1 else fields - 1
+
+
+def _rows(codes: Array, scale: Array, bits: int, cols: int) -> Array:
+    values = codes_to_values(codes, bits, cols).astype(scale.dtype)
+    return values * jnp.repeat(scale, cols // scale.shape[-1], axis=-1)
+
+
+def dense(leaf: Any) -> Any:
+    """Return the array that a leaf stands for; an array is itself."""
+    if isinstance(leaf, Packed):
+        _, cols = leaf.rows_cols
+        return _rows(leaf.codes, leaf.scale, leaf.bits, cols).reshape(leaf.shape)
+    if isinstance(leaf, Lazy):
+        return leaf.quantizer(leaf.table)
+    return leaf
+
+
+def matmul(x: Float[Array, "... n"], kernel: Any) -> Float[Array, "... m"]:
+    """Return ``x @ kernel`` for any kind of kernel [n, m]."""
+    return x @ dense(kernel)
+
+
+def lookup(
+    table: Any, ids: Int[Array, "*batch"], pad: int | None = None
+) -> Float[Array, "*batch width"]:
+    """Return the rows ``ids`` of any kind of table [rows, width].
+
+    The row ``pad`` gets no gradient, as ``padding_idx`` of ``torch.nn.Embedding``.
+    """
+    if isinstance(table, Packed):
+        _, cols = table.rows_cols
+        scale = table.scale if table.scale.shape[0] == 1 else table.scale[ids]
+        return _rows(table.codes[ids], scale, table.bits, cols)
+    if isinstance(table, Lazy):
+        return table.quantizer(lookup(table.table, ids, pad))
+    rows = table[ids]
+    if pad is None:
+        return rows
+    return jnp.where((ids == pad)[..., None], jax.lax.stop_gradient(rows), rows)

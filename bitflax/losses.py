@@ -1,0 +1,300 @@
+"""Knowledge-distillation losses: pure functions of two models' outputs and a batch.
+
+A loss is ``(student, teacher, batch) -> Mean``; options come by ``functools.partial``.
+Rows of ``batch["weight"]`` 0 count nowhere. By default padding counts nowhere either,
+so that a value does not depend on how far a batch was padded; ``count_padding=True``
+gives the papers' codes' means over padding too.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from bitflax.types import Batch, Mean, Outputs
+
+Pairs = Sequence[tuple[int, int]]
+"""(student, teacher) indices into ``hidden`` or ``scores``."""
+
+
+def _weight(batch: Batch, like: jax.Array) -> Float[Array, " batch"]:
+    weight = batch.get("weight")
+    if weight is None:
+        return jnp.ones(like.shape[0], like.dtype)
+    return jnp.asarray(weight).astype(like.dtype)
+
+
+def _real(batch: Batch, like: jax.Array) -> Float[Array, "batch seq"]:
+    """Return 1 where a token is no padding, times the weight of its row."""
+    mask = jnp.asarray(batch["attention_mask"]).astype(like.dtype)
+    return mask * _weight(batch, like)[:, None]
+
+
+def _row_mean(per_row: Float[Array, " batch"], batch: Batch, size: int) -> Mean:
+    weight = _weight(batch, per_row)
+    return Mean(jnp.sum(per_row * weight), jnp.sum(weight) * size)
+
+
+def _checked(pairs: Pairs | None, student: tuple, teacher: tuple, what: str) -> Pairs:
+    if pairs is None:
+        if len(student) != len(teacher):
+            raise ValueError(
+                f"student has {len(student)} {what}, teacher {len(teacher)}: say "
+                "which teach which by pairs=bitflax.layer_pairs(...)"
+            )
+        return [(i, i) for i in range(len(student))]
+    for pair in pairs:
+        for i, outputs in zip(pair, (student, teacher), strict=True):
+            if not 0 <= i < len(outputs):
+                raise ValueError(f"pair {pair}: there are only {len(outputs)} {what}")
+    return pairs
+
+
+def soft_cross_entropy(
+    student: Outputs,
+    teacher: Outputs,
+    batch: Batch,
+    *,
+    temperature: float = 1.0,
+    reduction: str = "classes",
+) -> Mean:
+    """Cross-entropy of the student's class probabilities to the teacher's.
+
+    ``-sum(softmax(t / T) log_softmax(s / T))``, over batch x classes; without the
+    factor ``T^2`` of Hinton et al.
+
+    Args:
+      student: its ``logits`` [batch, classes].
+      teacher: the same; no gradient reaches it.
+      batch: ``weight`` [batch], if there is one.
+      temperature: divides both logits.
+      reduction: ``"classes"``: the mean over batch and classes, as TinyBERT,
+        BinaryBERT and XTC; ``"batch"``: the mean over the batch alone.
+
+    Returns:
+      The sum and its count.
+
+    Source: TinyBERT's ``soft_cross_entropy`` (arXiv:1909.10351, eq. 10).
+
+    >>> s = Outputs(jnp.array([[0.0, 0.0]]), (), ())
+    >>> round(float(soft_cross_entropy(s, s, {})), 4)  # log(2) / 2
+    0.3466
+    """
+    if reduction not in ("classes", "batch"):
+        raise ValueError(f"reduction must be 'classes' or 'batch', not {reduction!r}")
+    target = jax.nn.softmax(jax.lax.stop_gradient(teacher.logits) / temperature)
+    log_p = jax.nn.log_softmax(student.logits / temperature)
+    size = student.logits.shape[-1] if reduction == "classes" else 1
+    return _row_mean(-jnp.sum(target * log_p, axis=-1), batch, size)
+
+
+def logits_mse(student: Outputs, teacher: Outputs, batch: Batch) -> Mean:
+    """Mean squared error of the logits [batch, labels]; the soft loss of regression.
+
+    Source: Ba & Caruana 2014 (arXiv:1312.6184); TinyBERT's regression tasks.
+
+    >>> one, two = (Outputs(jnp.full((2, 1), v), (), ()) for v in (1.0, 3.0))
+    >>> float(logits_mse(one, two, {}))
+    4.0
+    """
+    error = jnp.square(student.logits - jax.lax.stop_gradient(teacher.logits))
+    return _row_mean(jnp.sum(error, axis=-1), batch, error.shape[-1])
+
+
+def label_cross_entropy(student: Outputs, teacher: Outputs | None, batch: Batch) -> Mean:
+    """Cross-entropy of the logits [batch, classes] to ``batch["labels"]`` [batch].
+
+    >>> s = Outputs(jnp.array([[0.0, 0.0]]), (), ())
+    >>> round(float(label_cross_entropy(s, None, {"labels": jnp.array([1])})), 4)
+    0.6931
+    """
+    log_p = jax.nn.log_softmax(student.logits)
+    labels = jnp.asarray(batch["labels"])[:, None]
+    picked = jnp.take_along_axis(log_p, labels, axis=-1)[:, 0]
+    return _row_mean(-picked, batch, 1)
+
+
+def label_mse(student: Outputs, teacher: Outputs | None, batch: Batch) -> Mean:
+    """Mean squared error of the logit [batch, 1] to ``batch["labels"]`` [batch].
+
+    >>> s = Outputs(jnp.array([[1.0]]), (), ())
+    >>> float(label_mse(s, None, {"labels": jnp.array([3.0])}))
+    4.0
+    """
+    labels = jnp.asarray(batch["labels"]).astype(student.logits.dtype)
+    return _row_mean(jnp.square(student.logits[:, 0] - labels), batch, 1)
+
+
+def hidden_mse(
+    student: Outputs,
+    teacher: Outputs,
+    batch: Batch,
+    *,
+    pairs: Pairs | None = None,
+    count_padding: bool = False,
+) -> Mean:
+    """Mean squared error of hidden states, summed over the pairs of layers.
+
+    ``sum_pairs sum_real_tokens |s - t|^2 / (real tokens x width)``
+
+    Args:
+      student: its ``hidden``, arrays [batch, seq, width]; 0 is the embeddings' output.
+      teacher: the same; no gradient reaches it.
+      batch: ``attention_mask`` [batch, seq].
+      pairs: (student, teacher) indices, by ``layer_pairs(layers, hidden=True)``; None
+        pairs equal depths one to one.
+      count_padding: padded tokens count too, as in TinyBERT, BinaryBERT and XTC.
+
+    Raises:
+      ValueError: a pair is out of range, the widths differ (``bitflax.projected``
+        brings a narrow student to the teacher's width), or no pairs are given and
+        the depths differ.
+
+    Source: TinyBERT, eq. 8 (arXiv:1909.10351).
+    """
+    pairs = _checked(pairs, student.hidden, teacher.hidden, "hidden states")
+    like = student.hidden[0]
+    token = _real(batch, like)
+    if count_padding:
+        token = jnp.broadcast_to(_weight(batch, like)[:, None], like.shape[:2])
+    total = jnp.zeros((), like.dtype)
+    for s, t in pairs:
+        if student.hidden[s].shape != teacher.hidden[t].shape:
+            raise ValueError(
+                f"hidden states of pair {(s, t)} have shapes {student.hidden[s].shape} "
+                f"and {teacher.hidden[t].shape}"
+            )
+        error = student.hidden[s] - jax.lax.stop_gradient(teacher.hidden[t])
+        total += jnp.sum(jnp.sum(jnp.square(error), axis=-1) * token)
+    return Mean(total, jnp.sum(token) * like.shape[-1])
+
+
+def score_mse(
+    student: Outputs,
+    teacher: Outputs,
+    batch: Batch,
+    *,
+    pairs: Pairs | None = None,
+    count_padding: bool = False,
+    mask_value: float | None = None,
+) -> Mean:
+    """Mean squared error of attention scores, summed over the pairs of layers.
+
+    ``sum_pairs sum |s - t|^2 / (heads x real queries x real keys)``, on the scores
+    before softmax.
+
+    Args:
+      student: its ``scores``, arrays [batch, heads, seq, seq].
+      teacher: the same; no gradient reaches it.
+      batch: ``attention_mask`` [batch, seq].
+      pairs: (student, teacher) indices, by ``layer_pairs(layers)``; None pairs equal
+        depths one to one.
+      count_padding: every position counts, with 0 for masked keys in both, as in
+        TinyBERT and BinaryBERT.
+      mask_value: every position counts, and masked keys get this added in both
+        before they are compared, as in XTC (-1e4).
+
+    Raises:
+      ValueError: a pair is out of range, head counts differ, or no pairs are given
+        and the depths differ.
+
+    Source: TinyBERT, eq. 7 (arXiv:1909.10351).
+    """
+    pairs = _checked(pairs, student.scores, teacher.scores, "attention scores")
+    like = student.scores[0]
+    everything = count_padding or mask_value is not None
+    mask = jnp.asarray(batch["attention_mask"]).astype(like.dtype)
+    weight = _weight(batch, like)
+    query = jnp.broadcast_to(weight[:, None], mask.shape)
+    query = query if everything else query * mask
+    key = mask[:, None, None, :]
+    masked = 0.0 if mask_value is None else (1 - key) * mask_value
+    compared = key if mask_value is None else jnp.ones_like(key)
+    total = jnp.zeros((), like.dtype)
+    for s, t in pairs:
+        a, b = student.scores[s], jax.lax.stop_gradient(teacher.scores[t])
+        if a.shape != b.shape:
+            raise ValueError(
+                f"scores of pair {(s, t)} have shapes {a.shape} and {b.shape}"
+            )
+        error = jnp.square((a + masked) - (b + masked)) * compared
+        total += jnp.sum(jnp.sum(error, axis=-1) * query[:, None, :])
+    keys = jnp.full_like(weight, mask.shape[1]) if everything else jnp.sum(mask, -1)
+    return Mean(total, jnp.sum(jnp.sum(query, -1) * keys) * like.shape[1])
+
+
+def attention_kl(
+    student: Outputs, teacher: Outputs, batch: Batch, *, pairs: Pairs | None = None
+) -> Mean:
+    """Kullback-Leibler divergence of attention probabilities, summed over the pairs.
+
+    ``sum_pairs sum p_t log(p_t / p_s) / (heads x real queries)``, where ``p`` is the
+    softmax of the scores [batch, heads, seq, seq] over the real keys.
+
+    Raises:
+      ValueError: as ``score_mse``.
+
+    Source: MiniLM, eq. 2 (arXiv:2002.10957).
+    """
+    pairs = _checked(pairs, student.scores, teacher.scores, "attention scores")
+    like = student.scores[0]
+    query = _real(batch, like)
+    key = jnp.asarray(batch["attention_mask"])[:, None, None, :] > 0
+    total = jnp.zeros((), like.dtype)
+    for s, t in pairs:
+        a = jnp.where(key, student.scores[s], -1e9)
+        b = jnp.where(key, jax.lax.stop_gradient(teacher.scores[t]), -1e9)
+        log_s, log_t = jax.nn.log_softmax(a), jax.nn.log_softmax(b)
+        divergence = jnp.sum(jnp.exp(log_t) * (log_t - log_s) * key, axis=-1)
+        total += jnp.sum(divergence * query[:, None, :])
+    return Mean(total, jnp.sum(query) * like.shape[1])
+
+
+@dataclasses.dataclass(frozen=True)
+class Weighted:
+    """A named sum of losses; call it as a loss. ``bitflax.weighted`` makes it."""
+
+    parts: Mapping[str, tuple[float, Callable[..., Mean]]]
+
+    def __call__(
+        self, student: Outputs, teacher: Outputs | None, batch: Batch
+    ) -> dict[str, Mean]:
+        """Return ``{name: Mean}``, each total times its weight."""
+        means = {}
+        for name, (weight, fn) in self.parts.items():
+            total, count = fn(student, teacher, batch)
+            means[name] = Mean(weight * total, count)
+        return means
+
+
+def weighted(**parts: tuple[float, Callable[..., Mean]]) -> Weighted:
+    """Return the loss that adds losses by name, each times its weight.
+
+    Args:
+      **parts: ``name=(weight, loss)``.
+
+    Raises:
+      ValueError: there is no part, or a part is no pair of a number and a function.
+
+    >>> loss = weighted(logits=(0.5, logits_mse))
+    >>> one, two = (Outputs(jnp.full((2, 1), v), (), ()) for v in (1.0, 3.0))
+    >>> float(total(loss(one, two, {})))
+    2.0
+    """
+    if not parts:
+        raise ValueError("weighted() needs a part: weighted(logits=(1.0, fn))")
+    for name, part in parts.items():
+        if not (isinstance(part, tuple) and len(part) == 2 and callable(part[1])):
+            raise ValueError(f"{name} must be (weight, function), not {part!r}")
+    return Weighted(parts)
+
+
+def total(parts: Mapping[str, Mean]) -> jax.Array:
+    """Return what is minimised: the sum of the means.
+
+    >>> float(total({"a": Mean(4.0, 2.0), "b": Mean(3.0, 1.0)}))
+    5.0
+    """
+    return sum((part.value for part in parts.values()), start=jnp.zeros(()))

@@ -1,0 +1,240 @@
+"""Quantizers: an array to its quantised values, with a straight-through gradient.
+
+Weight quantizers are functions, ``functools.partial`` sets their options; activation
+quantizers carry settings that a file must name, so they are frozen dataclasses. Each
+has ``bits`` and is a ``jax.custom_vjp`` inside: the gradient passes as if nothing
+had been rounded (Bengio et al. 2013, arXiv:1308.3432).
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+Axis = int | tuple[int, ...] | None
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def straight_through(fn: Callable[[jax.Array], jax.Array], x: jax.Array) -> jax.Array:
+    """Return ``fn(x)`` with the gradient of ``x``.
+
+    The way to a quantizer of your own:
+
+    >>> half = lambda w: straight_through(lambda w: jnp.round(2 * w) / 2, w)
+    >>> float(half(1.3)), float(jax.grad(half)(1.3))
+    (1.5, 1.0)
+    """
+    return fn(x)
+
+
+straight_through.defvjp(
+    lambda fn, x: (fn(x), None),
+    lambda fn, _, cotangent: (cotangent,),
+)
+
+
+def _grouped(fn: Callable, w: jax.Array, axis: Axis, groups: int | None) -> jax.Array:
+    """Apply ``fn(w, axis)``, where the groups cut the last axis into equal runs."""
+    if groups is None:
+        return fn(w, axis)
+    if axis is not None:
+        raise ValueError("give axis or groups, not both")
+    if w.shape[-1] % groups:
+        raise ValueError(f"{groups} groups do not divide the last axis of {w.shape}")
+    cut = w.reshape(*w.shape[:-1], groups, w.shape[-1] // groups)
+    shared = (*range(w.ndim - 1), w.ndim)
+    return fn(cut, shared).reshape(w.shape)
+
+
+def _binary(w: jax.Array, axis: Axis, *, zero: int) -> jax.Array:
+    scale = jnp.mean(jnp.abs(w), axis=axis, keepdims=True)
+    sign = jnp.sign(w) if zero == 0 else jnp.where(w >= 0, 1.0, -1.0).astype(w.dtype)
+    return sign * scale
+
+
+def _ternary(w: jax.Array, axis: Axis) -> jax.Array:
+    size = jnp.abs(w)
+    kept = size > 0.7 * jnp.mean(size, axis=axis, keepdims=True)
+    count = jnp.sum(kept, axis=axis, keepdims=True)
+    total = jnp.sum(size * kept, axis=axis, keepdims=True)
+    scale = jnp.where(count == 0, 0.0, total / jnp.maximum(count, 1))
+    return jnp.sign(w) * kept * scale.astype(w.dtype)
+
+
+def binarize(
+    w: Float[Array, "..."], axis: Axis = None, *, groups: int | None = None, zero: int = 1
+) -> Float[Array, "..."]:
+    """Return 1-bit weights: ``sign(w) * mean|w|``, with the gradient of ``w``.
+
+    Args:
+      w: weights of any shape; a Flax kernel is [in, out].
+      axis: the axes that share one scale; None shares it over the whole array, 0
+        gives a kernel one scale an output channel, -1 a table one scale a row.
+      groups: cuts the last axis into this many runs of one scale each, in place of
+        ``axis`` (DeepSpeed's groups, which cut the output channels).
+      zero: the sign of 0: +1, since a 1-bit file has no zero, or 0 as in the papers'
+        codes.
+
+    Raises:
+      ValueError: both ``axis`` and ``groups`` are given, or the groups do not divide
+        the last axis.
+
+    Source: Rastegari et al. 2016, XNOR-Net, section 3.1 (arXiv:1603.05279); the
+    straight-through gradient as in XTC (arXiv:2206.01859).
+
+    >>> binarize(jnp.array([1.0, -2.0, 3.0]))
+    Array([ 2., -2.,  2.], dtype=float32)
+    """
+    fn = functools.partial(_binary, zero=zero)
+    return straight_through(lambda w: _grouped(fn, w, axis, groups), w)
+
+
+def ternarize(
+    w: Float[Array, "..."], axis: Axis = None, *, groups: int | None = None
+) -> Float[Array, "..."]:
+    """Return 2-bit weights: -s, 0 or +s, with the gradient of ``w``.
+
+    With ``t = 0.7 mean|w|``, a weight is 0 where ``|w| <= t``, and ``s`` is the mean
+    of ``|w|`` over the others. An array of zeros stays zero.
+
+    Args:
+      w: weights of any shape.
+      axis: the axes that share one scale and one threshold; None shares all.
+      groups: as in ``binarize``.
+
+    Raises:
+      ValueError: as in ``binarize``.
+
+    Source: Li et al. 2016, Ternary Weight Networks, eq. 3-6 (arXiv:1605.04711).
+
+    >>> ternarize(jnp.array([1.0, -2.0, 0.1]))
+    Array([ 1.5, -1.5,  0. ], dtype=float32)
+    """
+    return straight_through(lambda w: _grouped(_ternary, w, axis, groups), w)
+
+
+binarize.bits = 1  # type: ignore[attr-defined]
+ternarize.bits = 2  # type: ignore[attr-defined]
+
+
+class Codes(NamedTuple):
+    """Integers and what they stand for: ``integers * scale + zero``."""
+
+    integers: jax.Array
+    scale: jax.Array
+    zero: jax.Array
+
+
+def _safe_scale(scale: jax.Array) -> jax.Array:
+    return jnp.where(scale == 0, 1.0, scale).astype(scale.dtype)
+
+
+class _Activation:
+    """What both activation quantizers share: values from codes, groups, gradient."""
+
+    axis: Axis
+    groups: int | None
+
+    def codes(self, x: jax.Array, axis: Axis = None) -> Codes:
+        raise NotImplementedError
+
+    def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
+        """Return the quantised values of ``x``, with the gradient of ``x``."""
+
+        def values(x: jax.Array, axis: Axis) -> jax.Array:
+            integers, scale, zero = self.codes(x, axis)
+            return (integers * scale + zero).astype(x.dtype)
+
+        axis = None if self.groups else self.axis
+        return straight_through(lambda x: _grouped(values, x, axis, self.groups), x)
+
+
+@dataclasses.dataclass(frozen=True)
+class symmetric(_Activation):  # noqa: N801
+    """Symmetric rounding to ``2^bits`` levels around zero.
+
+    ``levels="restricted"``: ``s = max|x| / (2^(bits-1) - 1)``, ``round(x / s) s``, so
+    that -127..127 are used and the largest value is itself.
+    ``levels="full"``: ``s = 2 max|x| / 2^bits``, ``clip(round(x / s), -128, 127) s``,
+    as XTC (DeepSpeed ``SymQuantizer``): the positive maximum becomes 127/128 of it.
+
+    Args:
+      bits: 2 to 16.
+      axis: the axes that share one scale; -1 is one scale a token.
+      levels: ``"restricted"`` or ``"full"``.
+      groups: as in ``binarize``, in place of ``axis``.
+
+    >>> symmetric(bits=8)(jnp.array([[0.3, 0.6, -1.27]]))
+    Array([[ 0.3 ,  0.6 , -1.27]], dtype=float32)
+    """
+
+    bits: int = 8
+    axis: Axis = -1
+    levels: str = "restricted"
+    groups: int | None = None
+
+    def __post_init__(self):
+        """Refuse unknown settings."""
+        _check(self.bits, self.levels)
+
+    def codes(self, x: Float[Array, "..."], axis: Axis = None) -> Codes:
+        """Return integers in [-2^(bits-1), 2^(bits-1) - 1], their scale, and 0."""
+        half = 2 ** (self.bits - 1)
+        top = half - 1 if self.levels == "restricted" else half
+        scale = jnp.max(jnp.abs(x), axis=axis, keepdims=True) / top
+        integers = jnp.clip(jnp.round(x / _safe_scale(scale)), -half, half - 1)
+        return Codes(integers, scale, jnp.zeros_like(scale))
+
+
+@dataclasses.dataclass(frozen=True)
+class asymmetric(_Activation):  # noqa: N801
+    """Rounding to ``2^bits`` levels between the smallest and the largest value.
+
+    ``levels="restricted"``: ``s = (max - min) / (2^bits - 1)``, the zero point is
+    ``min``, so that both ends are themselves.
+    ``levels="full"``: ``s = (max - min) / 2^bits``, the zero point ``round(min / s) s``,
+    as XTC (DeepSpeed ``AsymQuantizer``).
+
+    Args:
+      bits: 1 to 16.
+      axis: the axes that share one range; -1 is one range a token.
+      levels: ``"restricted"`` or ``"full"``.
+      groups: as in ``binarize``, in place of ``axis``.
+
+    >>> asymmetric(bits=1)(jnp.array([[0.1, 0.9, 0.5, 0.2]]))
+    Array([[0.1, 0.9, 0.1, 0.1]], dtype=float32)
+    """
+
+    bits: int = 8
+    axis: Axis = -1
+    levels: str = "restricted"
+    groups: int | None = None
+
+    def __post_init__(self):
+        """Refuse unknown settings."""
+        _check(self.bits, self.levels, least=1)
+
+    def codes(self, x: Float[Array, "..."], axis: Axis = None) -> Codes:
+        """Return integers in [0, 2^bits - 1], their scale and their zero point."""
+        top = 2**self.bits - 1
+        low = jnp.min(x, axis=axis, keepdims=True)
+        width = jnp.max(x, axis=axis, keepdims=True) - low
+        if self.levels == "restricted":
+            scale, zero = width / top, low
+        else:
+            scale = width / 2**self.bits
+            zero = jnp.round(low / _safe_scale(scale)) * scale
+            zero = jnp.where(scale == 0, low, zero)
+        integers = jnp.clip(jnp.round((x - zero) / _safe_scale(scale)), 0, top)
+        return Codes(integers, scale, zero)
+
+
+def _check(bits: int, levels: str, least: int = 2) -> None:
+    if not least <= bits <= 16:
+        raise ValueError(f"bits must be {least} to 16, not {bits}")
+    if levels not in ("restricted", "full"):
+        raise ValueError(f"levels must be 'restricted' or 'full', not {levels!r}")

@@ -1,0 +1,82 @@
+"""Parameter trees as paths: ``encoder/layer_0/ffn/in/kernel``, and rules over them.
+
+A tree is a plain nested dict; whatever is not a dict is a leaf, so that a leaf of
+several arrays (a packed matrix) is one leaf here.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeVar
+
+from bitflax.types import Params
+
+T = TypeVar("T")
+
+
+def flatten(params: Params) -> dict[str, Any]:
+    """Return ``{path: leaf}``, in the tree's order.
+
+    >>> flatten({"ffn": {"in": {"kernel": 1, "bias": 2}}})
+    {'ffn/in/kernel': 1, 'ffn/in/bias': 2}
+    """
+    flat: dict[str, Any] = {}
+    for name, child in params.items():
+        if isinstance(child, dict):
+            flat |= {f"{name}/{path}": leaf for path, leaf in flatten(child).items()}
+        else:
+            flat[name] = child
+    return flat
+
+
+def unflatten(flat: dict[str, Any]) -> Params:
+    """Return the tree of ``{path: leaf}``; the inverse of ``flatten``.
+
+    >>> unflatten({"ffn/in/kernel": 1, "ffn/in/bias": 2})
+    {'ffn': {'in': {'kernel': 1, 'bias': 2}}}
+    """
+    tree: Params = {}
+    for path, leaf in flat.items():
+        *parents, name = path.split("/")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[name] = leaf
+    return tree
+
+
+def map_paths(fn: Callable[[str, Any], Any], params: Params) -> Params:
+    """Return the tree of ``fn(path, leaf)``.
+
+    >>> map_paths(lambda path, leaf: path, {"a": {"b": 1}})
+    {'a': {'b': 'a/b'}}
+    """
+    return unflatten({path: fn(path, leaf) for path, leaf in flatten(params).items()})
+
+
+def match(rules: Sequence[tuple[str, T]], paths: Iterable[str]) -> dict[str, T]:
+    """Return ``{path: value}`` of the first rule whose regex is the whole path's.
+
+    Args:
+      rules: pairs (regex, value).
+      paths: parameter paths, or a flattened tree.
+
+    Raises:
+      ValueError: a rule matches no path; it is a typo, and names itself.
+
+    >>> match([("ffn/.*", 1), (".*/kernel", 2)], ["ffn/in/kernel", "out/kernel"])
+    {'ffn/in/kernel': 1, 'out/kernel': 2}
+    """
+    paths = tuple(paths)
+    for regex, _ in rules:
+        if not any(re.fullmatch(regex, path) for path in paths):
+            near = ", ".join(paths[:3])
+            raise ValueError(
+                f"rule {regex!r} matches no parameter path (paths look like: {near})"
+            )
+    found: dict[str, T] = {}
+    for path in paths:
+        for regex, value in rules:
+            if re.fullmatch(regex, path):
+                found[path] = value
+                break
+    return found

@@ -1,0 +1,180 @@
+"""The data that every part of bitflax hands to every other part."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+
+Params = dict[str, Any]
+"""A nested dict of arrays: ``params["encoder"]["layer_0"]["ffn"]["in"]["kernel"]``."""
+
+Batch = Mapping[str, Any]
+"""``input_ids``, ``attention_mask``, ``token_type_ids`` [B, S]; ``labels`` [B] and
+``weight`` [B] where there are any. A row of weight 0 counts nowhere."""
+
+Quantizer = Callable[[jax.Array], jax.Array]
+"""An array to the array of its quantised values, with a gradient of its own."""
+
+
+@dataclasses.dataclass(frozen=True)
+class BertConfig:
+    """The shape of a BERT, in the field names of Hugging Face's ``config.json``.
+
+    ``head_size`` is ``hidden_size / num_attention_heads`` where it is None.
+    ``problem_type`` is ``"regression"`` or None (classes).
+
+    Raises:
+      ValueError: a size is not positive, the heads do not divide the width, or the
+        activation function is not known.
+
+    >>> BertConfig(hidden_size=64, num_attention_heads=4).head_width
+    16
+    """
+
+    vocab_size: int = 30522
+    hidden_size: int = 768
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    intermediate_size: int = 3072
+    max_position_embeddings: int = 512
+    num_labels: int = 2
+    hidden_act: str = "gelu"
+    layer_norm_eps: float = 1e-12
+    pad_token_id: int = 0
+    type_vocab_size: int = 2
+    hidden_dropout_prob: float = 0.1
+    attention_probs_dropout_prob: float = 0.1
+    classifier_dropout: float | None = None
+    id2label: Mapping[int, str] | None = dataclasses.field(default=None, hash=False)
+    problem_type: str | None = None
+    head_size: int | None = None
+
+    def __post_init__(self):
+        """Refuse a shape that no BERT can have."""
+        for name in (
+            "vocab_size",
+            "hidden_size",
+            "num_hidden_layers",
+            "num_attention_heads",
+            "intermediate_size",
+            "max_position_embeddings",
+            "num_labels",
+            "type_vocab_size",
+        ):
+            if getattr(self, name) < 1:
+                raise ValueError(f"BertConfig.{name} must be at least 1")
+        if self.head_size is None and self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"BertConfig.hidden_size {self.hidden_size} is not a multiple of "
+                f"num_attention_heads {self.num_attention_heads}"
+            )
+        if self.hidden_act not in ("gelu", "relu"):
+            raise ValueError(
+                f"BertConfig.hidden_act must be gelu or relu, not {self.hidden_act!r}"
+            )
+        if not 0 <= self.pad_token_id < self.vocab_size:
+            raise ValueError("BertConfig.pad_token_id lies outside the vocabulary")
+        if self.problem_type not in (None, "regression", "single_label_classification"):
+            raise ValueError(
+                f"BertConfig.problem_type {self.problem_type!r} is not supported: "
+                "regression or single_label_classification"
+            )
+
+    @property
+    def head_width(self) -> int:
+        """The width of one attention head."""
+        return self.head_size or self.hidden_size // self.num_attention_heads
+
+    @property
+    def regression(self) -> bool:
+        """Whether the labels are real numbers."""
+        return self.problem_type == "regression"
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The label names in the order of the logits; ``LABEL_i`` where unnamed."""
+        names = self.id2label or {}
+        return tuple(names.get(i, f"LABEL_{i}") for i in range(self.num_labels))
+
+
+class Outputs(NamedTuple):
+    """What a BERT computes; under jit, what nobody uses of it is not computed."""
+
+    logits: Any
+    """[batch, labels]"""
+    hidden: tuple
+    """layers + 1 arrays [batch, sequence, width]; 0 is the embeddings' output."""
+    scores: tuple
+    """layers arrays [batch, heads, sequence, sequence]: before softmax, scaled by
+    1 / sqrt(head width), no mask added."""
+
+
+class Mean(NamedTuple):
+    """A mean as its sum and its count, so that shares of it add up exactly.
+
+    The mean over many devices or microbatches is the sum of the totals over the sum
+    of the counts; a mean of means is not, where padding is uneven.
+
+    >>> float(Mean(6.0, 3.0).value), float(Mean(0.0, 0.0).value)
+    (2.0, 0.0)
+    """
+
+    total: Any
+    count: Any
+
+    @property
+    def value(self) -> jax.Array:
+        """``total / count``; 0 where the count is 0."""
+        none = self.count == 0
+        return jnp.where(none, 0.0, self.total / jnp.where(none, 1, self.count))
+
+    def __float__(self) -> float:
+        """Return the mean as a Python number."""
+        return float(self.value)
+
+
+class TrainState(NamedTuple):
+    """Everything that a train step changes."""
+
+    step: jax.Array
+    params: Params
+    opt_state: Any
+    key: jax.Array
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Optim:
+    """AdamW's settings; ``bitflax.make_optimizer`` makes it.
+
+    ``warmup`` is the share of all steps in which the rate rises from 0 to ``lr``;
+    ``schedule`` is ``"linear"`` (down to 0 at the last step), ``"cosine"`` or
+    ``"constant"``. ``clip`` bounds the global norm of the gradient (None: no bound).
+    ``frozen`` are regexes of parameter paths that a stage leaves as they are.
+    """
+
+    lr: float = 5e-5
+    warmup: float = 0.1
+    schedule: str = "linear"
+    weight_decay: float = 0.01
+    clip: float | None = 1.0
+    b1: float = 0.9
+    b2: float = 0.999
+    eps: float = 1e-6
+    frozen: tuple[str, ...] = ()
+
+
+class ApplyFn(Protocol):
+    """A model: a pure function of its parameters and a batch."""
+
+    def __call__(
+        self, params: Params, batch: Batch, rng: jax.Array | None = None
+    ) -> Outputs:
+        """Compute the outputs; dropout only where an ``rng`` key is given."""
+        ...
+
+
+LossFn = Callable[..., Any]
+"""``(student: Outputs, teacher: Outputs | None, batch: Batch) -> Mean``, or, as
+``bitflax.weighted`` makes it, ``-> dict[str, Mean]``."""
