@@ -1,0 +1,119 @@
+"""Labelled texts as columns, and a task: what to learn, and what to measure it by."""
+
+import dataclasses
+import hashlib
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class Examples:
+    """Rows of one or two texts, with or without labels.
+
+    Attributes:
+      texts: one or two object arrays [rows] of strings.
+      labels: int32 class numbers [rows], float32 real numbers [rows], or None.
+      rows: int64 [rows]: the line of the source file (or the position in the source)
+        that each example comes from, from 1.
+
+    >>> both = Examples((np.array(["a", "b"], object),), None, np.array([2, 3]))
+    >>> len(both), both.take([1]).texts[0].tolist()
+    (2, ['b'])
+    """
+
+    texts: tuple[np.ndarray, ...]
+    labels: np.ndarray | None
+    rows: np.ndarray
+
+    def __len__(self) -> int:
+        """Return the number of examples."""
+        return len(self.rows)
+
+    def take(self, index) -> "Examples":
+        """Return the examples at these positions, in this order."""
+        index = np.asarray(index, dtype=np.int64)
+        return Examples(
+            texts=tuple(column[index] for column in self.texts),
+            labels=None if self.labels is None else self.labels[index],
+            rows=self.rows[index],
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """A data set ready to learn from: every row of it has been checked.
+
+    Attributes:
+      name: the task's name, or the path of its training file.
+      train: the examples to learn from.
+      dev: the examples to measure on.
+      labels: the classes' names in the order of their numbers; empty for a regression
+        and where no file has labels (the teacher knows the classes then).
+      metric: what ``bitflax.metrics.score`` is called with; its entry of the same name
+        is the task's score.
+      regression: whether the labels are real numbers.
+      notes: sentences that a report should repeat ("dev was split off ...").
+      sha256: of the texts, labels and class names, whatever format they came in.
+    """
+
+    name: str
+    train: Examples
+    dev: Examples
+    labels: tuple[str, ...]
+    metric: str
+    regression: bool = False
+    notes: tuple[str, ...] = ()
+    sha256: str = ""
+
+
+def column(values) -> np.ndarray:
+    """Return strings as an object array [rows]; numpy's own strings are of one width.
+
+    >>> column(["a", "bc"])
+    array(['a', 'bc'], dtype=object)
+    """
+    array = np.empty(len(values), dtype=object)
+    array[:] = values
+    return array
+
+
+def digest(train: Examples, dev: Examples, labels: tuple[str, ...]) -> str:
+    """Return the SHA-256 of what a task teaches and measures, as hex.
+
+    Lengths go in beside the bytes, so that moving a letter from one text to the next
+    changes the sum too.
+    """
+    sha = hashlib.sha256(repr(labels).encode())
+    for part in (train, dev):
+        for texts in part.texts:
+            sha.update(np.array([len(text) for text in texts], np.int64).tobytes())
+            sha.update("".join(texts).encode())
+        sha.update(b"-" if part.labels is None else part.labels.tobytes())
+    return sha.hexdigest()
+
+
+def shuffled(examples: Examples, count: int, seed: int) -> Examples:
+    """Return the first ``count`` examples of a shuffle by ``seed``."""
+    order = np.random.default_rng(seed).permutation(len(examples))
+    return examples.take(order[:count])
+
+
+def split_off(
+    examples: Examples, seed: int, share: float = 0.1
+) -> tuple[Examples, Examples]:
+    """Split ``share`` of the examples off by seed: ``(train, dev)``, each in old order.
+
+    Equal texts go to the same side, so that dev holds nothing that train has shown.
+
+    Args:
+      examples: all examples; at least two distinct ones.
+      seed: which ones go.
+      share: of the distinct texts; at least one goes and at least one stays.
+    """
+    keys = column(list(zip(*examples.texts, strict=True)))
+    distinct = {key: number for number, key in enumerate(dict.fromkeys(keys))}
+    goes = max(1, min(len(distinct) - 1, round(share * len(distinct))))
+    chosen = np.zeros(len(distinct), bool)
+    chosen[np.random.default_rng(seed).permutation(len(distinct))[:goes]] = True
+    dev = chosen[[distinct[key] for key in keys]]
+    return examples.take(np.flatnonzero(~dev)), examples.take(np.flatnonzero(dev))

@@ -1,0 +1,211 @@
+"""GLUE's nine tasks: their columns and classes, and how their own files are read.
+
+Source: Wang et al., GLUE, ICLR 2019; classes and columns as TFDS's ``glue`` has them.
+"""
+
+from pathlib import Path
+from typing import NamedTuple
+
+from bitflax.data import columns, tables
+from bitflax.data.examples import Examples
+from bitflax.errors import DataError, InputMissing
+
+
+class GlueTask(NamedTuple):
+    """One task: where it lies and what its columns mean.
+
+    ``values`` are the labels in the files, ``labels`` their names; both are empty for
+    a regression. ``dev`` is the dev file's name without ``.tsv``, ``split`` TFDS's.
+    """
+
+    about: str
+    folder: str
+    texts: tuple[str, ...]
+    label: str
+    values: tuple[str, ...] = ()
+    labels: tuple[str, ...] = ()
+    metric: str = "accuracy"
+    header: tuple[str, ...] | None = None
+    dev: str = "dev"
+    split: str = "validation"
+    features: tuple[str, ...] = ("sentence1", "sentence2")
+    short_rows: bool = False
+
+    @property
+    def regression(self) -> bool:
+        """Whether the labels are real numbers."""
+        return not self.labels
+
+
+_ENTAILS = ("entailment", "not_entailment")
+_NLI = GlueTask(
+    about="does the premise entail the hypothesis? (matched dev set)",
+    folder="MNLI",
+    texts=("sentence1", "sentence2"),
+    label="gold_label",
+    values=("entailment", "neutral", "contradiction"),
+    labels=("entailment", "neutral", "contradiction"),
+    dev="dev_matched",
+    split="validation_matched",
+    features=("premise", "hypothesis"),
+)
+
+TASKS: dict[str, GlueTask] = {
+    "glue/cola": GlueTask(
+        about="is the English sentence acceptable?",
+        folder="CoLA",
+        texts=("sentence",),
+        label="label",
+        values=("0", "1"),
+        labels=("unacceptable", "acceptable"),
+        metric="matthews",
+        header=("source", "label", "star", "sentence"),
+        features=("sentence",),
+    ),
+    "glue/sst2": GlueTask(
+        about="does the review praise the film?",
+        folder="SST-2",
+        texts=("sentence",),
+        label="label",
+        values=("0", "1"),
+        labels=("negative", "positive"),
+        features=("sentence",),
+    ),
+    "glue/mrpc": GlueTask(
+        about="do the two sentences mean the same?",
+        folder="MRPC",
+        texts=("#1 String", "#2 String"),
+        label="Quality",
+        values=("0", "1"),
+        labels=("not_equivalent", "equivalent"),
+        metric="f1_accuracy",
+    ),
+    "glue/stsb": GlueTask(
+        about="how alike are the two sentences, from 0 to 5?",
+        folder="STS-B",
+        texts=("sentence1", "sentence2"),
+        label="score",
+        metric="pearson_spearman",
+    ),
+    "glue/qqp": GlueTask(
+        about="do the two questions ask the same?",
+        folder="QQP",
+        texts=("question1", "question2"),
+        label="is_duplicate",
+        values=("0", "1"),
+        labels=("not_duplicate", "duplicate"),
+        metric="f1_accuracy",
+        features=("question1", "question2"),
+        short_rows=True,
+    ),
+    "glue/mnli": _NLI,
+    "glue/mnli-mm": _NLI._replace(
+        about="the same as glue/mnli, measured on the mismatched dev set",
+        dev="dev_mismatched",
+        split="validation_mismatched",
+    ),
+    "glue/qnli": GlueTask(
+        about="does the sentence answer the question?",
+        folder="QNLI",
+        texts=("question", "sentence"),
+        label="label",
+        values=_ENTAILS,
+        labels=_ENTAILS,
+        features=("question", "sentence"),
+    ),
+    "glue/rte": GlueTask(
+        about="does the first sentence entail the second?",
+        folder="RTE",
+        texts=("sentence1", "sentence2"),
+        label="label",
+        values=_ENTAILS,
+        labels=_ENTAILS,
+    ),
+    "glue/wnli": GlueTask(
+        about="does the sentence with the pronoun resolved follow?",
+        folder="WNLI",
+        texts=("sentence1", "sentence2"),
+        label="label",
+        values=("0", "1"),
+        labels=("not_entailment", "entailment"),
+    ),
+}
+
+
+def find_folder(name: str, data_dir: str | Path) -> Path | None:
+    """Return the folder of a task's .tsv files: in ``data_dir``, or that itself.
+
+    Names count without case and dashes: ``CoLA``, ``cola``, ``SST-2``, ``sst2``.
+    """
+    root = Path(data_dir)
+    if not root.is_dir():
+        raise InputMissing(
+            root, "there is no such folder", fix="check the path of data_dir"
+        )
+    plain = TASKS[name].folder.lower().replace("-", "")
+    inner = [
+        child
+        for child in sorted(root.iterdir())
+        if child.name.lower().replace("-", "") == plain
+    ]
+    found = [f for f in (*inner, root) if (f / "train.tsv").is_file()]
+    return found[0] if found else None
+
+
+def from_folder(
+    name: str, folder: Path, faults: tables.Faults
+) -> tuple[Examples, Examples | None, tuple[str, ...]]:
+    """Read a task in GLUE's own layout: ``(train, dev or None, notes)``.
+
+    Args:
+      name: the task's.
+      folder: it holds ``train.tsv`` and ``dev.tsv`` (MNLI: ``dev_matched.tsv``).
+      faults: takes the bad rows.
+    """
+    task, notes = TASKS[name], []
+    parts: list[Examples | None] = []
+    for file in ("train", task.dev):
+        path = folder / f"{file}.tsv"
+        if file != "train" and not path.is_file():
+            parts.append(None)
+            continue
+        table = tables.read(
+            path,
+            lambda place, names: _wanted(task, place, names),
+            faults,
+            header=task.header,
+            skip_short=task.short_rows,
+        )
+        if table.skipped:
+            notes.append(
+                f"{path}: {table.skipped} rows of too few columns left out, as by TFDS"
+            )
+        parts.append(_examples(task, table, faults))
+    train, dev = parts
+    assert train is not None
+    return train, dev, tuple(notes)
+
+
+def _wanted(task: GlueTask, place: str, names) -> tuple[str, ...]:
+    """Return the task's columns, or say which one a file lacks."""
+    wanted = (*task.texts, task.label)
+    for column in wanted:
+        if column not in names:
+            raise DataError(
+                f"{place}:1",
+                f"expected {task.folder}'s column {column!r}, found "
+                + ", ".join(repr(name) for name in names[:12]),
+                fix=f"point data_dir at GLUE's own {task.folder} files",
+            )
+    return wanted
+
+
+def _examples(task: GlueTask, table: tables.Table, faults: tables.Faults) -> Examples:
+    """Return a file's checked rows."""
+    texts = columns.texts(table, task.texts, faults, allow_empty=task.short_rows)
+    if task.regression:
+        return columns.examples(
+            table, texts, columns.real_labels(table, task.label, faults)
+        )
+    labels = columns.class_labels(table, task.label, task.values, faults)
+    return columns.examples(table, texts, labels)

@@ -1,0 +1,141 @@
+"""ICD-10-CM: tell the chapter of a diagnosis from its short text.
+
+The US government's list of diagnoses (public domain) comes with the package
+``simple-icd-10-cm``. Only the package's XML file is read, not its code.
+"""
+
+import hashlib
+import importlib.util
+import re
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from bitflax.data.examples import Examples, column
+from bitflax.errors import DamagedFile, InputMissing
+
+PACKAGE = "simple_icd_10_cm"
+SPECIAL_PURPOSES = 22
+"""A chapter of eleven texts: too few to learn or to measure."""
+TEXTS_A_CATEGORY = 6
+TEST_PERCENT = 20
+
+
+class Diagnosis(NamedTuple):
+    """One text of the list, and where it stands."""
+
+    text: str
+    category: str
+    chapter: int
+    row: int
+
+
+def icd10cm() -> tuple[Examples, Examples, tuple[str, ...]]:
+    """Return ``(train, test, chapter titles)``.
+
+    A text is a code's description or one of its inclusion terms; a text that stands
+    twice belongs to the first code. Of each three-character category (``E11``) the six
+    texts of lowest SHA-256 stay, so that categories of hundreds of near-equal texts do
+    not rule. A category is tested on where its SHA-256, as a number, is below 20 modulo
+    100: no category is in both parts. In the release of April 2026 that makes 8,222 and
+    1,952 texts of 21 chapters.
+
+    Raises:
+      InputMissing: the package is not installed.
+      DamagedFile: its file is not the tabular list.
+    """
+    path = _tabular_list()
+    try:
+        chapters = ElementTree.parse(path).getroot().findall("chapter")
+        titles = {int(_text(c, "name")): _title(_text(c, "desc")) for c in chapters}
+        chosen = _choose(list(_diagnoses(chapters)))
+    except (ElementTree.ParseError, ValueError) as error:
+        raise DamagedFile(
+            path,
+            f"expected ICD-10-CM's tabular list, found something else ({error})",
+            fix="pip install --force-reinstall simple-icd-10-cm",
+        ) from error
+    numbers = sorted(titles.keys() - {SPECIAL_PURPOSES})
+    parts = [
+        Examples(
+            texts=(column([d.text for d in part]),),
+            labels=np.array([numbers.index(d.chapter) for d in part], np.int32),
+            rows=np.array([d.row for d in part], np.int64),
+        )
+        for part in (
+            [d for d in chosen if not _tested(d.category)],
+            [d for d in chosen if _tested(d.category)],
+        )
+    ]
+    return parts[0], parts[1], tuple(titles[number] for number in numbers)
+
+
+def _tabular_list() -> Path:
+    """Return the path of the XML file, without running the package."""
+    spec = importlib.util.find_spec(PACKAGE)
+    folders = list(spec.submodule_search_locations or ()) if spec else []
+    files = [f for d in folders for f in Path(d).glob("data/icd10c*tabular*.xml")]
+    if not files:
+        raise InputMissing(
+            "icd10cm",
+            f"the package {PACKAGE.replace('_', '-')} that holds the data is missing",
+            fix="pip install simple-icd-10-cm (or: pip install 'bitflax[demo]')",
+        )
+    return max(files)
+
+
+def _diagnoses(chapters: list) -> Iterator[Diagnosis]:
+    """Yield every distinct text with the first code that bears it, in list order."""
+    seen: set[str] = set()
+    for chapter in chapters:
+        number = int(_text(chapter, "name"))
+        for code in chapter.iter("diag"):
+            terms = [note.text or "" for note in code.findall("inclusionTerm/note")]
+            for text in (_text(code, "desc"), *terms):
+                if text and text not in seen:
+                    seen.add(text)
+                    category = _text(code, "name")[:3]
+                    yield Diagnosis(text, category, number, len(seen))
+
+
+def _choose(diagnoses: list[Diagnosis]) -> list[Diagnosis]:
+    """Return at most six texts a category, by SHA-256, in list order."""
+    categories: dict[str, list[Diagnosis]] = {}
+    for diagnosis in diagnoses:
+        if diagnosis.chapter != SPECIAL_PURPOSES:
+            categories.setdefault(diagnosis.category, []).append(diagnosis)
+    kept = [
+        diagnosis
+        for members in categories.values()
+        for diagnosis in sorted(members, key=lambda d: _sha256(d.text))[
+            :TEXTS_A_CATEGORY
+        ]
+    ]
+    return sorted(kept, key=lambda d: d.row)
+
+
+def _tested(category: str) -> bool:
+    """Whether a category belongs to the test part."""
+    return _sha256(category) % 100 < TEST_PERCENT
+
+
+def _sha256(text: str) -> int:
+    """Return a text's SHA-256 as a number: an order that no one chose."""
+    return int(hashlib.sha256(text.encode()).hexdigest(), 16)
+
+
+def _text(node, name: str) -> str:
+    """Return the text of a node's child, or an empty text."""
+    return node.findtext(name) or ""
+
+
+def _title(description: str) -> str:
+    """Return a chapter's title without its range of codes.
+
+    >>> _title("Neoplasms (C00-D49)")
+    'Neoplasms'
+    """
+    return re.sub(r"\s*\([A-Z]\w\w-[A-Z]\w\w\)$", "", description.strip())

@@ -1,0 +1,169 @@
+"""A person's own .tsv, .csv and .jsonl files as training and dev examples."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from bitflax.data import columns, tables
+from bitflax.data.examples import Examples
+from bitflax.errors import DataError, InputMissing
+
+TEXT_NAMES = ("text", "sentence", "texts", "sentences", "question", "review")
+PAIR_NAMES = (
+    ("sentence1", "sentence2"),
+    ("text1", "text2"),
+    ("text_a", "text_b"),
+    ("premise", "hypothesis"),
+    ("question1", "question2"),
+)
+LABEL_NAMES = ("label", "labels", "class", "score", "target")
+"""The names that are looked for where none is given."""
+
+
+class Own(NamedTuple):
+    """What own files hold; ``dev`` is None where no file was given for it."""
+
+    train: Examples
+    dev: Examples | None
+    labels: tuple[str, ...]
+    regression: bool
+    notes: tuple[str, ...]
+
+
+def load(
+    path: str | Path,
+    *,
+    dev: str | Path | None = None,
+    text: str | Sequence[str] | None = None,
+    label: str | None = None,
+    regression: bool | None = None,
+) -> Own:
+    """Read and check every row of own files.
+
+    Args:
+      path: the training file, or a folder with ``train.*`` and perhaps ``dev.*``.
+      dev: the dev file; its columns bear the training file's names.
+      text: the column of the texts, or two for pairs; None: the usual names.
+      label: the column of the labels; None: the usual names, or no labels at all.
+      regression: whether labels are real numbers; None: where most are numbers and
+        some are not whole.
+
+    Raises:
+      DataError: bad rows (all files are read before it is raised), a wrong column.
+      InputMissing: no such file.
+    """
+    path, dev = _files(Path(path), dev)
+    faults = tables.Faults()
+    names: dict[str, tuple[tuple[str, ...], str | None]] = {}
+
+    def choose(place: str, header: Sequence[str]) -> tuple[str, ...]:
+        first = next(iter(names.values()))[0] if names else None
+        found = _text_columns(place, header, first if text is None else text)
+        names[place] = found, _label_column(place, header, label, found)
+        return tuple(n for n in (*found, names[place][1]) if n is not None)
+
+    read = [tables.read(p, choose, faults) for p in (path, dev) if p is not None]
+    labelled = [(table, names[table.path][1]) for table in read]
+    real, values = _kind(labelled, regression)
+    parts = []
+    for table, column in labelled:
+        texts = columns.texts(table, names[table.path][0], faults)
+        parts.append(
+            columns.examples(table, texts, _labels(table, column, real, values, faults))
+        )
+    faults.check()
+    notes = [f"{t.path} has no labels" for t, column in labelled if column is None]
+    if labelled[0][1] is not None and not real:
+        columns.check_classes(str(labelled[0][1]), str(path), values, len(parts[0]))
+    return Own(parts[0], parts[1] if dev else None, values, real, tuple(notes))
+
+
+def _files(path: Path, dev: str | Path | None) -> tuple[Path, Path | None]:
+    """Return the training and the dev file; a folder's by their names."""
+    if not path.is_dir():
+        return path, None if dev is None else Path(dev)
+    found = {
+        stem: [f for f in (path / f"{stem}{s}" for s in tables.SUFFIXES) if f.is_file()]
+        for stem in ("train", "dev")
+    }
+    if len(found["train"]) != 1:
+        have = ", ".join(str(f.name) for f in sorted(path.iterdir())[:8]) or "nothing"
+        raise InputMissing(
+            path,
+            f"expected one train.tsv, train.csv or train.jsonl, found {have}",
+            fix="name the training file itself",
+        )
+    return found["train"][0], Path(dev) if dev else next(iter(found["dev"]), None)
+
+
+def _text_columns(place: str, header, text) -> tuple[str, ...]:
+    """Return the one or two text columns of a file."""
+    if text is None:
+        pairs = [pair for pair in PAIR_NAMES if set(pair) <= set(header)]
+        single = [(name,) for name in TEXT_NAMES if name in header]
+        for found in (*single, *pairs):
+            return found
+        if len(header) == 1:
+            return (header[0],)
+        raise DataError(
+            f"{place}:1",
+            f"expected a column named text, found {_listed(header)}",
+            fix=f"name the column: text={header[0]!r}",
+        )
+    wanted = (text,) if isinstance(text, str) else tuple(text)
+    if len(wanted) not in (1, 2):
+        raise DataError(
+            place,
+            f"expected one or two text columns, found {len(wanted)} names",
+            fix="give text one name, or a pair of names",
+        )
+    for name in wanted:
+        _must_have(place, header, name)
+    return wanted
+
+
+def _label_column(place: str, header, label: str | None, texts) -> str | None:
+    """Return the label column of a file; None where it has none."""
+    if label is not None:
+        _must_have(place, header, label)
+        return label
+    return next((n for n in LABEL_NAMES if n in header and n not in texts), None)
+
+
+def _must_have(place: str, header: Sequence[str], name: str) -> None:
+    """Raise, naming the nearest column, where a file lacks one."""
+    if name not in header:
+        raise DataError(
+            f"{place}:1",
+            f"expected a column named {name!r}, found {_listed(header)}",
+            fix=tables.nearest(place, "column", name, header),
+        )
+
+
+def _listed(header: Sequence[str]) -> str:
+    """Return column names for an error; long ones (a file without header) are cut."""
+    return ", ".join(f"{name[:30]!r}" for name in header[:8])
+
+
+def _kind(labelled, regression: bool | None) -> tuple[bool, tuple[str, ...]]:
+    """Return whether labels are real numbers, and else the classes.
+
+    The training file's classes are the classes; a dev file's only where the training
+    file has no labels.
+    """
+    values = [table.columns[column] for table, column in labelled if column is not None]
+    if not values:
+        return False, ()
+    real = columns.looks_real(values[0]) if regression is None else regression
+    return real, () if real else columns.class_names(values[0])
+
+
+def _labels(table, column, real: bool, values, faults) -> np.ndarray | None:
+    """Return the labels of one file, or None."""
+    if column is None:
+        return None
+    if real:
+        return columns.real_labels(table, column, faults)
+    return columns.class_labels(table, column, values, faults)

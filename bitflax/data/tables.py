@@ -1,0 +1,222 @@
+"""Rows out of .tsv, .csv and .jsonl files, and a list of the rows that are bad.
+
+A reader goes through a whole file and notes every fault, so that a person mends all
+of them at once and nothing starts on half-good data.
+"""
+
+import csv
+import dataclasses
+import difflib
+import io
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from bitflax.errors import DataError, InputMissing
+
+SUFFIXES = (".tsv", ".csv", ".jsonl")
+SHOWN = 5
+"""So many bad rows are spelt out in one error; the others are counted."""
+
+
+@dataclasses.dataclass
+class Faults:
+    """What is wrong with some files: gathered first, raised as one error."""
+
+    found: list[tuple[str, str, str]] = dataclasses.field(default_factory=list)
+
+    def add(self, path: object, row: int, problem: str, fix: str) -> None:
+        """Note a bad row."""
+        self.found.append((f"{path}:{row}", problem, fix))
+
+    def check(self) -> None:
+        """Raise a DataError that names the first bad rows, if there are any.
+
+        >>> faults = Faults()
+        >>> faults.add("a.tsv", 3, "expected a label, found nothing", "add one")
+        >>> faults.check()
+        Traceback (most recent call last):
+        bitflax.errors.DataError: a.tsv:3: expected a label, found nothing
+        fix: add one
+        """
+        if not self.found:
+            return
+        place, problem, _ = self.found[0]
+        lines = [problem, *(f"{at}: {what}" for at, what, _ in self.found[1:SHOWN])]
+        if len(self.found) > SHOWN:
+            lines.append(f"and {len(self.found) - SHOWN} more bad rows")
+        fixes = dict.fromkeys(fix for _, _, fix in self.found[:SHOWN])
+        raise DataError(place, "\n".join(lines), fix="; ".join(fixes))
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """The columns of a file that were asked for: raw values, and their line numbers."""
+
+    path: str
+    columns: dict[str, list[Any]]
+    rows: list[int]
+    skipped: int = 0
+
+
+Choose = Callable[[str, Sequence[str]], Sequence[str]]
+"""``(path, all column names) -> the wanted ones``; raises where one is missing."""
+
+
+def read(
+    path: str | Path,
+    choose: Choose,
+    faults: Faults,
+    *,
+    header: Sequence[str] | None = None,
+    skip_short: bool = False,
+) -> Table:
+    """Read the wanted columns of a file; blank lines at its end do not count.
+
+    Quotes: in a .csv they are the standard's (RFC 4180: a quoted field may hold commas
+    and line breaks); in a .tsv a quote is a letter like any other, as in GLUE.
+
+    Args:
+      path: a .tsv or .csv whose first row names the columns, or a .jsonl of objects.
+      choose: picks columns by name, once the names are known.
+      faults: takes the bad rows.
+      header: the columns of a .tsv without a first row of names.
+      skip_short: leave rows with too few columns out, rather than call them bad.
+
+    Raises:
+      InputMissing: there is no such file.
+      DataError: it is not UTF-8, of another kind, or has no rows.
+    """
+    path, name = Path(path), str(path)
+    if path.suffix not in SUFFIXES:
+        raise DataError(
+            name,
+            f"expected one of {', '.join(SUFFIXES)}, found {path.suffix or 'none'!r}",
+            fix="name the file after what it is",
+        )
+    text = _decoded(path)
+    if path.suffix == ".jsonl":
+        records = list(_objects(name, text, faults))
+        header = list(dict.fromkeys(key for _, row in records for key in row))
+    else:
+        records = _tsv(text) if path.suffix == ".tsv" else _csv(name, text, faults)
+        header = header or [cell.strip() for cell in next(records, (1, []))[1]]
+    wanted = choose(name, header) if header else ()
+    for column in wanted:
+        if header.count(column) > 1:
+            problem = f"expected one column named {column!r}, found several"
+            raise DataError(f"{name}:1", problem, fix="rename all but one of them")
+    table = _collect(name, records, header, wanted, faults, skip_short)
+    if not table.rows and not faults.found:
+        raise DataError(
+            name, "expected rows of data, found none", fix="put rows into the file"
+        )
+    return table
+
+
+def nearest(place: str, what: str, name: str, names: Sequence[str]) -> str:
+    """Return a sentence that names what is there and what is nearest to ``name``.
+
+    >>> nearest("a.tsv", "column", "txt", ["text", "label"])
+    "did you mean 'text'? a.tsv has: text, label"
+    """
+    close = difflib.get_close_matches(name.lower(), [n.lower() for n in names], 1, 0.3)
+    right = [n for n in names if n.lower() in close]
+    guess = f"did you mean {right[0]!r}? " if right else f"choose another {what}: "
+    return f"{guess}{place} has: {', '.join(names)}"
+
+
+def _decoded(path: Path) -> str:
+    """Return a file's text, whatever line ends it has and with or without a BOM."""
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        near = difflib.get_close_matches(
+            path.name, [p.name for p in path.parent.glob("*.*")], 1
+        )
+        hint = f"did you mean {path.parent / near[0]}?" if near else "check the path"
+        raise InputMissing(path, "there is no such file", fix=hint) from None
+    except IsADirectoryError:
+        raise InputMissing(
+            path, "expected a file, found a folder", fix="name the file in it"
+        ) from None
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        row = data[: error.start].count(b"\n") + 1
+        raise DataError(
+            f"{path}:{row}",
+            f"expected UTF-8, found the byte 0x{data[error.start]:02x}",
+            fix=f"save the file as UTF-8 (iconv -f ENCODING -t UTF-8 {path.name})",
+        ) from None
+    return text.replace("\r\n", "\n").rstrip("\r\n")
+
+
+def _tsv(text: str) -> Iterator[tuple[int, list[str]]]:
+    """Yield ``(line number, cells)``; lines end at a line feed and nowhere else."""
+    for number, line in enumerate(text.split("\n") if text else (), start=1):
+        yield number, line.split("\t")
+
+
+def _csv(path: str, text: str, faults: Faults) -> Iterator[tuple[int, list[str]]]:
+    """Yield ``(number of the first line, cells)`` of each row."""
+    old = csv.field_size_limit(max(len(text), 1 << 17))
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    start = 1
+    try:
+        for cells in reader:
+            yield start, cells or [""]
+            start = reader.line_num + 1
+    except csv.Error as error:
+        faults.add(
+            path,
+            start,
+            f"expected a row of comma-separated values, found a stray quote ({error})",
+            "quote the whole field and double each quote in it",
+        )
+    finally:
+        csv.field_size_limit(old)
+
+
+def _objects(
+    path: str, text: str, faults: Faults
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield ``(line number, object)`` of each line of JSON."""
+    fix = 'write one JSON object a line: {"text": "...", "label": "..."}'
+    for number, line in enumerate(text.split("\n") if text else (), start=1):
+        try:
+            value = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            faults.add(path, number, f"expected a JSON object, found {error}", fix)
+            continue
+        if isinstance(value, dict):
+            yield number, value
+        else:
+            kind = type(value).__name__
+            faults.add(path, number, f"expected a JSON object, found {kind}", fix)
+
+
+def _collect(path, records, header, wanted, faults, skip_short) -> Table:
+    """Gather the wanted columns; a row of another length is a fault."""
+    columns: dict[str, list[Any]] = {name: [] for name in wanted}
+    places = {name: header.index(name) for name in wanted}
+    rows, skipped = [], 0
+    for number, record in records:
+        if isinstance(record, dict):
+            values = [record.get(name) for name in columns]
+        elif len(record) == len(header):
+            values = [record[place] for place in places.values()]
+        elif skip_short and len(record) < len(header):
+            skipped += 1
+            continue
+        else:
+            problem = f"expected {len(header)} columns, found {len(record)}"
+            kind = "tab" if path.endswith(".tsv") else "comma"
+            fix = f"put exactly one {kind} between two columns"
+            faults.add(path, number, problem, fix)
+            continue
+        rows.append(number)
+        for name, value in zip(columns, values, strict=True):
+            columns[name].append(value)
+    return Table(path, columns, rows, skipped)

@@ -1,0 +1,231 @@
+"""Texts to token ids, once: a whole data set into three flat arrays."""
+
+import dataclasses
+import hashlib
+import json
+import os
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bitflax.errors import ConfigError, DamagedFile, InputMissing
+
+CHUNK = 1 << 15
+"""Texts a call into the tokenizer: enough for all its threads, bounded in memory."""
+PAD_TOKENS = ("[PAD]", "<pad>")
+
+
+@dataclasses.dataclass(frozen=True)
+class Tokens:
+    """Token ids of many examples, one after the other, without padding.
+
+    Attributes:
+      ids: int32 [all tokens].
+      types: uint8 [all tokens]: 0 in the first text, 1 in the second.
+      offsets: int64 [examples + 1]: example i is ``ids[offsets[i] : offsets[i + 1]]``.
+
+    >>> tokens = Tokens(np.arange(5, dtype=np.int32), np.zeros(5, np.uint8),
+    ...                 np.array([0, 2, 5]))
+    >>> len(tokens), tokens.lengths.tolist()
+    (2, [2, 3])
+    """
+
+    ids: np.ndarray
+    types: np.ndarray
+    offsets: np.ndarray
+
+    def __len__(self) -> int:
+        """Return the number of examples."""
+        return len(self.offsets) - 1
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """The number of tokens of each example, int64 [examples]."""
+        return np.diff(self.offsets)
+
+
+class Tokenizer:
+    """A BERT tokenizer that neither truncates nor pads unless it is asked to.
+
+    It reads Hugging Face's ``tokenizer.json`` (or BERT's ``vocab.txt``) with the
+    ``tokenizers`` library; what such a file says about truncation and padding (often
+    128 tokens) is dropped.
+    """
+
+    def __init__(self, backend: Any):
+        backend.no_truncation()
+        backend.no_padding()
+        self._backend = backend
+        pads = [backend.token_to_id(token) for token in PAD_TOKENS]
+        self.pad_id: int = next((pad for pad in pads if pad is not None), 0)
+        self.vocab_size: int = backend.get_vocab_size()
+
+    @classmethod
+    def from_folder(cls, path: str | Path) -> "Tokenizer":
+        """Read the tokenizer of a Hugging Face folder.
+
+        Raises:
+          InputMissing: the folder, or a tokenizer in it, is missing.
+          DamagedFile: the file is not a tokenizer.
+        """
+        path = Path(path)
+        if (path / "tokenizer.json").is_file():
+            return cls.from_json(
+                (path / "tokenizer.json").read_text("utf-8"), path / "tokenizer.json"
+            )
+        if (path / "vocab.txt").is_file():
+            return cls(_from_vocabulary(path))
+        raise InputMissing(
+            path,
+            "expected a folder with tokenizer.json or vocab.txt, found neither",
+            fix="copy the model's tokenizer files into the folder",
+        )
+
+    @classmethod
+    def from_json(cls, text: str, place: object = "tokenizer.json") -> "Tokenizer":
+        """Make a tokenizer of ``to_json``'s text; ``place`` is what an error names."""
+        import tokenizers
+
+        try:
+            return cls(tokenizers.Tokenizer.from_str(text))
+        except Exception as error:  # the library raises nothing narrower
+            raise DamagedFile(
+                place,
+                f"expected a tokenizer of the tokenizers library, found {error}",
+                fix="take the file from the model's folder again",
+            ) from error
+
+    def to_json(self) -> str:
+        """Return the whole tokenizer as text: what a packed model carries."""
+        return self._backend.to_str()
+
+    def encode(
+        self,
+        texts: Sequence[np.ndarray] | Sequence[Sequence[str]],
+        max_length: int,
+        cache: str | Path | None = None,
+    ) -> Tokens:
+        """Tokenise one or two columns of texts.
+
+        Args:
+          texts: one column, or two whose rows make pairs: strings [examples].
+          max_length: of an example, [CLS] and [SEP] included. A longer pair loses its
+            last tokens one by one, each from the longer text, from the second where
+            both are as long (Devlin et al., ``truncate_seq_pair``).
+          cache: a folder to keep the result in, and to take it from the next time.
+
+        Raises:
+          ConfigError: ``max_length`` leaves no room for a text.
+        """
+        pair = len(texts) == 2
+        if max_length <= self._backend.num_special_tokens_to_add(pair) + pair:
+            raise ConfigError(
+                "max_length",
+                f"expected room for special tokens and text, found {max_length}",
+                fix="set max_length to 16 or more",
+            )
+        file = None if cache is None else Path(cache) / self._key(texts, max_length)
+        tokens = None if file is None else _read(file)
+        if tokens is None:
+            tokens = self._encode(texts, max_length)
+            if file is not None:
+                _write(file, tokens)
+        return tokens
+
+    def _encode(self, texts, max_length: int) -> Tokens:
+        """Tokenise without a cache."""
+        ids, types, lengths = [], [], []
+        for start in range(0, len(texts[0]), CHUNK):
+            columns = [list(column[start : start + CHUNK]) for column in texts]
+            pairs = (
+                list(zip(*columns, strict=True)) if len(columns) == 2 else columns[0]
+            )
+            for text, encoding in zip(
+                pairs, self._backend.encode_batch_fast(pairs), strict=True
+            ):
+                if len(encoding.ids) > max_length:
+                    encoding = self._cut(text, max_length)
+                ids.append(np.array(encoding.ids, np.int32))
+                types.append(np.array(encoding.type_ids, np.uint8))
+                lengths.append(len(encoding.ids))
+        return Tokens(
+            np.concatenate([*ids, np.zeros(0, np.int32)]),
+            np.concatenate([*types, np.zeros(0, np.uint8)]),
+            np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]).astype(np.int64),
+        )
+
+    def _cut(self, text: str | tuple[str, str], max_length: int) -> Any:
+        """Tokenise one text or pair that is too long.
+
+        The library's own ``longest_first`` takes from the first text where BERT takes
+        from the second.
+        """
+        parts = [text] if isinstance(text, str) else list(text)
+        encodings = [self._backend.encode(p, add_special_tokens=False) for p in parts]
+        room = max_length - self._backend.num_special_tokens_to_add(len(parts) == 2)
+        keep = _longest_first([len(encoding.ids) for encoding in encodings], room)
+        for encoding, count in zip(encodings, keep, strict=True):
+            encoding.truncate(count)
+        return self._backend.post_process(*encodings)
+
+    def _key(self, texts, max_length: int) -> str:
+        """Return the cache file's name: a hash of all that the result depends on."""
+        sha = hashlib.sha256(f"tokens 1 {max_length} {self.to_json()}".encode())
+        for column in texts:
+            sha.update(json.dumps(list(column)).encode())
+        return f"tokens-{sha.hexdigest()[:24]}.npz"
+
+
+def _longest_first(lengths: Sequence[int], room: int) -> list[int]:
+    """Return how many tokens of each text stay.
+
+    >>> _longest_first([5, 5], 7), _longest_first([9, 2], 7), _longest_first([9], 7)
+    ([4, 3], [5, 2], [7])
+    """
+    if len(lengths) == 1:
+        return [min(lengths[0], room)]
+    first, second = lengths
+    if first + second <= room:
+        return [first, second]
+    half = room // 2
+    if second <= half:
+        return [room - second, second]
+    if first <= room - half:
+        return [first, room - first]
+    return [room - half, half]
+
+
+def _from_vocabulary(folder: Path) -> Any:
+    """Return the backend of BERT's ``vocab.txt`` and ``tokenizer_config.json``."""
+    import tokenizers
+
+    file = folder / "tokenizer_config.json"
+    settings = json.loads(file.read_text("utf-8")) if file.is_file() else {}
+    made = tokenizers.BertWordPieceTokenizer(
+        str(folder / "vocab.txt"),
+        lowercase=settings.get("do_lower_case", True),
+        strip_accents=settings.get("strip_accents"),
+        handle_chinese_chars=settings.get("tokenize_chinese_chars", True),
+    )
+    return tokenizers.Tokenizer.from_str(made.to_str())
+
+
+def _read(file: Path) -> Tokens | None:
+    """Return a cached result; None where there is none or its checksum is wrong."""
+    try:
+        with np.load(file, allow_pickle=False) as arrays:
+            return Tokens(arrays["ids"], arrays["types"], arrays["offsets"])
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        return None
+
+
+def _write(file: Path, tokens: Tokens) -> None:
+    """Write a result so that no one ever reads half of it."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    part = file.with_suffix(f".{os.getpid()}.part")
+    with part.open("wb") as stream:
+        np.savez(stream, ids=tokens.ids, types=tokens.types, offsets=tokens.offsets)
+    part.replace(file)
