@@ -1,0 +1,217 @@
+"""A BERT's configuration as Hugging Face's ``config.json``, both ways."""
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from bitflax.errors import ConfigError, DamagedFile, InputMissing
+from bitflax.types import BertConfig
+
+_INTS = (
+    "vocab_size",
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "intermediate_size",
+    "max_position_embeddings",
+    "pad_token_id",
+    "type_vocab_size",
+)
+_FLOATS = (
+    "layer_norm_eps",
+    "hidden_dropout_prob",
+    "attention_probs_dropout_prob",
+    "classifier_dropout",
+)
+_SAME_ACT = {"gelu_python": "gelu"}  # the erf form too
+
+# What would compute something else than this package's BERT.
+_ONLY = {
+    "position_embedding_type": ("absolute", "relative positions are not supported"),
+    "is_decoder": (False, "decoders are not supported"),
+    "add_cross_attention": (False, "cross-attention is not supported"),
+}
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the JSON object in a file.
+
+    Raises:
+      InputMissing: there is no such file.
+      DamagedFile: it is not UTF-8, not JSON, or no object.
+    """
+    try:
+        fields = json.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        raise InputMissing(
+            path, "no such file", fix="give the folder of a Hugging Face model"
+        ) from None
+    except (ValueError, RecursionError) as error:
+        raise DamagedFile(
+            path, f"not JSON ({error})", fix="fetch the file again"
+        ) from None
+    if not isinstance(fields, dict):
+        raise DamagedFile(path, "expected a JSON object", fix="fetch the file again")
+    return fields
+
+
+def config_from_hf(
+    fields: Mapping[str, Any],
+    *,
+    num_labels: int | None = None,
+    id2label: Mapping[int, str] | Sequence[str] | None = None,
+    problem_type: str | None = None,
+    place: object = "config.json",
+) -> BertConfig:
+    """Return the configuration that ``config.json`` holds.
+
+    Args:
+      fields: the file's JSON object.
+      num_labels: another number of labels than the file's, for a new task.
+      id2label: other label names than the file's; they say ``num_labels`` too.
+      problem_type: ``"regression"`` or ``"single_label_classification"``.
+      place: what errors name as the file.
+
+    Raises:
+      ConfigError: not a BERT of absolute positions with one label an example, or a
+        field holds what it should not.
+
+    >>> fields = {"model_type": "bert", "id2label": {"0": "no", "1": "yes"}}
+    >>> config_from_hf(fields).labels
+    ('no', 'yes')
+    """
+    _check_kind(fields, place)
+    sizes = {name: _number(fields, name, int, place) for name in _INTS}
+    rates = {name: _number(fields, name, float, place) for name in _FLOATS}
+    given = {k: v for k, v in (sizes | rates).items() if v is not None}
+    if "hidden_act" in fields:
+        act = fields["hidden_act"]
+        given["hidden_act"] = _SAME_ACT.get(act, act) if isinstance(act, str) else act
+    names, count = _labels(fields, num_labels, id2label, problem_type, place)
+    problem = problem_type or fields.get("problem_type")
+    if num_labels is not None or id2label is not None:
+        problem = problem_type
+    # Hugging Face's convention: one label and nothing said is a regression.
+    problem = problem or ("regression" if count == 1 else None)
+    try:
+        return BertConfig(
+            **given, num_labels=count, id2label=names, problem_type=problem
+        )
+    except (ValueError, TypeError) as error:
+        raise ConfigError(place, str(error), fix="give another model") from None
+
+
+def config_to_hf(config: BertConfig) -> dict[str, Any]:
+    """Return the JSON object of ``config.json``; the inverse of ``config_from_hf``.
+
+    Raises:
+      ConfigError: the heads' widths do not add up to ``hidden_size``.
+    """
+    if config.head_width * config.num_attention_heads != config.hidden_size:
+        raise ConfigError(
+            "BertConfig.head_size",
+            f"{config.num_attention_heads} heads of width {config.head_width} are not "
+            f"the hidden_size {config.hidden_size}; Hugging Face's BERT has no field "
+            "for that",
+            fix="save such a model as a packed file or a checkpoint",
+        )
+    fields = dataclasses.asdict(config)
+    for name in ("head_size", "num_labels", "id2label"):
+        del fields[name]
+    return {
+        "architectures": ["BertForSequenceClassification"],
+        "model_type": "bert",
+        **fields,
+        "id2label": {str(i): name for i, name in enumerate(config.labels)},
+        "label2id": {name: i for i, name in enumerate(config.labels)},
+        "position_embedding_type": "absolute",
+        "initializer_range": 0.02,
+    }
+
+
+def _check_kind(fields: Mapping[str, Any], place: object) -> None:
+    kind = fields.get("model_type")
+    if kind is None and all(
+        str(name).startswith("Bert") for name in fields.get("architectures") or ["?"]
+    ):
+        kind = "bert"
+    if kind != "bert":
+        raise ConfigError(
+            f"{place}:model_type",
+            f"expected 'bert', found {kind!r}",
+            fix="give a BERT; other kinds of model are not supported",
+        )
+    for name, (value, reason) in _ONLY.items():
+        if fields.get(name, value) not in (value, None):
+            raise ConfigError(
+                f"{place}:{name}",
+                f"expected {value!r}, found {fields[name]!r}: {reason}",
+                fix="give another model",
+            )
+    if fields.get("problem_type") == "multi_label_classification":
+        raise ConfigError(
+            f"{place}:problem_type",
+            "multi_label_classification: several labels an example are not supported",
+            fix="give a model with one label an example",
+        )
+
+
+def _number(fields: Mapping[str, Any], name: str, kind: type, place: object) -> Any:
+    value = fields.get(name)
+    if value is None:
+        return None
+    kinds = (int, float) if kind is float else (int,)
+    if isinstance(value, bool) or not isinstance(value, kinds):
+        raise ConfigError(
+            f"{place}:{name}",
+            f"expected {'a number' if kind is float else 'an integer'}, "
+            f"found {value!r}",
+            fix="correct the field",
+        )
+    return kind(value)
+
+
+def _labels(
+    fields: Mapping[str, Any],
+    num_labels: int | None,
+    id2label: Mapping[int, str] | Sequence[str] | None,
+    problem_type: str | None,
+    place: object,
+) -> tuple[dict[int, str] | None, int]:
+    if id2label is not None:
+        pairs = id2label if isinstance(id2label, Mapping) else enumerate(id2label)
+        names = _names(dict(pairs), "id2label")
+        if num_labels not in (None, len(names)):
+            raise ConfigError(
+                "num_labels",
+                f"expected {len(names)}, one a name of id2label, found {num_labels}",
+                fix="give one of the two",
+            )
+    elif num_labels is not None:
+        return None, num_labels
+    elif problem_type == "regression":
+        return None, 1
+    elif fields.get("id2label") is None:
+        count = _number(fields, "num_labels", int, place)
+        return None, 2 if count is None else count
+    else:
+        names = _names(fields["id2label"], f"{place}:id2label")
+    unnamed = all(name == f"LABEL_{i}" for i, name in names.items())
+    return (None if unnamed else names), len(names)
+
+
+def _names(names: Any, place: str) -> dict[int, str]:
+    """Return ``{0: name, ...}`` of a mapping whose keys may be strings."""
+    try:
+        found = {int(key): str(name) for key, name in names.items()}
+        if not found or sorted(found) != list(range(len(found))):
+            raise ValueError
+    except (AttributeError, TypeError, ValueError):
+        raise ConfigError(
+            place,
+            f"expected a name for each of 0, 1, ..., found {names!r:.200}",
+            fix="number the labels from 0 without a gap",
+        ) from None
+    return dict(sorted(found.items()))

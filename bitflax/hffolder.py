@@ -1,0 +1,115 @@
+"""Writing a model's folder: all of it or nothing, and the tokenizer's files in it."""
+
+import contextlib
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from bitflax.errors import DamagedFile, OutputError, StorageError
+
+WRITTEN = frozenset(
+    {
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "vocab.txt",
+    }
+)
+
+
+@contextlib.contextmanager
+def replacing(folder: Path) -> Iterator[Path]:
+    """Give an empty folder to write in, which then takes the place of ``folder``.
+
+    Where the body fails, ``folder`` is what it was. Nothing but an earlier model is
+    ever replaced.
+
+    Raises:
+      OutputError: the folder cannot be made, or holds something else than a model.
+      StorageError: writing failed, or the disk is full.
+    """
+    folder = Path(folder)
+    new = folder.parent / f".{folder.name}.{secrets.token_hex(4)}.new"
+    old = new.with_suffix(".old")
+    try:
+        foreign = sorted({p.name for p in folder.iterdir()} - WRITTEN)
+    except FileNotFoundError:
+        foreign = []
+    except OSError as error:
+        raise OutputError(
+            folder, f"{error.strerror}", fix="give another folder"
+        ) from None
+    if foreign:
+        raise OutputError(
+            folder,
+            f"holds what is no part of a model: {', '.join(foreign[:3])}",
+            fix="give a new folder",
+        )
+    try:
+        new.mkdir(parents=True)
+    except OSError as error:
+        raise OutputError(
+            folder, f"{error.strerror}", fix="give another folder"
+        ) from None
+    try:
+        yield new
+        _flush(new)
+        if folder.exists():
+            folder.rename(old)
+        new.rename(folder)
+    except OSError as error:
+        raise StorageError(
+            folder, f"cannot write ({error.strerror or error})", fix="free some space"
+        ) from None
+    finally:
+        for rest in (new, old):
+            shutil.rmtree(rest, ignore_errors=True)
+
+
+def tokenizer_files(text: str, max_length: int) -> dict[str, str]:
+    """Return ``{file name: text}`` of a BERT tokenizer's files.
+
+    Args:
+      text: the tokenizer as ``tokenizer.json`` holds it.
+      max_length: the longest text that the model takes.
+
+    Raises:
+      DamagedFile: it is no WordPiece tokenizer.
+    """
+    try:
+        whole: dict[str, Any] = json.loads(text)
+        vocab, normalizer = whole["model"]["vocab"], whole["normalizer"] or {}
+        words = sorted(vocab, key=vocab.__getitem__)
+    except (KeyError, TypeError, ValueError, AttributeError):
+        raise DamagedFile(
+            "tokenizer", "not a WordPiece tokenizer.json", fix="give a BERT's tokenizer"
+        ) from None
+    settings = {
+        "tokenizer_class": "BertTokenizer",
+        "do_lower_case": normalizer.get("lowercase", False),
+        "strip_accents": normalizer.get("strip_accents"),
+        "tokenize_chinese_chars": normalizer.get("handle_chinese_chars", True),
+        "model_max_length": max_length,
+        "unk_token": "[UNK]",
+        "sep_token": "[SEP]",
+        "pad_token": "[PAD]",
+        "cls_token": "[CLS]",
+        "mask_token": "[MASK]",
+    }
+    return {
+        "tokenizer.json": text,
+        "tokenizer_config.json": json.dumps(settings, indent=2) + "\n",
+        "vocab.txt": "".join(f"{word}\n" for word in words),
+    }
+
+
+def _flush(folder: Path) -> None:
+    """Have the files on the disk before the folder gets its name."""
+    for path in folder.iterdir():
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
