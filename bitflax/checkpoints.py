@@ -1,0 +1,276 @@
+"""Checkpoints that are either whole or not used.
+
+orbax writes a step in the background while training goes on. It does not notice a
+bit that flips later: most flips restore silently wrong. So each step gets::
+
+    <folder>/120/state/...       parameters, optimizer, random key, step
+    <folder>/120/extra/...       the position in the data, as JSON
+    <folder>/120/MANIFEST.json   SHA-256 of each file; written last
+
+A step without a manifest is unfinished and removed. A step is restored only after
+all of its files are checked; a damaged one is skipped, which is said.
+"""
+
+import contextlib
+import logging
+import math
+import operator
+import sys
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from bitflax import statedict, storage
+from bitflax.errors import ConfigError, DamagedFile, InputMissing
+from bitflax.types import TrainState
+
+_KEYS = ("step", "metric", "leaves")
+
+
+class Checkpoints:
+    """The checkpoints of one stage; only the run that holds the folder opens them.
+
+    Opening removes what an interrupted save left behind.
+
+    Args:
+      folder: where the steps go; it is made by the first save.
+      keep_last: how many of the newest steps stay, at least 2: while the newest is
+        not yet verified, the one before it must exist.
+      keep_best: how many of the steps with the highest metric stay besides.
+
+    >>> import tempfile, jax.numpy as jnp
+    >>> state = TrainState(jnp.int32(7), {"w": jnp.ones(2)}, (), jax.random.key(0))
+    >>> with tempfile.TemporaryDirectory() as folder, Checkpoints(folder) as saved:
+    ...     saved.save(7, state, {"epoch": 1})
+    ...     restored, extra = saved.restore(state)
+    >>> int(restored.step), extra
+    (7, {'epoch': 1})
+    """
+
+    def __init__(self, folder: str | Path, *, keep_last: int = 2, keep_best: int = 1):
+        if keep_last < 2:
+            raise ValueError(f"keep_last must be at least 2, not {keep_last}")
+        self.folder = Path(folder).absolute()
+        self._keep = (keep_last, keep_best)
+        self._made: Any = None
+        self._known: set[int] = set()  # written or restored here: surely this history
+        self._finisher: threading.Thread | None = None
+        self._failure: BaseException | None = None
+        if jax.process_index() == 0:
+            storage.remove_unfinished(self.folder)
+
+    def __enter__(self) -> "Checkpoints":
+        """Return the checkpoints themselves."""
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        """Wait for the last save."""
+        self.close()
+
+    @property
+    def steps(self) -> tuple[int, ...]:
+        """The finished steps, oldest first; finished does not mean undamaged."""
+        return tuple(sorted(storage.finished(self.folder)))
+
+    def save(
+        self,
+        step: int,
+        state: TrainState,
+        extra: Mapping[str, Any],
+        metric: float | None = None,
+    ) -> None:
+        """Begin to save a step; return when the arrays may be donated.
+
+        A step that was saved or restored here already is left as it is. Other steps
+        from this number on are of another history, and are removed: the run fell back
+        behind a damaged step.
+
+        Args:
+          step: the number of training steps done.
+          state: what the train step changes; may be replicated over a mesh.
+          extra: JSON: whatever else the run needs to go on.
+          metric: higher is better; None or nan: never the best.
+
+        Raises:
+          StorageError: this save or the one before it could not be written.
+        """
+        self.wait()
+        if step in self._known:
+            return
+        import orbax.checkpoint as ocp
+
+        flat = statedict.flatten(state)
+        storage.need(self.folder, sum(x.nbytes for x in flat.values()))
+        with storage.disk(self.folder, also=(ValueError,)):
+            for old in self.steps:
+                if old >= step:
+                    self._manager().delete(old)
+            self._manager().save(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardSave(flat),
+                    extra=ocp.args.JsonSave(dict(extra)),
+                ),
+                metrics={"metric": _score(metric)},
+                force=True,
+            )
+        head = {
+            "step": step,
+            "metric": metric if math.isfinite(_score(metric)) else None,
+            "leaves": statedict.describe(flat),
+        }
+        self._finisher = threading.Thread(target=self._finish, args=(head,))
+        self._finisher.start()
+
+    def restore(
+        self, template: TrainState, step: int | None = None, best: bool = False
+    ) -> tuple[TrainState, dict[str, Any]] | None:
+        """Return the newest undamaged state and its ``extra``; None: nothing saved.
+
+        Args:
+          template: a state of the wanted structure, shapes and shardings; arrays or
+            ``jax.ShapeDtypeStruct``.
+          step: this step and no other.
+          best: the step of the highest metric instead of the newest.
+
+        Raises:
+          DamagedFile: the step asked for, or every step, is damaged.
+          InputMissing: the step asked for does not exist.
+          ConfigError: the checkpoint is of another model or optimizer.
+        """
+        self.wait()
+        if step is not None:
+            self.verify(step)
+            return self._load(step, template)
+        order = sorted(self.steps, key=self._rank if best else None, reverse=True)
+        for candidate in order:
+            try:
+                self.verify(candidate)
+            except DamagedFile as error:
+                text = f"{error.place}: {error.problem}; the step is skipped"
+                print(f"bitflax: warning: {text}", file=sys.stderr)
+                continue
+            return self._load(candidate, template)
+        if order:
+            raise DamagedFile(
+                self.folder,
+                f"all {len(order)} checkpoints are damaged",
+                fix="remove this folder to train the stage again, and check the disk",
+            )
+        return None
+
+    def verify(self, step: int) -> None:
+        """Check every file of a step against its SHA-256.
+
+        Raises:
+          DamagedFile: a file is missing or not what was written.
+          InputMissing: there is no such finished step.
+        """
+        place = self.folder / str(step)
+        if step not in self.steps:
+            raise InputMissing(place, "no such checkpoint", fix=f"one of {self.steps}")
+        storage.check_manifest(place)
+
+    def wait(self) -> None:
+        """Wait until the save that has begun is on the disk, its manifest too.
+
+        Raises:
+          StorageError: it could not be written.
+        """
+        if self._finisher is not None:
+            self._finisher.join()
+            self._finisher = None
+        failure, self._failure = self._failure, None
+        # tensorstore raises ValueError where the disk is full.
+        with storage.disk(self.folder, also=(ValueError,)):
+            if failure is not None:
+                raise failure
+
+    def close(self) -> None:
+        """Wait, and let go of orbax's threads."""
+        try:
+            self.wait()
+        finally:
+            manager, self._made = self._made, None
+            if manager is not None:
+                with storage.disk(self.folder, also=(ValueError,)):
+                    manager.close()
+
+    def _manager(self) -> Any:
+        if self._made is None:
+            self._made = _make_manager(self.folder, *self._keep)
+        return self._made
+
+    def _finish(self, head: dict[str, Any]) -> None:
+        # In a thread of its own; every other use of the manager waits for it first.
+        try:
+            self._made.wait_until_finished()
+            if jax.process_index() == 0:
+                storage.write_manifest(self.folder / str(head["step"]), head)
+            self._known.add(head["step"])
+        except BaseException as error:
+            self._failure = error
+
+    def _rank(self, step: int) -> tuple[float, int]:
+        metric = None
+        with contextlib.suppress(DamagedFile):
+            metric = storage.read_manifest(self.folder / str(step), _KEYS)["metric"]
+        return (_score(metric), step)
+
+    def _load(self, step: int, template: TrainState) -> tuple[TrainState, dict]:
+        import orbax.checkpoint as ocp
+
+        wanted = statedict.targets(template)
+        _check_leaves(self.folder / str(step), wanted)
+        with storage.disk(self.folder):
+            found = self._manager().restore(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardRestore(wanted),
+                    extra=ocp.args.JsonRestore(),
+                ),
+            )
+        self._known.add(step)
+        return statedict.unflatten(found["state"], template), found["extra"]
+
+
+def _score(metric: float | None) -> float:
+    return metric if metric is not None and math.isfinite(metric) else -math.inf
+
+
+def _make_manager(folder: Path, last: int, best: int) -> Any:
+    import orbax.checkpoint as ocp
+    from orbax.checkpoint.checkpoint_managers import preservation_policy as policies
+
+    # What orbax logs as an error is raised here, once and without its traceback.
+    logging.getLogger("absl").addFilter(_not_from_orbax)
+    # ``max_to_keep`` together with ``best_fn`` would delete the newest step.
+    keep = [
+        policies.LatestN(n=last),
+        policies.BestN(get_metric_fn=operator.itemgetter("metric"), n=best),
+    ]
+    options = ocp.CheckpointManagerOptions(
+        preservation_policy=policies.AnyPreservationPolicy(keep),
+        best_fn=operator.itemgetter("metric"),
+    )
+    return ocp.CheckpointManager(folder, options=options)
+
+
+def _not_from_orbax(record: logging.LogRecord) -> bool:
+    return "orbax" not in record.pathname
+
+
+def _check_leaves(folder: Path, wanted: Mapping[str, Any]) -> None:
+    saved = storage.read_manifest(folder, _KEYS)["leaves"]
+    ours = statedict.describe(wanted)
+    for name in sorted(saved.keys() | ours.keys()):
+        there, here = saved.get(name, "absent"), ours.get(name, "absent")
+        if there != here:
+            raise ConfigError(
+                folder,
+                f"another model's checkpoint: {name} is {there} there, {here} here",
+                fix="choose another --out, or the recipe that this folder began with",
+            )

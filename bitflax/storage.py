@@ -1,0 +1,160 @@
+"""Files that are whole or not used: atomic writes, manifests, the errors of a disk.
+
+A manifest is a JSON file that lies beside what it lists::
+
+    {"step": 120, "files": {"state/d/0": {"bytes": 4096, "sha256": "..."}, ...}}
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from bitflax.errors import BitflaxError, DamagedFile, StorageError
+
+MANIFEST = "MANIFEST.json"
+
+
+@contextlib.contextmanager
+def disk(
+    place: str | Path, *, also: tuple[type[Exception], ...] = ()
+) -> Iterator[None]:
+    """Turn what a full or broken disk raises inside into a ``StorageError``.
+
+    Args:
+      place: the file or folder that is written.
+      also: what a library raises for it besides ``OSError``.
+
+    Raises:
+      StorageError: with the system's own words.
+
+    >>> with disk("log.jsonl"):
+    ...     raise OSError(28, "No space left on device")
+    Traceback (most recent call last):
+    bitflax.errors.StorageError: log.jsonl: No space left on device
+    fix: make room there, or choose another --out
+    """
+    try:
+        yield
+    except BitflaxError:
+        raise
+    except (OSError, *also) as error:
+        words = getattr(error, "strerror", None) or str(error).split("\n")[0]
+        # tensorstore: "...: No space left on device [os_error_code='28']"
+        words = words.split(" [os_error_code")[0].split(": ")[-1]
+        raise StorageError(
+            place, words, fix="make room there, or choose another --out"
+        ) from error
+
+
+def need(folder: str | Path, size: int) -> None:
+    """Check that the disk under a folder, made or not yet, has ``size`` bytes free.
+
+    Raises:
+      StorageError: it has not.
+    """
+    place = Path(folder).absolute()
+    while not place.exists():
+        place = place.parent
+    free = shutil.disk_usage(place).free
+    if free < size:
+        raise StorageError(
+            folder,
+            f"{size / 1e6:,.0f} MB are needed, {free / 1e6:,.0f} MB are free",
+            fix="make room there, or choose another --out",
+        )
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write a text file at once: readers see the old text or all of the new one.
+
+    Raises:
+      StorageError: it cannot be written.
+    """
+    path = Path(path)
+    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with disk(path):
+        try:
+            draft.write_text(text, encoding="utf-8")
+            os.replace(draft, path)
+        finally:
+            draft.unlink(missing_ok=True)
+
+
+def sha256(path: str | Path) -> str:
+    """Return the SHA-256 of a file's bytes, in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_manifest(folder: Path, head: Mapping[str, Any]) -> None:
+    """Write ``MANIFEST.json``: ``head``, and size and SHA-256 of every file below.
+
+    It is written last and at once, so that it also says that the folder is whole.
+    """
+    paths = (p for p in sorted(folder.rglob("*")) if p.is_file())
+    files = {
+        path.relative_to(folder).as_posix(): {
+            "bytes": path.stat().st_size,
+            "sha256": sha256(path),
+        }
+        for path in paths
+        if path.name != MANIFEST
+    }
+    write_text(folder / MANIFEST, json.dumps({**head, "files": files}, indent=1))
+
+
+def read_manifest(folder: Path, keys: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Return a folder's manifest, which must have ``files`` and these keys.
+
+    Raises:
+      DamagedFile: it is missing, is no JSON, or lacks a key.
+    """
+    path = folder / MANIFEST
+    try:
+        manifest = json.loads(path.read_bytes())
+        missing = {"files", *keys} - manifest.keys()
+        if missing:
+            raise ValueError(f"{min(missing)!r} is missing")
+    except (OSError, ValueError, AttributeError) as error:
+        raise _damaged(path, f"the manifest cannot be used ({error})") from error
+    return manifest
+
+
+def check_manifest(folder: Path) -> None:
+    """Check every listed file against its size and SHA-256.
+
+    Raises:
+      DamagedFile: a file is missing or is not what was written.
+    """
+    for name, entry in read_manifest(folder)["files"].items():
+        path = folder / name
+        if not path.is_file():
+            raise _damaged(path, "the file is missing")
+        found = {"bytes": path.stat().st_size, "sha256": sha256(path)}
+        if found != entry:
+            raise _damaged(path, "the file is not what was written (SHA-256 differs)")
+
+
+def finished(folder: Path) -> set[int]:
+    """Return the numbered folders in ``folder`` that have a manifest."""
+    manifests = folder.glob(f"*/{MANIFEST}")
+    return {int(p.parent.name) for p in manifests if p.parent.name.isdecimal()}
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove the numbered folders that have none, and orbax's ``<n>.orbax-...``."""
+    done = {str(number) for number in finished(folder)}
+    for path in folder.iterdir() if folder.is_dir() else ():
+        numbered = path.is_dir() and path.name.split(".")[0].isdecimal()
+        if numbered and path.name not in done:
+            with disk(path):
+                shutil.rmtree(path)
+
+
+def _damaged(path: Path, problem: str) -> DamagedFile:
+    return DamagedFile(path, problem, fix="remove the folder that holds it")
