@@ -1,0 +1,181 @@
+"""Values to codes: 1 and 2 bits read off quantised weights, 8 bits by rows.
+
+All of it is NumPy on the host; ``bitflax.leaves`` does the way back, inside jit.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float32, Integer
+
+from bitflax.errors import ConfigError, Diverged
+from bitflax.leaves import Packed
+
+LEVELS = 127
+HALF_NORMAL = 6.2e-5
+"""Above the smallest float16 of full precision."""
+HALF_MAX = 65504.0
+
+
+def to_bytes(fields: Integer[np.ndarray, "rows cols"], bits: int) -> np.ndarray:
+    """Pack fields row by row, the lowest bits of a byte first.
+
+    Args:
+      fields: 0 or 1 (1 bit), 0 to 2 (2 bits), -128 to 127 (8 bits).
+      bits: 1, 2 or 8.
+
+    Returns:
+      uint8 [rows, ceil(cols bits / 8)], the rest of each row's last byte 0.
+
+    >>> to_bytes(np.array([[1, 0, 1]]), 1), to_bytes(np.array([[2, 0, 1]]), 2)
+    (array([[5]], dtype=uint8), array([[18]], dtype=uint8))
+    """
+    if bits == 8:
+        return fields.astype(np.int8).view(np.uint8)
+    if bits == 1:
+        return np.packbits(fields.astype(np.uint8), axis=-1, bitorder="little")
+    short = -fields.shape[1] % 4
+    quads = np.pad(fields.astype(np.uint8), ((0, 0), (0, short)))
+    quads = quads.reshape(len(fields), -1, 4)
+    return np.bitwise_or.reduce(quads << np.array([0, 2, 4, 6], np.uint8), axis=-1)
+
+
+def half(x: Float32[np.ndarray, "..."], *, normal: bool = False) -> np.ndarray:
+    """Round to float16, still stored as float32; unchanged where that overflows.
+
+    Args:
+      x: any shape.
+      normal: leave ``x`` unchanged, too, where a value is so small that float16 has
+        less than its 11 bits for it: for scales, whose relative error counts.
+
+    >>> half(np.array([0.1], np.float32)), half(np.array([1e5], np.float32))
+    (array([0.09997559], dtype=float32), array([100000.], dtype=float32))
+    """
+    size = np.abs(x)
+    if (size > HALF_MAX).any() or (
+        normal and ((size > 0) & (size < HALF_NORMAL)).any()
+    ):
+        return x
+    return x.astype(np.float16).astype(np.float32)
+
+
+def _packed(fields: np.ndarray, scale: np.ndarray, bits: int, shape: tuple) -> Packed:
+    codes = jnp.asarray(to_bytes(fields, bits))
+    return Packed(codes, jnp.asarray(scale), bits, shape)
+
+
+def eight_bits(matrix: Float32[np.ndarray, "rows cols"]) -> Packed:
+    """Round each row to 8 bits: ``s = max|row| / 127``, codes ``round(row / s)``.
+
+    The scale is rounded to float16 before the codes are, so that the codes make up
+    for it.
+
+    >>> eight_bits(np.array([[1.27, -0.64]], np.float32)).codes.view(jnp.int8)
+    Array([[127, -64]], dtype=int8)
+    """
+    scale = half(np.abs(matrix).max(axis=1, keepdims=True) / LEVELS, normal=True)
+    fields = np.rint(matrix / np.where(scale == 0, 1, scale))
+    fields = np.clip(fields, -LEVELS, LEVELS).astype(np.int8)
+    return _packed(fields, scale, 8, matrix.shape)
+
+
+def _groupings(rows: int, cols: int) -> Iterator[tuple[bool, int]]:
+    """Yield (rows share scales, groups a row), fewest scales first, as a user means it.
+
+    Per tensor, per output channel, per row, then equal runs. Where a group would be
+    one value, anything fits and nothing is saved: left out.
+    """
+    runs = [n for n in range(2, cols // 2 + 1) if cols % n == 0]
+    ways = [(True, 1), (True, cols), (False, 1)]
+    ways += [(True, n) for n in runs] + [(False, n) for n in runs]
+    for shared, groups in ways:
+        if (rows if shared else 1) * (cols // groups) > 1:
+            yield shared, groups
+
+
+def _fit(size: np.ndarray, shared: bool, groups: int) -> tuple[np.ndarray, int] | None:
+    """Return (scale, bits) where each group of magnitudes is s alone, or s and 0."""
+    rows, cols = size.shape
+    cut = size.reshape(rows, groups, cols // groups)
+    scale = cut.max(axis=(0, 2) if shared else 2, keepdims=True)
+    same = cut == scale
+    if same.all():
+        bits = 1
+    elif (same | (cut == 0)).all():
+        bits = 2
+    else:
+        return None
+    return scale.reshape(1 if shared else rows, groups), bits
+
+
+def read_off(matrix: Float32[np.ndarray, "rows cols"]) -> Packed | None:
+    """Pack a matrix whose values are -s and s, or -s, 0 and s, group by group.
+
+    The groups tried are one for the tensor, one an output channel (a column), one a
+    row, then equal runs of the last axis for all rows or for each. One bit is taken
+    where any grouping allows it, 2 bits otherwise.
+
+    Returns:
+      The packed matrix, exact to the last bit, or None where nothing fits.
+
+    >>> packed = read_off(np.array([[0.5, -0.5], [-0.5, 0.0]], np.float32))
+    >>> packed.bits, packed.scale
+    (2, Array([[0.5]], dtype=float32))
+    """
+    size = np.abs(matrix)
+    found = None
+    for shared, groups in _groupings(*matrix.shape):
+        if _fit(size[:1], shared, groups) is None:
+            continue
+        fit = _fit(size, shared, groups)
+        if fit and fit[1] == 1:
+            return _packed(matrix >= 0, fit[0], 1, matrix.shape)
+        found = found or fit
+    if found is None:
+        return None
+    return _packed(np.sign(matrix) + 1, found[0], 2, matrix.shape)
+
+
+def pack_leaf(path: str, leaf: Any, chosen: bool, rest: str) -> Any:
+    """Pack one leaf: a ``Packed`` matrix, or a float32 array that float16 may hold.
+
+    Args:
+      path: the leaf's name, for errors.
+      leaf: an array, quantised already where a rule chose it.
+      chosen: whether a rule did.
+      rest: what becomes of the others, as ``bitflax.pack`` says.
+
+    Raises:
+      ConfigError: the leaf is no array, or a quantiser's values do not fit.
+      Diverged: a value is not finite.
+    """
+    if not hasattr(leaf, "ndim"):
+        kind = type(leaf).__name__
+        raise ConfigError(path, f"is a {kind}, not an array", fix="pack dense arrays")
+    values = np.asarray(leaf, np.float32)
+    if not np.isfinite(values).all():
+        raise Diverged(path, "holds NaN or infinity", fix="train at a lower rate")
+    if values.ndim == 2 and chosen:
+        return _pack_quantised(path, values, rest)
+    if values.ndim == 2 and rest == "int8":
+        return eight_bits(values)
+    return jnp.asarray(values if rest == "float32" else half(values))
+
+
+def _pack_quantised(path: str, values: np.ndarray, rest: str) -> Packed:
+    packed = read_off(values)
+    if packed is None:
+        count = len(np.unique(np.abs(values[0])))
+        raise ConfigError(
+            path,
+            "its quantised values are not -s and s, or -s, 0 and s, in each tensor, "
+            f"channel, row or run ({count} magnitudes in the first row)",
+            fix="leave it out of the rules, so that `rest` packs it, or quantise it to "
+            "one magnitude a group",
+        )
+    if rest == "float32" or packed.scale.shape[0] == 1:
+        return packed
+    scale = half(np.asarray(packed.scale), normal=True)
+    return Packed(packed.codes, jnp.asarray(scale), packed.bits, packed.shape)
