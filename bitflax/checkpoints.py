@@ -80,7 +80,7 @@ class Checkpoints:
         step: int,
         state: TrainState,
         extra: Mapping[str, Any],
-        metric: float | None = None,
+        metric: float | int | None = None,
     ) -> None:
         """Begin to save a step; return when the arrays may be donated.
 
@@ -237,7 +237,7 @@ class Checkpoints:
         return statedict.unflatten(found["state"], template), found["extra"]
 
 
-def _score(metric: float | None) -> float:
+def _score(metric: float | int | None) -> float:
     return metric if metric is not None and math.isfinite(metric) else -math.inf
 
 

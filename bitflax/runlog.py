@@ -1,0 +1,166 @@
+"""``log.jsonl`` and ``tensorboard/``: one line a logging step and an evaluation.
+
+A line is flat JSON. Its names say what is plotted: ``loss/<part>`` and
+``dev/<metric>`` by ``step`` for each ``stage``; other numbers are kept as they are::
+
+    {"time": 1795506217.2, "stage": "2-1bit", "step": 40, "loss/logits": 0.31}
+"""
+
+import json
+import math
+import os
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO, Any
+
+from bitflax import storage
+
+
+class RunLog:
+    """The log of a run folder; lines are on the disk when ``write`` returns.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     log = RunLog(folder)
+    ...     log.write({"stage": "1-fp32", "step": 2, "loss": {"logits": 0.5}})
+    ...     log.close()
+    ...     read(Path(folder) / "log.jsonl")[0]["loss/logits"]
+    0.5
+    """
+
+    def __init__(self, folder: str | Path):
+        self.path = Path(folder) / "log.jsonl"
+        self._board = Path(folder) / "tensorboard"
+        self._file: IO[str] | None = None
+        self._writers: dict[str, Any] = {}
+        self._purge: dict[str, int] = {}
+
+    def write(self, line: Mapping[str, Any]) -> None:
+        """Append a line; nested names are joined by ``/``, arrays become numbers.
+
+        A number that is not finite becomes null: JSON has no name for it.
+
+        Raises:
+          StorageError: the disk is full or broken.
+        """
+        flat = flatten(line)
+        with storage.disk(self.path):
+            if self._file is None:
+                _drop_torn_end(self.path)
+                self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115
+            text = json.dumps({"time": round(time.time(), 3), **flat})
+            self._file.write(text + "\n")
+            self._file.flush()
+        self._to_tensorboard(flat)
+
+    def rewind(self, stage: str, step: int | None = None) -> None:
+        """Drop a stage's lines after ``step`` (None: all), which a resume repeats.
+
+        Raises:
+          StorageError: the disk is full or broken.
+        """
+        self.close()
+        self._purge[stage] = 0 if step is None else step + 1
+        lines = read(self.path)
+        kept = [
+            line
+            for line in lines
+            if line.get("stage") != stage or line.get("step", 0) < self._purge[stage]
+        ]
+        if len(kept) < len(lines):
+            text = "".join(json.dumps(line) + "\n" for line in kept)
+            storage.write_text(self.path, text)
+
+    def close(self) -> None:
+        """Close the files; a later ``write`` opens them again."""
+        if self._file is not None:
+            with storage.disk(self.path):
+                self._file.close()
+            self._file = None
+        for writer in filter(None, self._writers.values()):
+            writer.close()
+        self._writers.clear()
+
+    def _to_tensorboard(self, flat: Mapping[str, Any]) -> None:
+        if "stage" not in flat or "step" not in flat:
+            return
+        stage, step = flat["stage"], flat["step"]
+        if stage not in self._writers:
+            purge = self._purge.pop(stage, None)
+            self._writers[stage] = _writer(self._board / stage, purge)
+        writer = self._writers[stage]
+        for name, value in flat.items():
+            if writer and name != "step" and isinstance(value, (int, float)):
+                writer.add_scalar(name, value, step)
+
+
+def read(path: str | Path) -> list[dict[str, Any]]:
+    """Return the lines of a log; a torn last line is left out, no file is no lines.
+
+    Raises:
+      StorageError: it cannot be read.
+    """
+    if not Path(path).exists():
+        return []
+    with storage.disk(path):
+        texts = Path(path).read_text(encoding="utf-8", errors="replace").splitlines()
+    lines = []
+    for text in texts:
+        try:
+            line = json.loads(text)
+        except ValueError:
+            continue
+        if isinstance(line, dict):
+            lines.append(line)
+    return lines
+
+
+def flatten(line: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return a flat line of texts and numbers.
+
+    >>> flatten({"step": 3, "loss": {"a": 1.5, "b": float("nan")}})
+    {'step': 3, 'loss/a': 1.5, 'loss/b': None}
+    """
+    flat: dict[str, Any] = {}
+    for name, value in line.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{name}/")
+        elif value is None or isinstance(value, (str, int)):
+            flat[prefix + name] = value
+        else:
+            number = value.item() if hasattr(value, "item") else float(value)
+            flat[prefix + name] = number if math.isfinite(number) else None
+    return flat
+
+
+def _drop_torn_end(path: Path) -> None:
+    # A killed run may leave half a line; the next one must not be glued to it.
+    if not path.is_file():
+        return
+    data = path.read_bytes()
+    end = data.rfind(b"\n") + 1
+    if end < len(data):
+        os.truncate(path, end)
+
+
+_told = False
+
+
+def _writer(folder: Path, purge: int | None) -> Any:
+    global _told
+    try:
+        from tensorboardX import SummaryWriter
+    except ImportError:
+        if not _told:
+            print(
+                "bitflax: note: no tensorboard/ is written (pip install tensorboardX)",
+                file=sys.stderr,
+            )
+        _told = True
+        return None
+    known = folder.is_dir()
+    return SummaryWriter(
+        str(folder), purge_step=purge if known else None, flush_secs=10
+    )
