@@ -1,0 +1,249 @@
+"""A recipe in words: its stages drawn, every parameter's bits, the bytes expected.
+
+Everything is computed from shapes; no array is made and no device is touched.
+"""
+
+import dataclasses
+import functools
+import math
+import re
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from bitflax import hfconfig, hfnames, hub, losses, recipe, rules, trees
+from bitflax.errors import BitflaxError, ConfigError
+from bitflax.recipe import Recipe, Stage
+from bitflax.types import BertConfig, Optim
+
+Shape = tuple[int, ...]
+_ARROW = "      |\n      v"
+
+
+class Line(NamedTuple):
+    """What the packed file will spend on one parameter."""
+
+    path: str
+    shape: Shape
+    bits: int | None
+    size: int
+
+
+def teacher_config(of: Recipe) -> tuple[BertConfig | None, str]:
+    """Return the configuration of a recipe's teacher and where it lies.
+
+    Only folders and installed packages are looked at: a hub's model has no
+    configuration here (None), and neither has one that is not there; then the text
+    says why.
+    """
+    name = of.teacher.folder or of.teacher.pretrained
+    if "/" in name and not Path(name).expanduser().is_dir():
+        return None, f"{name} is no folder here; `bitflax run` asks the hub for it"
+    try:
+        folder = hub.resolve(name)
+        fields = hfconfig.read_json(folder / "config.json")
+        return hfconfig.config_from_hf(fields, place=folder / "config.json"), str(
+            folder
+        )
+    except BitflaxError as error:
+        return None, f"{error.problem} ({error.fix})"
+
+
+def parameter_bits(stage: Stage, config: BertConfig, rest: str = "int8") -> list[Line]:
+    """Return what the packed file spends on each parameter after a stage.
+
+    Args:
+      stage: its ``rules`` decide.
+      config: the student's shape.
+      rest: how everything else is packed.
+
+    Raises:
+      ConfigError: a rule matches no parameter.
+    """
+    shapes = {
+        entry.path: entry.shape[::-1] if entry.transposed else entry.shape
+        for entry in hfnames.entries(config)
+    }
+    try:
+        matched = trees.match(stage.rules, shapes)
+    except ValueError as error:
+        fix = "correct the rule's regular expression"
+        place = f"Stage {stage.name!r}.rules"
+        raise ConfigError(place, str(error), fix=fix) from error
+    return [
+        Line(path, shape, *_stored(matched.get(path), shape, rest))
+        for path, shape in shapes.items()
+    ]
+
+
+def _stored(
+    quantizer: Any, shape: tuple[int, ...], rest: str
+) -> tuple[int | None, int]:
+    """Return bits and bytes of a parameter, as ``bitflax.packing`` stores it."""
+    values = math.prod(shape)
+    if quantizer is None or len(shape) == 1:
+        # Vectors are never codes: they are few, and they are what a model needs.
+        bits = {"int8": 8 if len(shape) == 2 else 16, "float16": 16}.get(rest, 32)
+        scales = 2 * shape[0] if bits == 8 else 0
+        return bits, values * bits // 8 + scales
+    bits = rules.bits_of(quantizer)
+    if bits is None:
+        return None, 4 * values
+    count, by_row = _scales(quantizer, shape)
+    width = 2 if by_row and rest != "float32" else 4
+    return bits, shape[0] * math.ceil(shape[1] * bits / 8) + count * width
+
+
+def _scales(quantizer: Any, shape: Shape) -> tuple[int, bool]:
+    """Return how many scales a matrix has, and whether each row has its own."""
+    options = quantizer.keywords if isinstance(quantizer, functools.partial) else {}
+    if options.get("groups"):
+        return options["groups"], False
+    axis = options.get("axis")
+    if axis is None:
+        return 1, False
+    shared = {i % len(shape) for i in ((axis,) if isinstance(axis, int) else axis)}
+    count = math.prod(n for i, n in enumerate(shape) if i not in shared)
+    return count, 0 not in shared
+
+
+def student_config(of: Recipe, teacher: BertConfig) -> BertConfig:
+    """Return the last student's shape: the layers that the stages' ``init`` took.
+
+    Raises:
+      ConfigError: a stage takes a layer that is not there.
+    """
+    depth = teacher.num_hidden_layers
+    for stage in of.stages:
+        init = stage.init
+        have = teacher.num_hidden_layers if init.source == "teacher" else depth
+        wrong = [layer for layer in init.layers or () if layer >= have]
+        if wrong:
+            place = f"Stage {stage.name!r}.init.layers"
+            problem = f"no layer {wrong[0]}: there are {have}, counted from 0"
+            raise ConfigError(place, problem, fix=f"name layers from 0 to {have - 1}")
+        depth = have if init.layers is None else len(init.layers)
+    return dataclasses.replace(teacher, num_hidden_layers=depth)
+
+
+def describe(of: Recipe, config: BertConfig | None = None) -> str:
+    """Return a recipe in words: data, teacher and stages, drawn as a column.
+
+    Args:
+      of: the recipe.
+      config: the teacher's shape; with it come every parameter's bits and the bytes
+        of the packed file.
+
+    Raises:
+      ConfigError: a rule matches no parameter, or a layer is not there.
+    """
+    blocks = [_data(of), _teacher(of, config)]
+    blocks += [_stage(i, stage, of) for i, stage in enumerate(of.stages)]
+    if of.stages and of.stages[-1].rules:
+        blocks.append(f"model.safetensors  packed; the rest as {of.rest}")
+    text = f"\n{_ARROW}\n".join(blocks)
+    if config is None or not of.stages:
+        return text
+    return f"{text}\n\n{_sizes(of, config)}"
+
+
+def _rows(title: str, rows: list[str]) -> str:
+    return "\n".join(
+        [f"{title:<9}  {rows[0]}", *(f"{'':<9}  {row}" for row in rows[1:])]
+    )
+
+
+def _data(of: Recipe) -> str:
+    data = of.data
+    first = f"{data.task}: at most {data.max_length} tokens, {data.batch_size} a batch"
+    rows = [first + (f", {data.limit} examples" if data.limit else "")]
+    if data.data_dir:
+        rows.append(f"from {data.data_dir}")
+    return _rows("data", rows)
+
+
+def _teacher(of: Recipe, config: BertConfig | None) -> str:
+    teacher = of.teacher
+    if teacher.folder:
+        rows = [f"{teacher.folder}, as it is"]
+    else:
+        rows = [f"{teacher.pretrained}, fine-tuned: {_schedule(teacher)}"]
+    if config:
+        heads = f"{config.num_attention_heads} heads"
+        wide = f"{config.hidden_size} wide, {heads}"
+        values = sum(math.prod(entry.shape) for entry in hfnames.entries(config))
+        rows.append(f"{config.num_hidden_layers} layers, {wide}, {values:,} parameters")
+    return _rows("teacher", rows)
+
+
+def _schedule(part: Any) -> str:
+    optim: Optim = part.optim
+    epochs = f"{part.epochs} epoch{'' if part.epochs == 1 else 's'}"
+    return f"{epochs}, lr {optim.lr:g} {optim.schedule}, {optim.warmup:.0%} warm-up"
+
+
+def _stage(index: int, stage: Stage, of: Recipe) -> str:
+    source = stage.init.source
+    if source == "previous":
+        source = of.stages[index - 1].name if index else "teacher"
+    start = f"starts from {source}"
+    if stage.init.layers is not None:
+        start += f", its layers {', '.join(map(str, stage.init.layers))}"
+    rows = [start, *_loss_rows(stage.loss)]
+    for regex, quantizer in stage.rules:
+        bits = rules.bits_of(quantizer)
+        name = recipe.function_name(quantizer)
+        rows.append(f"weights     {'?' if bits is None else bits} bit  {regex}  {name}")
+    if not stage.rules:
+        rows.append("weights     32 bit")
+    rows.append(f"activations {_act(stage.act)}")
+    size = f", {stage.batch_size} a batch" if stage.batch_size else ""
+    rows.append(f"{_schedule(stage)}{size}; the {stage.keep} parameters are kept")
+    return _rows(f"{index} {stage.name}", rows)
+
+
+def _loss_rows(loss: Any) -> list[str]:
+    if not isinstance(loss, losses.Weighted):
+        return [f"loss        {recipe.function_name(loss)}"]
+    rows = []
+    for name, (weight, fn) in loss.parts.items():
+        head = "loss" if not rows else "  +"
+        rows.append(f"{head:<11} {weight:g} x {name}: {recipe.function_name(fn)}")
+    return rows
+
+
+def _act(act: Any) -> str:
+    if act is None:
+        return "32 bit"
+    if callable(act):
+        return f"{getattr(act, 'bits', '?')} bit  {act}"
+    return "; ".join(f"{getattr(fn, 'bits', '?')} bit {site}" for site, fn in act)
+
+
+def _sizes(of: Recipe, config: BertConfig) -> str:
+    """Return the table of the last stage's parameters, equal layers on one line."""
+    stage, student = of.stages[-1], student_config(of, config)
+    rest = of.rest if stage.rules else "float32"
+    lines = parameter_bits(stage, student, rest)
+    groups: dict[tuple, list[Line]] = {}
+    for line in lines:
+        path = re.sub(r"layer_\d+", "layer_*", line.path)
+        groups.setdefault((path, line.shape, line.bits), []).append(line)
+    rows = [_cells("bits", "values", "bytes", f"parameter (after {stage.name})")]
+    for (path, shape, bits), members in groups.items():
+        values = math.prod(shape) * len(members)
+        size = sum(line.size for line in members)
+        times = f" x {len(members)}" if len(members) > 1 else ""
+        rows.append(_cells(bits or "?", values, size, f"{path} {list(shape)}{times}"))
+    total = sum(line.size for line in lines)
+    full = 4 * sum(math.prod(entry.shape) for entry in hfnames.entries(config))
+    values = sum(math.prod(line.shape) for line in lines)
+    rows.append(_cells("", values, total, "all of it, the tokenizer aside"))
+    smaller = f"{full / total:.1f} times smaller than the teacher's"
+    rows.append(f"expected: {total / 1e6:.2f} MB, {smaller} {full / 1e6:.1f} MB")
+    return "\n".join(rows)
+
+
+def _cells(bits: int | str, values: int | str, size: int | str, name: str) -> str:
+    values = values if isinstance(values, str) else f"{values:,}"
+    size = size if isinstance(size, str) else f"{size:,}"
+    return f"{bits:>4}  {values:>12}  {size:>12}  {name}"
