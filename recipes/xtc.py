@@ -1,0 +1,81 @@
+"""XTC: extreme compression in one stage, with the paper's own settings.
+
+Paper      Wu, Yao, Zhang, Li, He 2022, "Extreme Compression for Pre-trained
+           Transformers Made Simple and Efficient" (arXiv:2206.01859), sections 4 and
+           5: layers of the fine-tuned teacher, then quantisation-aware distillation of
+           logits, hidden states and attention scores in one long stage, 18 epochs,
+           the first of them warm-up, batch 32, lr 5e-5.
+Layers     of BERT-base's 12: Skip-BERT6 takes 1,3,5,7,9,11 (the default), Skip-BERT5
+           takes 2,4,6,8,10.
+Weights    bits=1: signs and one scale a matrix; bits=2: ternary. The word embedding has
+           one scale a row; activations have 8 bits a token (XTC's levels, [-128, 127]).
+Teacher    a pretrained BERT, which is fine-tuned on the task first; or, with
+           teacher_epochs=0, the folder of one that is (recipes/finetune.py makes it).
+Command    bitflax run xtc --out runs/xtc --set task=glue/mrpc --set data_dir=MRPC
+"""
+
+import functools
+
+import bitflax as bf
+
+RULES = {1: bf.xtc_1bit, 2: bf.xtc_2bit}
+
+
+def soft_labels(student, teacher, batch):
+    """Learn the teacher's probabilities; where it gives one real number, that."""
+    real = student.logits.shape[-1] == 1
+    return (bf.logits_mse if real else bf.soft_cross_entropy)(student, teacher, batch)
+
+
+def recipe(
+    *,
+    task: str = "glue/mrpc",
+    data_dir: str | None = None,
+    teacher: str = "google-bert/bert-base-uncased",
+    teacher_epochs: int = 3,
+    teacher_lr: float = 5e-5,
+    layers: tuple[int, ...] = (1, 3, 5, 7, 9, 11),
+    epochs: int = 18,
+    bits: int = 1,
+    lr: float = 5e-5,
+    batch_size: int = 32,
+    max_length: int = 128,
+    limit: int | None = None,
+    seed: int = 0,
+) -> bf.Recipe:
+    if bits not in RULES:
+        raise ValueError(f"bits must be 1 or 2, not {bits}")
+    hidden = bf.layer_pairs(layers, hidden=True)
+    loss = bf.weighted(
+        logits=(1.0, soft_labels),
+        hidden=(1.0, functools.partial(bf.hidden_mse, pairs=hidden)),
+        scores=(1.0, functools.partial(bf.score_mse, pairs=bf.layer_pairs(layers))),
+    )
+    teach = bf.Teacher(folder=teacher)
+    if teacher_epochs:
+        optim = bf.Optim(lr=teacher_lr)
+        teach = bf.Teacher(pretrained=teacher, epochs=teacher_epochs, optim=optim)
+    return bf.Recipe(
+        data=bf.Data(
+            task=task,
+            data_dir=data_dir,
+            max_length=max_length,
+            batch_size=batch_size,
+            limit=limit,
+            seed=seed,
+        ),
+        teacher=teach,
+        stages=(
+            bf.Stage(
+                name=f"w{bits}a8",
+                init=bf.Init(layers=layers),
+                loss=loss,
+                rules=RULES[bits](),
+                act=bf.symmetric(bits=8, levels="full"),
+                optim=bf.Optim(lr=lr, warmup=1 / epochs),
+                epochs=epochs,
+                keep="best",
+            ),
+        ),
+        seed=seed,
+    )
