@@ -1,0 +1,211 @@
+"""The ``bitflax`` command: its arguments, its errors and its exit statuses.
+
+What the subcommands do is in ``bitflax.commands``. An error that a person can mend is
+two lines on stderr; a traceback comes only with ``--debug``.
+"""
+
+import argparse
+import contextlib
+import errno
+import os
+import re
+import signal
+import sys
+import traceback
+from collections.abc import Iterator, Sequence
+from typing import Any, NoReturn
+
+from bitflax import __version__, commands, overrides
+from bitflax.errors import BitflaxError, InputMissing, StorageError, UsageError
+
+_COMMANDS = ("ls", "show", "run", "eval", "predict", "inspect")
+_OPTIONS = ("--set", "--out", "--until", "--task", "--data-dir", "--text", "--label")
+_OPTIONS += ("--debug", "--help", "--version")
+_MODEL = "a run's folder, a model's folder, or a packed model.safetensors"
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM came: whatever saves on Ctrl-C saves now too."""
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser whose errors are bitflax's."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise a usage error that names the nearest command or option."""
+        fix = f"see `{self.prog} --help`"
+        choice = re.search(r"invalid choice: '(.*?)'", message)
+        option = re.search(r"unrecognized arguments: (--[\w-]+)", message)
+        if choice:
+            message = f"no such command: {choice[1]}"
+            fix = overrides.nearest(choice[1], _COMMANDS, "commands")
+        elif option:
+            message = f"no such option: {option[1]}"
+            fix = overrides.nearest(option[1], _OPTIONS, "options")
+        raise UsageError(self.prog, message, fix=fix)
+
+
+def make_parser() -> _Parser:
+    """Return the parser of the whole command line."""
+    common = _Parser(add_help=False)
+    common.add_argument(
+        "--debug",
+        action="store_true",
+        default=argparse.SUPPRESS,
+        help="show the traceback of an error",
+    )
+    parser = _Parser(
+        prog="bitflax",
+        description="Turn a fine-tuned BERT into a 1-bit BERT.",
+        allow_abbrev=False,
+        parents=[common],
+    )
+    parser.add_argument("--version", action="version", version=f"bitflax {__version__}")
+    parsers = parser.add_subparsers(dest="command", metavar="COMMAND")
+
+    def add(name: str, **options: Any) -> _Parser:
+        made = parsers.add_parser(
+            name,
+            description=options["help"],
+            allow_abbrev=False,
+            parents=[common],
+            **options,
+        )
+        made.set_defaults(function=getattr(commands, f"{name}_command"))
+        return made
+
+    add("ls", help="list the recipes and the named tasks")
+    _add_recipe(add("show", help="describe a recipe; nothing is run"))
+    run = add("run", help="run a recipe; the same command again goes on or is done")
+    _add_recipe(run)
+    run.add_argument("--out", required=True, metavar="DIR", help="the run's folder")
+    run.add_argument("--until", metavar="STAGE", help="stop after this stage")
+    _add_eval(add("eval", help="measure a model on a task"))
+    predict = add("predict", help="print label, probability and text")
+    predict.add_argument("model", metavar="DIR|FILE", help=_MODEL)
+    texts = "texts; a pair has a tab between; none: a text a line from stdin"
+    predict.add_argument("texts", nargs="*", metavar="TEXT", help=texts)
+    inspect = add("inspect", help="print every tensor's bits and bytes")
+    inspect.add_argument("model", metavar="DIR|FILE", help=_MODEL)
+    return parser
+
+
+def _add_recipe(parser: _Parser) -> None:
+    recipe = "a recipe's file, or a name that `bitflax ls` lists"
+    parser.add_argument("recipe", metavar="RECIPE", help=recipe)
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        dest="settings",
+        metavar="A.B=C",
+        help="turn a dial or set a field; may be repeated",
+    )
+
+
+def _add_eval(parser: _Parser) -> None:
+    parser.add_argument("model", metavar="DIR|FILE", help=_MODEL)
+    parser.add_argument(
+        "--task", required=True, metavar="T", help="a named task or a data file"
+    )
+    parser.add_argument("--data-dir", metavar="D", help="a folder in GLUE's layout")
+    parser.add_argument(
+        "--text", metavar="COLUMN[,COLUMN]", help="the text's column, or two"
+    )
+    parser.add_argument("--label", metavar="COLUMN", help="the label's column")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command line and return its exit status.
+
+    Args:
+      argv: the arguments; None: the process's own.
+    """
+    argv = sys.argv[1:] if argv is None else list(argv)
+    try:
+        with _terminable():
+            _dispatch(argv)
+        sys.stdout.flush()
+    except BaseException as error:
+        if "--debug" in argv and not isinstance(error, SystemExit | BrokenPipeError):
+            traceback.print_exc()
+        return _status(error)
+    return 0
+
+
+def _dispatch(argv: Sequence[str]) -> None:
+    parser = make_parser()
+    args = parser.parse_args(argv)
+    if args.command is None:
+        names = ", ".join(_COMMANDS)
+        raise UsageError(
+            "bitflax", "no command given", fix=f"the commands are: {names}"
+        )
+    args.function(args)
+
+
+@contextlib.contextmanager
+def _terminable() -> Iterator[None]:
+    """Raise ``Terminated`` on the first SIGTERM; later ones wait for the saving."""
+
+    def terminate(number: int, frame: Any) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        raise Terminated
+
+    try:
+        before = signal.signal(signal.SIGTERM, terminate)
+    except ValueError:  # not the main thread
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _status(error: BaseException) -> int:
+    """Say what went wrong and return the exit status."""
+    if isinstance(error, SystemExit):  # --help and --version
+        return error.code if isinstance(error.code, int) else 1
+    if isinstance(error, BrokenPipeError):
+        # Python would complain once more when it closes stdout.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
+    if isinstance(error, KeyboardInterrupt):
+        terminated = isinstance(error, Terminated)
+        _say("bitflax: stopped; a run's same command goes on where it stopped")
+        return 128 + (signal.SIGTERM if terminated else signal.SIGINT)
+    if isinstance(error, OSError) and not isinstance(error, BitflaxError):
+        error = _storage(error)
+    if isinstance(error, BitflaxError):
+        _say(f"bitflax: error: {error}")
+        return error.status
+    kind = type(error).__name__
+    if "RESOURCE_EXHAUSTED" in str(error) or isinstance(error, MemoryError):
+        _say(f"bitflax: error: memory: out of memory ({kind})")
+        _say(
+            "fix: a smaller batch, as --set data.batch_size=8, or a shorter max_length"
+        )
+        return 1
+    first = (str(error).splitlines() or [""])[0]
+    _say(f"bitflax: error: internal: {kind}: {first}")
+    _say("fix: this is a bug in bitflax; add --debug for the traceback and report it")
+    return 1
+
+
+def _storage(error: OSError) -> BitflaxError:
+    place, problem = error.filename or "I/O", error.strerror or str(error)
+    if isinstance(error, FileNotFoundError):
+        return InputMissing(place, problem, fix="give a file or folder that is there")
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    fix = "free some space" if full else "check the disk and the folder's permissions"
+    return StorageError(place, problem, fix=fix)
+
+
+def _say(text: str) -> None:
+    with contextlib.suppress(OSError):
+        print(text, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
