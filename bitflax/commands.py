@@ -4,6 +4,7 @@ What costs seconds to import is imported by the command that needs it.
 """
 
 import inspect
+import itertools
 import sys
 from argparse import Namespace
 from collections.abc import Iterator
@@ -70,23 +71,21 @@ def run_command(args: Namespace) -> None:
 
 
 def eval_command(args: Namespace) -> None:
-    """Print a model's scores on a task's dev examples."""
+    """Print a model's scores on a task's dev examples; of an own file, on all."""
     from bitflax import predict
 
-    columns = args.text.split(",") if args.text else None
-    text = columns[0] if columns and len(columns) == 1 else columns
-    own = args.task not in tasks.task_names()
+    columns = tuple(args.text.split(",")) if args.text else None
+    named = args.task in tasks.task_names()
     task = tasks.load_task(
         args.task,
         data_dir=args.data_dir,
-        text=text,
+        text=columns[0] if columns and len(columns) == 1 else columns,
         label=args.label,
-        dev=args.task if own else None,
+        dev=None if named or Path(args.task).is_dir() else args.task,
     )
     for note in task.notes:
         print(f"note: {note}", file=sys.stderr)
-    scores = predict.load(args.model).score(task)
-    for name, value in scores.items():
+    for name, value in predict.load(args.model).score(task).items():
         print(f"{name}\t{value:.4f}")
     print(f"examples\t{len(task.dev)}")
 
@@ -96,17 +95,45 @@ def predict_command(args: Namespace) -> None:
     from bitflax import predict
 
     predictor = predict.load(args.model)
-    lines = list(args.texts or _stdin())
-    for label, probability, text in predictor.predict(lines):
-        print(f"{label}\t{probability:.4f}\t{text}")
+    lines = enumerate(args.texts, 1) if args.texts else _stdin()
+    place, width = "TEXT" if args.texts else "stdin", 0
+    # In pieces, so that a pipe of any length is answered as it comes.
+    while piece := list(itertools.islice(lines, 1024)):
+        texts = []
+        for number, line in piece:
+            parts = line.split("\t")
+            width = width or len(parts)
+            if len(parts) != width or width > 2:
+                raise _bad_text(f"{place}:{number}", width, len(parts))
+            texts.append(line if width == 1 else tuple(parts))
+        for label, probability, text in predictor.predict(texts):
+            _print_prediction(label, probability, text)
+        sys.stdout.flush()
 
 
-def _stdin() -> Iterator[str]:
+def _bad_text(place: str, width: int, found: int) -> DataError:
+    if width > 2:
+        problem = f"expected a text or a pair, found {found} fields"
+    else:
+        problem = f"expected {'a text' if width == 1 else 'a pair'} as in the first"
+        problem += f" line, found {found} field{'' if found == 1 else 's'}"
+    return DataError(place, problem, fix="a tab parts the two texts of a pair")
+
+
+def _print_prediction(label: str | float, probability: float, text: Any) -> None:
+    shown = text if isinstance(text, str) else "\t".join(text)
+    if isinstance(label, float):
+        print(f"{label:.4f}\t-\t{shown}")
+    else:
+        print(f"{label}\t{probability:.4f}\t{shown}")
+
+
+def _stdin() -> Iterator[tuple[int, str]]:
     if sys.stdin.isatty():
-        print("a text a line; Ctrl-D ends", file=sys.stderr)
+        print("one text a line; Ctrl-D ends", file=sys.stderr)
     for number, raw in enumerate(sys.stdin.buffer, 1):
         try:
-            yield raw.decode("utf-8").rstrip("\r\n")
+            yield number, raw.decode("utf-8").rstrip("\r\n")
         except UnicodeDecodeError as error:
             problem, fix = f"not UTF-8 ({error.reason})", "convert it to UTF-8"
             raise DataError(f"stdin:{number}", problem, fix=fix) from error
@@ -114,12 +141,28 @@ def _stdin() -> Iterator[str]:
 
 def inspect_command(args: Namespace) -> None:
     """Print every tensor's bits and bytes."""
-    from bitflax import packing
+    from bitflax import hfstate, packing
 
-    path = Path(args.model)
-    if path.is_dir() and (path / "model.safetensors").is_file():
-        path = path / "model.safetensors"
-    if not path.exists():
-        fix = "give a packed model.safetensors or a run's folder"
+    path = _weights(Path(args.model))
+    if (path.parent / "config.json").is_file():
+        rows = [
+            packing.SizeRow(name, 8 * array.dtype.itemsize, array.size, array.nbytes)
+            for name, array in hfstate.read_state(path.parent)[0].items()
+        ]
+    else:
+        rows = packing.size_report(path)
+    print(packing.size_table(rows))
+
+
+def _weights(path: Path) -> Path:
+    """Return the file of weights of a packed model, a run or a model's folder."""
+    if path.is_file():
+        return path
+    if (path / "config.json").is_file() or (path / "model.safetensors").is_file():
+        return path / "model.safetensors"
+    if not path.is_dir():
+        fix = "give a packed model.safetensors, a run's folder or a model's"
         raise InputMissing(path, "no such file or folder", fix=fix)
-    print(packing.size_table(packing.size_report(path)))
+    stages = sorted(path.glob("*-*/params"))
+    fix = f"finish the run, or give {stages[-1]}" if stages else "give a run's folder"
+    raise InputMissing(path, "no packed model.safetensors in it", fix=fix)

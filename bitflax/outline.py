@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from bitflax import hfconfig, hfnames, hub, losses, recipe, rules, trees
+from bitflax.data import glue, tasks
 from bitflax.errors import BitflaxError, ConfigError
 from bitflax.recipe import Recipe, Stage
 from bitflax.types import BertConfig, Optim
@@ -40,12 +41,20 @@ def teacher_config(of: Recipe) -> tuple[BertConfig | None, str]:
         return None, f"{name} is no folder here; `bitflax run` asks the hub for it"
     try:
         folder = hub.resolve(name)
-        fields = hfconfig.read_json(folder / "config.json")
-        return hfconfig.config_from_hf(fields, place=folder / "config.json"), str(
-            folder
-        )
+        path = folder / "config.json"
+        fields = hfconfig.read_json(path)
+        labels = None if of.teacher.folder else _labels(of.data.task)
+        config = hfconfig.config_from_hf(fields, num_labels=labels, place=path)
+        return config, str(folder)
     except BitflaxError as error:
         return None, f"{error.problem} ({error.fix})"
+
+
+def _labels(task: str) -> int | None:
+    """Return how many logits a task has; None where its file would say."""
+    if task == tasks.ICD10CM:
+        return 21
+    return max(1, len(glue.TASKS[task].labels)) if task in glue.TASKS else None
 
 
 def parameter_bits(stage: Stage, config: BertConfig, rest: str = "int8") -> list[Line]:
