@@ -1,0 +1,281 @@
+"""What a run gave: the table on the terminal, ``report.json`` and ``report.html``.
+
+The page needs nothing but itself: its style, its plots and its numbers are inside.
+"""
+
+import dataclasses
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from bitflax import runlog, storage, svg
+from bitflax.svg import Number
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One line of the table: the teacher first, the packed student last.
+
+    ``score`` and ``kept`` (the share of the teacher's score) are fractions; ``bits``
+    is what a quantised weight takes; ``bytes`` is the size on the disk. None is
+    unknown or does not apply. ``extra`` holds more columns for the page.
+    """
+
+    name: str
+    score: Number | None
+    kept: Number | None = None
+    bits: Any = 32
+    bytes: int | None = None
+    seconds: Number | None = None
+    extra: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+def table(rows: Sequence[Row], metric: str = "score") -> str:
+    """Return the table as lines of text.
+
+    >>> print(table([Row("teacher", 0.8, 1.0, 32, 90_000_000, 158.2),
+    ...              Row("packed", 0.784, 0.98, 1, 3_000_000)], "accuracy"))
+    stage    accuracy    kept  bits       bytes  ratio  seconds
+    teacher    0.8000  100.0%    32  90,000,000   1.0x      158
+    packed     0.7840   98.0%     1   3,000,000  30.0x        -
+    """
+    lines = [_head(metric), *_cells(rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    text = []
+    for name, *numbers in lines:
+        pairs = zip(numbers, widths[1:], strict=True)
+        text.append("  ".join([name.ljust(widths[0]), *(n.rjust(w) for n, w in pairs)]))
+    return "\n".join(text)
+
+
+def write_report(
+    folder: str | Path,
+    rows: Sequence[Row],
+    log_path: str | Path,
+    meta: Mapping[str, Any],
+) -> None:
+    """Write ``report.json`` and ``report.html``.
+
+    Args:
+      folder: the run folder.
+      rows: the teacher first, the packed student last.
+      log_path: ``log.jsonl``; ``loss/...`` and ``dev/...`` are plotted by stage.
+      meta: ``task`` and ``metric``; whatever else it holds (name, command, versions,
+        a list of notes) is printed below the plots.
+
+    Raises:
+      StorageError: the disk is full or broken.
+    """
+    names = ("name", "score", "kept", "bits", "bytes", "seconds")
+    record = {
+        "task": meta["task"],
+        "metric": meta["metric"],
+        "stages": [{n: _finite(getattr(row, n)) for n in names} for row in rows],
+    }
+    folder = Path(folder)
+    storage.write_text(folder / "report.json", json.dumps(record, indent=2) + "\n")
+    page = html(rows, runlog.read(log_path), meta)
+    storage.write_text(folder / "report.html", page)
+
+
+def html(
+    rows: Sequence[Row], lines: Sequence[Mapping[str, Any]], meta: Mapping[str, Any]
+) -> str:
+    """Return the page; every text in it is escaped."""
+    title = f"bitflax: {meta.get('name') or meta['task']}"
+    more = {k: v for k, v in meta.items() if k not in ("task", "metric", "name") and v}
+    body = [
+        f"<h1>{escape(str(title))}</h1>",
+        f"<p>{escape(_summary(rows, meta))}</p>",
+        _html_table(rows, str(meta["metric"])),
+        _sizes(rows),
+        *_stages(rows, lines, str(meta["metric"])),
+        _details(more),
+    ]
+    return _PAGE.format(title=escape(str(title)), style=_STYLE, body="\n".join(body))
+
+
+def _finite(value: Any) -> Any:
+    value = value.item() if hasattr(value, "item") else value
+    bad = isinstance(value, float) and not math.isfinite(value)
+    return None if bad else value
+
+
+def _head(metric: str) -> list[str]:
+    return ["stage", metric, "kept", "bits", "bytes", "ratio", "seconds"]
+
+
+def _cells(rows: Sequence[Row]) -> list[list[str]]:
+    whole = rows[0].bytes if rows else None
+    return [
+        [
+            row.name,
+            _show(row.score, ".4f"),
+            _show(row.kept, ".1%"),
+            _show(row.bits, "g"),
+            _show(row.bytes, ","),
+            _show(whole and row.bytes and whole / row.bytes, ".1f", "x"),
+            _show(row.seconds, ",.0f"),
+        ]
+        for row in rows
+    ]
+
+
+def _show(value: Any, form: str, unit: str = "") -> str:
+    if value is None or value == "":
+        return "-"
+    return value if isinstance(value, str) else format(value, form) + unit
+
+
+def _summary(rows: Sequence[Row], meta: Mapping[str, Any]) -> str:
+    text = f"Task {meta['task']}, scored by {meta['metric']} on its dev split."
+    if len(rows) < 2:
+        return text
+    first, last = rows[0], rows[-1]
+    if _finite(last.kept) is not None:
+        text += f" {last.name} keeps {last.kept:.1%} of the teacher's score"
+        if first.bytes and last.bytes:
+            text += f" in 1/{first.bytes / last.bytes:.0f} of its bytes"
+        text += "."
+    return text
+
+
+def _html_table(rows: Sequence[Row], metric: str) -> str:
+    extras = list(dict.fromkeys(name for row in rows for name in row.extra))
+    heads = "".join(f'<th scope="col">{escape(n)}</th>' for n in _head(metric) + extras)
+    lines = []
+    for row, (name, *numbers) in zip(rows, _cells(rows), strict=True):
+        numbers += [_show(row.extra.get(extra), ".4g") for extra in extras]
+        cells = "".join(f"<td>{escape(number)}</td>" for number in numbers)
+        lines.append(f'<tr><th scope="row">{escape(name)}</th>{cells}</tr>')
+    inside = f"<thead><tr>{heads}</tr></thead><tbody>{''.join(lines)}</tbody>"
+    return f'<div class="wide"><table>{inside}</table></div>'
+
+
+def _sizes(rows: Sequence[Row]) -> str:
+    bars = [(r.name, r.bytes, f"{r.bytes / 1e6:,.1f} MB") for r in rows if r.bytes]
+    if not bars:
+        return ""
+    chart = svg.bar_chart("bytes on disk of each stage", bars)
+    return f'<h2>Size on disk</h2>\n<figure class="bars">{chart}</figure>'
+
+
+def _stages(
+    rows: Sequence[Row], lines: Sequence[Mapping[str, Any]], metric: str
+) -> list[str]:
+    parts = []
+    teacher = rows[0].score if rows else None
+    for stage in dict.fromkeys(line["stage"] for line in lines if "stage" in line):
+        mine = [line for line in lines if line.get("stage") == stage and "step" in line]
+        names = sorted(dict.fromkeys(name for line in mine for name in line))
+        figures = [
+            _figure(name, _points(mine, name), teacher, metric)
+            for start in ("dev/", "loss/")
+            for name in names
+            if name.startswith(start) and _points(mine, name)
+        ]
+        if figures:
+            grid = f'<div class="plots">{"".join(figures)}</div>'
+            parts.append(f"<h2>{escape(str(stage))}</h2>\n{grid}")
+    return parts
+
+
+def _points(
+    lines: Iterable[Mapping[str, Any]], name: str
+) -> list[tuple[Number, Number]]:
+    pairs = ((line["step"], line.get(name)) for line in lines)
+    return [(x, y) for x, y in pairs if isinstance(y, (int, float))]
+
+
+def _figure(
+    name: str,
+    points: Sequence[tuple[Number, Number]],
+    teacher: Number | None,
+    metric: str,
+) -> str:
+    dashed = None
+    if name == f"dev/{metric}" and teacher is not None and math.isfinite(teacher):
+        dashed = ("teacher", teacher)
+    few = len(points) <= 40
+    plot = svg.line_plot(f"{name} by step", points, dashed=dashed, dots=few)
+    return f"<figure><figcaption>{escape(name)}</figcaption>{plot}</figure>"
+
+
+def _details(more: Mapping[str, Any]) -> str:
+    if not more:
+        return ""
+    items = "".join(
+        f"<dt>{escape(str(name))}</dt><dd>{escape(_plain(value))}</dd>"
+        for name, value in more.items()
+    )
+    return f"<h2>How</h2>\n<dl>{items}</dl>"
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {_plain(part)}" for name, part in value.items())
+    if isinstance(value, (list, tuple)):
+        return "; ".join(map(_plain, value))
+    return str(value)
+
+
+_PAGE = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<title>{title}</title>
+<style>{style}</style>
+</head>
+<body>
+<main>
+{body}
+</main>
+</body>
+</html>
+"""
+
+_STYLE = """
+:root { --text: #1c2024; --soft: #60646c; --line: #d9d9e0; --back: #fcfcfd;
+  --card: #ffffff; --mark: #0b68cb; --level: #b54708; }
+@media (prefers-color-scheme: dark) {
+  :root { --text: #edeef0; --soft: #b0b4ba; --line: #3a3f45; --back: #111113;
+    --card: #18191b; --mark: #70b8ff; --level: #ffb381; } }
+* { box-sizing: border-box; }
+body { margin: 0; background: var(--back); color: var(--text);
+  font: 16px/1.5 system-ui, sans-serif; }
+main { max-width: 1100px; margin: 0 auto; padding: 16px; }
+h1 { font-size: 1.5rem; margin: .5rem 0; overflow-wrap: anywhere; }
+h2 { font-size: 1.15rem; margin: 2rem 0 .75rem; overflow-wrap: anywhere; }
+.wide { overflow-x: auto; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums;
+  font-size: .9rem; }
+th, td { padding: .35rem .7rem; text-align: right; white-space: nowrap;
+  border-bottom: 1px solid var(--line); }
+thead th { color: var(--soft); font-weight: 600; }
+tr > th:first-child { text-align: left; padding-left: 0; }
+tbody th { font-weight: 600; }
+.plots { display: grid; gap: 12px;
+  grid-template-columns: repeat(auto-fill, minmax(min(300px, 100%), 1fr)); }
+figure { margin: 0; padding: 10px; background: var(--card);
+  border: 1px solid var(--line); border-radius: 8px; }
+figcaption { font-size: .9rem; font-weight: 600; margin-bottom: 4px;
+  overflow-wrap: anywhere; }
+.bars { max-width: 620px; padding: 14px 14px 4px; }
+svg { display: block; width: 100%; height: auto; font: 11px system-ui, sans-serif; }
+.axis-text { fill: var(--soft); }
+.name { fill: var(--text); font-size: 12px; }
+.axis { stroke: var(--soft); } .grid { stroke: var(--line); }
+.line { fill: none; stroke: var(--mark); stroke-width: 1.8;
+  stroke-linejoin: round; }
+.dot { fill: var(--mark); }
+.dash { stroke: var(--level); stroke-width: 1.4; stroke-dasharray: 5 4; }
+.bar { fill: var(--mark); } .back { fill: var(--line); opacity: .5; }
+dl { display: grid; grid-template-columns: minmax(5rem, max-content) 1fr;
+  gap: .3rem 1rem; font-size: .9rem; }
+dt { color: var(--soft); } dd { margin: 0; overflow-wrap: anywhere; }
+"""
