@@ -6,6 +6,7 @@ offsets are held against the bytes that are there before an array is made of the
 Source: ``torch/serialization.py``, both formats.
 """
 
+import errno
 import math
 import mmap
 import os
@@ -17,7 +18,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from bitflax import torchpickle
-from bitflax.errors import DamagedFile, InputMissing
+from bitflax.errors import DamagedFile, InputMissing, StorageError
 
 # What reading a file that was cut or changed may end in.
 _BROKEN = (
@@ -58,7 +59,12 @@ def read(path: Path) -> dict[str, np.ndarray]:
             f"hostile pickle refused: {error}",
             fix="do not use this file; a state saved as safetensors holds no code",
         ) from None
-    except _BROKEN as error:
+    except (*_BROKEN, OSError) as error:
+        # Seeking to before the start, as a broken zip file asks for, is EINVAL.
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
+            raise StorageError(
+                path, f"cannot read it ({error.strerror})", fix="check rights and disk"
+            ) from None
         raise DamagedFile(
             path, f"not a whole PyTorch state ({error})", fix="fetch the file again"
         ) from None

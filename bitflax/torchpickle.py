@@ -9,9 +9,10 @@ Source: ``torch/_utils.py`` and ``torch/serialization.py`` for the names,
 ``pickletools.py`` for the opcodes.
 """
 
+import io
 import pickletools
-from collections.abc import Iterable
-from typing import Any, ClassVar, NamedTuple
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
@@ -36,6 +37,9 @@ _KNOWN = {*_DTYPES, *_TENSOR, _ORDERED_DICT, _PARAMETER}
 
 class HostilePickleError(ValueError):
     """The pickle asks for what no state of a model needs."""
+
+
+_OPCODES = {opcode.code.encode("latin-1"): opcode for opcode in pickletools.opcodes}
 
 
 class _Name(NamedTuple):
@@ -71,28 +75,41 @@ def run(pickled: Any) -> tuple[Any, dict[str, Storage]]:
       HostilePickleError: it holds an opcode or a name that no state needs.
       ValueError, LookupError, TypeError: it is broken.
     """
+    file = io.BytesIO(pickled) if isinstance(pickled, bytes) else pickled
     machine = _Machine()
-    for opcode, argument, _ in pickletools.genops(pickled):
-        machine.step(opcode.name, argument)
+    while (opcode := _OPCODES[file.read(1)]).name != "STOP":
+        # An argument is read only after its opcode is known to be allowed.
+        carry_out = machine.handler(opcode.name)
+        if opcode.name == "GLOBAL":
+            argument = f"{_line(file)} {_line(file)}"
+        else:
+            argument = opcode.arg.reader(file) if opcode.arg else None
+        carry_out(argument)
     (value,) = machine.stack
     return value, machine.storages
 
 
+def _line(file: Any) -> str:
+    return file.readline().decode("ascii").removesuffix("\n")
+
+
+_PUSHED = (
+    *("BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT"),
+    *("BINUNICODE", "SHORT_BINUNICODE", "BINSTRING", "SHORT_BINSTRING"),
+)
+_NEW: dict[str, Callable[[], Any]] = {
+    "EMPTY_DICT": dict,
+    "EMPTY_LIST": list,
+    "EMPTY_TUPLE": tuple,
+    "NONE": lambda: None,
+    "NEWTRUE": lambda: True,
+    "NEWFALSE": lambda: False,
+}
+_SKIPPED = ("PROTO", "FRAME")
+
+
 class _Machine:
     """A stack machine for the opcodes that a state needs; it calls nothing."""
-
-    _PUSH = (
-        *("BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT"),
-        *("BINUNICODE", "SHORT_BINUNICODE", "BINSTRING", "SHORT_BINSTRING"),
-    )
-    _NEW: ClassVar = {
-        "EMPTY_DICT": dict,
-        "EMPTY_LIST": list,
-        "EMPTY_TUPLE": tuple,
-        "NONE": lambda: None,
-        "NEWTRUE": lambda: True,
-        "NEWFALSE": lambda: False,
-    }
 
     def __init__(self):
         self.stack: list[Any] = []
@@ -100,37 +117,46 @@ class _Machine:
         self.memo: dict[int, Any] = {}
         self.storages: dict[str, Storage] = {}
 
-    def step(self, opcode: str, argument: Any) -> None:
-        """Carry out one opcode."""
-        if opcode in self._PUSH:
-            self.stack.append(argument)
-        elif opcode in self._NEW:
-            self.stack.append(self._NEW[opcode]())
-        elif opcode in ("BINGET", "LONG_BINGET"):
-            self.stack.append(self.memo[argument])
-        elif opcode in ("BINPUT", "LONG_BINPUT"):
-            self.memo[argument] = self.stack[-1]
-        elif opcode not in ("PROTO", "FRAME", "STOP"):
-            carry_out = getattr(self, f"_{opcode.lower()}", None)
-            if carry_out is None:
-                raise HostilePickleError(f"opcode {opcode}")
-            carry_out(argument)
+    def handler(self, opcode: str) -> Callable[[Any], None]:
+        """Return what carries out an opcode, given its argument.
 
-    def _global(self, name: str) -> None:
+        Raises:
+          HostilePickleError: no state needs the opcode.
+        """
+        if opcode in _PUSHED:
+            return self.stack.append
+        if opcode in _NEW:
+            return lambda _: self.stack.append(_NEW[opcode]())
+        if opcode in _SKIPPED:
+            return lambda _: None
+        carry_out = getattr(self, f"_op_{opcode.lower()}", None)
+        if carry_out is None:
+            raise HostilePickleError(f"opcode {opcode}")
+        return carry_out
+
+    def _op_binget(self, index: int) -> None:
+        self.stack.append(self.memo[index])
+
+    def _op_binput(self, index: int) -> None:
+        self.memo[index] = self.stack[-1]
+
+    _op_long_binget, _op_long_binput = _op_binget, _op_binput
+
+    def _op_global(self, name: str) -> None:
         if name not in _KNOWN:
             raise HostilePickleError(f"it asks for {name.replace(' ', '.'):.80}")
         self.stack.append(_Name(name))
 
-    def _stack_global(self, _: Any) -> None:
+    def _op_stack_global(self, _: Any) -> None:
         name, module = self.stack.pop(), self.stack.pop()
         if type(name) is not str or type(module) is not str:
             raise HostilePickleError("it asks for a name that is no text")
-        self._global(f"{module} {name}")
+        self._op_global(f"{module} {name}")
 
-    def _memoize(self, _: Any) -> None:
+    def _op_memoize(self, _: Any) -> None:
         self.memo[len(self.memo)] = self.stack[-1]
 
-    def _mark(self, _: Any) -> None:
+    def _op_mark(self, _: Any) -> None:
         self.marks.append(self.stack)
         self.stack = []
 
@@ -138,32 +164,32 @@ class _Machine:
         items, self.stack = self.stack, self.marks.pop()
         return items
 
-    def _tuple(self, _: Any) -> None:
+    def _op_tuple(self, _: Any) -> None:
         items = self._since_mark()
         self.stack.append(tuple(items))
 
-    def _tuple1(self, _: Any) -> None:
+    def _op_tuple1(self, _: Any) -> None:
         self.stack[-1:] = [tuple(self.stack[-1:])]
 
-    def _tuple2(self, _: Any) -> None:
+    def _op_tuple2(self, _: Any) -> None:
         self.stack[-2:] = [tuple(self.stack[-2:])]
 
-    def _tuple3(self, _: Any) -> None:
+    def _op_tuple3(self, _: Any) -> None:
         self.stack[-3:] = [tuple(self.stack[-3:])]
 
-    def _append(self, _: Any) -> None:
+    def _op_append(self, _: Any) -> None:
         item = self.stack.pop()
         self._top(list).append(item)
 
-    def _appends(self, _: Any) -> None:
+    def _op_appends(self, _: Any) -> None:
         items = self._since_mark()
         self._top(list).extend(items)
 
-    def _setitem(self, _: Any) -> None:
+    def _op_setitem(self, _: Any) -> None:
         value, key = self.stack.pop(), self.stack.pop()
         self._put([(key, value)])
 
-    def _setitems(self, _: Any) -> None:
+    def _op_setitems(self, _: Any) -> None:
         items = self._since_mark()
         self._put(zip(items[::2], items[1::2], strict=True))
 
@@ -175,7 +201,7 @@ class _Machine:
                 raise ValueError(f"a key is a {type(key).__name__}")
             target[key] = value
 
-    def _build(self, _: Any) -> None:
+    def _op_build(self, _: Any) -> None:
         """Drop the state of an object: a dict's ``_metadata`` is of no use here."""
         self.stack.pop()
         self._top((dict, Tensor))
@@ -185,7 +211,7 @@ class _Machine:
             raise HostilePickleError(f"it changes a {type(self.stack[-1]).__name__}")
         return self.stack[-1]
 
-    def _binpersid(self, _: Any) -> None:
+    def _op_binpersid(self, _: Any) -> None:
         kind, storage, key, _device, numel, *view = self.stack.pop()
         if (
             kind != "storage"
@@ -200,7 +226,7 @@ class _Machine:
             raise ValueError(f"storage {key} is there twice")
         self.stack.append(found)
 
-    def _reduce(self, _: Any) -> None:
+    def _op_reduce(self, _: Any) -> None:
         arguments, name = self.stack.pop(), self.stack.pop()
         if not isinstance(name, _Name) or not isinstance(arguments, tuple):
             raise HostilePickleError("it calls what is no allowed name")
