@@ -3,7 +3,6 @@
 All of it is NumPy on the host; ``bitflax.leaves`` does the way back, inside jit.
 """
 
-from collections.abc import Iterator
 from typing import Any
 
 import jax.numpy as jnp
@@ -62,7 +61,7 @@ def half(x: Float32[np.ndarray, "..."], *, normal: bool = False) -> np.ndarray:
 
 
 def _packed(fields: np.ndarray, scale: np.ndarray, bits: int, shape: tuple) -> Packed:
-    codes = jnp.asarray(to_bytes(fields, bits))
+    codes = jnp.asarray(to_bytes(fields.astype(np.int8), bits))
     return Packed(codes, jnp.asarray(scale), bits, shape)
 
 
@@ -77,22 +76,19 @@ def eight_bits(matrix: Float32[np.ndarray, "rows cols"]) -> Packed:
     """
     scale = half(np.abs(matrix).max(axis=1, keepdims=True) / LEVELS, normal=True)
     fields = np.rint(matrix / np.where(scale == 0, 1, scale))
-    fields = np.clip(fields, -LEVELS, LEVELS).astype(np.int8)
+    fields = np.clip(fields, -LEVELS, LEVELS)
     return _packed(fields, scale, 8, matrix.shape)
 
 
-def _groupings(rows: int, cols: int) -> Iterator[tuple[bool, int]]:
-    """Yield (rows share scales, groups a row), fewest scales first, as a user means it.
+def _groupings(rows: int, cols: int) -> list[tuple[bool, int]]:
+    """Return pairs (rows share scales, groups a row), those of fewest scales first.
 
-    Per tensor, per output channel, per row, then equal runs. Where a group would be
-    one value, anything fits and nothing is saved: left out.
+    Where a group would be one value, anything fits and nothing is saved: left out.
     """
-    runs = [n for n in range(2, cols // 2 + 1) if cols % n == 0]
-    ways = [(True, 1), (True, cols), (False, 1)]
-    ways += [(True, n) for n in runs] + [(False, n) for n in runs]
-    for shared, groups in ways:
-        if (rows if shared else 1) * (cols // groups) > 1:
-            yield shared, groups
+    runs = [n for n in range(1, cols + 1) if cols % n == 0]
+    ways = [(shared, n) for shared in (True, False) for n in runs]
+    ways = [(s, n) for s, n in ways if (rows if s else 1) * (cols // n) > 1]
+    return sorted(ways, key=lambda way: way[1] if way[0] else rows * way[1])
 
 
 def _fit(size: np.ndarray, shared: bool, groups: int) -> tuple[np.ndarray, int] | None:
@@ -113,9 +109,9 @@ def _fit(size: np.ndarray, shared: bool, groups: int) -> tuple[np.ndarray, int] 
 def read_off(matrix: Float32[np.ndarray, "rows cols"]) -> Packed | None:
     """Pack a matrix whose values are -s and s, or -s, 0 and s, group by group.
 
-    The groups tried are one for the tensor, one an output channel (a column), one a
-    row, then equal runs of the last axis for all rows or for each. One bit is taken
-    where any grouping allows it, 2 bits otherwise.
+    A group is an equal run of the last axis, in each row by itself or in all rows
+    together: the tensor, an output channel (a column), a row, or less. One bit is
+    taken where any grouping allows it, 2 bits otherwise; then the fewest scales.
 
     Returns:
       The packed matrix, exact to the last bit, or None where nothing fits.
@@ -127,7 +123,8 @@ def read_off(matrix: Float32[np.ndarray, "rows cols"]) -> Packed | None:
     size = np.abs(matrix)
     found = None
     for shared, groups in _groupings(*matrix.shape):
-        if _fit(size[:1], shared, groups) is None:
+        # Two rows tell most of what does not fit, before the whole is looked at.
+        if _fit(size[:2], shared, groups) is None:
             continue
         fit = _fit(size, shared, groups)
         if fit and fit[1] == 1:

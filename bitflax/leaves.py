@@ -83,6 +83,7 @@ def codes_to_values(codes: Array, bits: int, cols: int) -> Array:
         return codes.astype(jnp.int8)
     per_byte = 8 // bits
     shifts = jnp.arange(per_byte, dtype=jnp.uint8) * jnp.uint8(bits)
+    shifts = jnp.expand_dims(shifts, range(codes.ndim))
     fields = (codes[..., None] >> shifts) & jnp.uint8(2**bits - 1)
     fields = fields.reshape(*codes.shape[:-1], -1)[..., :cols].astype(jnp.int8)
     return 2 * fields - 1 if bits == 1 else fields - 1
@@ -90,7 +91,8 @@ def codes_to_values(codes: Array, bits: int, cols: int) -> Array:
 
 def _rows(codes: Array, scale: Array, bits: int, cols: int) -> Array:
     values = codes_to_values(codes, bits, cols).astype(scale.dtype)
-    return values * jnp.repeat(scale, cols // scale.shape[-1], axis=-1)
+    wide = jnp.repeat(scale, cols // scale.shape[-1], axis=-1)
+    return values * jnp.broadcast_to(wide, values.shape)
 
 
 def dense(leaf: Any) -> Any:

@@ -1,0 +1,274 @@
+"""Texts in, labels and probabilities out: from a packed file, a run or a folder.
+
+>>> predictor = load("runs/quickstart")                     # doctest: +SKIP
+>>> predictor.predict(["fracture of the left wrist"])       # doctest: +SKIP
+[Prediction(label='Injury, poisoning ...', probability=0.98, text='fracture of ...')]
+"""
+
+import json
+import math
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float32
+
+from bitflax import leaves, metrics, model, packing, pretrained, training, trees
+from bitflax.data import batches
+from bitflax.data.examples import Task
+from bitflax.data.text import Tokenizer
+from bitflax.errors import ConfigError, DataError, InputMissing
+from bitflax.types import BertConfig, Params
+
+Text = str | tuple[str, str]
+
+
+class Prediction(NamedTuple):
+    """What the model says of a text, or of a pair of texts.
+
+    A regression's ``label`` is the real number, and its ``probability`` is NaN.
+    """
+
+    label: str | float
+    probability: float
+    text: Text
+
+
+class Predictor:
+    """A model with its tokenizer, compiled for the few shapes that it meets.
+
+    Args:
+      config: the model's shape and label names.
+      params: dense parameters, or a packed tree.
+      tokenizer: a ``bitflax.data.text.Tokenizer``.
+      act: activation quantizers, as ``bitflax.bert`` takes them.
+      max_length: longer texts are cut; None: as many as the model has positions.
+
+    Raises:
+      ConfigError: the tokenizer knows more tokens than the model, or ``max_length``
+        is more than its positions.
+    """
+
+    def __init__(
+        self,
+        config: BertConfig,
+        params: Params,
+        tokenizer: Tokenizer,
+        act: Any = None,
+        max_length: int | None = None,
+    ):
+        if tokenizer.vocab_size > config.vocab_size:
+            raise ConfigError(
+                "tokenizer",
+                f"{tokenizer.vocab_size} tokens, but the model has only "
+                f"{config.vocab_size}",
+                fix="give the tokenizer that the model was trained with",
+            )
+        positions = config.max_position_embeddings
+        if max_length is not None and max_length > positions:
+            raise ConfigError(
+                "max_length",
+                f"{max_length}, but the model has only {positions} positions",
+                fix=f"give at most {positions}",
+            )
+        self.config, self.tokenizer, self.act = config, tokenizer, act
+        self.max_length = max_length or positions
+        # Tables stay packed, since few of their rows are looked up; matrices are
+        # unpacked once and not in every batch. Both give the packed tree's numbers.
+        self.params = trees.map_paths(
+            lambda path, leaf: leaf if _is_table(path) else leaves.dense(leaf), params
+        )
+        self._step = training.make_eval_step(model.bert(config, act))
+
+    def logits(
+        self, texts: Sequence[Text], batch_size: int = 32
+    ) -> Float32[np.ndarray, "texts labels"]:
+        """Return the logits of texts, or of pairs of texts, in their order.
+
+        Texts of like length run together. Fewer texts than ``batch_size`` are filled
+        up to a power of two, so that few shapes compile.
+
+        Raises:
+          DataError: a text is not a string, or not every one is a pair.
+        """
+        return self._logits(_columns(texts), batch_size)
+
+    def predict(self, texts: Sequence[Text], batch_size: int = 32) -> list[Prediction]:
+        """Return the label and its probability for each text, or pair of texts.
+
+        Raises:
+          DataError: a text is not a string, or not every one is a pair.
+        """
+        texts = list(texts)
+        logits = self.logits(texts, batch_size)
+        if self.config.regression:
+            values = logits[:, 0].tolist()
+            return [
+                Prediction(v, math.nan, t) for v, t in zip(values, texts, strict=True)
+            ]
+        shifted = np.exp(logits - logits.max(axis=1, keepdims=True, initial=-np.inf))
+        best = np.argmax(logits, axis=1) if len(texts) else []
+        top = [float(row[i] / row.sum()) for row, i in zip(shifted, best, strict=True)]
+        names = [self.config.labels[i] for i in best]
+        return [Prediction(*said) for said in zip(names, top, texts, strict=True)]
+
+    def score(self, task: Task, batch_size: int = 32) -> dict[str, float]:
+        """Return the task's metrics on its dev examples.
+
+        Classes are matched by their names, where the model has names.
+
+        Raises:
+          ConfigError: the model's labels are not the task's.
+          DataError: the dev examples have no labels.
+        """
+        if task.dev.labels is None:
+            raise DataError(
+                task.name, "the dev examples have no labels", fix="give a labelled file"
+            )
+        order = self._label_order(task)
+        logits = self._logits(task.dev.texts, batch_size)
+        said = logits[:, 0] if order is None else order[np.argmax(logits, axis=1)]
+        return metrics.score(task.metric, said, task.dev.labels)
+
+    def _label_order(self, task: Task) -> np.ndarray | None:
+        """Return the task's class of each of the model's; None for a regression."""
+        mine, its = self.config.labels, task.labels
+        if task.regression and self.config.regression:
+            return None
+        if len(mine) == len(its) and not task.regression:
+            if set(mine) == set(its):
+                return np.array([its.index(name) for name in mine], np.int32)
+            if self.config.id2label is None:
+                return np.arange(len(mine), dtype=np.int32)
+        raise ConfigError(
+            task.name,
+            f"its labels are {_some(its)}, the model's are {_some(mine)}",
+            fix="give a model that was trained on this task",
+        )
+
+    def _logits(self, columns: Sequence[Any], batch_size: int) -> np.ndarray:
+        tokens = self.tokenizer.encode(columns, self.max_length)
+        out = np.zeros((len(tokens), self.config.num_labels), np.float32)
+        if not len(tokens):
+            return out
+        few = 1 << (len(tokens) - 1).bit_length()
+        cut = batches.Batches(
+            tokens,
+            batch_size=min(batch_size, few),
+            seed=0,
+            buckets=batches.buckets_for(tokens.lengths, self.max_length),
+            pad_id=self.tokenizer.pad_id,
+        )
+        for batch in cut.evaluation():
+            index = batch["index"]
+            out[index[index >= 0]] = np.asarray(
+                self._step(self.params, _inputs(batch))
+            )[index >= 0]
+        return out
+
+
+def _inputs(batch: dict) -> dict:
+    return {n: batch[n] for n in ("input_ids", "attention_mask", "token_type_ids")}
+
+
+def _is_table(path: str) -> bool:
+    return path.startswith("embeddings/")
+
+
+def _some(labels: Sequence[str]) -> str:
+    if not labels:
+        return "real numbers"
+    more = ", ..." if len(labels) > 3 else ""
+    return ", ".join(labels[:3]) + more
+
+
+def _columns(texts: Sequence[Text]) -> tuple[list[Any], ...]:
+    """Return one column of texts, or two of pairs."""
+    texts = list(texts)
+    width = 1 if not texts or isinstance(texts[0], str) else 2
+    for number, text in enumerate(texts, 1):
+        parts = (text,) if isinstance(text, str) else tuple(text)
+        if len(parts) != width or not all(isinstance(part, str) for part in parts):
+            raise DataError(
+                f"text {number}",
+                f"expected {'a text' if width == 1 else 'a pair of texts'}, found "
+                f"{text!r:.60}",
+                fix="give a list of strings, or a list of pairs of strings",
+            )
+    if width == 1:
+        return (texts,)
+    return [text[0] for text in texts], [text[1] for text in texts]
+
+
+def load(path: str | Path) -> Predictor:
+    """Return a predictor of a packed file, a run's folder or a Hugging Face folder.
+
+    Args:
+      path: a packed ``model.safetensors``; the folder of a run, whose packed model is
+        taken, or the last stage's ``params/`` where that stage is not quantised; or
+        a Hugging Face folder with a tokenizer.
+
+    Raises:
+      InputMissing: there is nothing there that predicts.
+      ConfigError: the run has not come to its packed model yet.
+      DamagedFile: a file is damaged.
+    """
+    path = Path(path)
+    if path.is_dir() and not (path / "config.json").is_file():
+        path = _of_run(path)
+    if path.is_dir():
+        config, params = pretrained.load_pretrained(path)
+        return Predictor(config, params, Tokenizer.from_folder(path))
+    found = packing.read_packed(path)
+    if found.tokenizer is None:
+        raise InputMissing(
+            path,
+            "the file carries no tokenizer",
+            fix="pack it again with save_packed(..., tokenizer=...)",
+        )
+    tokenizer = Tokenizer.from_json(found.tokenizer, path)
+    limit = found.extras.get("max_length")
+    known = type(limit) is int and 0 < limit <= found.config.max_position_embeddings
+    return Predictor(
+        found.config, found.packed, tokenizer, found.act, limit if known else None
+    )
+
+
+def _of_run(folder: Path) -> Path:
+    """Return what predicts in a run's folder: its packed file or its last stage."""
+    if (folder / "model.safetensors").is_file():
+        return folder / "model.safetensors"
+    stages = [
+        (int(part.name.split("-")[0]), part)
+        for part in folder.iterdir()
+        if re.match(r"\d+-", part.name) and (part / "params/config.json").is_file()
+    ]
+    if not stages:
+        raise InputMissing(
+            folder,
+            "neither a packed model.safetensors, nor a finished stage, nor config.json",
+            fix="give a packed file, a run's folder or a Hugging Face folder",
+        )
+    _, last = max(stages)
+    if _quantised(folder / "recipe.json", last.name.split("-", 1)[1]):
+        raise ConfigError(
+            last,
+            "this stage trains quantised weights, and the run has not packed them yet",
+            fix=f"finish the run, or give {last / 'params'} to see its latent weights",
+        )
+    return last / "params"
+
+
+def _quantised(recipe: Path, stage: str) -> bool:
+    """Whether the run's recipe has a stage of this name with rules or activations."""
+    try:
+        stages = json.loads(recipe.read_bytes())["recipe"]["stages"]
+        return any(
+            bool(found.get("rules") or found.get("act"))
+            for found in stages
+            if found.get("name") == stage
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return False

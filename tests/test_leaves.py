@@ -1,0 +1,106 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from bitflax import encoding, leaves, quantizers
+from bitflax.leaves import Lazy, Packed
+
+# What a field of a code stands for, written out.
+MEANING = {1: [-1, 1], 2: [-1, 0, 1]}
+
+
+def random_packed(bits, rows=5, cols=13, groups=(5, 1), seed=0):
+    rng = np.random.default_rng(seed)
+    if bits == 8:
+        fields = rng.integers(-128, 128, (rows, cols))
+    else:
+        fields = rng.integers(0, len(MEANING[bits]), (rows, cols))
+    scale = rng.uniform(0.5, 2, groups).astype(np.float32)
+    codes = encoding.to_bytes(fields, bits)
+    packed = Packed(jnp.asarray(codes), jnp.asarray(scale), bits, (rows, cols))
+    meant = fields if bits == 8 else np.array(MEANING[bits])[fields]
+    run = cols // groups[1]
+    wide = np.repeat(np.broadcast_to(scale, (rows, groups[1])), run, axis=1)
+    return packed, (meant * wide).astype(np.float32)
+
+
+@pytest.mark.parametrize("bits", [1, 2, 8])
+@pytest.mark.parametrize("cols", [1, 3, 4, 7, 8, 9, 16, 17])
+def test_codes_to_values_undoes_to_bytes(bits, cols):
+    low, high = {1: (0, 2), 2: (0, 3), 8: (-128, 128)}[bits]
+    fields = np.random.default_rng(cols).integers(low, high, (6, cols))
+    codes = encoding.to_bytes(fields, bits)
+    assert codes.dtype == np.uint8
+    assert codes.shape == (6, -(-cols * bits // 8))
+    expected = fields if bits == 8 else np.array(MEANING[bits])[fields]
+    values = leaves.codes_to_values(jnp.asarray(codes), bits, cols)
+    np.testing.assert_array_equal(values, expected)
+
+
+@pytest.mark.parametrize("bits", [1, 2, 8])
+@pytest.mark.parametrize("groups", [(1, 1), (1, 12), (5, 1), (1, 3), (5, 4)])
+def test_dense_spreads_the_scales(bits, groups):
+    packed, expected = random_packed(bits, cols=12, groups=groups)
+    np.testing.assert_array_equal(leaves.dense(packed), expected)
+
+
+def test_a_packed_vector_is_one_row():
+    codes = jnp.array([[0b10]], jnp.uint8)
+    packed = Packed(codes, jnp.array([[2.0]]), 1, (2,))
+    np.testing.assert_array_equal(leaves.dense(packed), [-2.0, 2.0])
+    assert packed.size == 2
+
+
+@pytest.mark.parametrize("bits", [1, 2, 8])
+def test_matmul_is_the_dense_one(bits):
+    packed, dense = random_packed(bits, rows=6, cols=9, groups=(1, 9))
+    x = np.random.default_rng(1).normal(size=(2, 4, 6)).astype(np.float32)
+    expected = np.einsum("bsn,nm->bsm", x, dense)
+    np.testing.assert_allclose(
+        leaves.matmul(x_ := jnp.asarray(x), packed), expected, atol=1e-4
+    )
+    np.testing.assert_array_equal(
+        leaves.matmul(x_, packed), leaves.matmul(x_, jnp.asarray(dense))
+    )
+
+
+@pytest.mark.parametrize("bits", [1, 2, 8])
+@pytest.mark.parametrize("groups", [(1, 1), (5, 1), (5, 4), (1, 4)])
+def test_lookup_is_the_dense_one_under_jit(bits, groups):
+    packed, dense = random_packed(bits, cols=12, groups=groups)
+    ids = jnp.array([[0, 4, 4], [2, 1, 0]])
+    found = jax.jit(leaves.lookup)(packed, ids)
+    np.testing.assert_array_equal(found, dense[np.asarray(ids)])
+
+
+def test_a_lazy_table_gives_the_numbers_of_the_quantised_one():
+    table = jax.random.normal(jax.random.key(0), (7, 16))
+
+    def quantizer(w):
+        return quantizers.binarize(w, axis=-1)
+
+    ids = jnp.array([3, 0, 3])
+    lazy = leaves.lookup(Lazy(table, quantizer), ids)
+    np.testing.assert_array_equal(lazy, quantizer(table)[ids])
+    np.testing.assert_array_equal(
+        leaves.dense(Lazy(table, quantizer)), quantizer(table)
+    )
+
+
+@pytest.mark.parametrize("lazy", [False, True])
+def test_the_pad_row_gets_no_gradient(lazy):
+    def loss(table):
+        leaf = Lazy(table, lambda w: 2 * w) if lazy else table
+        return jnp.sum(leaves.lookup(leaf, jnp.array([0, 1, 1]), pad=0))
+
+    factor = 2 if lazy else 1
+    gradient = jax.grad(loss)(jnp.ones((3, 2)))
+    np.testing.assert_array_equal(gradient, factor * np.array([[0, 0], [2, 2], [0, 0]]))
+
+
+def test_packed_leaves_pass_through_jit_as_arguments():
+    packed, dense = random_packed(2)
+    doubled = jax.jit(lambda leaf: 2 * leaves.dense(leaf))(packed)
+    np.testing.assert_array_equal(doubled, 2 * dense)
+    assert len(jax.tree.leaves(packed)) == 2
