@@ -1,0 +1,197 @@
+"""The design's layout, as far as a machine can check it."""
+
+import ast
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+import bitflax
+
+PACKAGE = pathlib.Path(bitflax.__file__).parent
+ROOT = PACKAGE.parent
+
+# A module imports only from rows above its own, never from its own row or below.
+# The rows of one level keep order inside it.
+ROWS = """
+L0  types errors data.examples
+L0  trees overrides storage svg progressbar tensorfile torchpickle
+L1  quantizers losses depth metrics leaves
+L1  hfconfig hfnames hffolder hub statedict torchfile runlog
+L1  data.tables data.text data.icd10
+L2  rules model encoding packedfile packedmeta hfstate data.columns data.batches
+L2  data.glue data.own
+L2  data.glue_tfds
+L2  data.tasks
+L3  packing pretrained training parallel checkpoints runfolder
+L4  recipe predict
+L5  report recipefiles outline
+L6  stages
+L7  commands
+L7  cli
+"""
+RANK = {
+    name: rank
+    for rank, row in enumerate(ROWS.strip().splitlines())
+    for name in row.split()[1:]
+}
+
+# Who may import a package, and whether at the top of the file.
+ONLY = {
+    "transformers": {"data/text.py", "pretrained.py"},
+    "tensorflow_datasets": {"data/tasks.py", "data/glue_tfds.py", "data/corpus.py"},
+    "orbax": {"checkpoints.py"},
+    "flax.linen": {"model.py"},
+    "flax.nnx": set(),
+    "tensorflow": set(),
+    "torch": set(),
+}
+LAZY = (
+    "transformers",
+    "tensorflow_datasets",
+    "orbax",
+    "huggingface_hub",
+    "sklearn",
+    "scipy",
+    "tensorboardX",
+    "tqdm",
+)
+HEAVY = (
+    "transformers",
+    "tensorflow_datasets",
+    "tensorflow",
+    "orbax",
+    "flax.nnx",
+    "sklearn",
+    "scipy.stats",
+    "tensorboardX",
+    "huggingface_hub",
+)
+TOP = {"pyproject.toml", "bitflax", "recipes", "tests", "colab", "README.md", "LICENSE"}
+
+FILES = sorted(p.relative_to(PACKAGE).as_posix() for p in PACKAGE.rglob("*.py"))
+FILES = [path for path in FILES if not path.startswith("_recipes/")]
+MODULES = {
+    path[:-3].replace("/", "."): PACKAGE / path
+    for path in FILES
+    if not path.endswith("__init__.py")
+}
+
+
+def imported(tree: ast.AST) -> set[str]:
+    """Return the dotted names that a tree imports, those inside functions too."""
+    names = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.Call) and "import_module" in ast.unparse(node.func):
+            names |= {arg.value for arg in node.args if isinstance(arg, ast.Constant)}
+    return names
+
+
+def parsed(path: str) -> ast.Module:
+    return ast.parse((PACKAGE / path).read_text("utf-8"))
+
+
+def internal(tree: ast.AST) -> set[str]:
+    """Return the bitflax modules that a tree imports, without ``bitflax.``."""
+    found = set()
+    for name in imported(tree):
+        if name.split(".")[0] == "bitflax":
+            short = name.removeprefix("bitflax.")
+            parent = short.rpartition(".")[0]
+            found |= {part for part in (short, parent) if part in MODULES}
+    return found
+
+
+def uses(names: set[str], package: str) -> bool:
+    return any(f"{name}.".startswith(f"{package}.") for name in names)
+
+
+def test_every_module_has_one_row():
+    listed = ROWS.split()
+    assert len([name for name in listed if name in RANK]) == len(RANK)
+    unplaced = set(MODULES) - set(RANK)
+    assert not unplaced, f"give them a row in ROWS: {sorted(unplaced)}"
+
+
+@pytest.mark.parametrize("module", sorted(MODULES))
+def test_imports_point_upwards(module):
+    wrong = {
+        name
+        for name in internal(ast.parse(MODULES[module].read_text("utf-8")))
+        if RANK[name] >= RANK[module]
+    }
+    assert not wrong, f"{module} imports from its own row or below: {sorted(wrong)}"
+
+
+def test_imports_inside_functions_are_seen():
+    tree = ast.parse("def f():\n    from bitflax import cli\n    import bitflax.trees")
+    assert internal(tree) == {"cli", "trees"}
+    tree = ast.parse("def f():\n    from bitflax.data.text import Tokenizer")
+    assert internal(tree) == {"data.text"}
+
+
+@pytest.mark.parametrize("package", ONLY)
+def test_package_is_imported_only_where_allowed(package):
+    users = {path for path in FILES if uses(imported(parsed(path)), package)}
+    assert users <= ONLY[package]
+
+
+@pytest.mark.parametrize("package", LAZY)
+def test_package_is_imported_inside_functions(package):
+    for path in FILES:
+        for node in parsed(path).body:
+            if not isinstance(node, ast.FunctionDef | ast.ClassDef):
+                assert not uses(imported(node), package), path
+
+
+def test_files_fit_in_a_head():
+    lengths = {path: len((PACKAGE / path).read_text().splitlines()) for path in FILES}
+    long = {path: lines for path, lines in lengths.items() if lines > 300}
+    assert not long
+
+
+def test_public_names_stand_one_a_line():
+    names = []
+    for node in parsed("__init__.py").body:
+        if isinstance(node, ast.ImportFrom):
+            (alias,) = node.names
+            assert alias.asname == alias.name
+            assert node.lineno == node.end_lineno or len(ast.unparse(node)) > 88
+            names.append(alias.name)
+    assert len(names) == len(set(names))
+    # A module of that name would hide the function, or be hidden by it.
+    assert not set(names) & {path.rpartition("/")[2][:-3] for path in FILES}
+
+
+def test_nothing_else_lies_at_the_top():
+    if not (ROOT / ".git").exists():
+        pytest.skip("not a checkout: there is no list of the project's files")
+    listed = subprocess.run(
+        ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.splitlines()
+    top = {path.split("/")[0] for path in listed}
+    assert {name for name in top if not name.startswith(".")} <= TOP
+
+
+def pulled(statement: str) -> set[str]:
+    """Return which heavy packages a statement imports in a fresh process."""
+    code = f"{statement}\nimport sys\nprint(*sys.modules, sep='\\n')"
+    found = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    return set(found.stdout.split()) & set(HEAVY)
+
+
+@pytest.mark.parametrize("statement", ["import bitflax", "import bitflax.cli"])
+def test_import_is_light(statement):
+    assert pulled(statement) == set()
+
+
+def test_light_import_test_can_fail():
+    assert "tensorboardX" in pulled("import bitflax, tensorboardX")
