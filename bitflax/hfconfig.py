@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bitflax.errors import ConfigError, DamagedFile, InputMissing
+from bitflax.errors import ConfigError, DamagedFile, InputMissing, StorageError
 from bitflax.types import BertConfig
 
 _INTS = (
@@ -47,6 +47,10 @@ def read_json(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise InputMissing(
             path, "no such file", fix="give the folder of a Hugging Face model"
+        ) from None
+    except OSError as error:
+        raise StorageError(
+            path, f"cannot read it ({error.strerror})", fix="check rights and disk"
         ) from None
     except (ValueError, RecursionError) as error:
         raise DamagedFile(

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from bitflax.errors import DamagedFile, OutputError, StorageError
+from bitflax.errors import BitflaxError, DamagedFile, OutputError, StorageError
 
 WRITTEN = frozenset(
     {
@@ -62,6 +62,8 @@ def replacing(folder: Path) -> Iterator[Path]:
         if folder.exists():
             folder.rename(old)
         new.rename(folder)
+    except BitflaxError:  # some of them are OSErrors too
+        raise
     except OSError as error:
         raise StorageError(
             folder, f"cannot write ({error.strerror or error})", fix="free some space"

@@ -11,7 +11,7 @@ import safetensors
 import safetensors.numpy
 
 from bitflax import hfconfig, torchfile
-from bitflax.errors import DamagedFile, InputMissing
+from bitflax.errors import DamagedFile, InputMissing, StorageError
 
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 _OTHERS = ("tf_model.h5", "flax_model.msgpack", "model.ckpt.index")
@@ -51,6 +51,10 @@ def read_file(path: Path) -> dict[str, np.ndarray]:
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except OSError as error:
+        raise StorageError(
+            path, f"cannot read it ({error})", fix="check rights and disk"
+        ) from None
     except (safetensors.SafetensorError, TypeError, ValueError) as error:
         raise DamagedFile(
             path, f"not a whole safetensors file ({error})", fix="fetch the file again"

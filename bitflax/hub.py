@@ -103,18 +103,14 @@ def _from_hub(repo: str) -> Path:
     import huggingface_hub
     from huggingface_hub import errors
 
-    files = [*_SIDE_FILES, "*.safetensors", "*.bin", "*.index.json"]
-    offline = "no hub is reached"
     try:
         # One short question first: the library itself would retry many times.
         info = huggingface_hub.HfApi().model_info(repo, timeout=_SECONDS)
         names = {file.rfilename for file in info.siblings or ()}
-        files = [*_SIDE_FILES, *_weights(names)]
         return Path(
             huggingface_hub.snapshot_download(
                 repo,
-                revision=info.sha,
-                allow_patterns=files,
+                allow_patterns=[*_SIDE_FILES, *_weights(names)],
                 etag_timeout=_SECONDS,
             )
         )
@@ -125,22 +121,18 @@ def _from_hub(repo: str) -> Path:
             fix="correct the name, or log in with `hf auth login`",
         ) from None
     except errors.OfflineModeIsEnabled:
-        offline = "HF_HUB_OFFLINE is set"
+        problem = "HF_HUB_OFFLINE is set"
     except Exception as error:
         # httpx's, requests' or the library's own, by its version.
-        offline = f"no hub is reached ({type(error).__name__}: {error})"
-    try:
-        return Path(
-            huggingface_hub.snapshot_download(
-                repo, local_files_only=True, allow_patterns=files
-            )
-        )
-    except Exception:
-        raise InputMissing(
-            repo,
-            f"no such folder, not in the hub's cache, and {offline}",
-            fix="give the folder of a model that is on this machine",
-        ) from None
+        problem = f"no hub gives it ({type(error).__name__}: {error})"
+    config = huggingface_hub.try_to_load_from_cache(repo, "config.json")
+    if isinstance(config, str):
+        return Path(config).parent
+    raise InputMissing(
+        repo,
+        f"no such folder, not in the hub's cache, and {problem}",
+        fix="give the folder of a model that is on this machine",
+    )
 
 
 def _weights(names: set[str]) -> list[str]:

