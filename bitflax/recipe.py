@@ -220,6 +220,7 @@ def function_name(fn: Any) -> str:
             f"{key}={_shown(value)}" for key, value in sorted(fn.keywords.items())
         ]
         return f"{function_name(fn.func)}({', '.join(bound)})"
+    fn = inspect.unwrap(fn)
     name = getattr(fn, "__qualname__", type(fn).__qualname__)
     if not inspect.isfunction(fn) or not fn.__closure__:
         return name

@@ -1,0 +1,165 @@
+"""Recipes as dataclasses: what they refuse, and how they are written down."""
+
+import functools
+import json
+import subprocess
+import sys
+
+import pytest
+
+import bitflax as bf
+from bitflax import recipe
+from bitflax.errors import ConfigError, UsageError
+
+
+def made(**stage) -> bf.Recipe:
+    stage = {"name": "onebit", "loss": bf.soft_cross_entropy, **stage}
+    return bf.Recipe(stages=(bf.Stage(**stage),))
+
+
+@pytest.mark.parametrize(
+    ("build", "place"),
+    [
+        (lambda: bf.Data(max_length=3), "Data.max_length"),
+        (lambda: bf.Data(batch_size=0), "Data.batch_size"),
+        (lambda: bf.Data(limit=0), "Data.limit"),
+        (lambda: bf.Teacher(epochs=-1), "Teacher.epochs"),
+        (lambda: bf.Teacher(optim=bf.Optim(lr=0.0)), "Teacher.optim.lr"),
+        (lambda: bf.Init(layers=()), "Init.layers"),
+        (lambda: bf.Init(layers=(-1, 2)), "Init.layers"),
+        (lambda: made(name="teacher"), "Stage 'teacher'.name"),
+        (lambda: made(name="1"), "Stage '1'.name"),
+        (lambda: made(name="a/b"), "Stage 'a/b'.name"),
+        (lambda: made(epochs=0), "Stage 'onebit'.epochs"),
+        (lambda: made(batch_size=0), "Stage 'onebit'.batch_size"),
+        (lambda: made(evals_per_epoch=0), "Stage 'onebit'.evals_per_epoch"),
+        (lambda: made(rules=(("(", bf.binarize),)), "Stage 'onebit'.rules"),
+        (lambda: made(optim=bf.Optim(warmup=1.5)), "Stage 'onebit'.optim.warmup"),
+        (lambda: made(optim=bf.Optim(schedule="x")), "Stage 'onebit'.optim.schedule"),
+        (lambda: made(optim=bf.Optim(clip=0.0)), "Stage 'onebit'.optim.clip"),
+        (lambda: bf.Recipe(stages=made().stages * 2), "Recipe.stages"),
+    ],
+)
+def test_a_value_out_of_range_is_refused(build, place):
+    with pytest.raises(ConfigError) as caught:
+        build()
+    assert caught.value.place == place
+    assert caught.value.status == 78
+
+
+WRONG_TYPES = {
+    "bf.Data(task=3)": "Data.task",
+    "bf.Data(max_length='64')": "Data.max_length",
+    "bf.Init(layers=[1, 2])": "Init.layers",
+    "bf.Teacher(optim=bf.Optim(lr='5e-5'))": "Teacher.optim.lr",
+    "bf.Stage(name=3, loss=abs)": "Stage 3.name",
+    "bf.Stage(name='a', loss='mse')": "Stage 'a'.loss",
+    "bf.Stage(name='a', loss=abs, keep='first')": "Stage 'a'.keep",
+    "bf.Stage(name='a', loss=abs, rules=(('.*', 1),))": "Stage 'a'.rules",
+    "bf.Recipe(rest='int4')": "Recipe.rest",
+    "bf.Recipe(stages=(bf.Data(),))": "Recipe.stages",
+}
+BUILD = """
+import json, sys
+import bitflax as bf
+from bitflax.errors import ConfigError
+places = {}
+for text in json.load(sys.stdin):
+    try:
+        places[text] = f"made {eval(text)}"
+    except ConfigError as error:
+        places[text] = error.place
+print(json.dumps(places))
+"""
+
+
+def test_a_wrong_type_is_refused_without_a_type_checker():
+    # A process of its own: here jaxtyping's checks would come first.
+    found = subprocess.run(
+        [sys.executable, "-c", BUILD],
+        input=json.dumps(list(WRONG_TYPES)),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert json.loads(found.stdout) == WRONG_TYPES
+
+
+def test_override_checks_ranges_too():
+    with pytest.raises(ConfigError, match="expected at least 4, found 0"):
+        bf.override(bf.Recipe(), "data.max_length=0")
+    assert bf.override(made(), "stages.onebit.optim.lr=1").stages[0].optim.lr == 1.0
+
+
+@pytest.mark.parametrize("until", [None, "teacher", "onebit"])
+def test_until_names_a_stage(until):
+    recipe.check_until(made(), until)
+
+
+def test_until_names_the_nearest():
+    with pytest.raises(UsageError) as caught:
+        recipe.check_until(made(), "onbit")
+    assert caught.value.fix == "did you mean 'onebit'?"
+
+
+RESOLVED = """
+import functools, json
+import bitflax as bf
+from bitflax import recipe
+threshold = 0.5
+def own(x):
+    return lambda w: w * x + threshold
+loss = bf.weighted(
+    logits=(1.0, bf.soft_cross_entropy),
+    hidden=(2.0, functools.partial(bf.hidden_mse, pairs=bf.layer_pairs((1, 3)))),
+)
+made = bf.Recipe(stages=(bf.Stage(
+    name="onebit",
+    loss=loss,
+    rules=((".*", own(2)), *bf.xtc_1bit("channel")),
+    act=bf.symmetric(),
+),))
+print(json.dumps(recipe.resolved(made)))
+"""
+
+
+def test_resolved_is_the_same_in_every_process():
+    texts = [
+        subprocess.run(
+            [sys.executable, "-c", RESOLVED], capture_output=True, text=True, check=True
+        ).stdout
+        for _ in range(2)
+    ]
+    assert texts[0] == texts[1]
+    stage = json.loads(texts[0])["stages"][0]
+    parts = stage["loss"]["parts"]
+    assert parts["logits"] == [1.0, "soft_cross_entropy"]
+    assert parts["hidden"] == [2.0, "hidden_mse(pairs=[[0, 1], [1, 3]])"]
+    assert stage["rules"][0] == [".*", "own.<locals>.<lambda>(x=2)"]
+    assert stage["rules"][1][1] == "binarize(axis=0)"
+    assert stage["act"] == {
+        "kind": "symmetric",
+        "bits": 8,
+        "axis": -1,
+        "levels": "restricted",
+        "groups": None,
+    }
+
+
+def test_resolved_differs_where_the_recipe_does():
+    one = recipe.resolved(made(rules=bf.xtc_1bit("tensor")))
+    assert one != recipe.resolved(made(rules=bf.xtc_1bit("channel")))
+    assert one == recipe.resolved(made(rules=bf.xtc_1bit("tensor")))
+
+
+def test_a_closure_that_holds_itself_has_a_name():
+    def fact(n):
+        return 1 if n < 2 else n * fact(n - 1)
+
+    assert recipe.function_name(fact).endswith("fact(fact=" + fact.__qualname__ + ")")
+
+
+def test_a_partial_of_a_partial_is_named_through():
+    inner = functools.partial(bf.binarize, zero=0)
+    named = recipe.function_name(functools.partial(inner, axis=(0,)))
+    assert named == "binarize(axis=[0], zero=0)"
