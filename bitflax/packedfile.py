@@ -72,7 +72,7 @@ def specs(flat: Mapping[str, Any]) -> dict[str, dict]:
             "shape": list(leaf.shape),
             "groups": list(leaf.scale.shape),
         }
-        for path, leaf in flat.items()
+        for path, leaf in sorted(flat.items())
         if isinstance(leaf, Packed)
     }
 

@@ -125,7 +125,7 @@ def test_half_keeps_what_float16_cannot_hold():
 
 def test_an_own_quantizer_that_does_not_fit_is_named():
     with pytest.raises(
-        ConfigError, match="encoder/layer_0/ffn/in/kernel.*24 magnitudes"
+        ConfigError, match=r"ffn/in/kernel: .*24 magnitudes"
     ):
         encoding.pack_leaf("encoder/layer_0/ffn/in/kernel", W, True, "int8")
 

@@ -1,0 +1,310 @@
+import functools
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import safetensors
+import safetensors.numpy
+
+import bitflax as bf
+from bitflax import packedmeta, packing, trees
+from bitflax.errors import (
+    ConfigError,
+    DamagedFile,
+    InputMissing,
+    OutputError,
+    StorageError,
+)
+from bitflax.leaves import Packed
+from tests import packedfiles, small
+
+CONFIG = small.config(2, id2label={0: "no", 1: "yes", 2: "perhaps"})
+ACT = bf.symmetric(bits=8)
+VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "öl", "a", "##b"]
+TOKENIZER = json.dumps(
+    {
+        "version": "1.0",
+        "model": {
+            "type": "WordPiece",
+            "unk_token": "[UNK]",
+            "vocab": {token: i for i, token in enumerate(VOCABULARY)},
+        },
+    }
+)
+RULES = {
+    "tensor": bf.xtc_1bit(),
+    "channel": bf.xtc_1bit("channel"),
+    "2bit": bf.xtc_2bit(),
+    "runs": ((r"encoder/.*/kernel", functools.partial(bf.binarize, groups=4)),),
+    "none": (),
+}
+
+
+@functools.cache
+def params():
+    made = bf.init_params(CONFIG, jax.random.key(3))
+    noise = np.random.default_rng(0)
+    # Biases and norms that float16 cannot hold exactly, and weights that matter.
+    return jax.tree.map(
+        lambda w: 5 * w + 0.1 * noise.normal(size=w.shape).astype(np.float32), made
+    )
+
+
+def logits(tree, act=ACT):
+    return bf.bert(CONFIG, act)(tree, small.batch(6, seed=1)).logits
+
+
+@pytest.fixture
+def saved(tmp_path):
+    path = tmp_path / "model.safetensors"
+    packed = packing.pack(params(), bf.xtc_1bit())
+    packing.save_packed(
+        path, CONFIG, packed, ACT, TOKENIZER, extras={"task": "icd10cm"}
+    )
+    return path
+
+
+@pytest.mark.parametrize("rules", RULES)
+def test_a_float32_rest_is_exact(rules, tmp_path):
+    packed = packing.pack(params(), RULES[rules], rest="float32")
+    quantised = bf.quantize(params(), RULES[rules])
+    for path, leaf in trees.flatten(packing.unpack(packed)).items():
+        np.testing.assert_array_equal(leaf, trees.flatten(quantised)[path])
+    packing.save_packed(tmp_path / "m", CONFIG, packed, ACT)
+    _, loaded = packing.load_packed(tmp_path / "m")
+    expected = logits(quantised)
+    np.testing.assert_allclose(logits(packed), expected, atol=1e-5)
+    np.testing.assert_allclose(logits(loaded), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(("rest", "bound"), [("int8", 0.05), ("float16", 0.02)])
+def test_a_smaller_rest_moves_logits_little(rest, bound):
+    exact = logits(bf.quantize(params(), bf.xtc_1bit()), act=None)
+    moved = logits(packing.pack(params(), bf.xtc_1bit(), rest), act=None) - exact
+    assert 0 < jnp.abs(moved).max() < bound * jnp.std(exact)
+
+
+def test_what_is_packed_as_what():
+    packed = trees.flatten(packing.pack(params(), bf.xtc_1bit()))
+    bits = {p: leaf.bits for p, leaf in packed.items() if isinstance(leaf, Packed)}
+    assert bits["embeddings/word/embedding"] == 1
+    assert bits["encoder/layer_1/ffn/out/kernel"] == 1
+    assert bits["embeddings/position/embedding"] == bits["pooler/kernel"] == 8
+    vectors = [leaf for leaf in packed.values() if not isinstance(leaf, Packed)]
+    assert all(leaf.ndim == 1 and leaf.dtype == np.float32 for leaf in vectors)
+    assert len(bits) + len(vectors) == len(trees.flatten(params()))
+
+
+def test_the_projection_of_training_is_dropped():
+    tree = {**params(), "projection": {"kernel": jnp.eye(16), "bias": jnp.zeros(16)}}
+    assert set(packing.pack(tree, ())) == set(params())
+
+
+def test_pack_refuses_an_unknown_rest():
+    with pytest.raises(ValueError, match="int8, float16, float32"):
+        packing.pack(params(), (), rest="int4")
+
+
+def test_pack_refuses_a_rule_without_a_parameter():
+    with pytest.raises(ValueError, match="encoder/nowhere"):
+        packing.pack(params(), [("encoder/nowhere", bf.binarize)])
+
+
+def test_an_own_quantizer_packs_by_its_values():
+    def own(w):
+        return jnp.where(w > 0, 0.25, -0.25)
+
+    packed = packing.pack(params(), [("pooler/kernel", own)])
+    assert packed["pooler"]["kernel"].bits == 1
+
+
+def test_an_own_quantizer_that_does_not_fit_is_named():
+    with pytest.raises(ConfigError, match="pooler/kernel: its quantised values"):
+        packing.pack(params(), [("pooler/kernel", bf.symmetric(bits=4))])
+
+
+def test_everything_comes_back(saved):
+    found = packing.read_packed(saved)
+    assert found.config == CONFIG
+    assert found.config.labels == ("no", "yes", "perhaps")
+    assert found.act == ACT
+    assert json.loads(found.tokenizer) == json.loads(TOKENIZER)
+    assert found.extras == {"task": "icd10cm"}
+    expected = packing.pack(params(), bf.xtc_1bit())
+    assert jax.tree.structure(found.packed) == jax.tree.structure(expected)
+    jax.tree.map(np.testing.assert_array_equal, found.packed, expected)
+
+
+def test_saving_what_was_loaded_gives_the_same_bytes(saved, tmp_path):
+    config, packed, act, tokenizer, extras = packing.read_packed(saved)
+    again = tmp_path / "again"
+    packing.save_packed(again, config, packed, act, tokenizer, extras)
+    assert again.read_bytes() == saved.read_bytes()
+
+
+@pytest.mark.parametrize("rest", packing.RESTS)
+@pytest.mark.parametrize("rules", RULES)
+def test_a_reader_of_the_documentation_alone_agrees(rules, rest, tmp_path):
+    path = tmp_path / "m"
+    packed = packing.pack(params(), RULES[rules], rest)
+    packing.save_packed(path, CONFIG, packed, tokenizer=TOKENIZER)
+    header, data = packedfiles.split(path)
+    assert header["__metadata__"]["sha256"] == packedfiles.sha256(header, data)
+    assert packedfiles.tokenizer(header, data) == json.loads(TOKENIZER)
+    theirs = packedfiles.dense(header, data)
+    ours = trees.flatten(packing.unpack(packed))
+    assert set(theirs) == set(ours)
+    for name, array in theirs.items():
+        np.testing.assert_array_equal(array, ours[name], err_msg=name)
+
+
+def test_the_safetensors_library_reads_the_file(saved):
+    header, data = packedfiles.split(saved)
+    ours = packedfiles.arrays(header, data)
+    theirs = safetensors.numpy.load_file(saved)
+    assert set(theirs) == set(ours)
+    for name, array in theirs.items():
+        np.testing.assert_array_equal(array, ours[name])
+
+
+def test_what_the_safetensors_library_writes_is_read(saved, tmp_path):
+    with safetensors.safe_open(saved, "numpy") as file:
+        metadata = file.metadata()
+    again = tmp_path / "again"
+    safetensors.numpy.save_file(safetensors.numpy.load_file(saved), again, metadata)
+    _, packed = packing.load_packed(again)
+    jax.tree.map(np.testing.assert_array_equal, packed, packing.load_packed(saved)[1])
+
+
+def test_a_file_without_extras_is_small_and_whole(tmp_path):
+    packing.save_packed(tmp_path / "m", CONFIG, packing.pack(params(), ()))
+    found = packing.read_packed(tmp_path / "m")
+    assert (found.act, found.tokenizer, found.extras) == (None, None, {})
+
+
+def test_no_file_is_left_beside(saved):
+    assert [path.name for path in saved.parent.iterdir()] == [saved.name]
+
+
+def test_a_failed_write_leaves_the_old_file(saved, monkeypatch):
+    before = saved.read_bytes()
+
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(StorageError, match="No space left"):
+        packing.save_packed(saved, CONFIG, packing.pack(params(), ()))
+    assert saved.read_bytes() == before
+    assert [path.name for path in saved.parent.iterdir()] == [saved.name]
+
+
+def test_a_folder_that_is_not_there_is_an_output_error(tmp_path):
+    with pytest.raises(OutputError, match="No such file"):
+        packing.save_packed(tmp_path / "no" / "m", CONFIG, packing.pack(params(), ()))
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (lambda flat: flat.pop("pooler/bias"), "pooler/bias: is missing"),
+        (
+            lambda flat: flat.update({"odd/bias": jnp.ones(3)}),
+            "odd/bias: is no parameter",
+        ),
+        (
+            lambda flat: flat.update({"pooler/bias": jnp.ones(3)}),
+            r"shape \(16,\), found \(3,\)",
+        ),
+    ],
+)
+def test_a_tree_that_is_not_the_configurations_is_not_written(
+    tmp_path, change, problem
+):
+    flat = trees.flatten(packing.pack(params(), ()))
+    change(flat)
+    with pytest.raises(ConfigError, match=problem):
+        packing.save_packed(tmp_path / "m", CONFIG, trees.unflatten(flat))
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_activation_quantizer_of_ones_own_is_not_written(tmp_path):
+    with pytest.raises(ConfigError, match="cannot name the activation quantizer"):
+        packing.save_packed(
+            tmp_path / "m", CONFIG, packing.pack(params(), ()), jnp.tanh
+        )
+
+
+def test_a_missing_file_is_said(tmp_path):
+    with pytest.raises(InputMissing, match="no such file"):
+        packing.load_packed(tmp_path / "m")
+
+
+def test_a_folder_is_no_file(tmp_path):
+    with pytest.raises(StorageError, match="cannot be read"):
+        packing.load_packed(tmp_path)
+
+
+def test_another_safetensors_file_is_no_packed_student(tmp_path):
+    safetensors.numpy.save_file({"a": np.ones(3, np.float32)}, tmp_path / "m")
+    with pytest.raises(DamagedFile, match="no packed student"):
+        packing.load_packed(tmp_path / "m")
+
+
+def test_the_size_report_accounts_for_every_byte(saved):
+    rows = packing.size_report(saved)
+    assert sum(row.bytes for row in rows) == saved.stat().st_size
+    by_name = {row.name: row for row in rows}
+    assert set(by_name) == {*trees.flatten(params()), "tokenizer", "header"}
+    # 50 rows of 16 bits, and 50 scales of 2 bytes.
+    assert by_name["embeddings/word/embedding"] == (
+        "embeddings/word/embedding",
+        1,
+        800,
+        200,
+    )
+    assert by_name["pooler/bias"] == ("pooler/bias", 16, 16, 32)
+    parameters = sum(leaf.size for leaf in trees.flatten(params()).values())
+    assert parameters == sum(r.values for n, r in by_name.items() if "/" in n)
+
+
+def test_the_size_report_of_a_tree_is_that_of_its_file(saved):
+    _, packed = packing.load_packed(saved)
+    expected = [r for r in packing.size_report(saved) if "/" in r.name]
+    assert packing.size_report(packed) == expected
+
+
+def test_the_size_table_ends_with_the_files_size(saved):
+    lines = packing.size_table(packing.size_report(saved)).splitlines()
+    assert lines[-1].split()[0] == "total"
+    assert lines[-1].split()[-1] == f"{saved.stat().st_size:,}"
+
+
+def stored_as_by_default(path, shape):
+    """A leaf of the kind that xtc_1bit and the int8 rest give, cheaply."""
+    if len(shape) == 1:
+        return jnp.full(shape, 0.5)
+    one_bit = path.startswith("encoder") or "word" in path
+    bits = 1 if one_bit else 8
+    codes = jnp.zeros((shape[0], shape[1] * bits // 8), jnp.uint8)
+    per_tensor = path.startswith("encoder")
+    scale = jnp.full((1, 1), 0.1) if per_tensor else jnp.full((shape[0], 1), 0.5)
+    return Packed(codes, scale, bits, shape)
+
+
+def test_the_cheap_leaves_are_those_of_pack():
+    packed = trees.flatten(packing.pack(params(), bf.xtc_1bit()))
+    for path, leaf in packed.items():
+        cheap = stored_as_by_default(path, tuple(leaf.shape))
+        assert jax.tree.map(jnp.shape, cheap) == jax.tree.map(jnp.shape, leaf)
+
+
+@pytest.mark.parametrize(("layers", "limit"), [(5, 8.6e6), (6, 9.5e6), (12, 15.0e6)])
+def test_students_of_bert_bases_shape_are_small(layers, limit, tmp_path):
+    config = bf.BertConfig(num_hidden_layers=layers)
+    shapes = packedmeta.parameter_shapes(config)
+    flat = {path: stored_as_by_default(path, shape) for path, shape in shapes.items()}
+    packing.save_packed(tmp_path / "m", config, trees.unflatten(flat), ACT)
+    assert (tmp_path / "m").stat().st_size <= limit
