@@ -27,8 +27,6 @@ from bitflax import statedict, storage
 from bitflax.errors import ConfigError, DamagedFile, InputMissing
 from bitflax.types import TrainState
 
-_KEYS = ("step", "metric", "leaves")
-
 
 class Checkpoints:
     """The checkpoints of one stage; only the run that holds the folder opens them.
@@ -119,7 +117,7 @@ class Checkpoints:
             )
         head = {
             "step": step,
-            "metric": metric if math.isfinite(_score(metric)) else None,
+            "metric": _score(metric) if math.isfinite(_score(metric)) else None,
             "leaves": statedict.describe(flat),
         }
         self._finisher = threading.Thread(target=self._finish, args=(head,))
@@ -217,7 +215,7 @@ class Checkpoints:
     def _rank(self, step: int) -> tuple[float, int]:
         metric = None
         with contextlib.suppress(DamagedFile):
-            metric = storage.read_manifest(self.folder / str(step), _KEYS)["metric"]
+            metric = storage.read_manifest(self.folder / str(step))["metric"]
         return (_score(metric), step)
 
     def _load(self, step: int, template: TrainState) -> tuple[TrainState, dict]:
@@ -238,7 +236,7 @@ class Checkpoints:
 
 
 def _score(metric: float | int | None) -> float:
-    return metric if metric is not None and math.isfinite(metric) else -math.inf
+    return float(metric) if metric is not None and math.isfinite(metric) else -math.inf
 
 
 def _make_manager(folder: Path, last: int, best: int) -> Any:
@@ -264,7 +262,7 @@ def _not_from_orbax(record: logging.LogRecord) -> bool:
 
 
 def _check_leaves(folder: Path, wanted: Mapping[str, Any]) -> None:
-    saved = storage.read_manifest(folder, _KEYS)["leaves"]
+    saved = storage.read_manifest(folder)["leaves"]
     ours = statedict.describe(wanted)
     for name in sorted(saved.keys() | ours.keys()):
         there, here = saved.get(name, "absent"), ours.get(name, "absent")

@@ -1,5 +1,7 @@
 """How far a run is: a bar on a terminal, a line every ten seconds elsewhere."""
 
+import contextlib
+import os
 import sys
 import time
 from collections.abc import Mapping
@@ -136,5 +138,13 @@ def _bar(progress: Progress) -> Any:
         initial=progress.step,
         file=progress._stream,
         bar_format=_FORMAT,
-        dynamic_ncols=True,
+        **_size(progress._stream),
     )
+
+
+def _size(stream: Any) -> dict[str, Any]:
+    with contextlib.suppress(OSError):
+        if os.get_terminal_size(stream.fileno()).columns:
+            return {"dynamic_ncols": True}
+    # A terminal that does not know its size says 0 by 0: tqdm would draw nothing.
+    return {"ncols": 79, "nrows": 24}

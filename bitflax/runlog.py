@@ -6,6 +6,7 @@ A line is flat JSON. Its names say what is plotted: ``loss/<part>`` and
     {"time": 1795506217.2, "stage": "2-1bit", "step": 40, "loss/logits": 0.31}
 """
 
+import io
 import json
 import math
 import os
@@ -13,7 +14,7 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from bitflax import storage
 
@@ -33,7 +34,7 @@ class RunLog:
     def __init__(self, folder: str | Path):
         self.path = Path(folder) / "log.jsonl"
         self._board = Path(folder) / "tensorboard"
-        self._file: IO[str] | None = None
+        self._file: io.FileIO | None = None
         self._writers: dict[str, Any] = {}
         self._purge: dict[str, int] = {}
 
@@ -49,10 +50,11 @@ class RunLog:
         with storage.disk(self.path):
             if self._file is None:
                 _drop_torn_end(self.path)
-                self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115
-            text = json.dumps({"time": round(time.time(), 3), **flat})
-            self._file.write(text + "\n")
-            self._file.flush()
+                self._file = open(self.path, "ab", buffering=0)  # noqa: SIM115
+            text = json.dumps({"time": round(time.time(), 3), **flat}) + "\n"
+            data = memoryview(text.encode())
+            while data:  # a disk that fills up takes a part
+                data = data[self._file.write(data) :]
         self._to_tensorboard(flat)
 
     def rewind(self, stage: str, step: int | None = None) -> None:
@@ -160,7 +162,10 @@ def _writer(folder: Path, purge: int | None) -> Any:
             )
         _told = True
         return None
-    known = folder.is_dir()
+    # Two files of one second would bear one name.
     return SummaryWriter(
-        str(folder), purge_step=purge if known else None, flush_secs=10
+        str(folder),
+        purge_step=purge if folder.is_dir() else None,
+        flush_secs=10,
+        filename_suffix=f".{time.time_ns()}",
     )

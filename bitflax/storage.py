@@ -2,7 +2,8 @@
 
 A manifest is a JSON file that lies beside what it lists::
 
-    {"step": 120, "files": {"state/d/0": {"bytes": 4096, "sha256": "..."}, ...}}
+    {"step": 120, "files": {"state/d/0": {"bytes": 4096, "sha256": "..."}, ...},
+     "sha256": "of all the rest of this JSON"}
 """
 
 import contextlib
@@ -105,23 +106,25 @@ def write_manifest(folder: Path, head: Mapping[str, Any]) -> None:
         for path in paths
         if path.name != MANIFEST
     }
-    write_text(folder / MANIFEST, json.dumps({**head, "files": files}, indent=1))
+    manifest = {**head, "files": files}
+    sealed = {**manifest, "sha256": _seal(manifest)}
+    write_text(folder / MANIFEST, json.dumps(sealed, indent=1))
 
 
-def read_manifest(folder: Path, keys: tuple[str, ...] = ()) -> dict[str, Any]:
-    """Return a folder's manifest, which must have ``files`` and these keys.
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """Return a folder's manifest: what was written, ``files`` included.
 
     Raises:
-      DamagedFile: it is missing, is no JSON, or lacks a key.
+      DamagedFile: it is missing, or not what was written.
     """
     path = folder / MANIFEST
     try:
         manifest = json.loads(path.read_bytes())
-        missing = {"files", *keys} - manifest.keys()
-        if missing:
-            raise ValueError(f"{min(missing)!r} is missing")
-    except (OSError, ValueError, AttributeError) as error:
-        raise _damaged(path, f"the manifest cannot be used ({error})") from error
+        seal = manifest.pop("sha256")
+    except (OSError, ValueError, AttributeError, TypeError, KeyError) as error:
+        raise _damaged(path, "the manifest cannot be read") from error
+    if seal != _seal(manifest):
+        raise _damaged(path, "the manifest is not what was written (SHA-256 differs)")
     return manifest
 
 
@@ -138,6 +141,10 @@ def check_manifest(folder: Path) -> None:
         found = {"bytes": path.stat().st_size, "sha256": sha256(path)}
         if found != entry:
             raise _damaged(path, "the file is not what was written (SHA-256 differs)")
+
+
+def _seal(manifest: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(manifest).encode()).hexdigest()
 
 
 def finished(folder: Path) -> set[int]:
