@@ -136,7 +136,7 @@ def _summary(rows: Sequence[Row], meta: Mapping[str, Any]) -> str:
         return text
     first, last = rows[0], rows[-1]
     if _finite(last.kept) is not None:
-        text += f" {last.name} keeps {last.kept:.1%} of the teacher's score"
+        text += f" Of the teacher's score, {last.name} keeps {last.kept:.1%}"
         if first.bytes and last.bytes:
             text += f" in 1/{first.bytes / last.bytes:.0f} of its bytes"
         text += "."
@@ -265,7 +265,7 @@ figure { margin: 0; padding: 10px; background: var(--card);
   border: 1px solid var(--line); border-radius: 8px; }
 figcaption { font-size: .9rem; font-weight: 600; margin-bottom: 4px;
   overflow-wrap: anywhere; }
-.bars { max-width: 620px; padding: 14px 14px 4px; }
+.bars { max-width: 460px; padding: 14px 14px 4px; }
 svg { display: block; width: 100%; height: auto; font: 11px system-ui, sans-serif; }
 .axis-text { fill: var(--soft); }
 .name { fill: var(--text); font-size: 12px; }
@@ -275,6 +275,9 @@ svg { display: block; width: 100%; height: auto; font: 11px system-ui, sans-seri
 .dot { fill: var(--mark); }
 .dash { stroke: var(--level); stroke-width: 1.4; stroke-dasharray: 5 4; }
 .bar { fill: var(--mark); } .back { fill: var(--line); opacity: .5; }
+@media (max-width: 600px) {
+  table { font-size: .78rem; } th, td { padding: .35rem .2rem; }
+  tr > th:first-child { white-space: normal; overflow-wrap: anywhere; } }
 dl { display: grid; grid-template-columns: minmax(5rem, max-content) 1fr;
   gap: .3rem 1rem; font-size: .9rem; }
 dt { color: var(--soft); } dd { margin: 0; overflow-wrap: anywhere; }

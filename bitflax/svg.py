@@ -10,7 +10,7 @@ from html import escape
 
 WIDTH, HEIGHT = 340, 190
 Number = float | int
-_LEFT, _RIGHT, _TOP, _BOTTOM = 46, 10, 12, 24
+_LEFT, _RIGHT, _TOP, _BOTTOM = 46, 10, 20, 24
 
 
 def line_plot(
@@ -20,7 +20,7 @@ def line_plot(
     dashed: tuple[str, Number] | None = None,
     dots: bool = False,
 ) -> str:
-    """Return a plot of y over x; logarithmic where y spans more than a factor 30.
+    """Return a plot of y over x from 0 on; y is logarithmic over a factor of 30.
 
     Args:
       label: what a screen reader says.
@@ -34,7 +34,7 @@ def line_plot(
     xs, ys = zip(*points, strict=True)
     levels = [*ys, dashed[1]] if dashed else list(ys)
     log = min(levels) > 0 and max(levels) > 30 * min(levels)
-    x_axis = _Axis(min(xs), max(xs), _LEFT, WIDTH - _RIGHT)
+    x_axis = _Axis(min(0, *xs), max(xs), _LEFT, WIDTH - _RIGHT)
     y_axis = _Axis(min(levels), max(levels), HEIGHT - _BOTTOM, _TOP, log=log, room=0.06)
     parts = [_grid(x_axis, y_axis)]
     if dashed:
@@ -122,7 +122,7 @@ class _Axis:
             steps = (1,) if len(powers) > 4 else (1, 3)
             found = [k * 10.0**power for power in powers for k in steps]
             return [v for v in found if self.low <= math.log10(v) <= self.high]
-        step = _nice((self.high - self.low) / 4)
+        step = _nice((self.high - self.low) / 5)
         first, last = math.ceil(self.low / step), math.floor(self.high / step)
         return [i * step for i in range(first, last + 1)]
 
@@ -149,9 +149,9 @@ def _grid(x_axis: _Axis, y_axis: _Axis) -> str:
 
 
 def _level(name: str, y: Number) -> str:
-    above = y - 4 if y > _TOP + 16 else y + 13
     line = f'<path class="dash" d="M{_LEFT} {y:.1f}H{WIDTH - _RIGHT}"/>'
-    return line + _text(WIDTH - _RIGHT, above, name, "end")
+    # Curves rise from the lower left: the upper left is free.
+    return line + _text(_LEFT + 4, y - 5, name, "start")
 
 
 def _tick(value: Number) -> str:
