@@ -4,6 +4,7 @@ The arithmetic is scikit-learn's and scipy's. Scores are fractions, not percents
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from jaxtyping import Num, Shaped
@@ -25,7 +26,8 @@ def f1_accuracy(predictions: np.ndarray, labels: np.ndarray) -> dict[str, float]
     """Return the mean of F1 (of class 1) and accuracy, and both (MRPC, QQP)."""
     from sklearn.metrics import f1_score
 
-    f1 = float(f1_score(labels, predictions, zero_division=0.0))
+    none = 0.0  # where class 1 neither occurs nor is predicted
+    f1 = float(f1_score(labels, predictions, zero_division=none))  # pyright: ignore
     right = float(np.mean(predictions == labels))
     return {"f1_accuracy": (f1 + right) / 2, "f1": f1, "accuracy": right}
 
@@ -42,8 +44,9 @@ def pearson_spearman(predictions: np.ndarray, labels: np.ndarray) -> dict[str, f
         pearson = spearman = float("nan")
     else:
         predictions, labels = predictions.astype(float), labels.astype(float)
-        pearson = float(pearsonr(predictions, labels).statistic)
-        spearman = float(spearmanr(predictions, labels).statistic)
+        # Both return a result that scipy's own annotations do not know.
+        results: Any = pearsonr(predictions, labels), spearmanr(predictions, labels)
+        pearson, spearman = (float(result.statistic) for result in results)
     mean = (pearson + spearman) / 2
     return {"pearson_spearman": mean, "pearson": pearson, "spearman": spearman}
 
@@ -77,7 +80,7 @@ METRICS: dict[str, Callable[[np.ndarray, np.ndarray], dict[str, float]]] = {
 def score(
     name: str,
     predictions: Num[np.ndarray, "rows"],
-    labels: Num[np.ndarray, "rows"],
+    labels: Num[np.ndarray, "labels"],
 ) -> dict[str, float]:
     """Return a metric by name: ``score(name, ...)[name]`` is the number of the task.
 

@@ -4,6 +4,7 @@ import itertools
 from collections.abc import Iterator, Sequence
 
 import numpy as np
+from jaxtyping import Integer
 
 from bitflax.data.text import Tokens
 
@@ -14,7 +15,9 @@ COMPILE_TOKENS = 4096
 seconds, in which a small model computes some 10,000, and a stage has three epochs."""
 
 
-def buckets_for(lengths: np.ndarray, max_length: int) -> tuple[int, ...]:
+def buckets_for(
+    lengths: Integer[np.ndarray, "examples"], max_length: int
+) -> tuple[int, ...]:
     """Choose the lengths that batches are padded to.
 
     The largest is the smallest length on offer that holds the longest example. Of the

@@ -137,7 +137,7 @@ def find_folder(name: str, data_dir: str | Path) -> Path | None:
 
     Names count without case and dashes: ``CoLA``, ``cola``, ``SST-2``, ``sst2``.
     """
-    root = Path(data_dir)
+    root = Path(data_dir).expanduser()
     if not root.is_dir():
         raise InputMissing(
             root, "there is no such folder", fix="check the path of data_dir"

@@ -79,7 +79,7 @@ def _builder(name: str, data_dir: str | Path | None) -> Any:
     with _quiet():
         return tfds.builder(
             config,
-            data_dir=None if data_dir is None else str(data_dir),
+            data_dir=None if data_dir is None else str(Path(data_dir).expanduser()),
             file_format=FORMAT,
         )
 

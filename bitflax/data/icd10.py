@@ -24,6 +24,10 @@ TEXTS_A_CATEGORY = 6
 TEST_PERCENT = 20
 
 
+SHA256 = "30185d89e34eb1b6ff5b05c27e62852016b85a91e5eaa0bb2c9bc82db20c08b4"
+"""``examples.digest`` of the cut of April 2026's release."""
+
+
 class Diagnosis(NamedTuple):
     """One text of the list, and where it stands."""
 

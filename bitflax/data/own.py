@@ -39,6 +39,7 @@ def load(
     text: str | Sequence[str] | None = None,
     label: str | None = None,
     regression: bool | None = None,
+    classes: Sequence[str] | None = None,
 ) -> Own:
     """Read and check every row of own files.
 
@@ -49,6 +50,8 @@ def load(
       label: the column of the labels; None: the usual names, or no labels at all.
       regression: whether labels are real numbers; None: where most are numbers and
         some are not whole.
+      classes: in the order of their numbers, where a model knows them; None: those
+        that occur, sorted.
 
     Raises:
       DataError: bad rows (all files are read before it is raised), a wrong column.
@@ -64,9 +67,10 @@ def load(
         names[place] = found, _label_column(place, header, label, found)
         return tuple(n for n in (*found, names[place][1]) if n is not None)
 
-    read = [tables.read(p, choose, faults) for p in (path, dev) if p is not None]
+    files = dict.fromkeys(p for p in (path, dev) if p is not None)
+    read = [tables.read(p, choose, faults) for p in files]
     labelled = [(table, names[table.path][1]) for table in read]
-    real, values = _kind(labelled, regression)
+    real, values = _kind(labelled, regression, classes)
     parts = []
     for table, column in labelled:
         texts = columns.texts(table, names[table.path][0], faults)
@@ -74,10 +78,10 @@ def load(
             columns.examples(table, texts, _labels(table, column, real, values, faults))
         )
     faults.check()
-    notes = [f"{t.path} has no labels" for t, column in labelled if column is None]
-    if labelled[0][1] is not None and not real:
+    notes = [_note(t.path, *names[t.path]) for t in read]
+    if labelled[0][1] is not None and not real and classes is None:
         columns.check_classes(str(labelled[0][1]), str(path), values, len(parts[0]))
-    return Own(parts[0], parts[1] if dev else None, values, real, tuple(notes))
+    return Own(parts[0], parts[-1] if dev else None, values, real, tuple(notes))
 
 
 def _files(path: Path, dev: str | Path | None) -> tuple[Path, Path | None]:
@@ -100,17 +104,23 @@ def _files(path: Path, dev: str | Path | None) -> tuple[Path, Path | None]:
 
 def _text_columns(place: str, header, text) -> tuple[str, ...]:
     """Return the one or two text columns of a file."""
+    for mark, kind in ((";", ".csv"), ("\t", ".csv"), (",", ".tsv")):
+        if place.lower().endswith(kind) and len(header) == 1 and mark in header[0]:
+            raise DataError(
+                f"{place}:1",
+                f"expected a {kind} of several columns, found one: {_listed(header)}",
+                fix="save it with commas (.csv) or with tabs (.tsv)",
+            )
     if text is None:
         pairs = [pair for pair in PAIR_NAMES if set(pair) <= set(header)]
         single = [(name,) for name in TEXT_NAMES if name in header]
         for found in (*single, *pairs):
             return found
-        if len(header) == 1:
-            return (header[0],)
         raise DataError(
             f"{place}:1",
-            f"expected a column named text, found {_listed(header)}",
-            fix=f"name the column: text={header[0]!r}",
+            f"expected a first row of names, with text among them, found "
+            f"{_listed(header)}",
+            fix=f"say which column holds the texts: text={header[0][:30]!r}",
         )
     wanted = (text,) if isinstance(text, str) else tuple(text)
     if len(wanted) not in (1, 2):
@@ -132,13 +142,24 @@ def _label_column(place: str, header, label: str | None, texts) -> str | None:
     return next((n for n in LABEL_NAMES if n in header and n not in texts), None)
 
 
+def _note(path: str, texts: tuple[str, ...], label: str | None) -> str:
+    """Return which columns of a file are used.
+
+    >>> _note("a.csv", ("text",), None)
+    "a.csv: texts from 'text', no labels"
+    """
+    columns = " and ".join(repr(name) for name in texts)
+    labels = "no labels" if label is None else f"labels from {label!r}"
+    return f"{path}: texts from {columns}, {labels}"
+
+
 def _must_have(place: str, header: Sequence[str], name: str) -> None:
     """Raise, naming the nearest column, where a file lacks one."""
     if name not in header:
         raise DataError(
             f"{place}:1",
             f"expected a column named {name!r}, found {_listed(header)}",
-            fix=tables.nearest(place, "column", name, header),
+            fix=tables.nearest(name, header),
         )
 
 
@@ -147,15 +168,15 @@ def _listed(header: Sequence[str]) -> str:
     return ", ".join(f"{name[:30]!r}" for name in header[:8])
 
 
-def _kind(labelled, regression: bool | None) -> tuple[bool, tuple[str, ...]]:
+def _kind(labelled, regression: bool | None, classes) -> tuple[bool, tuple[str, ...]]:
     """Return whether labels are real numbers, and else the classes.
 
     The training file's classes are the classes; a dev file's only where the training
     file has no labels.
     """
     values = [table.columns[column] for table, column in labelled if column is not None]
-    if not values:
-        return False, ()
+    if classes is not None or not values:
+        return False, tuple(classes or ())
     real = columns.looks_real(values[0]) if regression is None else regression
     return real, () if real else columns.class_names(values[0])
 

@@ -8,6 +8,7 @@ import csv
 import dataclasses
 import difflib
 import io
+import itertools
 import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -24,11 +25,18 @@ SHOWN = 5
 class Faults:
     """What is wrong with some files: gathered first, raised as one error."""
 
-    found: list[tuple[str, str, str]] = dataclasses.field(default_factory=list)
+    found: list[tuple[str, int, str, str]] = dataclasses.field(default_factory=list)
+    files: list[str] = dataclasses.field(default_factory=list)
 
     def add(self, path: object, row: int, problem: str, fix: str) -> None:
         """Note a bad row."""
-        self.found.append((f"{path}:{row}", problem, fix))
+        self.opened(path)
+        self.found.append((str(path), row, problem, fix))
+
+    def opened(self, path: object) -> None:
+        """Give a file its place among the others, whether it has faults or not."""
+        if str(path) not in self.files:
+            self.files.append(str(path))
 
     def check(self) -> None:
         """Raise a DataError that names the first bad rows, if there are any.
@@ -42,12 +50,14 @@ class Faults:
         """
         if not self.found:
             return
-        place, problem, _ = self.found[0]
-        lines = [problem, *(f"{at}: {what}" for at, what, _ in self.found[1:SHOWN])]
-        if len(self.found) > SHOWN:
-            lines.append(f"and {len(self.found) - SHOWN} more bad rows")
-        fixes = dict.fromkeys(fix for _, _, fix in self.found[:SHOWN])
-        raise DataError(place, "\n".join(lines), fix="; ".join(fixes))
+        ordered = sorted(self.found, key=lambda bad: (self.files.index(bad[0]), bad[1]))
+        lines = [f"{path}:{row}: {what}" for path, row, what, _ in ordered[:SHOWN]]
+        if len(ordered) > SHOWN:
+            lines.append(f"and {len(ordered) - SHOWN} more")
+        place = f"{ordered[0][0]}:{ordered[0][1]}"
+        problem = "\n".join(lines).removeprefix(f"{place}: ")
+        fixes = dict.fromkeys(fix for *_, fix in ordered[:SHOWN])
+        raise DataError(place, problem, fix="; ".join(fixes))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,21 +96,23 @@ def read(
 
     Raises:
       InputMissing: there is no such file.
-      DataError: it is not UTF-8, of another kind, or has no rows.
+      DataError: it is not UTF-8, of another kind, has no good row, or a column that
+        is wanted stands in it twice.
     """
-    path, name = Path(path), str(path)
-    if path.suffix not in SUFFIXES:
+    name, kind = str(path), Path(path).suffix.lower()
+    if kind not in SUFFIXES:
         raise DataError(
             name,
-            f"expected one of {', '.join(SUFFIXES)}, found {path.suffix or 'none'!r}",
+            f"expected one of {', '.join(SUFFIXES)}, found {kind or 'none'!r}",
             fix="name the file after what it is",
         )
-    text = _decoded(path)
-    if path.suffix == ".jsonl":
-        records = list(_objects(name, text, faults))
-        header = list(dict.fromkeys(key for _, row in records for key in row))
+    faults.opened(path)
+    text = _decoded(Path(path))
+    if kind == ".jsonl":
+        records, again = itertools.tee(_objects(name, text, faults))
+        header = list(dict.fromkeys(key for _, row in again for key in row))
     else:
-        records = _tsv(text) if path.suffix == ".tsv" else _csv(name, text, faults)
+        records = _tsv(text) if kind == ".tsv" else _csv(name, text, faults)
         header = header or [cell.strip() for cell in next(records, (1, []))[1]]
     wanted = choose(name, header) if header else ()
     for column in wanted:
@@ -108,23 +120,21 @@ def read(
             problem = f"expected one column named {column!r}, found several"
             raise DataError(f"{name}:1", problem, fix="rename all but one of them")
     table = _collect(name, records, header, wanted, faults, skip_short)
-    if not table.rows and not faults.found:
-        raise DataError(
-            name, "expected rows of data, found none", fix="put rows into the file"
-        )
+    if not table.rows:
+        faults.check()
+        raise DataError(name, "expected rows, found none", fix="put rows into the file")
     return table
 
 
-def nearest(place: str, what: str, name: str, names: Sequence[str]) -> str:
-    """Return a sentence that names what is there and what is nearest to ``name``.
+def nearest(name: str, names: Sequence[str]) -> str:
+    """Return a mend that names the name nearest to a wrong one, if one is near.
 
-    >>> nearest("a.tsv", "column", "txt", ["text", "label"])
-    "did you mean 'text'? a.tsv has: text, label"
+    >>> nearest("txt", ["text", "label"]), nearest("q", ["text", "label"])
+    ("did you mean 'text'?", 'choose one of them')
     """
     close = difflib.get_close_matches(name.lower(), [n.lower() for n in names], 1, 0.3)
     right = [n for n in names if n.lower() in close]
-    guess = f"did you mean {right[0]!r}? " if right else f"choose another {what}: "
-    return f"{guess}{place} has: {', '.join(names)}"
+    return f"did you mean {right[0]!r}?" if right else "choose one of them"
 
 
 def _decoded(path: Path) -> str:
@@ -137,10 +147,9 @@ def _decoded(path: Path) -> str:
         )
         hint = f"did you mean {path.parent / near[0]}?" if near else "check the path"
         raise InputMissing(path, "there is no such file", fix=hint) from None
-    except IsADirectoryError:
-        raise InputMissing(
-            path, "expected a file, found a folder", fix="name the file in it"
-        ) from None
+    except OSError as error:
+        problem = f"cannot be read: {error.strerror}"
+        raise InputMissing(path, problem, fix="name a file that you may read") from None
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -172,7 +181,8 @@ def _csv(path: str, text: str, faults: Faults) -> Iterator[tuple[int, list[str]]
         faults.add(
             path,
             start,
-            f"expected a row of comma-separated values, found a stray quote ({error})",
+            f"expected a row of comma-separated values, found a stray quote ({error}); "
+            "what follows could not be read",
             "quote the whole field and double each quote in it",
         )
     finally:
@@ -212,7 +222,7 @@ def _collect(path, records, header, wanted, faults, skip_short) -> Table:
             continue
         else:
             problem = f"expected {len(header)} columns, found {len(record)}"
-            kind = "tab" if path.endswith(".tsv") else "comma"
+            kind = "tab" if path.lower().endswith(".tsv") else "comma"
             fix = f"put exactly one {kind} between two columns"
             faults.add(path, number, problem, fix)
             continue

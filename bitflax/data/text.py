@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from bitflax.errors import ConfigError, DamagedFile, InputMissing
+from bitflax.errors import ConfigError, DamagedFile, InputMissing, StorageError
 
 CHUNK = 1 << 15
 """Texts a call into the tokenizer: enough for all its threads, bounded in memory."""
@@ -72,10 +72,9 @@ class Tokenizer:
           DamagedFile: the file is not a tokenizer.
         """
         path = Path(path)
-        if (path / "tokenizer.json").is_file():
-            return cls.from_json(
-                (path / "tokenizer.json").read_text("utf-8"), path / "tokenizer.json"
-            )
+        file = path / "tokenizer.json"
+        if file.is_file():
+            return cls.from_json(file.read_text("utf-8", errors="replace"), file)
         if (path / "vocab.txt").is_file():
             return cls(_from_vocabulary(path))
         raise InputMissing(
@@ -92,11 +91,7 @@ class Tokenizer:
         try:
             return cls(tokenizers.Tokenizer.from_str(text))
         except Exception as error:  # the library raises nothing narrower
-            raise DamagedFile(
-                place,
-                f"expected a tokenizer of the tokenizers library, found {error}",
-                fix="take the file from the model's folder again",
-            ) from error
+            raise _damaged(place, error) from error
 
     def to_json(self) -> str:
         """Return the whole tokenizer as text: what a packed model carries."""
@@ -203,20 +198,32 @@ def _from_vocabulary(folder: Path) -> Any:
     import tokenizers
 
     file = folder / "tokenizer_config.json"
-    settings = json.loads(file.read_text("utf-8")) if file.is_file() else {}
-    made = tokenizers.BertWordPieceTokenizer(
-        str(folder / "vocab.txt"),
-        lowercase=settings.get("do_lower_case", True),
-        strip_accents=settings.get("strip_accents"),
-        handle_chinese_chars=settings.get("tokenize_chinese_chars", True),
+    try:
+        settings = json.loads(file.read_text("utf-8")) if file.is_file() else {}
+        made = tokenizers.BertWordPieceTokenizer(
+            str(folder / "vocab.txt"),
+            lowercase=settings.get("do_lower_case", True),
+            strip_accents=settings.get("strip_accents"),
+            handle_chinese_chars=settings.get("tokenize_chinese_chars", True),
+        )
+        return tokenizers.Tokenizer.from_str(made.to_str())
+    except Exception as error:  # the library raises nothing narrower
+        raise _damaged(folder / "vocab.txt", error) from error
+
+
+def _damaged(place: object, error: Exception) -> DamagedFile:
+    """Return the error of a file that is no tokenizer."""
+    return DamagedFile(
+        place,
+        f"expected a tokenizer of the tokenizers library, found {error}",
+        fix="take the model's tokenizer files from their source again",
     )
-    return tokenizers.Tokenizer.from_str(made.to_str())
 
 
 def _read(file: Path) -> Tokens | None:
     """Return a cached result; None where there is none or its checksum is wrong."""
     try:
-        with np.load(file, allow_pickle=False) as arrays:
+        with file.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
             return Tokens(arrays["ids"], arrays["types"], arrays["offsets"])
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None
@@ -224,8 +231,12 @@ def _read(file: Path) -> Tokens | None:
 
 def _write(file: Path, tokens: Tokens) -> None:
     """Write a result so that no one ever reads half of it."""
-    file.parent.mkdir(parents=True, exist_ok=True)
     part = file.with_suffix(f".{os.getpid()}.part")
-    with part.open("wb") as stream:
-        np.savez(stream, ids=tokens.ids, types=tokens.types, offsets=tokens.offsets)
-    part.replace(file)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with part.open("wb") as stream:
+            np.savez(stream, ids=tokens.ids, types=tokens.types, offsets=tokens.offsets)
+        part.replace(file)
+    except OSError as error:
+        problem = f"cannot be written: {error.strerror}"
+        raise StorageError(file, problem, fix="free some space there") from error

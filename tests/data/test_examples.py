@@ -1,0 +1,73 @@
+"""Examples, their hash, and the dev set that a seed splits off."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from bitflax.data import examples
+from bitflax.data.examples import Examples
+
+
+def made(texts, labels=None):
+    labels = None if labels is None else np.array(labels, np.int32)
+    return Examples((examples.column(texts),), labels, np.arange(len(texts)) + 1)
+
+
+def test_take_keeps_labels_and_rows_together():
+    taken = made(["a", "b", "c"], [0, 1, 2]).take([2, 0])
+    assert taken.texts[0].tolist() == ["c", "a"]
+    assert taken.labels.tolist() == [2, 0]
+    assert taken.rows.tolist() == [3, 1]
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        (made(["a", "bc"], [0, 1]), ("x", "y")),
+        (made(["ab", "c"], [1, 0]), ("x", "y")),
+        (made(["ab", "c"], [0, 1]), ("y", "x")),
+        (made(["ab", "c"]), ("x", "y")),
+    ],
+    ids=["texts", "labels", "names", "unlabelled"],
+)
+def test_digest_sees_every_difference(other):
+    same = examples.digest(made(["ab", "c"], [0, 1]), made(["d"], [0]), ("x", "y"))
+    again = examples.digest(made(["ab", "c"], [0, 1]), made(["d"], [0]), ("x", "y"))
+    assert same == again
+    assert same != examples.digest(other[0], made(["d"], [0]), other[1])
+
+
+def test_digest_ignores_row_numbers():
+    one = made(["a"], [0])
+    other = dataclasses.replace(one, rows=np.array([7]))
+    assert examples.digest(one, one, ()) == examples.digest(other, one, ())
+
+
+def test_split_off_depends_on_the_seed_alone():
+    whole = made([f"text {i}" for i in range(100)], range(100))
+    train, dev = examples.split_off(whole, seed=3)
+    again = examples.split_off(whole, seed=3)
+    other = examples.split_off(whole, seed=4)
+    assert (len(train), len(dev)) == (90, 10)
+    assert sorted([*train.labels, *dev.labels]) == list(range(100))
+    assert dev.rows.tolist() == again[1].rows.tolist() != other[1].rows.tolist()
+
+
+def test_split_off_keeps_equal_texts_together():
+    whole = made([f"text {i % 20}" for i in range(200)])
+    train, dev = examples.split_off(whole, seed=0)
+    assert len(dev) == 20
+    assert not set(train.texts[0]) & set(dev.texts[0])
+
+
+def test_split_off_leaves_one_on_each_side():
+    train, dev = examples.split_off(made(["a", "b"]), seed=0)
+    assert (len(train), len(dev)) == (1, 1)
+
+
+def test_shuffled_takes_the_first_of_one_shuffle():
+    whole = made([str(i) for i in range(50)])
+    few, more = examples.shuffled(whole, 5, 1), examples.shuffled(whole, 20, 1)
+    assert few.rows.tolist() == more.rows[:5].tolist()
+    assert few.rows.tolist() != examples.shuffled(whole, 5, 2).rows.tolist()

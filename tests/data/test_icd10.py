@@ -1,0 +1,91 @@
+"""The cut of ICD-10-CM, as FACTS of the task fix it."""
+
+import importlib.util
+
+import numpy as np
+import pytest
+
+from bitflax.data import icd10
+from bitflax.errors import DamagedFile, InputMissing
+
+needs_package = pytest.mark.skipif(
+    importlib.util.find_spec(icd10.PACKAGE) is None,
+    reason="simple-icd-10-cm (the extra demo) is not installed",
+)
+
+
+@pytest.fixture(scope="module")
+def cut():
+    return icd10.icd10cm()
+
+
+@needs_package
+def test_counts_and_titles(cut):
+    train, test, titles = cut
+    assert (len(train), len(test), len(titles)) == (8222, 1952, 21)
+    assert titles[0] == "Certain infectious and parasitic diseases"
+    assert titles[1] == "Neoplasms"
+    assert titles[20].startswith("Factors influencing health status")
+    assert set(train.labels) == set(test.labels) == set(range(21))
+
+
+@needs_package
+def test_texts_are_distinct_and_labelled_by_chapter(cut):
+    train, test, titles = cut
+    texts = [*train.texts[0], *test.texts[0]]
+    assert len(set(texts)) == len(texts)
+    labels = dict(zip(texts, [*train.labels, *test.labels], strict=True))
+    assert titles[labels["Cholera"]] == "Certain infectious and parasitic diseases"
+    assert train.labels.dtype == np.int32
+
+
+def made(tmp_path, monkeypatch, content):
+    """Put another list in the package's place."""
+    path = tmp_path / "list.xml"
+    path.write_text(content)
+    monkeypatch.setattr(icd10, "_tabular_list", lambda: path)
+
+
+def code(name, *texts):
+    terms = "".join(f"<note>{text}</note>" for text in texts[1:])
+    return (
+        f"<diag><name>{name}</name><desc>{texts[0]}</desc>"
+        f"<inclusionTerm>{terms}</inclusionTerm></diag>"
+    )
+
+
+def test_a_category_gives_six_texts_and_a_text_its_first_code(tmp_path, monkeypatch):
+    codes = [
+        code("A00", *(f"text {i}" for i in range(9))),
+        code("A01", "text 0", "own"),
+    ]
+    chapters = [("1", "".join(codes)), ("2", code("B00", "text 1", "other"))]
+    xml = "".join(
+        f"<chapter><name>{n}</name><desc>Title {n} (A00-B99)</desc>{body}</chapter>"
+        for n, body in [*chapters, ("22", code("U00", "special"))]
+    )
+    made(tmp_path, monkeypatch, f"<list>{xml}</list>")
+    train, test, titles = icd10.icd10cm()
+    found = sorted([*train.texts[0], *test.texts[0]])
+    ninth = sorted((f"text {i}" for i in range(9)), key=icd10._sha256)[:6]
+    assert found == sorted([*ninth, "own", "other"])
+    assert titles == ("Title 1", "Title 2")
+
+
+def test_no_category_is_in_both_parts():
+    categories = [f"{letter}{n:02}" for letter in "ABCDEFGH" for n in range(100)]
+    share = np.mean([icd10._tested(category) for category in categories])
+    assert 0.15 < share < 0.25
+
+
+@pytest.mark.parametrize("content", ["no xml", "<list><chapter/></list>"])
+def test_another_file_is_refused(tmp_path, monkeypatch, content):
+    made(tmp_path, monkeypatch, content)
+    with pytest.raises(DamagedFile, match="expected ICD-10-CM's tabular list"):
+        icd10.icd10cm()
+
+
+def test_a_missing_package_says_how_to_get_it(monkeypatch):
+    monkeypatch.setattr(icd10, "PACKAGE", "no_such_package")
+    with pytest.raises(InputMissing, match="pip install"):
+        icd10.icd10cm()

@@ -1,0 +1,184 @@
+"""Tokens against the tokenizers library and BERT's own truncation."""
+
+import json
+
+import numpy as np
+import pytest
+import tokenizers
+
+from bitflax.data import text
+from bitflax.data.examples import column
+from bitflax.data.text import Tokenizer
+from bitflax.errors import ConfigError, DamagedFile, InputMissing
+
+TEXTS = column(
+    [
+        "Cholera, unspecified",
+        "A café\u2019s naïve “façade” (don't!)",
+        "",
+        "汉字 and emoji 🙂",
+        "antidisestablishmentarianism " * 3,
+        "HELLO hello",
+    ]
+)
+
+
+def rows(tokens):
+    return [part.tolist() for part in np.split(tokens.ids, tokens.offsets[1:-1])]
+
+
+@pytest.fixture(scope="module")
+def library(teacher_folder):
+    """The library's own tokenizer of the same file, bare of truncation and padding."""
+    backend = tokenizers.Tokenizer.from_file(str(teacher_folder / "tokenizer.json"))
+    backend.no_padding()
+    backend.no_truncation()
+    return backend
+
+
+def test_tokens_are_the_library_s(tokenizer, library):
+    tokens = tokenizer.encode((TEXTS,), 512)
+    assert rows(tokens) == [library.encode(one).ids for one in TEXTS]
+    assert (tokens.ids.dtype, tokens.types.dtype) == (np.int32, np.uint8)
+    assert tokens.offsets.dtype == np.int64
+    assert not tokens.types.any()
+    assert tokens.lengths.tolist() == [len(row) for row in rows(tokens)]
+
+
+def test_pairs_have_types(tokenizer, library):
+    tokens = tokenizer.encode((TEXTS, TEXTS[::-1]), 512)
+    expected = [library.encode(a, b) for a, b in zip(TEXTS, TEXTS[::-1], strict=True)]
+    assert rows(tokens) == [one.ids for one in expected]
+    assert tokens.types.tolist() == [t for one in expected for t in one.type_ids]
+
+
+def bert_cut(first, second, room):
+    """BERT's ``_truncate_seq_pair``: token by token."""
+    while len(first) + len(second) > room:
+        (first if len(first) > len(second) else second).pop()
+    return len(first), len(second)
+
+
+def test_pairs_are_cut_as_bert_cuts_them(tokenizer):
+    cases = [(a, b) for a in range(1, 12) for b in range(1, 12)]
+    for limit in range(5, 18):
+        tokens = tokenizer.encode(
+            (
+                [" ".join(["hello"] * a) for a, _ in cases],
+                [" ".join(["world"] * b) for _, b in cases],
+            ),
+            limit,
+        )
+        for (a, b), row in zip(cases, rows(tokens), strict=True):
+            first, second = bert_cut(["x"] * a, ["x"] * b, limit - 3)
+            hello, world = [row[1]] * first, [row[-2]] * second
+            assert row == [101, *hello, 102, *world, 102]
+
+
+def test_one_text_is_cut_at_its_end(tokenizer):
+    whole = rows(tokenizer.encode((TEXTS[4:5],), 512))[0]
+    cut = rows(tokenizer.encode((TEXTS[4:5],), 8))[0]
+    assert cut == [*whole[:7], 102]
+
+
+def test_what_the_file_says_of_length_is_dropped(tokenizer, teacher_folder):
+    settings = json.loads((teacher_folder / "tokenizer.json").read_text())
+    assert settings["truncation"]["max_length"] == 128
+    tokens = tokenizer.encode((["word " * 300, "word"],), 400)
+    assert tokens.lengths.tolist() == [302, 3]
+    ours = json.loads(tokenizer.to_json())
+    assert ours["truncation"] is None
+    assert ours["padding"] is None
+
+
+def test_json_carries_the_whole_tokenizer(tokenizer):
+    again = Tokenizer.from_json(tokenizer.to_json())
+    assert rows(again.encode((TEXTS,), 64)) == rows(tokenizer.encode((TEXTS,), 64))
+    assert (again.pad_id, again.vocab_size) == (0, 30522)
+
+
+def test_bert_s_vocabulary_file_alone_will_do(tokenizer, tmp_path):
+    backend = tokenizers.Tokenizer.from_str(tokenizer.to_json())
+    words = sorted(backend.get_vocab().items(), key=lambda item: item[1])
+    (tmp_path / "vocab.txt").write_text("\n".join(word for word, _ in words) + "\n")
+    plain = Tokenizer.from_folder(tmp_path)
+    assert rows(plain.encode((TEXTS,), 64)) == rows(tokenizer.encode((TEXTS,), 64))
+    (tmp_path / "tokenizer_config.json").write_text('{"do_lower_case": false}')
+    cased = Tokenizer.from_folder(tmp_path)
+    one, two = rows(cased.encode((TEXTS[5:],), 64))[0][1:3]
+    assert one != two
+
+
+def test_pad_id_is_looked_up(tmp_path):
+    (tmp_path / "vocab.txt").write_text("[UNK]\n[CLS]\n[SEP]\n[PAD]\n[MASK]\nword\n")
+    assert Tokenizer.from_folder(tmp_path).pad_id == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("tokenizer.json", b"{"),
+        ("tokenizer.json", b"\xff\xfe"),
+        ("tokenizer.json", b'{"model": {"type": "Unheard"}}'),
+        ("vocab.txt", b"word\n"),
+    ],
+)
+def test_a_damaged_tokenizer_is_refused(write, tmp_path, name, content):
+    path = write(name, content)
+    with pytest.raises(DamagedFile, match="expected a tokenizer") as caught:
+        Tokenizer.from_folder(tmp_path)
+    assert caught.value.place == str(path)
+
+
+def test_a_folder_without_a_tokenizer_is_refused(tmp_path):
+    with pytest.raises(InputMissing, match="found neither"):
+        Tokenizer.from_folder(tmp_path)
+
+
+@pytest.mark.parametrize(("columns", "limit"), [((TEXTS,), 2), ((TEXTS, TEXTS), 4)])
+def test_too_little_room_is_refused(tokenizer, columns, limit):
+    with pytest.raises(ConfigError, match="expected room"):
+        tokenizer.encode(columns, limit)
+    assert tokenizer.encode(columns, limit + 1).lengths.max() == limit + 1
+
+
+def test_no_texts_make_no_tokens(tokenizer):
+    tokens = tokenizer.encode((column([]),), 16)
+    assert (len(tokens), tokens.ids.tolist(), tokens.offsets.tolist()) == (0, [], [0])
+
+
+def test_more_texts_than_one_call_takes(tokenizer, monkeypatch):
+    whole = tokenizer.encode((TEXTS, TEXTS), 32)
+    monkeypatch.setattr(text, "CHUNK", 4)
+    assert rows(tokenizer.encode((TEXTS, TEXTS), 32)) == rows(whole)
+
+
+class Unused:
+    """A stand-in that fails where the cache should have answered."""
+
+    def __call__(self, *args):
+        raise AssertionError("tokenised again")
+
+
+def test_the_cache_answers_the_second_time(tokenizer, tmp_path, monkeypatch):
+    first = tokenizer.encode((TEXTS,), 32, tmp_path / "cache")
+    monkeypatch.setattr(tokenizer, "_encode", Unused())
+    again = tokenizer.encode((TEXTS,), 32, tmp_path / "cache")
+    assert rows(again) == rows(first)
+    assert len(list((tmp_path / "cache").iterdir())) == 1
+    for columns, limit in (((TEXTS,), 31), ((TEXTS[:2],), 32), ((TEXTS, TEXTS), 32)):
+        with pytest.raises(AssertionError, match="tokenised again"):
+            tokenizer.encode(columns, limit, tmp_path / "cache")
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "empty"])
+def test_a_damaged_cache_is_made_anew(tokenizer, tmp_path, damage):
+    first = tokenizer.encode((TEXTS,), 32, tmp_path)
+    (file,) = tmp_path.iterdir()
+    data = bytearray(file.read_bytes())
+    place = data.index(first.ids.tobytes())
+    if damage == "flip":
+        data[place + 5] ^= 4
+    file.write_bytes({"flip": data, "cut": data[:place], "empty": b""}[damage])
+    assert rows(tokenizer.encode((TEXTS,), 32, tmp_path)) == rows(first)
+    assert rows(text._read(file)) == rows(first)
