@@ -43,6 +43,19 @@ class Header(NamedTuple):
     size: int
 
 
+def _pairs(found: list) -> dict:
+    table = dict(found)
+    if len(table) != len(found):
+        seen: set[str] = set()
+        double = next(key for key, _ in found if key in seen or seen.add(key))
+        raise ValueError(f"the key {double!r} is there twice")
+    return table
+
+
+def _constant(name: str) -> None:
+    raise ValueError(f"{name} is no number")
+
+
 def strict_json(text: str | bytes, what: str) -> Any:
     """Parse JSON; refuse double keys, NaN, infinities and nesting without end.
 
@@ -51,18 +64,8 @@ def strict_json(text: str | bytes, what: str) -> Any:
     ValueError: config: the key 'a' is there twice
     """
 
-    def pairs(found: list) -> dict:
-        table = dict(found)
-        if len(table) != len(found):
-            double = next(k for i, (k, _) in enumerate(found) if k in dict(found[:i]))
-            raise ValueError(f"the key {double!r} is there twice")
-        return table
-
-    def constant(name: str) -> None:
-        raise ValueError(f"{name} is no number")
-
     try:
-        return json.loads(text, object_pairs_hook=pairs, parse_constant=constant)
+        return json.loads(text, object_pairs_hook=_pairs, parse_constant=_constant)
     except RecursionError:
         raise ValueError(f"{what}: nested too deeply") from None
     except UnicodeDecodeError:

@@ -1,0 +1,421 @@
+"""Damaged and hostile files: refused with a reason, never read as other weights."""
+
+import contextlib
+import functools
+import json
+import lzma
+import pathlib
+import struct
+import tempfile
+import tracemalloc
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import bitflax as bf
+from bitflax import packedfile, packedmeta, packing, trees
+from bitflax.errors import DamagedFile
+from tests import packedfiles, small
+
+CONFIG = small.config(1, hidden_size=12, num_attention_heads=2, vocab_size=20)
+WORD, POOLER = "embeddings/word/embedding", "pooler/kernel"
+FFN = "encoder/layer_0/ffn/in/kernel"
+TOKENIZER = '{"model":{"type":"WordPiece","vocab":{"[PAD]":0,"[UNK]":1}}}'
+
+
+@functools.cache
+def good() -> bytes:
+    """The bytes of a file with 1, 2 and 8 bits, padding bits, act and tokenizer."""
+    rules = (
+        (r"encoder/.*/in/kernel", bf.ternarize),
+        (r"encoder/.*/kernel", bf.binarize),
+        (WORD, functools.partial(bf.binarize, axis=-1)),
+    )
+    rng = np.random.default_rng(0)
+    shapes = packedmeta.parameter_shapes(CONFIG)
+    flat = {path: rng.normal(size=shape) for path, shape in shapes.items()}
+    params = jax.tree.map(jnp.float32, trees.unflatten(flat))
+    with tempfile.TemporaryDirectory() as folder:
+        path = pathlib.Path(folder) / "m"
+        packed = packing.pack(params, rules)
+        packing.save_packed(path, CONFIG, packed, bf.symmetric(), TOKENIZER)
+        return path.read_bytes()
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(good())
+    return path
+
+
+def said(model) -> list:
+    """All that a file says, to be compared."""
+    rest = [repr(model.config), repr(model.act), model.tokenizer, repr(model.extras)]
+    leaves = [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(model.packed)]
+    return [*rest, str(jax.tree.structure(model.packed)), *leaves]
+
+
+def mutated(rng, raw: bytes) -> bytes:
+    """Flip bits, cut, insert, overwrite, or swap runs: one to three times."""
+    data = bytearray(raw)
+    for _ in range(rng.integers(1, 4)):
+        # Half of all damage hits the header, where a reader has most to believe.
+        end = len(data) if rng.random() < 0.5 else min(len(data), 5000)
+        at, size = int(rng.integers(end)), int(rng.integers(1, 40))
+        kind = rng.integers(6)
+        if kind == 0:
+            data[at] ^= 1 << int(rng.integers(8))
+        elif kind == 1:
+            del data[at:]
+        elif kind == 2:
+            del data[at : at + size]
+        elif kind == 3:
+            data[at:at] = rng.bytes(size)
+        elif kind == 4:
+            data[at : at + size] = rng.bytes(size)
+        else:
+            data[at:at] = data[at : at + size]
+        if not data:
+            break
+    return bytes(data)
+
+
+def test_no_mutated_file_is_read_as_something_else(tmp_path):
+    rng = np.random.default_rng(0)
+    path = tmp_path / "m"
+    path.write_bytes(good())
+    expected = said(packing.read_packed(path))
+    refused = 0
+    for _ in range(2000):
+        raw = mutated(rng, good())
+        path.write_bytes(raw)
+        try:
+            found = packing.read_packed(path)
+        except DamagedFile:
+            refused += 1
+        else:
+            assert said(found) == expected, "silently different"
+    assert refused > 1900
+
+
+def test_every_single_cut_is_refused(file):
+    raw = good()
+    for size in range(0, len(raw), 31):
+        file.write_bytes(raw[:size])
+        with pytest.raises(DamagedFile):
+            packing.read_packed(file)
+
+
+def forged(path, change):
+    """Change header and data of a file, and put the checksum right again."""
+    header, data = packedfiles.split(path)
+    data = bytearray(data)
+    change(header, data)
+    # Some of what is forged has no checksum; then the old one is no worse.
+    with contextlib.suppress(AttributeError, UnicodeEncodeError):
+        header["__metadata__"]["sha256"] = packedfiles.sha256(header, bytes(data))
+    packedfiles.join(path, header, bytes(data))
+
+
+def put(name, array):
+    """Return a change that overwrites the start of a tensor."""
+    array = np.asarray(array)
+
+    def change(header, data):
+        start, _ = header[name]["data_offsets"]
+        data[start : start + array.nbytes] = array.tobytes()
+
+    return change
+
+
+def meta(key, edit):
+    """Return a change of a metadata's JSON."""
+
+    def change(header, data):
+        found = json.loads(header["__metadata__"][key])
+        found = edit(found) or found
+        header["__metadata__"][key] = json.dumps(found)
+
+    return change
+
+
+def entry(name, **fields):
+    return lambda header, data: header[name].update(fields)
+
+
+def text(key, value):
+    return lambda header, data: header["__metadata__"].__setitem__(key, value)
+
+
+def drop(header, data):
+    """Take the classifier's bias, the last bytes of its dtype, out of the file."""
+    del header["classifier/bias"]
+
+
+def tokenizer(raw):
+    """Put other bytes in the tokenizer's place, at the end of the data."""
+
+    def change(header, data):
+        start, _ = header["tokenizer"]["data_offsets"]
+        assert header["tokenizer"]["data_offsets"][1] == len(data)
+        data[start:] = raw
+        header["tokenizer"].update(shape=[len(raw)], data_offsets=[start, len(data)])
+
+    return change
+
+
+HOSTILE = {
+    "a negative scale": (put(f"{FFN}.scale", np.float32(-1)), "scale is negative"),
+    "minus zero": (put(f"{FFN}.scale", np.float32(-0.0)), "scale is negative"),
+    "an infinite scale": (put(f"{FFN}.scale", np.float32(np.inf)), "NaN or infinity"),
+    "a NaN scale": (put(f"{WORD}.scale", np.float16(np.nan)), "NaN or infinity"),
+    "a NaN bias": (put("pooler/bias", np.float16(np.nan)), "NaN or infinity"),
+    "a padding bit": (put(f"{WORD}.codes", np.uint8([0, 0x10])), "padding bits"),
+    "a field of 3": (put(f"{FFN}.codes", np.uint8([0b110000])), "2-bit field holds 3"),
+    "a wrong dtype": (entry("pooler/bias", dtype="I16"), "dtype is none of"),
+    "a dtype that is no text": (
+        entry("pooler/bias", dtype=["F16"]),
+        "dtype is none of",
+    ),
+    "bytes in a float's place": (
+        entry("pooler/bias", dtype="U8", shape=[24]),
+        "expected F16 or F32",
+    ),
+    "another shape": (
+        entry("pooler/bias", shape=[6, 2]),
+        r"expected F16 or F32 \(12,\)",
+    ),
+    "a huge shape": (
+        entry("pooler/bias", shape=[1 << 60]),
+        "shape and offsets disagree",
+    ),
+    "a negative shape": (entry("pooler/bias", shape=[-12]), "not whole numbers"),
+    "a shape of truths": (entry("pooler/bias", shape=[True]), "not whole numbers"),
+    "an offset beyond": (
+        lambda h, d: h["tokenizer"].update(
+            shape=[h["tokenizer"]["shape"][0] + 9],
+            data_offsets=[h["tokenizer"]["data_offsets"][0], len(d) + 9],
+        ),
+        "where the header says",
+    ),
+    "bytes after the end": (lambda h, d: d.extend(b"more"), "where the header says"),
+    "overlapping tensors": (
+        lambda h, d: h["pooler/bias"].update(h["classifier/bias"], shape=[3]),
+        "does not start where",
+    ),
+    "more in an entry": (entry("pooler/bias", more=1), "more or less than a tensor"),
+    "a missing tensor": (drop, "does not start where"),
+    "an unknown key": (text("more", "1"), "unknown or missing keys: .'more'."),
+    "another version": (text("version", "2"), "version '2', where 1 is known"),
+    "another format": (text("format", "gguf"), "no packed student"),
+    "a number among the texts": (text("version", 1), "not a table of texts"),
+    "a config of a list": (text("config", "[]"), "not those of a BertConfig"),
+    "a config that is no JSON": (text("config", "{"), "config: "),
+    "a double key": (text("config", '{"a":1,"a":2}'), "the key 'a' is there twice"),
+    "a deep config": (text("config", "[" * 100_000), "config: "),
+    "a wide config": (
+        meta("config", lambda c: c.update(hidden_size=1 << 40)),
+        "the configuration asks for",
+    ),
+    "a tall config": (
+        meta("config", lambda c: c.update(num_hidden_layers=10**9)),
+        "more layers than there are tensors",
+    ),
+    "a config of text": (
+        meta("config", lambda c: c.update(vocab_size="20")),
+        "vocab_size cannot be 20",
+    ),
+    "a config of truth": (
+        meta("config", lambda c: c.update(num_labels=True)),
+        "num_labels cannot be True",
+    ),
+    "a config of infinity": (
+        lambda h, d: h["__metadata__"].update(
+            config=h["__metadata__"]["config"].replace("1e-12", "1e999")
+        ),
+        "layer_norm_eps cannot be inf",
+    ),
+    "a config of NaN": (
+        meta("config", lambda c: c.update(layer_norm_eps=float("nan"))),
+        "NaN is no number",
+    ),
+    "a config of nothing": (
+        meta("config", lambda c: c.update(vocab_size=0)),
+        "vocab_size must be at least 1",
+    ),
+    "an unknown field": (meta("config", lambda c: c.update(more=1)), "not those of"),
+    "labels without a number": (
+        meta("config", lambda c: c.update(id2label={"0": "a", "2": "b", "1": "c"})),
+        "does not number 3 labels",
+    ),
+    "labels that are no texts": (
+        meta("config", lambda c: c.update(id2label={"0": "a", "1": "b", "2": 3})),
+        "not a text",
+    ),
+    "3 bits": (meta("packed", lambda p: p[FFN].update(bits=3)), "bits are 1, 2 or 8"),
+    "other bits": (
+        meta("packed", lambda p: p[FFN].update(bits=1)),
+        r"expected U8 \(12, 4\)",
+    ),
+    "no groups": (
+        meta("packed", lambda p: p[FFN].update(groups=[1, 0])),
+        "groups do not",
+    ),
+    "odd groups": (
+        meta("packed", lambda p: p[FFN].update(groups=[1, 5])),
+        "groups do not",
+    ),
+    "groups of others": (
+        meta("packed", lambda p: p[FFN].update(groups=[12, 1])),
+        r"scale: expected F16 or F32 \(12, 1\)",
+    ),
+    "another shape packed": (
+        meta("packed", lambda p: p[FFN].update(shape=[32, 12])),
+        "the configuration asks for",
+    ),
+    "a packed vector": (
+        meta("packed", lambda p: p.update({"pooler/bias": p[FFN]})),
+        "no matrix of this model",
+    ),
+    "a packed nothing": (
+        meta("packed", lambda p: p.update({"../../etc/passwd": p[FFN]})),
+        "no matrix of this model",
+    ),
+    "less in packed": (
+        meta("packed", lambda p: p[FFN].pop("bits") * 0),
+        "expected bits",
+    ),
+    "packed as a list": (text("packed", "[]"), "packed: not a JSON object"),
+    "unpacked": (meta("packed", lambda p: {**p, FFN: None}), "expected bits"),
+    "extras as a list": (text("extras", "[]"), "extras: not a JSON object"),
+    "an unknown class": (
+        text("act", '{"quantizer":"Popen","bits":8}'),
+        "none of symmetric, asymmetric",
+    ),
+    "an act of less": (
+        text("act", '{"quantizer":"symmetric"}'),
+        "fields are not those",
+    ),
+    "an act of text": (
+        meta("act", lambda a: a.update(bits="8")),
+        "are not whole numbers",
+    ),
+    "an act of 99 bits": (meta("act", lambda a: a.update(bits=99)), "bits must be"),
+    "an act of a number": (text("act", "1"), "neither a quantizer nor pairs"),
+    "a slow regex": (
+        meta("act", lambda a: [["(a+)+b", a]]),
+        "no plain regex",
+    ),
+    "many repeats": (meta("act", lambda a: [[".*.*.*.*.*b", a]]), "no plain regex"),
+    "no regex": (meta("act", lambda a: [["a(", a]]), "no regex"),
+    "half a surrogate": (text("extras", '{"a": "\ud800"}'), "surrogates not allowed"),
+    "no tokenizer": (tokenizer(b"no xz data, but text"), "not whole xz data"),
+    "half a tokenizer": (tokenizer(lzma.compress(b"{}" * 999)[:-9]), "or cut"),
+    "two tokenizers": (tokenizer(lzma.compress(b"{}") * 2), "followed by more"),
+    "a tokenizer bomb": (tokenizer(lzma.compress(bytes(1 << 24))), "too long"),
+    "a tokenizer of many parts": (
+        tokenizer(lzma.compress(b"[" + b"[]," * 600_000 + b"[]]")),
+        "more parts",
+    ),
+    "a tokenizer of no text": (tokenizer(lzma.compress(b"\xff")), "can't decode"),
+    "a vocabulary without place": (
+        tokenizer(lzma.compress(b'{"model":{"vocab":{}}}\n[PAD]')),
+        "no place for it",
+    ),
+    "double tokens": (
+        tokenizer(lzma.compress(b'{"model":{"vocab":null}}\na\na')),
+        "double tokens",
+    ),
+    "more tokens than rows": (
+        tokenizer(
+            lzma.compress(
+                b'{"model":{"vocab":null}}' + b"".join(b"\n%d" % i for i in range(21))
+            )
+        ),
+        "more than the model's",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_hostile_file_with_the_right_checksum_is_refused(name, file):
+    change, problem = HOSTILE[name]
+    forged(file, change)
+    with pytest.raises(DamagedFile, match=problem):
+        packing.read_packed(file)
+
+
+def test_forging_nothing_changes_nothing(file):
+    expected = said(packing.read_packed(file))
+    forged(file, lambda header, data: None)
+    assert said(packing.read_packed(file)) == expected
+
+
+def test_a_wrong_checksum_is_said(file):
+    raw = bytearray(good())
+    raw[-1] ^= 1
+    file.write_bytes(raw)
+    with pytest.raises(DamagedFile, match="SHA-256 of its contents"):
+        packing.read_packed(file)
+
+
+def test_a_double_tensor_is_refused(file):
+    header, data = packedfiles.split(file)
+    line = json.dumps({"pooler/bias": header["pooler/bias"]})[1:-1].encode()
+    doubled = json.dumps(header).encode()[:-1] + b"," + line + b"}"
+    packedfiles.join(file, doubled, data)
+    with pytest.raises(DamagedFile, match="'pooler/bias' is there twice"):
+        packing.read_packed(file)
+
+
+@pytest.mark.parametrize("length", [1 << 20, (1 << 20) + 1, 1 << 40, (1 << 64) - 1])
+def test_a_header_that_claims_too_much_is_not_read(file, length):
+    file.write_bytes(struct.pack("<Q", length) + good()[8:])
+    with pytest.raises(DamagedFile, match=r"over 1048576|ends in its header"):
+        packing.read_packed(file)
+
+
+def test_a_large_deep_header_is_refused_in_bounded_memory(file):
+    packedfiles.join(file, b"[" * (1 << 20), b"")
+    tracemalloc.start()
+    try:
+        with pytest.raises(DamagedFile):
+            packing.read_packed(file)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 2 * file.stat().st_size + (64 << 20)
+
+
+def test_narrow_keeps_every_value():
+    x = np.array([0.5, 65504.0, 2.0**-24, 0.0], np.float32)
+    assert packedfile.narrow(x).dtype == np.float16
+    for other in (0.1, 65505.0, 2.0**-25, 1e30):
+        exact = packedfile.narrow(np.array([*x, other], np.float32))
+        assert exact.dtype == np.float32
+        assert exact[-1] == np.float32(other)
+
+
+@pytest.mark.parametrize(
+    ("bits", "cols", "last", "problem"),
+    [
+        (1, 3, 0b0111, None),
+        (1, 3, 0b1000, "padding"),
+        (1, 8, 0xFF, None),
+        (2, 3, 0b00_10_01_00, None),
+        (2, 3, 0b01_00_00_00, "padding"),
+        (2, 4, 0b11_00_00_00, "holds 3"),
+        (2, 4, 0b01_10_10_01, None),
+        (8, 1, 0x80, None),
+    ],
+)
+def test_check_codes(bits, cols, last, problem):
+    codes = np.array([[last]], np.uint8)
+    if problem is None:
+        packedfile.check_codes(codes, bits, cols)
+    else:
+        with pytest.raises(ValueError, match=problem):
+            packedfile.check_codes(codes, bits, cols)
