@@ -184,7 +184,7 @@ def tokenizer_to_bytes(text: str) -> bytes:
     vocab = model.get("vocab") if isinstance(model, dict) else None
     if isinstance(vocab, dict) and not any("\n" in token for token in vocab):
         tokens = sorted(vocab, key=vocab.__getitem__)
-        if [vocab[token] for token in tokens] == list(range(len(tokens))):
+        if tokens and [vocab[t] for t in tokens] == list(range(len(tokens))):
             lines, found = tokens, {**found, "model": {**model, "vocab": None}}
     first = json.dumps(found, separators=(",", ":"), ensure_ascii=False)
     plain = "\n".join([first, *lines]).encode()
