@@ -207,7 +207,7 @@ def _stage(index: int, stage: Stage, of: Recipe) -> str:
     rows.append(f"activations {_act(stage.act)}")
     size = f", {stage.batch_size} a batch" if stage.batch_size else ""
     rows.append(f"{_schedule(stage)}{size}; the {stage.keep} parameters are kept")
-    return _rows(f"{index} {stage.name}", rows)
+    return _rows(stage.name, rows)
 
 
 def _loss_rows(loss: Any) -> list[str]:

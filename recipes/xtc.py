@@ -74,6 +74,7 @@ def recipe(
                 act=bf.symmetric(bits=8, levels="full"),
                 optim=bf.Optim(lr=lr, warmup=1 / epochs),
                 epochs=epochs,
+                evals=epochs,
                 keep="best",
             ),
         ),

@@ -1,0 +1,164 @@
+"""The command line's manners: two-line errors, exit statuses, signals, pipes."""
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+import bitflax
+from bitflax import cli, commands, errors
+
+
+@pytest.fixture
+def fails(monkeypatch):
+    """Make ``bitflax ls`` raise an error."""
+
+    def fails(error: BaseException) -> None:
+        def command(args):
+            raise error
+
+        monkeypatch.setattr(commands, "ls_command", command)
+
+    return fails
+
+
+@pytest.mark.parametrize(
+    ("argv", "problem", "fix"),
+    [
+        ([], "no command given", "the commands are: ls, show, run"),
+        (["rn"], "no such command: rn", "did you mean 'run'?"),
+        (["run", "quickstart"], "required: --out", "bitflax run --help"),
+        (["run"], "required: RECIPE, --out", "bitflax run --help"),
+        (["show", "quickstart", "--sett", "a=b"], "no such option", "'--set'"),
+        (["run", "quickstart", "--ou", "x"], "required: --out", "--help"),
+        (["show", "quickstart", "more"], "unrecognized arguments: more", "--help"),
+        (["eval", "x"], "required: --task", "bitflax eval --help"),
+        (["run", "quickstart", "--out", "x", "--until", "z"], "no such stage", "teach"),
+    ],
+)
+def test_usage_errors(capsys, argv, problem, fix):
+    assert cli.main(argv) == 2
+    said = capsys.readouterr()
+    first, second = said.err.splitlines()
+    assert first.startswith("bitflax: error: ")
+    assert problem in first
+    assert second.startswith("fix: ")
+    assert fix in second
+    assert said.out == ""
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (errors.UsageError, 2),
+        (errors.DataError, 65),
+        (errors.InputMissing, 66),
+        (errors.OutputError, 73),
+        (errors.StorageError, 74),
+        (errors.FolderBusy, 75),
+        (errors.DamagedFile, 76),
+        (errors.ConfigError, 78),
+        (errors.Diverged, 79),
+    ],
+)
+def test_each_kind_of_error_has_its_status(capsys, fails, error, status):
+    fails(error("train.tsv:17", "expected 2 columns", fix="put a tab"))
+    assert cli.main(["ls"]) == status
+    expected = "bitflax: error: train.tsv:17: expected 2 columns\nfix: put a tab\n"
+    assert capsys.readouterr().err == expected
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "first", "fix"),
+    [
+        (FileNotFoundError(2, "No such file", "a/b"), 66, "a/b: No such file", "give"),
+        (OSError(errno.ENOSPC, "No space left", "a/b"), 74, "a/b: No space", "free"),
+        (PermissionError(13, "Permission denied", "a"), 74, "a: Perm", "permissions"),
+        (RuntimeError("odd\nmore"), 1, "internal: RuntimeError: odd", "--debug"),
+        (KeyError("x"), 1, "internal: KeyError: 'x'", "a bug in bitflax"),
+        (MemoryError(), 1, "memory: out of memory", "data.batch_size"),
+        (RuntimeError("RESOURCE_EXHAUSTED: 9 GB"), 1, "memory: out", "batch_size"),
+    ],
+)
+def test_other_exceptions_are_two_lines_too(capsys, fails, error, status, first, fix):
+    fails(error)
+    assert cli.main(["ls"]) == status
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 2
+    assert lines[0].startswith(f"bitflax: error: {first}")
+    assert fix in lines[1]
+
+
+@pytest.mark.parametrize("argv", [["ls", "--debug"], ["--debug", "ls"]])
+def test_debug_shows_the_traceback(capsys, fails, argv):
+    fails(errors.DataError("x", "y", fix="z"))
+    assert cli.main(argv) == 65
+    said = capsys.readouterr().err
+    assert "Traceback" in said
+    assert said.endswith("bitflax: error: x: y\nfix: z\n")
+
+
+def test_ctrl_c_is_130(capsys, fails):
+    fails(KeyboardInterrupt())
+    assert cli.main(["ls"]) == 130
+    assert "goes on where it stopped" in capsys.readouterr().err
+
+
+def test_sigterm_is_143_and_its_handler_is_put_back(capsys, monkeypatch):
+    saved = []
+
+    def command(args):
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            signal.pause()
+        except KeyboardInterrupt:
+            os.kill(os.getpid(), signal.SIGTERM)  # a second one does not disturb
+            saved.append("checkpoint")
+            raise
+
+    monkeypatch.setattr(commands, "ls_command", command)
+    before = signal.getsignal(signal.SIGTERM)
+    assert cli.main(["ls"]) == 143
+    assert saved == ["checkpoint"]
+    assert signal.getsignal(signal.SIGTERM) == before
+    assert "Traceback" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("argv", [["--help"], ["run", "--help"], ["--version"]])
+def test_help_and_version(capsys, argv):
+    assert cli.main(argv) == 0
+    said = capsys.readouterr()
+    assert said.err == ""
+    word = bitflax.__version__ if argv == ["--version"] else "usage: bitflax"
+    assert word in said.out
+
+
+def test_every_command_has_help():
+    for name in cli._COMMANDS:
+        assert cli.main([name, "--help"]) == 0
+
+
+def test_every_option_is_known():
+    parser = cli.make_parser()
+    (made,) = parser._subparsers._group_actions
+    options = {
+        option
+        for each in (parser, *made.choices.values())
+        for option in each._option_string_actions
+        if option.startswith("--")
+    }
+    assert options == set(cli._OPTIONS)
+    assert set(made.choices) == set(cli._COMMANDS)
+
+
+def test_a_closed_pipe_is_quiet():
+    command = [sys.executable, "-m", "bitflax.cli", "ls"]
+    read, write = os.pipe()
+    os.close(read)
+    found = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True)
+    os.close(write)
+    assert found.stderr == ""
+    assert found.returncode == 141

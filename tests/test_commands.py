@@ -1,0 +1,173 @@
+"""The subcommands, in this process, on tiny models."""
+
+import io
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+import bitflax as bf
+from bitflax import cli, packing, predict, pretrained
+
+
+class Echo:
+    """A predictor that says how it was asked."""
+
+    def __init__(self, label="LABEL"):
+        self.label, self.asked = label, []
+
+    def predict(self, texts):
+        self.asked.append(list(texts))
+        return [predict.Prediction(self.label, 0.5, text) for text in texts]
+
+
+@pytest.fixture
+def echo(monkeypatch):
+    made = Echo()
+    monkeypatch.setattr(predict, "load", lambda path: made)
+    return made
+
+
+def stdin(monkeypatch, data: bytes) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data)))
+
+
+def test_ls_lists_recipes_and_tasks(capsys):
+    assert cli.main(["ls"]) == 0
+    said = capsys.readouterr().out
+    for word in ("quickstart", "xtc", "finetune", "icd10cm", "glue/stsb"):
+        assert f"  {word} " in said
+
+
+@pytest.mark.parametrize("name", ["quickstart", "xtc", "finetune"])
+def test_show_describes_every_recipe(capsys, name):
+    assert cli.main(["show", name]) == 0
+    said = capsys.readouterr().out
+    for word in ("Command", "dials", "teacher "):
+        assert word in said
+
+
+def test_show_follows_set(capsys):
+    assert cli.main(["show", "quickstart", "--set", "layers=0,1,2,3,4,5"]) == 0
+    assert "[384, 1536] x 6" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("argv", "status"),
+    [
+        (["show", "quickstar"], 66),
+        (["show", "quickstart", "--set", "layer=1"], 78),
+        (["show", "quickstart", "--set", "layers=9"], 78),
+        (["show", "quickstart", "--set", "per=row"], 78),
+        (["inspect", "nowhere"], 66),
+        (["predict", "nowhere", "text"], 66),
+        (["eval", "nowhere", "--task", "icd10"], 78),
+    ],
+)
+def test_mistakes_have_their_statuses(capsys, argv, status):
+    assert cli.main(argv) == status
+    assert len(capsys.readouterr().err.splitlines()) == 2
+
+
+def test_predict_prints_label_probability_and_text(capsys, echo):
+    assert cli.main(["predict", "m", "one", "-", "two words"]) == 0
+    out = capsys.readouterr().out
+    assert out == "LABEL\t0.5000\tone\nLABEL\t0.5000\t-\nLABEL\t0.5000\ttwo words\n"
+
+
+def test_predict_prints_a_real_number(capsys, echo):
+    echo.label = 4.25
+    assert cli.main(["predict", "m", "one\ttwo"]) == 0
+    assert capsys.readouterr().out == "4.2500\t-\tone\ttwo\n"
+    assert echo.asked == [[("one", "two")]]
+
+
+def test_predict_reads_stdin_in_pieces(capsys, echo, monkeypatch):
+    lines = [f"text {i}" for i in range(1500)]
+    stdin(monkeypatch, "\r\n".join(lines).encode())
+    assert cli.main(["predict", "m"]) == 0
+    assert [text for piece in echo.asked for text in piece] == lines
+    assert len(echo.asked) == 2
+    assert len(capsys.readouterr().out.splitlines()) == 1500
+
+
+@pytest.mark.parametrize(
+    ("data", "place", "problem"),
+    [
+        (b"a\tb\nc\td\te\n", "stdin:2", "expected a pair as in the first line"),
+        (b"a\nb\tc\n", "stdin:2", "expected a text as in the first line, found 2"),
+        (b"a\tb\tc\n", "stdin:1", "expected a text or a pair, found 3 fields"),
+        (b"a\nb\n\xff\n", "stdin:3", "not UTF-8"),
+    ],
+)
+def test_bad_lines_are_named(capsys, echo, monkeypatch, data, place, problem):
+    stdin(monkeypatch, data)
+    assert cli.main(["predict", "m"]) == 65
+    assert f"bitflax: error: {place}: {problem}" in capsys.readouterr().err
+
+
+CONFIG = bf.BertConfig(
+    vocab_size=50,
+    hidden_size=20,
+    num_hidden_layers=1,
+    num_attention_heads=2,
+    intermediate_size=36,
+    max_position_embeddings=16,
+)
+
+
+@pytest.fixture(scope="module")
+def params():
+    return bf.init_params(CONFIG, jax.random.key(0))
+
+
+@pytest.fixture(scope="module")
+def packed(params, tmp_path_factory):
+    """A run's folder with a packed file in it."""
+    folder = tmp_path_factory.mktemp("run")
+    tree = packing.pack(params, bf.xtc_1bit())
+    packing.save_packed(folder / "model.safetensors", CONFIG, tree)
+    return folder
+
+
+@pytest.mark.parametrize("name", ["", "model.safetensors"])
+def test_inspect_accounts_for_every_byte(capsys, packed, name):
+    assert cli.main(["inspect", str(packed / name)]) == 0
+    *_, last = capsys.readouterr().out.splitlines()
+    total = (packed / "model.safetensors").stat().st_size
+    assert last.split()[0] == "total"
+    assert last.split()[-1] == f"{total:,}"
+
+
+def test_inspect_reads_a_model_folder(capsys, params, tmp_path):
+    pretrained.save_pretrained(tmp_path / "model", CONFIG, params)
+    assert cli.main(["inspect", str(tmp_path / "model")]) == 0
+    *rows, last = capsys.readouterr().out.splitlines()[1:]
+    size = sum(np.size(leaf) for leaf in jax.tree.leaves(params))
+    assert last.split() == ["total", f"{size:,}", f"{4 * size:,}"]
+    assert {row.split()[1] for row in rows} == {"32"}
+
+
+def test_inspect_names_the_stage_of_an_unfinished_run(capsys, tmp_path):
+    (tmp_path / "1-fp32" / "params").mkdir(parents=True)
+    assert cli.main(["inspect", str(tmp_path)]) == 66
+    assert "1-fp32/params" in capsys.readouterr().err
+
+
+def test_run_hands_everything_to_stages(monkeypatch, tmp_path):
+    stages = pytest.importorskip("bitflax.stages")
+    called = {}
+
+    def run(recipe, out, **options):
+        called.update(recipe=recipe, out=out, **options)
+
+    monkeypatch.setattr(stages, "run", run)
+    argv = ["run", "quickstart", "--out", str(tmp_path), "--set", "seed=3"]
+    assert cli.main([*argv, "--set", "limit=5", "--until", "fp32"]) == 0
+    assert called["recipe"].seed == 3
+    assert called["recipe"].data.limit == 5
+    assert called["out"] == str(tmp_path)
+    assert called["until"] == "fp32"
+    assert called["overrides"] == ("seed=3", "limit=5")
+    assert "def recipe(" in called["source"]

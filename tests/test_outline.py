@@ -1,0 +1,160 @@
+"""A recipe in words: bits and bytes from shapes, without a device."""
+
+import functools
+import os
+import subprocess
+import sys
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import bitflax as bf
+from bitflax import hfnames, outline, packing, trees
+from bitflax.errors import ConfigError
+
+CONFIG = bf.BertConfig(
+    vocab_size=50,
+    hidden_size=20,
+    num_hidden_layers=4,
+    num_attention_heads=2,
+    intermediate_size=36,
+    max_position_embeddings=16,
+    num_labels=3,
+)
+
+
+def made(rules=(), layers=(1, 3), **fields) -> bf.Recipe:
+    stages = (
+        bf.Stage(name="fp32", init=bf.Init(layers=layers), loss=bf.hidden_mse),
+        bf.Stage(name="low", loss=bf.soft_cross_entropy, rules=rules),
+    )
+    return bf.Recipe(stages=stages, **fields)
+
+
+@pytest.mark.parametrize("rest", ["int8", "float16", "float32"])
+@pytest.mark.parametrize(
+    "rules",
+    [
+        bf.xtc_1bit("tensor"),
+        bf.xtc_1bit("channel"),
+        bf.xtc_2bit("tensor"),
+        ((r".*/ffn/in/kernel", functools.partial(bf.ternarize, groups=4)),),
+        ((r".*/query/kernel", bf.binarize), *bf.xtc_2bit("channel")),
+    ],
+    ids=["1bit", "1bit-channel", "2bit", "groups", "mixed"],
+)
+def test_bits_and_bytes_are_those_of_the_packed_file(rules, rest):
+    of = made(rules)
+    student = outline.student_config(of, CONFIG)
+    rng = np.random.default_rng(0)
+    flat = {
+        entry.path: rng.normal(
+            size=entry.shape[::-1] if entry.transposed else entry.shape
+        )
+        for entry in hfnames.entries(student)
+    }
+    params = trees.unflatten({k: jnp.asarray(v, jnp.float32) for k, v in flat.items()})
+    rows = packing.size_report(packing.pack(params, rules, rest))
+    packed = {row.name: (row.bits, row.values) for row in rows}
+    lines = outline.parameter_bits(of.stages[1], student, rest)
+    assert {line.path for line in lines} == set(trees.flatten(params))
+    for line in lines:
+        values = trees.flatten(params)[line.path]
+        assert line.shape == values.shape
+        assert packed[line.path] == (line.bits, values.size)
+    # A random scale is a float16 exactly only by chance; float32 is expected.
+    expected = sum(line.size for line in lines)
+    assert sum(row.bytes for row in rows) == pytest.approx(expected, rel=0.01)
+
+
+def test_an_own_quantizer_has_bits_that_only_the_values_say():
+    of = made(((r"pooler/kernel", lambda w: w),))
+    lines = outline.parameter_bits(of.stages[1], CONFIG)
+    assert next(line.bits for line in lines if line.path == "pooler/kernel") is None
+    assert "?" in outline.describe(of, CONFIG)
+
+
+def test_student_config_follows_the_stages():
+    assert outline.student_config(made(layers=(0, 2, 3)), CONFIG).num_hidden_layers == 3
+    again = bf.Stage(name="all", init=bf.Init(source="teacher"), loss=bf.hidden_mse)
+    of = bf.Recipe(stages=(*made().stages, again))
+    assert outline.student_config(of, CONFIG).num_hidden_layers == 4
+
+
+def test_a_layer_that_is_not_there_is_named():
+    with pytest.raises(ConfigError, match="no layer 4: there are 4"):
+        outline.describe(made(layers=(1, 4)), CONFIG)
+
+
+def test_a_rule_that_matches_nothing_is_named():
+    with pytest.raises(ConfigError, match=r"rule 'encoder/\.\*/kernels' matches no"):
+        outline.describe(made((("encoder/.*/kernels", bf.binarize),)), CONFIG)
+
+
+def test_describe_draws_every_stage():
+    text = outline.describe(made(bf.xtc_1bit(), teacher=bf.Teacher(epochs=1)), CONFIG)
+    order = ["data ", "teacher ", "fp32 ", "low ", "model.safetensors", "expected:"]
+    places = [text.index(word) for word in order]
+    assert places == sorted(places)
+    assert "its layers 1, 3" in text
+    assert "1 epoch," in text
+    assert "encoder/layer_*/ffn/in/kernel [20, 36] x 2" in text
+
+
+def test_describe_without_a_shape_has_no_bytes():
+    text = outline.describe(made(bf.xtc_1bit()))
+    assert "1 bit" in text
+    assert "expected" not in text
+
+
+def test_a_teacher_alone_is_described():
+    text = outline.describe(bf.Recipe(teacher=bf.Teacher(folder="x")), CONFIG)
+    assert "x, as it is" in text
+    assert "model.safetensors" not in text
+
+
+@pytest.mark.parametrize(
+    ("teacher", "words"),
+    [
+        (bf.Teacher(pretrained="org/name"), "asks the hub"),
+        (bf.Teacher(folder="nowhere"), "no such folder"),
+    ],
+)
+def test_a_teacher_that_is_not_here_has_no_shape(teacher, words):
+    config, why = outline.teacher_config(bf.Recipe(teacher=teacher))
+    assert config is None
+    assert words in why
+
+
+@pytest.mark.parametrize(
+    ("task", "labels"), [("icd10cm", 21), ("glue/mnli", 3), ("glue/stsb", 1)]
+)
+def test_the_classifier_has_the_tasks_labels(task, labels):
+    config, _ = outline.teacher_config(bf.Recipe(data=bf.Data(task=task)))
+    assert config is not None
+    assert config.num_labels == labels
+
+
+def test_show_touches_no_device():
+    code = """
+import jax
+from jax._src import xla_bridge
+def unavailable(*args, **kwargs):
+    raise RuntimeError("a device was touched")
+xla_bridge.backends = xla_bridge.get_backend = jax.devices = unavailable
+from bitflax import cli
+assert cli.main(["show", "quickstart"]) == 0
+assert not xla_bridge._backends
+try:
+    jax.numpy.ones(1)
+except RuntimeError:
+    print("and the test can fail")
+"""
+    env = {k: v for k, v in os.environ.items() if not k.startswith(("JAX_", "XLA_"))}
+    found = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=env
+    )
+    assert found.returncode == 0, found.stderr
+    assert "expected: 2." in found.stdout
+    assert "and the test can fail" in found.stdout
