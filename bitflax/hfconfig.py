@@ -25,7 +25,7 @@ _FLOATS = (
     "attention_probs_dropout_prob",
     "classifier_dropout",
 )
-_SAME_ACT = {"gelu_python": "gelu"}  # the erf form too
+_ACTS = {"gelu": "gelu", "gelu_python": "gelu", "relu": "relu"}  # gelu by erf
 
 # What would compute something else than this package's BERT.
 _ONLY = {
@@ -90,9 +90,7 @@ def config_from_hf(
     sizes = {name: _number(fields, name, int, place) for name in _INTS}
     rates = {name: _number(fields, name, float, place) for name in _FLOATS}
     given = {k: v for k, v in (sizes | rates).items() if v is not None}
-    if "hidden_act" in fields:
-        act = fields["hidden_act"]
-        given["hidden_act"] = _SAME_ACT.get(act, act) if isinstance(act, str) else act
+    given["hidden_act"] = _act(fields.get("hidden_act", "gelu"), place)
     names, count = _labels(fields, num_labels, id2label, problem_type, place)
     problem = problem_type or fields.get("problem_type")
     if num_labels is not None or id2label is not None:
@@ -160,6 +158,16 @@ def _check_kind(fields: Mapping[str, Any], place: object) -> None:
             "multi_label_classification: several labels an example are not supported",
             fix="give a model with one label an example",
         )
+
+
+def _act(name: Any, place: object) -> str:
+    if not isinstance(name, str) or name not in _ACTS:
+        raise ConfigError(
+            f"{place}:hidden_act",
+            f"expected gelu or relu, found {name!r}",
+            fix="give another model",
+        )
+    return _ACTS[name]
 
 
 def _number(fields: Mapping[str, Any], name: str, kind: type, place: object) -> Any:

@@ -1,0 +1,96 @@
+"""A model's folder appears whole or not at all; the tokenizer's files."""
+
+import errno
+import json
+import os
+
+import pytest
+
+from bitflax import hffolder
+from bitflax.errors import ConfigError, DamagedFile, OutputError, StorageError
+
+
+def test_a_new_folder_appears_with_its_parents(tmp_path):
+    folder = tmp_path / "a" / "b"
+    with hffolder.replacing(folder) as new:
+        (new / "config.json").write_text("{}")
+        assert not folder.exists()
+    assert [path.name for path in folder.iterdir()] == ["config.json"]
+    assert [path.name for path in folder.parent.iterdir()] == ["b"]
+
+
+def test_an_earlier_model_is_replaced_whole(tmp_path):
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "vocab.txt").write_text("old")
+    with hffolder.replacing(folder) as new:
+        (new / "config.json").write_text("{}")
+        assert (folder / "vocab.txt").exists()
+    assert [path.name for path in folder.iterdir()] == ["config.json"]
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+@pytest.mark.parametrize(
+    ("failure", "error"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), StorageError),
+        (OutputError("x", "y", fix="z"), OutputError),
+        (ConfigError("x", "y", fix="z"), ConfigError),
+        (KeyboardInterrupt(), KeyboardInterrupt),
+    ],
+)
+def test_a_failure_leaves_what_was_there(tmp_path, failure, error):
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "config.json").write_text("old")
+
+    def write():
+        with hffolder.replacing(folder) as new:
+            (new / "config.json").write_text("new")
+            raise failure
+
+    with pytest.raises(error):
+        write()
+    assert (folder / "config.json").read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_a_file_or_a_foreign_folder_is_left_alone(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    for folder, problem in ((tmp_path / "file", "directory"), (tmp_path, "file")):
+        with pytest.raises(OutputError, match=problem), hffolder.replacing(folder):
+            pytest.fail("the body ran")
+    with (
+        pytest.raises(OutputError, match="directory"),
+        hffolder.replacing(tmp_path / "file" / "model"),
+    ):
+        pytest.fail("the body ran")
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def whole(**normalizer):
+    return json.dumps(
+        {"model": {"vocab": {"b": 1, "[PAD]": 0, "##c": 2}}, "normalizer": normalizer}
+    )
+
+
+def test_the_tokenizers_files_say_what_its_json_says():
+    text = whole(lowercase=False, strip_accents=False, handle_chinese_chars=False)
+    files = hffolder.tokenizer_files(text, 64)
+    assert files["tokenizer.json"] == text
+    assert files["vocab.txt"] == "[PAD]\nb\n##c\n"
+    settings = json.loads(files["tokenizer_config.json"])
+    assert settings["do_lower_case"] is False
+    assert settings["strip_accents"] is False
+    assert settings["tokenize_chinese_chars"] is False
+    assert settings["model_max_length"] == 64
+    assert settings["tokenizer_class"] == "BertTokenizer"
+    assert files.keys() <= hffolder.WRITTEN
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{}", "[]", '{"model": {"vocab": [["a", 0.5]]}, "normalizer": null}']
+)
+def test_what_is_no_word_piece_tokenizer_is_refused(text):
+    with pytest.raises(DamagedFile, match="not a WordPiece"):
+        hffolder.tokenizer_files(text, 64)
