@@ -276,8 +276,9 @@ svg { display: block; width: 100%; height: auto; font: 11px system-ui, sans-seri
 .dash { stroke: var(--level); stroke-width: 1.4; stroke-dasharray: 5 4; }
 .bar { fill: var(--mark); } .back { fill: var(--line); opacity: .5; }
 @media (max-width: 600px) {
-  table { font-size: .78rem; } th, td { padding: .35rem .2rem; }
-  tr > th:first-child { white-space: normal; overflow-wrap: anywhere; } }
+  main { padding: 10px; }
+  table { font-size: .75rem; } th, td { padding: .35rem .2rem; }
+  tr > th:first-child { white-space: normal; } }
 dl { display: grid; grid-template-columns: minmax(5rem, max-content) 1fr;
   gap: .3rem 1rem; font-size: .9rem; }
 dt { color: var(--soft); } dd { margin: 0; overflow-wrap: anywhere; }
