@@ -83,7 +83,7 @@ class Predictor:
         self._step = training.make_eval_step(model.bert(config, act))
 
     def logits(
-        self, texts: Sequence[Text], batch_size: int = 32
+        self, texts: Sequence[Any], batch_size: int = 32
     ) -> Float32[np.ndarray, "texts labels"]:
         """Return the logits of texts, or of pairs of texts, in their order.
 
@@ -95,7 +95,7 @@ class Predictor:
         """
         return self._logits(_columns(texts), batch_size)
 
-    def predict(self, texts: Sequence[Text], batch_size: int = 32) -> list[Prediction]:
+    def predict(self, texts: Sequence[Any], batch_size: int = 32) -> list[Prediction]:
         """Return the label and its probability for each text, or pair of texts.
 
         Raises:
@@ -184,12 +184,12 @@ def _some(labels: Sequence[str]) -> str:
     return ", ".join(labels[:3]) + more
 
 
-def _columns(texts: Sequence[Text]) -> tuple[list[Any], ...]:
+def _columns(texts: Sequence[Any]) -> tuple[list[Any], ...]:
     """Return one column of texts, or two of pairs."""
     texts = list(texts)
-    width = 1 if not texts or isinstance(texts[0], str) else 2
+    width = 2 if texts and isinstance(texts[0], (tuple, list)) else 1
     for number, text in enumerate(texts, 1):
-        parts = (text,) if isinstance(text, str) else tuple(text)
+        parts = tuple(text) if isinstance(text, (tuple, list)) else (text,)
         if len(parts) != width or not all(isinstance(part, str) for part in parts):
             raise DataError(
                 f"text {number}",
