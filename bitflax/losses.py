@@ -103,7 +103,9 @@ def logits_mse(student: Outputs, teacher: Outputs, batch: Batch) -> Mean:
     return _row_mean(jnp.sum(error, axis=-1), batch, error.shape[-1])
 
 
-def label_cross_entropy(student: Outputs, teacher: Outputs | None, batch: Batch) -> Mean:
+def label_cross_entropy(
+    student: Outputs, teacher: Outputs | None, batch: Batch
+) -> Mean:
     """Cross-entropy of the logits [batch, classes] to ``batch["labels"]`` [batch].
 
     >>> s = Outputs(jnp.array([[0.0, 0.0]]), (), ())

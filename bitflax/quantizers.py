@@ -66,7 +66,11 @@ def _ternary(w: jax.Array, axis: Axis) -> jax.Array:
 
 
 def binarize(
-    w: Float[Array, "..."], axis: Axis = None, *, groups: int | None = None, zero: int = 1
+    w: Float[Array, "..."],
+    axis: Axis = None,
+    *,
+    groups: int | None = None,
+    zero: int = 1,
 ) -> Float[Array, "..."]:
     """Return 1-bit weights: ``sign(w) * mean|w|``, with the gradient of ``w``.
 

@@ -62,6 +62,7 @@ class Data:
         _need(self.batch_size > 0, "Data.batch_size", "at least 1", self.batch_size)
         limit = self.limit is None or self.limit > 0
         _need(limit, "Data.limit", "at least 1, or none", self.limit)
+        _need(self.seed >= 0, "Data.seed", "at least 0", self.seed)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -69,18 +70,21 @@ class Teacher:
     """Who teaches: an already fine-tuned ``folder``, or a ``pretrained`` model.
 
     ``pretrained`` is the name of a packaged model, a folder or a hub id; it is
-    fine-tuned on the task for ``epochs`` by ``optim`` before the first stage.
+    fine-tuned on the task for ``epochs`` by ``optim`` before the first stage, and
+    scored ``evals`` times, the last time at its end.
     """
 
     folder: str | None = None
     pretrained: str = "minilm"
     epochs: int = 0
     optim: Optim = Optim(lr=1e-4)  # noqa: RUF009 (frozen)
+    evals: int = 1
 
     def __post_init__(self):
         """Check types and ranges."""
         overrides.check_fields(self)
         _need(self.epochs >= 0, "Teacher.epochs", "at least 0", self.epochs)
+        _need(self.evals > 0, "Teacher.evals", "at least 1", self.evals)
         _check_optim(self.optim, "Teacher.optim")
 
 
@@ -110,7 +114,8 @@ class Stage:
     ``loss`` is a loss of this student and the teacher; ``rules`` say which weights
     have which bits, ``act`` how activations are quantised. ``batch_size`` None is the
     data's. ``keep`` says which parameters are the result: the ``"last"`` ones, or the
-    ``"best"`` of all evaluations. ``cache_teacher`` keeps the teacher's outputs in
+    ``"best"`` of all evaluations, of which there are ``evals``, evenly spread, the
+    last one after the last step. ``cache_teacher`` keeps the teacher's outputs in
     memory where they fit.
     """
 
@@ -123,7 +128,7 @@ class Stage:
     epochs: int = 1
     batch_size: int | None = None
     keep: Literal["last", "best"] = "last"
-    evals_per_epoch: int = 1
+    evals: int = 4
     cache_teacher: bool = True
 
     def __post_init__(self):
@@ -135,8 +140,7 @@ class Stage:
         free = "a name of letters, digits, - and _; no number and not 'teacher'"
         _need(named, f"{place}.name", free, self.name)
         _need(self.epochs > 0, f"{place}.epochs", "at least 1", self.epochs)
-        evals = self.evals_per_epoch
-        _need(evals > 0, f"{place}.evals_per_epoch", "at least 1", evals)
+        _need(self.evals > 0, f"{place}.evals", "at least 1", self.evals)
         size = self.batch_size is None or self.batch_size > 0
         _need(size, f"{place}.batch_size", "at least 1, or none", self.batch_size)
         _check_optim(self.optim, f"{place}.optim")
@@ -169,6 +173,7 @@ class Recipe:
         names = [stage.name for stage in self.stages]
         once = len(set(names)) == len(names)
         _need(once, "Recipe.stages", "a name of its own for each stage", names)
+        _need(self.seed >= 0, "Recipe.seed", "at least 0", self.seed)
 
 
 def check_until(recipe: Recipe, until: str | None) -> None:

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -165,15 +165,9 @@ class Optim:
     frozen: tuple[str, ...] = ()
 
 
-class ApplyFn(Protocol):
-    """A model: a pure function of its parameters and a batch."""
-
-    def __call__(
-        self, params: Params, batch: Batch, rng: jax.Array | None = None
-    ) -> Outputs:
-        """Compute the outputs; dropout only where an ``rng`` key is given."""
-        ...
-
+ApplyFn = Callable[..., Outputs]
+"""A model: ``(params, batch, rng=None) -> Outputs``, pure, with dropout only where an
+``rng`` key is given."""
 
 LossFn = Callable[..., Any]
 """``(student: Outputs, teacher: Outputs | None, batch: Batch) -> Mean``, or, as

@@ -32,7 +32,7 @@ def made(**stage) -> bf.Recipe:
         (lambda: made(name="a/b"), "Stage 'a/b'.name"),
         (lambda: made(epochs=0), "Stage 'onebit'.epochs"),
         (lambda: made(batch_size=0), "Stage 'onebit'.batch_size"),
-        (lambda: made(evals_per_epoch=0), "Stage 'onebit'.evals_per_epoch"),
+        (lambda: made(evals=0), "Stage 'onebit'.evals"),
         (lambda: made(rules=(("(", bf.binarize),)), "Stage 'onebit'.rules"),
         (lambda: made(optim=bf.Optim(warmup=1.5)), "Stage 'onebit'.optim.warmup"),
         (lambda: made(optim=bf.Optim(schedule="x")), "Stage 'onebit'.optim.schedule"),

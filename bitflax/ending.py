@@ -1,0 +1,109 @@
+"""What a stage ends with, and what a run ends with: packed file, table, report."""
+
+import dataclasses
+import functools
+import math
+import sys
+import time
+from typing import Any
+
+import numpy as np
+
+from bitflax import evaluate, metrics, model, packing, predict, report
+from bitflax.recipe import Stage
+from bitflax.rules import bits_of, quantize
+from bitflax.setting import Model, Setting
+from bitflax.types import BertConfig
+
+PACKED = "model.safetensors"
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """A trained model and how it scored."""
+
+    model: Model
+    scores: dict[str, float]
+    seconds: float
+    row: report.Row
+
+
+def kept_share(score: float, whole: Any) -> float | None:
+    """Return the share of the teacher's score; None where it means nothing."""
+    return score / whole if whole and math.isfinite(score / whole) else None
+
+
+def evaluator(
+    setting: Setting, config: BertConfig, stage: Stage | None = None
+) -> evaluate.Evaluator:
+    """Return what scores a stage's parameters; without a stage, a plain model's."""
+    rules = stage.rules if stage else ()
+    return evaluate.Evaluator(
+        model.bert(config, stage.act if stage else None),
+        setting.dev,
+        setting.task.dev.labels,
+        setting.task.metric,
+        setting.task.regression,
+        setting.mesh,
+        functools.partial(quantize, rules=rules) if rules else None,
+    )
+
+
+def say(text: str) -> None:
+    """Print a line on stderr."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def ending(
+    setting: Setting, rows: list[report.Row], teacher: Result, result: Result
+) -> list[report.Row]:
+    """Pack the last student, score the file, and write the report.
+
+    Returns:
+      The packed file's row, or nothing where the last stage is FP32.
+    """
+    recipe, notes = setting.recipe, list(setting.task.notes)
+    extra, made = [], ["report.html", "report.json"]
+    if recipe.stages and recipe.stages[-1].rules:
+        row, moved = _packed(setting, recipe.stages[-1], teacher, result)
+        extra, made = [row], [PACKED, *made]
+        notes += moved
+    meta = {
+        "task": setting.task.name,
+        "metric": setting.task.metric,
+        "name": recipe.name,
+        "notes": notes,
+    }
+    report.write_report(setting.run.path, [*rows, *extra], setting.run.log_path, meta)
+    for note in notes:
+        say(f"note: {note}")
+    setting.run.finish(*made)
+    return extra
+
+
+def _packed(setting: Setting, stage: Stage, teacher: Result, result: Result):
+    """Write the packed file; return its row, and a note on the labels that it moves."""
+    began = time.monotonic()
+    config, params = result.model
+    packed = packing.pack(params, stage.rules, setting.recipe.rest)
+    path = setting.run.path / PACKED
+    packing.save_packed(path, config, packed, stage.act, setting.tokenizer.to_json())
+    predictor = predict.load(path)
+    scores = predictor.score(setting.source_task)
+    texts = setting.source_task.dev.texts
+    rows = list(texts[0]) if len(texts) == 1 else list(zip(*texts, strict=True))
+    whole = evaluator(setting, config, stage).logits(params)
+    real = setting.task.regression
+    said = metrics.predictions(predictor.logits(rows), regression=real)
+    before = metrics.predictions(whole, regression=real)
+    score = scores[setting.task.metric]
+    row = report.Row(
+        "packed",
+        score,
+        kept_share(score, teacher.row.score),
+        min(bits_of(q) or 32 for _, q in stage.rules),
+        path.stat().st_size,
+        time.monotonic() - began,
+    )
+    moved = f"packing moves {int(np.sum(said != before))} of {len(said)} labels"
+    return row, [] if real else [moved]

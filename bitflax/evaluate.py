@@ -1,0 +1,60 @@
+"""A model's scores on a task's dev examples, over all devices."""
+
+from collections.abc import Callable
+
+import jax
+import numpy as np
+
+from bitflax import metrics, parallel, training
+from bitflax.data.batches import Batches
+from bitflax.types import ApplyFn, Params
+
+INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+
+
+class Evaluator:
+    """Scores parameters; compiled once for each shape of the batches.
+
+    Args:
+      apply: the model.
+      batches: the dev examples.
+      labels: [examples] class numbers in the order of the logits, or real numbers.
+      metric: a name that ``bitflax.metrics.score`` knows.
+      regression: whether labels are real numbers.
+      mesh: the devices that share a batch.
+      quantize: maps latent parameters to what the model computes with, once.
+    """
+
+    def __init__(
+        self,
+        apply: ApplyFn,
+        batches: Batches,
+        labels: np.ndarray,
+        metric: str,
+        regression: bool,
+        mesh: jax.sharding.Mesh,
+        quantize: Callable[[Params], Params] | None = None,
+    ):
+        self._batches, self._labels, self._metric = batches, labels, metric
+        self._regression, self._mesh = regression, mesh
+        self._quantize = None if quantize is None else jax.jit(quantize)
+        self._step = training.make_eval_step(apply)
+
+    def logits(self, params: Params) -> np.ndarray:
+        """Return the logits of all examples [examples, labels], in their order."""
+        values = params if self._quantize is None else self._quantize(params)
+        found = []
+        for batch in self._batches.evaluation():
+            inputs = {name: batch[name] for name in INPUTS}
+            sharded = parallel.shard_batch(inputs, self._mesh)
+            found.append((batch["index"], self._step(values, sharded)))
+        rows = np.concatenate([index for index, _ in found])
+        logits = np.concatenate([np.asarray(part) for _, part in found])
+        out = np.zeros((len(self._batches.tokens), logits.shape[1]), np.float32)
+        out[rows[rows >= 0]] = logits[rows >= 0]
+        return out
+
+    def __call__(self, params: Params) -> dict[str, float]:
+        """Return ``{name: value}`` of the metric and what stands beside it."""
+        said = metrics.predictions(self.logits(params), regression=self._regression)
+        return metrics.score(self._metric, said, self._labels)

@@ -1,0 +1,155 @@
+"""Read and check everything that a run needs, before its first step."""
+
+import dataclasses
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from bitflax import checks, parallel, pretrained
+from bitflax.data import batches as batching
+from bitflax.data import tasks
+from bitflax.data.examples import Examples, Task
+from bitflax.data.text import Tokenizer
+from bitflax.errors import ConfigError
+from bitflax.recipe import Recipe
+from bitflax.runfolder import RunFolder
+from bitflax.setting import Model, Setting
+from bitflax.types import BertConfig
+
+EVAL_ROWS = 64
+
+
+def prepare(recipe: Recipe, run: RunFolder) -> Setting:
+    """Read and check everything that a run needs.
+
+    Raises:
+      BitflaxError: data, teacher or recipe are wrong; before any training.
+    """
+    data = recipe.data
+    task = tasks.load_task(
+        data.task,
+        data_dir=data.data_dir,
+        text=data.text,
+        label=data.label,
+        dev=data.dev,
+        seed=data.seed,
+        limit=data.limit,
+        regression=data.regression,
+    )
+    run.pin("data", task.sha256)
+    folder = pretrained.resolve(recipe.teacher.folder or recipe.teacher.pretrained)
+    teacher = _load_teacher(recipe, folder, task)
+    tokenizer = Tokenizer.from_folder(folder)
+    _check_lengths(recipe, teacher.config, tokenizer)
+    ordered = _in_order(task, teacher.config)
+    cache = run.cache
+    tokens = tokenizer.encode(task.train.texts, data.max_length, cache=cache)
+    dev = tokenizer.encode(task.dev.texts, data.max_length, cache=cache)
+    lengths = np.concatenate([tokens.lengths, dev.lengths])
+    buckets = batching.buckets_for(lengths, data.max_length)
+    mesh = parallel.mesh()
+    measured = batching.Batches(
+        dev,
+        batch_size=EVAL_ROWS,
+        seed=0,
+        buckets=buckets,
+        multiple_of=mesh.size,
+        pad_id=tokenizer.pad_id,
+    )
+    setting = Setting(
+        recipe, run, task, ordered, tokenizer, tokens, measured, buckets, mesh, teacher
+    )
+    checks.check_stages(setting)
+    _check_space(setting)
+    return setting
+
+
+def _load_teacher(recipe: Recipe, folder: Path, task: Task) -> Model:
+    taught = recipe.teacher
+    if taught.folder is not None:
+        return Model(*pretrained.load_pretrained(folder))
+    if taught.epochs == 0:
+        raise ConfigError(
+            "Teacher",
+            "neither an already fine-tuned folder nor epochs to fine-tune it are given",
+            fix="set teacher.folder, or teacher.epochs to 3",
+        )
+    if task.train.labels is None:
+        raise ConfigError(
+            "Teacher",
+            f"{task.name} has no labels, so that no teacher can be fine-tuned on it",
+            fix="give an already fine-tuned teacher: teacher.folder",
+        )
+    config, params = pretrained.load_pretrained(
+        folder,
+        num_labels=1 if task.regression else len(task.labels),
+        id2label=None if task.regression else task.labels,
+        problem_type="regression" if task.regression else "single_label_classification",
+        seed=recipe.seed,
+    )
+    return Model(config, params)
+
+
+def _check_lengths(recipe: Recipe, config: BertConfig, tokenizer: Tokenizer) -> None:
+    if recipe.data.max_length > config.max_position_embeddings:
+        raise ConfigError(
+            "Data.max_length",
+            f"{recipe.data.max_length}, but the teacher has only "
+            f"{config.max_position_embeddings} positions",
+            fix=f"at most {config.max_position_embeddings}",
+        )
+    if tokenizer.vocab_size > config.vocab_size:
+        raise ConfigError(
+            "tokenizer",
+            f"{tokenizer.vocab_size} tokens, but the teacher has only "
+            f"{config.vocab_size}",
+            fix="give the folder the tokenizer that the teacher was trained with",
+        )
+
+
+def _in_order(task: Task, config: BertConfig) -> Task:
+    """Number the task's classes as the teacher does, by name.
+
+    MNLI's classes are known in two orders; mixed up they give 10 % accuracy.
+    """
+    if task.regression != config.regression:
+        kinds = ("classes", "real numbers")
+        raise ConfigError(
+            "Teacher",
+            f"the task has {kinds[task.regression]}, the teacher's config "
+            f"{kinds[config.regression]}",
+            fix="give a teacher of this task",
+        )
+    if task.regression or not task.labels:
+        return task
+    mine, its = config.labels, task.labels
+    if config.id2label is None and len(mine) == len(its):
+        return task
+    if set(mine) != set(its):
+        raise ConfigError(
+            "Teacher",
+            f"the task's labels are {', '.join(its[:4])}, the teacher's "
+            f"{', '.join(mine[:4])}",
+            fix="give a teacher of this task, with the task's label names in id2label",
+        )
+    number = np.array([mine.index(name) for name in its], np.int32)
+
+    def renumbered(examples: Examples) -> Examples:
+        if examples.labels is None:
+            return examples
+        return dataclasses.replace(examples, labels=number[examples.labels])
+
+    return dataclasses.replace(
+        task,
+        train=renumbered(task.train),
+        dev=renumbered(task.dev),
+        labels=mine,
+    )
+
+
+def _check_space(setting: Setting) -> None:
+    """Each stage keeps up to four checkpoints of three floats a parameter."""
+    sizes = [x.nbytes for x in jax.tree.leaves(setting.teacher.params)]
+    stages = len(setting.recipe.stages) + (setting.recipe.teacher.folder is None)
+    setting.run.need(13 * sum(sizes) * stages)

@@ -1,0 +1,123 @@
+"""What all stages of a run share, and what each of them takes from it."""
+
+import dataclasses
+import os
+from typing import NamedTuple
+
+import jax
+
+from bitflax import depth, model, pretrained, teaching
+from bitflax.data import batches as batching
+from bitflax.data.examples import Task
+from bitflax.data.text import Tokenizer, Tokens
+from bitflax.recipe import Recipe, Stage
+from bitflax.runfolder import RunFolder
+from bitflax.types import BertConfig, Params
+
+MOST_KEPT_BYTES = 4 << 30
+
+
+class Model(NamedTuple):
+    """A configuration and its parameters."""
+
+    config: BertConfig
+    params: Params
+
+
+@dataclasses.dataclass
+class Setting:
+    """What all stages of a run share.
+
+    Attributes:
+      recipe: the recipe.
+      run: the run folder, held.
+      source_task: the task as it was read.
+      task: the same with its labels numbered in the teacher's order.
+      tokenizer: the teacher's.
+      tokens: of the training examples.
+      dev: batches of the dev examples.
+      buckets: the lengths that batches are padded to.
+      mesh: all devices.
+      teacher: the teacher, or what it will be fine-tuned from.
+    """
+
+    recipe: Recipe
+    run: RunFolder
+    source_task: Task
+    task: Task
+    tokenizer: Tokenizer
+    tokens: Tokens
+    dev: batching.Batches
+    buckets: tuple[int, ...]
+    mesh: jax.sharding.Mesh
+    teacher: Model
+    _kept: teaching.Kept | None = None
+
+    def batches(self, number: int, batch_size: int | None) -> batching.Batches:
+        """Return the training batches of a stage; each stage has its own order."""
+        return batching.Batches(
+            self.tokens,
+            self.task.train.labels,
+            batch_size=batch_size or self.recipe.data.batch_size,
+            seed=self.recipe.seed + 1000 * number,
+            buckets=self.buckets,
+            multiple_of=self.mesh.size,
+            pad_id=self.tokenizer.pad_id,
+        )
+
+    def start(self, stage: Stage, teacher: Model, before: Model) -> Model:
+        """Return the model that a stage begins with."""
+        source = stage.init.source
+        if source not in ("previous", "teacher"):
+            labels = teacher.config.id2label
+            config, params = pretrained.load_pretrained(
+                source,
+                num_labels=teacher.config.num_labels,
+                id2label=None if labels is None else dict(labels),
+                problem_type=teacher.config.problem_type,
+                seed=self.recipe.seed,
+            )
+            before = Model(config, params)
+        chosen = teacher if source == "teacher" else before
+        if stage.init.layers is None:
+            return chosen
+        layers = stage.init.layers
+        config = dataclasses.replace(chosen.config, num_hidden_layers=len(layers))
+        return Model(config, depth.take_layers(chosen.params, layers))
+
+    def kept(
+        self, stage: Stage, teacher: Model, start: Model, batches: batching.Batches
+    ) -> teaching.Kept | None:
+        """Return the teacher's outputs that a stage's loss reads, where they fit.
+
+        A stage that reads what the stage before read takes over what that kept.
+        """
+        if not stage.cache_teacher or teaching.reads_padding(stage.loss):
+            return None
+        outputs, used = _used(stage, teacher, start, batches)
+        if self._kept is not None and used <= self._kept.names:
+            return self._kept
+        self._kept = None
+        shapes = teaching.row_shapes(used, outputs)
+        if teaching.size(shapes, batches) > min(MOST_KEPT_BYTES, _memory() // 4):
+            return None
+        apply = model.bert(teacher.config)
+        kept = teaching.keep(apply, teacher.params, batches, outputs, used)
+        total = batches.steps_per_epoch
+        with self.run.progress(total, "teacher's outputs") as bar:
+            for number, self._kept in enumerate(kept):
+                bar.update(number + 1)
+        return self._kept
+
+
+def _memory() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _used(stage: Stage, teacher: Model, start: Model, batches: batching.Batches):
+    """Return the shapes of the teacher's outputs and the names of those in use."""
+    batch = {k: v for k, v in batches.batch(0).items() if k != "index"}
+    student = model.bert(start.config, stage.act)
+    told = jax.eval_shape(model.bert(teacher.config), teacher.params, batch)
+    said = jax.eval_shape(student, start.params, batch)
+    return told, teaching.used_outputs(stage.loss, said, told, batch)
