@@ -23,6 +23,8 @@ def made(**stage) -> bf.Recipe:
         (lambda: bf.Data(max_length=3), "Data.max_length"),
         (lambda: bf.Data(batch_size=0), "Data.batch_size"),
         (lambda: bf.Data(limit=0), "Data.limit"),
+        (lambda: bf.Data(seed=-1), "Data.seed"),
+        (lambda: bf.Recipe(seed=-1), "Recipe.seed"),
         (lambda: bf.Teacher(epochs=-1), "Teacher.epochs"),
         (lambda: bf.Teacher(optim=bf.Optim(lr=0.0)), "Teacher.optim.lr"),
         (lambda: bf.Init(layers=()), "Init.layers"),
