@@ -11,9 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from bitflax import outline, recipe, recipefiles
+from bitflax import outline, overrides, recipe, recipefiles
 from bitflax.data import tasks
-from bitflax.errors import DataError, InputMissing
+from bitflax.errors import ConfigError, DataError, InputMissing
 
 
 def ls_command(args: Namespace) -> None:
@@ -37,6 +37,7 @@ def show_command(args: Namespace) -> None:
     """Print a recipe's docstring, dials, stages, bits and expected bytes."""
     file = recipefiles.read_recipe(args.recipe)
     made = file.build(args.settings)
+    _check_task(made.data.task)
     config, where = outline.teacher_config(made)
     text = outline.describe(made, config)
     print(f"{file.path}\n\n{file.doc}\n\ndials (--set NAME=VALUE)")
@@ -44,6 +45,14 @@ def show_command(args: Namespace) -> None:
     print(f"\n{text}")
     if config is None:
         print(f"\nbits and bytes need the teacher's shape: {where}")
+
+
+def _check_task(name: str) -> None:
+    """Refuse a name that is no task's; a file may lie on another machine."""
+    names = tasks.task_names()
+    if name not in names and not Path(name).suffix and not Path(name).exists():
+        fix = overrides.nearest(name, names, "tasks")
+        raise ConfigError("Data.task", f"no task {name!r}", fix=fix)
 
 
 def _dial(default: Any) -> str:

@@ -60,6 +60,8 @@ def test_show_follows_set(capsys):
         (["show", "quickstart", "--set", "layer=1"], 78),
         (["show", "quickstart", "--set", "layers=9"], 78),
         (["show", "quickstart", "--set", "per=row"], 78),
+        (["show", "quickstart", "--set", "task=glue/sst"], 78),
+        (["show", "quickstart", "--set", "seed=-1"], 78),
         (["inspect", "nowhere"], 66),
         (["predict", "nowhere", "text"], 66),
         (["eval", "nowhere", "--task", "icd10"], 78),
