@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from bitflax import overrides
+from bitflax import fieldtypes, overrides
 from bitflax.errors import BitflaxError, ConfigError, InputMissing
 from bitflax.recipe import Recipe
 
@@ -136,9 +136,9 @@ class RecipeFile:
 
 def _dial(text: str, hint: Any, place: str) -> Any:
     try:
-        return overrides.coerce(text, hint)
+        return fieldtypes.coerce(text, hint)
     except ValueError as error:
-        fix = overrides.how_to_give(hint)
+        fix = fieldtypes.how_to_give(hint)
         raise ConfigError(place, str(error), fix=fix) from error
 
 

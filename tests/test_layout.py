@@ -16,8 +16,8 @@ ROOT = PACKAGE.parent
 # The rows of one level keep order inside it.
 ROWS = """
 L0  types errors data.examples
-L0  trees overrides storage svg progressbar tensorfile torchpickle
-L1  quantizers losses depth metrics leaves
+L0  trees fieldtypes storage svg progressbar tensorfile torchpickle
+L1  overrides quantizers losses depth metrics leaves
 L1  hfconfig hfnames hffolder hub statedict torchfile runlog
 L1  data.tables data.text data.icd10
 L2  rules model encoding packedfile packedmeta hfstate data.columns data.batches
