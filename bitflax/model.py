@@ -252,7 +252,8 @@ def bert(config: BertConfig, act: Act = None) -> ApplyFn:
         inputs = {
             k: batch[k] for k in ("input_ids", "attention_mask", "token_type_ids")
         }
-        return module.apply({"params": params}, inputs, rng is not None, rngs=rngs)
+        out: Any = module.apply({"params": params}, inputs, rng is not None, rngs=rngs)
+        return out
 
     return apply
 

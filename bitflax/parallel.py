@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -13,7 +14,7 @@ from bitflax.types import Batch
 AXIS = "data"
 
 
-def mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
+def mesh(devices: Sequence[Any] | None = None) -> Mesh:
     """Return a mesh of one axis, ``"data"``, over all devices, or over these.
 
     >>> mesh(jax.devices()[:1]).shape
@@ -67,7 +68,7 @@ def data_parallel(step: Callable, mesh: Mesh) -> Callable:
     return call
 
 
-def pmapped(step: Callable, devices: Sequence[jax.Device] | None = None) -> Callable:
+def pmapped(step: Callable, devices: Sequence[Any] | None = None) -> Callable:
     """Return ``step(state, teacher_params, batch)`` mapped by ``jax.pmap``.
 
     Called as ``data_parallel``'s is: the batch is global, the state is not stacked.

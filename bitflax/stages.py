@@ -25,7 +25,7 @@ from bitflax import (
     training,
 )
 from bitflax.ending import Result, ending, evaluator, kept_share, say
-from bitflax.errors import InputMissing
+from bitflax.errors import BitflaxError, InputMissing
 from bitflax.prepare import prepare
 from bitflax.recipe import Recipe, Stage, check_until, resolved
 from bitflax.rules import bits_of, quantize
@@ -62,12 +62,19 @@ def run(
     """
     check_until(recipe, until)
     with RunFolder(out) as folder:
+        new = not (folder.path / "recipe.json").exists()
         folder.write_recipe(source, resolved(recipe), overrides)
         if folder.finished:
             print(f"{folder.path} is finished: see report.html there", file=sys.stderr)
             return []
         _keep_compiled(folder.cache)
-        setting = prepare(recipe, folder)
+        try:
+            setting = prepare(recipe, folder)
+        except BitflaxError:
+            if new:  # what was refused may be mended in the same folder
+                (folder.path / "recipe.json").unlink()
+                (folder.path / "recipe.py").unlink()
+            raise
         rows, names = [], ["teacher", *(stage.name for stage in recipe.stages)]
         teacher = result = _teacher(setting)
         for number, name in enumerate(names):
@@ -85,7 +92,7 @@ def run(
 
 def _keep_compiled(folder: Path) -> None:
     """Compile each shape once for all runs in the folder."""
-    if jax.config.jax_compilation_cache_dir is None:
+    if getattr(jax.config, "jax_compilation_cache_dir", None) is None:
         jax.config.update("jax_compilation_cache_dir", str(folder / "compiled"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 

@@ -95,7 +95,7 @@ def make_optimizer(optim: Optim, steps: int) -> optax.GradientTransformation:
         frozen = trees.match([(regex, "frozen") for regex in optim.frozen], flat)
         return trees.unflatten({path: frozen.get(path, "trained") for path in flat})
 
-    both = {"trained": trained, "frozen": optax.set_to_zero()}
+    both: Any = {"trained": trained, "frozen": optax.set_to_zero()}
     return optax.multi_transform(both, label)
 
 
@@ -214,7 +214,7 @@ def make_train_step(
             grads, totals = _accumulated(gradient, state.params, batches, keys, counts)
         grads, totals = summed((grads, totals))
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+        params: Any = optax.apply_updates(state.params, updates)
         metrics = {name: Mean(totals[name], counts[name]) for name in totals}
         metrics["loss"] = Mean(losses.total(metrics), jnp.ones(()))
         metrics["grad_norm"] = Mean(optax.tree.norm(grads), jnp.ones(()))
