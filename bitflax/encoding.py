@@ -1,4 +1,4 @@
-"""Values to codes: 1 and 2 bits read off quantised weights, 8 bits by rows.
+"""Values to codes: 1 and 2 bits read off quantised weights, 8 bits by rounding.
 
 All of it is NumPy on the host; ``bitflax.leaves`` does the way back, inside jit.
 """
@@ -66,18 +66,33 @@ def _packed(fields: np.ndarray, scale: np.ndarray, bits: int, shape: tuple) -> P
 
 
 def eight_bits(matrix: Float32[np.ndarray, "rows cols"]) -> Packed:
-    """Round each row to 8 bits: ``s = max|row| / 127``, codes ``round(row / s)``.
+    """Round a matrix to 8 bits: ``s = max|w| / 127``, codes ``round(w / s)``.
+
+    There is a scale ``s`` a row, or a scale a column where the sum of squared errors
+    is smaller so: BERT's position and token-type embeddings have a few columns far
+    larger than the others, which under scales of rows cost all the others their bits
+    (on a MiniLM student: logits moved by 7 % of their spread, against 0.6 %).
 
     The scale is rounded to float16 before the codes are, so that the codes make up
     for it.
 
-    >>> eight_bits(np.array([[1.27, -0.64]], np.float32)).codes.view(jnp.int8)
-    Array([[127, -64]], dtype=int8)
+    >>> matrix = np.array([[1.27, -0.64], [0.64, 1.27]], np.float32)
+    >>> eight_bits(matrix).codes.view(jnp.int8)
+    Array([[127, -64],
+           [ 64, 127]], dtype=int8)
     """
-    scale = half(np.abs(matrix).max(axis=1, keepdims=True) / LEVELS, normal=True)
+    ways = [_rounded(matrix, axis) for axis in (1, 0)]
+    _, fields, scale = min(ways, key=lambda way: way[0])
+    return _packed(fields, scale, 8, matrix.shape)
+
+
+def _rounded(matrix: np.ndarray, axis: int) -> tuple[float, np.ndarray, np.ndarray]:
+    """Return the squared error, the fields and the scales along an axis."""
+    scale = half(np.abs(matrix).max(axis=axis, keepdims=True) / LEVELS, normal=True)
     fields = np.rint(matrix / np.where(scale == 0, 1, scale))
     fields = np.clip(fields, -LEVELS, LEVELS)
-    return _packed(fields, scale, 8, matrix.shape)
+    error = np.sum(np.square(fields * scale - matrix, dtype=np.float64))
+    return float(error), fields, scale
 
 
 def _groupings(rows: int, cols: int) -> list[tuple[bool, int]]:
@@ -135,6 +150,21 @@ def read_off(matrix: Float32[np.ndarray, "rows cols"]) -> Packed | None:
     return _packed(np.sign(matrix) + 1, found[0], 2, matrix.shape)
 
 
+def rest_bits(shape: tuple[int, ...], rest: str) -> int:
+    """Return the bits a value of a parameter that no rule quantises.
+
+    Under ``"int8"`` vectors stay float16: they are few, and their 8 bits would move
+    logits more than those of all matrices. So does a matrix of one or two rows,
+    whose scales would take as much as they save.
+
+    >>> [rest_bits(shape, "int8") for shape in ((512, 384), (2, 384), (384,))]
+    [8, 16, 16]
+    """
+    if rest == "int8" and len(shape) == 2 and shape[0] > 2:
+        return 8
+    return 32 if rest == "float32" else 16
+
+
 def pack_leaf(path: str, leaf: Any, chosen: bool, rest: str) -> Any:
     """Pack one leaf: a ``Packed`` matrix, or a float32 array that float16 may hold.
 
@@ -156,9 +186,10 @@ def pack_leaf(path: str, leaf: Any, chosen: bool, rest: str) -> Any:
         raise Diverged(path, "holds NaN or infinity", fix="train at a lower rate")
     if values.ndim == 2 and chosen:
         return _pack_quantised(path, values, rest)
-    if values.ndim == 2 and rest == "int8":
+    bits = rest_bits(values.shape, rest)
+    if bits == 8:
         return eight_bits(values)
-    return jnp.asarray(values if rest == "float32" else half(values))
+    return jnp.asarray(values if bits == 32 else half(values))
 
 
 def _pack_quantised(path: str, values: np.ndarray, rest: str) -> Packed:

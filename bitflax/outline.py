@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bitflax import hfconfig, hfnames, hub, losses, recipe, rules, trees
+from bitflax import encoding, hfconfig, hfnames, hub, losses, recipe, rules, trees
 from bitflax.data import glue, tasks
 from bitflax.errors import BitflaxError, ConfigError
 from bitflax.recipe import Recipe, Stage
@@ -90,9 +90,9 @@ def _stored(
     """Return bits and bytes of a parameter, as ``bitflax.packing`` stores it."""
     values = math.prod(shape)
     if quantizer is None or len(shape) == 1:
-        # Vectors are never codes: they are few, and they are what a model needs.
-        bits = {"int8": 8 if len(shape) == 2 else 16, "float16": 16}.get(rest, 32)
-        scales = 2 * shape[0] if bits == 8 else 0
+        bits = encoding.rest_bits(shape, rest)
+        # A scale a row or a column: only the values tell which.
+        scales = 2 * max(shape) if bits == 8 else 0
         return bits, values * bits // 8 + scales
     bits = rules.bits_of(quantizer)
     if bits is None:

@@ -106,8 +106,8 @@ def pack(params: Params, rules: Rules, rest: str = "int8") -> Params:
       params: a tree of latent weights, as training leaves it.
       rules: as ``bitflax.quantize`` takes them; () packs all of it as ``rest``.
       rest: what is kept of the other parameters. ``"int8"``: matrices 8 bits with a
-        scale a row, vectors (thousands of values, in the whole model) float16.
-        ``"float16"``: all float16. ``"float32"``: exact.
+        scale a row or a column, whichever errs less; vectors and matrices of one or
+        two rows float16. ``"float16"``: all float16. ``"float32"``: exact.
 
     Returns:
       The tree with ``Packed`` for matrices that are codes, float32 arrays else; the

@@ -106,11 +106,24 @@ def test_whatever_is_read_off_is_exact(fields, scale):
 )
 def test_eight_bits_are_within_half_a_step(matrix):
     packed = encoding.eight_bits(matrix)
-    largest = np.abs(matrix).max(axis=1, keepdims=True)
+    axis = 1 if packed.scale.shape[1] == 1 else 0
+    largest = np.abs(matrix).max(axis=axis, keepdims=True)
     # Half a step, and what rounding the scale to float16 may cut off the largest.
     bound = largest / 127 * 0.5 * 1.001 + largest * 2.0**-11 + 1e-30
     assert (np.abs(decode(packed) - matrix) <= bound).all()
-    assert packed.codes.view(jnp.int8).min() >= -127
+    assert np.asarray(packed.codes).view(np.int8).min() >= -127
+
+
+@pytest.mark.parametrize("way", ["rows", "columns"])
+def test_eight_bits_scale_what_is_large(way):
+    matrix = W.copy()
+    matrix[
+        3 if way == "rows" else slice(None), 3 if way == "columns" else slice(None)
+    ] *= 100
+    packed = encoding.eight_bits(matrix)
+    assert packed.scale.shape == ((10, 1) if way == "rows" else (1, 24))
+    step = np.abs(matrix).max(axis=1 if way == "rows" else 0, keepdims=True) / 127
+    assert (np.abs(decode(packed) - matrix) <= 0.6 * step).all()
 
 
 def test_half_keeps_what_float16_cannot_hold():
@@ -124,9 +137,7 @@ def test_half_keeps_what_float16_cannot_hold():
 
 
 def test_an_own_quantizer_that_does_not_fit_is_named():
-    with pytest.raises(
-        ConfigError, match=r"ffn/in/kernel: .*24 magnitudes"
-    ):
+    with pytest.raises(ConfigError, match=r"ffn/in/kernel: .*24 magnitudes"):
         encoding.pack_leaf("encoder/layer_0/ffn/in/kernel", W, True, "int8")
 
 
