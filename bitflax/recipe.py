@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from bitflax import overrides
 from bitflax.errors import ConfigError, UsageError
+from bitflax.model import Act
 from bitflax.rules import Rules
 from bitflax.types import LossFn, Optim
 
@@ -123,7 +124,7 @@ class Stage:
     init: Init = Init()
     loss: LossFn
     rules: Rules = ()
-    act: Any = None
+    act: Act = None
     optim: Optim = Optim()  # noqa: RUF009 (frozen)
     epochs: int = 1
     batch_size: int | None = None

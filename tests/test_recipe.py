@@ -57,6 +57,7 @@ WRONG_TYPES = {
     "bf.Stage(name=3, loss=abs)": "Stage 3.name",
     "bf.Stage(name='a', loss='mse')": "Stage 'a'.loss",
     "bf.Stage(name='a', loss=abs, keep='first')": "Stage 'a'.keep",
+    "bf.Stage(name='a', loss=abs, act=8)": "Stage 'a'.act",
     "bf.Stage(name='a', loss=abs, rules=(('.*', 1),))": "Stage 'a'.rules",
     "bf.Recipe(rest='int4')": "Recipe.rest",
     "bf.Recipe(stages=(bf.Data(),))": "Recipe.stages",
@@ -91,6 +92,14 @@ def test_override_checks_ranges_too():
     with pytest.raises(ConfigError, match="expected at least 4, found 0"):
         bf.override(bf.Recipe(), "data.max_length=0")
     assert bf.override(made(), "stages.onebit.optim.lr=1").stages[0].optim.lr == 1.0
+
+
+def test_override_reaches_into_a_quantizer_and_takes_it_away():
+    of = made(act=bf.symmetric(bits=8))
+    assert bf.override(of, "stages.onebit.act.bits=4").stages[0].act.bits == 4
+    assert bf.override(of, "stages.onebit.act=none").stages[0].act is None
+    with pytest.raises(ConfigError, match="a copy of the recipe"):
+        bf.override(of, "stages.onebit.act=8")
 
 
 @pytest.mark.parametrize("until", [None, "teacher", "onebit"])
