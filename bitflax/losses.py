@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from bitflax.types import Batch, Mean, Outputs
@@ -20,9 +21,7 @@ Pairs = Sequence[tuple[int, int]]
 
 
 def _weight(batch: Batch, like: jax.Array) -> Float[Array, " batch"]:
-    weight = batch.get("weight")
-    if weight is None:
-        return jnp.ones(like.shape[0], like.dtype)
+    weight = batch.get("weight", np.ones(like.shape[0]))
     return jnp.asarray(weight).astype(like.dtype)
 
 
@@ -73,8 +72,8 @@ def soft_cross_entropy(
       reduction: ``"classes"``: the mean over batch and classes, as TinyBERT,
         BinaryBERT and XTC; ``"batch"``: the mean over the batch alone.
 
-    Returns:
-      The sum and its count.
+    Raises:
+      ValueError: an unknown reduction, or one logit alone.
 
     Source: TinyBERT's ``soft_cross_entropy`` (arXiv:1909.10351, eq. 10).
 
@@ -84,6 +83,8 @@ def soft_cross_entropy(
     """
     if reduction not in ("classes", "batch"):
         raise ValueError(f"reduction must be 'classes' or 'batch', not {reduction!r}")
+    if student.logits.shape[-1] == 1:
+        raise ValueError("one logit has no class probabilities: use logits_mse")
     target = jax.nn.softmax(jax.lax.stop_gradient(teacher.logits) / temperature)
     log_p = jax.nn.log_softmax(student.logits / temperature)
     size = student.logits.shape[-1] if reduction == "classes" else 1
@@ -150,8 +151,7 @@ def hidden_mse(
       count_padding: padded tokens count too, as in TinyBERT, BinaryBERT and XTC.
 
     Raises:
-      ValueError: a pair is out of range, the widths differ (``bitflax.projected``
-        brings a narrow student to the teacher's width), or no pairs are given and
+      ValueError: a pair is out of range, the widths differ, or no pairs are given and
         the depths differ.
 
     Source: TinyBERT, eq. 8 (arXiv:1909.10351).
@@ -278,15 +278,13 @@ def weighted(**parts: tuple[float, Callable[..., Mean]]) -> Weighted:
       **parts: ``name=(weight, loss)``.
 
     Raises:
-      ValueError: there is no part, or a part is no pair of a number and a function.
+      ValueError: a part is no pair of a number and a function.
 
     >>> loss = weighted(logits=(0.5, logits_mse))
     >>> one, two = (Outputs(jnp.full((2, 1), v), (), ()) for v in (1.0, 3.0))
     >>> float(total(loss(one, two, {})))
     2.0
     """
-    if not parts:
-        raise ValueError("weighted() needs a part: weighted(logits=(1.0, fn))")
     for name, part in parts.items():
         if not (isinstance(part, tuple) and len(part) == 2 and callable(part[1])):
             raise ValueError(f"{name} must be (weight, function), not {part!r}")

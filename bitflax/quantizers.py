@@ -200,7 +200,7 @@ class asymmetric(_Activation):  # noqa: N801
 
     ``levels="restricted"``: ``s = (max - min) / (2^bits - 1)``, the zero point is
     ``min``, so that both ends are themselves.
-    ``levels="full"``: ``s = (max - min) / 2^bits``, the zero point ``round(min / s) s``,
+    ``levels="full"``: ``s = (max - min) / 2^bits``, zero point ``round(min / s) s``,
     as XTC (DeepSpeed ``AsymQuantizer``).
 
     Args:

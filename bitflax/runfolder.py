@@ -122,12 +122,12 @@ class RunFolder:
           overrides: what ``--set`` was given.
 
         Raises:
-          ConfigError: the folder began with another recipe; says what differs.
+          ConfigError: a stage began with another recipe; says what differs.
           DamagedFile: ``recipe.json`` cannot be read.
         """
         mine = json.loads(json.dumps(resolved))
         known = self._read()
-        if known is not None:
+        if known is not None and self._begun:
             differ = list(_differences(known["recipe"], mine))
             if differ:
                 raise self._another(differ)
@@ -167,6 +167,11 @@ class RunFolder:
         if known != value:
             raise self._another([f"{name} was {known!r}, is {value!r} now"])
         self._write(record)
+
+    @property
+    def _begun(self) -> bool:
+        """Whether any stage has its folder; before that, a recipe may change."""
+        return any(self.path.glob("[0-9]*-*"))
 
     @property
     def finished(self) -> bool:
