@@ -45,6 +45,10 @@ def check_stages(setting: Setting) -> None:
                 source = dataclasses.replace(source, num_hidden_layers=len(layers))
             config = source
             _check_stage(stage, teacher, config, batch)
+        except KeyError as error:
+            problem = f"its loss reads {error} of the batch, which the data do not have"
+            fix = "give data with labels, or a loss that needs none"
+            raise ConfigError(place, problem, fix=fix) from error
         except ValueError as error:
             if isinstance(error, ConfigError):
                 raise

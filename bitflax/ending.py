@@ -38,10 +38,12 @@ def evaluator(
 ) -> evaluate.Evaluator:
     """Return what scores a stage's parameters; without a stage, a plain model's."""
     rules = stage.rules if stage else ()
+    labels = setting.task.dev.labels
+    assert labels is not None  # where data have none, prepare takes the teacher's
     return evaluate.Evaluator(
         model.bert(config, stage.act if stage else None),
         setting.dev,
-        setting.task.dev.labels,
+        labels,
         setting.task.metric,
         setting.task.regression,
         setting.mesh,
@@ -87,7 +89,9 @@ def _packed(setting: Setting, stage: Stage, teacher: Result, result: Result):
     config, params = result.model
     packed = packing.pack(params, stage.rules, setting.recipe.rest)
     path = setting.run.path / PACKED
-    packing.save_packed(path, config, packed, stage.act, setting.tokenizer.to_json())
+    text = setting.tokenizer.to_json()
+    length = {"max_length": setting.recipe.data.max_length}
+    packing.save_packed(path, config, packed, stage.act, text, length)
     predictor = predict.load(path)
     scores = predictor.score(setting.source_task)
     texts = setting.source_task.dev.texts

@@ -94,8 +94,12 @@ def train(work: Training, state: TrainState, run: runfolder.RunFolder) -> Traine
 def _steps(work, state, first, run, bar, saved, signals, clock, scores):
     """Run the steps that are left; return the last state and its scores."""
     means = _Means()
+    # Virtual devices that run ahead of each other can wait for each other for good.
+    many = jax.default_backend() == "cpu" and jax.local_device_count() > 1
     for number in range(first + 1, work.steps + 1):
         state, metrics = work.step(state, work.batch(number - 1))
+        if many:
+            jax.block_until_ready(metrics)
         means.add(metrics)
         bar.update(number, {})
         last = number == work.steps

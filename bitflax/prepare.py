@@ -1,18 +1,19 @@
 """Read and check everything that a run needs, before its first step."""
 
 import dataclasses
+import hashlib
 from pathlib import Path
 
 import jax
 import numpy as np
 
-from bitflax import checks, parallel, pretrained
+from bitflax import checks, evaluate, metrics, model, parallel, pretrained, storage
 from bitflax.data import batches as batching
 from bitflax.data import tasks
 from bitflax.data.examples import Examples, Task
 from bitflax.data.text import Tokenizer
 from bitflax.errors import ConfigError
-from bitflax.recipe import Recipe
+from bitflax.recipe import Data, Recipe
 from bitflax.runfolder import RunFolder
 from bitflax.setting import Model, Setting
 from bitflax.types import BertConfig
@@ -27,19 +28,15 @@ def prepare(recipe: Recipe, run: RunFolder) -> Setting:
       BitflaxError: data, teacher or recipe are wrong; before any training.
     """
     data = recipe.data
-    task = tasks.load_task(
-        data.task,
-        data_dir=data.data_dir,
-        text=data.text,
-        label=data.label,
-        dev=data.dev,
-        seed=data.seed,
-        limit=data.limit,
-        regression=data.regression,
-    )
-    run.pin("data", task.sha256)
     folder = pretrained.resolve(recipe.teacher.folder or recipe.teacher.pretrained)
-    teacher = _load_teacher(recipe, folder, task)
+    if recipe.teacher.folder is not None:
+        teacher = Model(*pretrained.load_pretrained(folder))
+        task = _load_task(data, teacher.config)
+    else:
+        task = _load_task(data)
+        teacher = _load_untaught(recipe, folder, task)
+    run.pin("data", task.sha256)
+    run.pin("teacher", _sha256(folder))
     tokenizer = Tokenizer.from_folder(folder)
     _check_lengths(recipe, teacher.config, tokenizer)
     ordered = _in_order(task, teacher.config)
@@ -62,13 +59,62 @@ def prepare(recipe: Recipe, run: RunFolder) -> Setting:
     )
     checks.check_stages(setting)
     _check_space(setting)
-    return setting
+    return setting if task.dev.labels is not None else _agreeing(setting)
 
 
-def _load_teacher(recipe: Recipe, folder: Path, task: Task) -> Model:
+def _load_task(data: Data, known: BertConfig | None = None) -> Task:
+    """Read the task; a ready teacher knows the classes of own files and their order."""
+    regression, classes = data.regression, None
+    if known is not None and data.task not in tasks.task_names():
+        regression = known.regression if regression is None else regression
+        if known.id2label is not None and not regression:
+            classes = known.labels
+    task = tasks.load_task(
+        data.task,
+        data_dir=data.data_dir,
+        text=data.text,
+        label=data.label,
+        dev=data.dev,
+        seed=data.seed,
+        limit=data.limit,
+        regression=regression,
+        classes=classes,
+    )
+    bare = task.train.labels is None and task.dev.labels is None
+    if known is not None and bare:
+        return dataclasses.replace(task, regression=known.regression)
+    return task
+
+
+def _agreeing(setting: Setting) -> Setting:
+    """Return the setting with the teacher's predictions for the labels of dev."""
+    config, params = setting.teacher
+    task, names = setting.task, () if config.regression else config.labels
+    judge = evaluate.Evaluator(
+        model.bert(config),
+        setting.dev,
+        np.zeros(0),
+        task.metric,
+        config.regression,
+        setting.mesh,
+    )
+    said = metrics.predictions(judge.logits(params), regression=config.regression)
+    said = said.astype(np.float32 if config.regression else np.int32)
+    dev = dataclasses.replace(task.dev, labels=said)
+    task = dataclasses.replace(task, dev=dev, labels=names)
+    return dataclasses.replace(setting, task=task, source_task=task)
+
+
+def _sha256(folder: Path) -> str:
+    """Return the SHA-256 of all that a model's folder says."""
+    kinds = (".json", ".txt", ".safetensors", ".bin")
+    files = sorted(path for path in folder.iterdir() if path.suffix in kinds)
+    sums = [f"{path.name} {storage.sha256(path)}\n" for path in files]
+    return hashlib.sha256("".join(sums).encode()).hexdigest()
+
+
+def _load_untaught(recipe: Recipe, folder: Path, task: Task) -> Model:
     taught = recipe.teacher
-    if taught.folder is not None:
-        return Model(*pretrained.load_pretrained(folder))
     if taught.epochs == 0:
         raise ConfigError(
             "Teacher",
@@ -80,6 +126,12 @@ def _load_teacher(recipe: Recipe, folder: Path, task: Task) -> Model:
             "Teacher",
             f"{task.name} has no labels, so that no teacher can be fine-tuned on it",
             fix="give an already fine-tuned teacher: teacher.folder",
+        )
+    if task.dev.labels is None:
+        raise ConfigError(
+            "Data.dev",
+            "the dev examples have no labels to score a new teacher by",
+            fix="give a labelled file, or leave it out; or a ready teacher.folder",
         )
     config, params = pretrained.load_pretrained(
         folder,

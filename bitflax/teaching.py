@@ -64,7 +64,7 @@ def reader(teacher: Outputs) -> ApplyFn:
     """
     depth, layers = len(teacher.hidden), len(teacher.scores)
 
-    def apply(params: Params, batch: Batch, rng: jax.Array | None = None) -> Outputs:
+    def apply(params: Any, batch: Batch, rng: jax.Array | None = None) -> Outputs:
         get = batch.get
         hidden = tuple(get(f"{PREFIX}hidden_{i}") for i in range(depth))
         scores = tuple(get(f"{PREFIX}scores_{i}") for i in range(layers))

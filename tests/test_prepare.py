@@ -1,0 +1,113 @@
+"""What a run refuses before its first step, and what it says."""
+
+import json
+
+import pytest
+
+from bitflax import stages
+from bitflax.errors import ConfigError, DataError, InputMissing, OutputError
+from tests import tinyrun
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with a recipe, teachers, tasks."""
+    folder = tmp_path_factory.mktemp("tiny")
+    tinyrun.write_recipe(folder)
+    tinyrun.write_teacher(folder / "pretrained")
+    named = {"num_labels": 3, "id2label": dict(enumerate(tinyrun.KINDS))}
+    tinyrun.write_teacher(folder / "ready", **named)
+    tinyrun.write_teacher(folder / "unnamed", num_labels=3)
+    tinyrun.write_teacher(folder / "two", id2label={0: "cold", 1: "hot"})
+    tinyrun.write_teacher(folder / "real", num_labels=1, problem_type="regression")
+    tinyrun.write_teacher(folder / "short", max_position_embeddings=8)
+    (folder / "empty").mkdir()
+    rows = tinyrun.texts()
+    tinyrun.write_tsv(folder / "kinds.tsv", rows)
+    tinyrun.write_tsv(folder / "bare.tsv", [(text,) for text, _ in rows], "text")
+    holes = [(text, "" if i in (4, 9) else kind) for i, (text, kind) in enumerate(rows)]
+    tinyrun.write_tsv(folder / "holes.tsv", holes)
+    tinyrun.write_tsv(folder / "torn.tsv", [*rows[:5], ("alone",), *rows[5:]])
+    tinyrun.write_tsv(folder / "one.tsv", [(text, "same") for text, _ in rows])
+    return folder
+
+
+@pytest.fixture
+def refuse(place, tmp_path, monkeypatch):
+    """Run and return the error; no step may be taken before it."""
+
+    def step(*args, **kwargs):
+        raise AssertionError("a step before the check")
+
+    monkeypatch.setattr(stages.loop, "train", step)
+    monkeypatch.setattr(stages, "evaluator", step)
+
+    def run(error, *settings, out="run"):
+        usual = (f"task={place / 'kinds.tsv'}", f"teacher={place / 'pretrained'}")
+        settings = tuple(s.replace("PLACE", str(place)) for s in settings)
+        with pytest.raises(error) as caught:
+            tinyrun.run(place / "tiny.py", tmp_path / out, *usual, *settings)
+        return caught.value
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "problem"),
+    [
+        (["task=PLACE/none.tsv"], InputMissing, "none.tsv"),
+        (["task=glue/colla"], ConfigError, "expected a task's name"),
+        (["task=PLACE/torn.tsv"], DataError, "torn.tsv:7: expected 2"),
+        (["task=PLACE/holes.tsv"], DataError, "holes.tsv:6: expected a label"),
+        (["task=PLACE/one.tsv"], DataError, "expected several classes"),
+        (["data.label=kind"], DataError, "a column named 'kind'"),
+        (["data.dev=PLACE/none.tsv"], InputMissing, "none.tsv"),
+        (["teacher=PLACE/nowhere"], InputMissing, "no such folder"),
+        (["teacher=PLACE/empty"], InputMissing, "empty"),
+        (["ready=PLACE/two"], DataError, "a label in column 'label' (cold, hot)"),
+        (["ready=PLACE/real"], DataError, "expected a real number"),
+        (["ready=PLACE/real", "data.regression=false"], ConfigError, "real numbers"),
+        (["task=PLACE/bare.tsv"], ConfigError, "no labels"),
+        (["data.dev=PLACE/bare.tsv"], ConfigError, "dev examples have no labels"),
+        (["teacher=PLACE/short"], ConfigError, "only 8 positions"),
+        (["teacher.epochs=0"], ConfigError, "neither an already fine-tuned folder"),
+        (["stages.fp32.init.layers=5"], ConfigError, "stages.0 (fp32)"),
+        (["stages.fp32.optim.frozen=poler/.*"], ConfigError, "matches no parameter"),
+        (["stages.onebit.init.source=PLACE/nowhere"], InputMissing, "nowhere"),
+    ],
+)
+def test_bad_input_is_named_before_the_first_step(refuse, settings, error, problem):
+    found = refuse(error, *settings)
+    assert problem in str(found)
+    assert found.fix
+
+
+def test_a_folder_of_other_things_is_no_run_folder(refuse, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "thesis.tex").write_text("")
+    assert "thesis.tex" in str(refuse(OutputError))
+
+
+def test_a_loss_of_labels_needs_labels(refuse, place, tmp_path):
+    recipe = (place / "tiny.py").read_text()
+    text = recipe.replace("logits=(1.0, soft)", "labels=(1.0, bf.label_cross_entropy)")
+    (place / "tiny.py").write_text(text)
+    try:
+        found = refuse(ConfigError, "task=PLACE/bare.tsv", "ready=PLACE/ready")
+    finally:
+        (place / "tiny.py").write_text(recipe)
+    assert "labels" in str(found)
+
+
+def test_what_was_refused_can_be_mended_in_the_same_folder(refuse, place, tmp_path):
+    refuse(DataError, "task=PLACE/holes.tsv")
+    settings = (f"task={place / 'kinds.tsv'}", f"teacher={place / 'pretrained'}")
+    with pytest.raises(AssertionError, match="a step before"):
+        tinyrun.run(place / "tiny.py", tmp_path / "run", *settings)
+    record = json.loads((tmp_path / "run" / "recipe.json").read_text())
+    assert record["recipe"]["data"]["task"].endswith("kinds.tsv")
+
+
+def test_a_teacher_without_label_names_counts_as_the_task_does(refuse):
+    with pytest.raises(AssertionError):
+        refuse(ConfigError, "ready=PLACE/unnamed")
