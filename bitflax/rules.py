@@ -49,6 +49,8 @@ def _quantised(path: str, leaf: Any, quantizer: Quantizer, lazy: bool) -> Any:
 
 
 def _by_row(quantizer: Quantizer) -> bool:
+    if getattr(quantizer, "groups", None):  # a group runs through all rows
+        return False
     axis = getattr(quantizer, "axis", None)
     if isinstance(quantizer, functools.partial):
         if quantizer.func not in (quantizers.binarize, quantizers.ternarize):
