@@ -1,0 +1,383 @@
+"""Whole runs of a tiny teacher: what they write, and that they go on where they stop."""
+
+import json
+import shutil
+import signal
+
+import jax
+import numpy as np
+import pytest
+from jax.experimental.compilation_cache import compilation_cache
+
+import bitflax as bf
+from bitflax import metrics, predict, pretrained, runlog, stages
+from bitflax.data import batches as batching
+from bitflax.data import tasks
+from bitflax.errors import (
+    ConfigError,
+    UsageError,
+)
+from tests import tinyrun
+
+NAMES = ["teacher", "fp32", "onebit", "packed"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled(tmp_path_factory):
+    """Compile what the runs of this file share once."""
+    names = (
+        "jax_compilation_cache_dir",
+        "jax_persistent_cache_min_compile_time_secs",
+        "jax_persistent_cache_min_entry_size_bytes",
+    )
+    before = {name: getattr(jax.config, name) for name in names}
+    values = (str(tmp_path_factory.mktemp("xla")), 0.0, -1)
+    for name, value in zip(names, values, strict=True):
+        jax.config.update(name, value)
+    # A third of the time: what is compiled runs for milliseconds.
+    jax.config.update("jax_disable_most_optimizations", True)
+    compilation_cache.reset_cache()
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+    for name, value in before.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with a recipe, a pretrained teacher and a task."""
+    folder = tmp_path_factory.mktemp("tiny")
+    tinyrun.write_recipe(folder)
+    tinyrun.write_teacher(folder / "pretrained")
+    tinyrun.write_task(folder)
+    return folder
+
+
+def start(place, out, *settings, task="kinds.tsv", **options):
+    """Run the tiny recipe; later settings win over the usual ones."""
+    usual = (f"task={place / task}", f"teacher={place / 'pretrained'}")
+    return tinyrun.run(place / "tiny.py", out, *usual, *settings, **options)
+
+
+@pytest.fixture(scope="module")
+def whole(place):
+    """A run that nobody interrupted, and its rows."""
+    rows = start(place, place / "whole")
+    return place / "whole", rows
+
+
+def report(out):
+    return json.loads((out / "report.json").read_text())
+
+
+def result(out):
+    return (out / "model.safetensors").read_bytes()
+
+
+def ready(whole):
+    return f"ready={whole[0] / '0-teacher' / 'params'}"
+
+
+def test_a_run_writes_its_folder(whole):
+    out, _ = whole
+    names = {path.name for path in out.iterdir() if not path.name.startswith(".")}
+    assert names == {
+        "recipe.py",
+        "recipe.json",
+        "log.jsonl",
+        "tensorboard",
+        "cache",
+        "0-teacher",
+        "1-fp32",
+        "2-onebit",
+        "model.safetensors",
+        "report.html",
+        "report.json",
+    }
+    for stage in ("0-teacher", "1-fp32", "2-onebit"):
+        kept = {path.name for path in (out / stage / "params").iterdir()}
+        assert {"config.json", "model.safetensors", "tokenizer.json"} <= kept
+    record = json.loads((out / "recipe.json").read_text())
+    assert record["hashes"].keys() == {"data", "teacher"}
+    assert "jax" in record["versions"]
+    assert (out / "recipe.py").read_text().startswith('"""A tiny run')
+
+
+def test_the_report_is_of_the_form_that_others_read(whole):
+    found = report(whole[0])
+    assert found.keys() == {"task", "metric", "stages"}
+    assert found["metric"] == "accuracy"
+    fields = {"name", "score", "kept", "bits", "bytes", "seconds"}
+    assert [row["name"] for row in found["stages"]] == NAMES
+    assert all(row.keys() == fields for row in found["stages"])
+    assert [row["bits"] for row in found["stages"]] == [32, 32, 1, 1]
+    teacher, fp32, onebit, packed = found["stages"]
+    assert teacher["kept"] == 1.0
+    assert teacher["score"] > 0.8
+    assert packed["kept"] == pytest.approx(packed["score"] / teacher["score"])
+    assert packed["bytes"] == len(result(whole[0]))
+    assert onebit["bytes"] is None
+    assert fp32["bytes"] < teacher["bytes"]
+
+
+def test_what_a_run_returns_is_what_it_reports(whole):
+    out, rows = whole
+    assert [row.name for row in rows] == NAMES
+    assert [row.score for row in rows] == [r["score"] for r in report(out)["stages"]]
+
+
+def test_the_log_has_every_stage(whole):
+    lines = runlog.read(whole[0] / "log.jsonl")
+    for stage in ("0-teacher", "1-fp32", "2-onebit"):
+        mine = [line for line in lines if line["stage"] == stage]
+        assert any("dev/accuracy" in line for line in mine)
+        assert any("loss/loss" in line for line in mine)
+        steps = [line["step"] for line in mine if "loss/loss" in line]
+        assert steps == sorted(set(steps))
+
+
+def test_the_packed_file_predicts_what_the_last_stage_does(whole, place):
+    out, rows = whole
+    task = tasks.load_task(place / "kinds.tsv")
+    predictor = predict.load(out)
+    assert predictor.score(task)["accuracy"] == rows[-1].score
+    assert predictor.max_length == 16
+    config, params = pretrained.load_pretrained(out / "2-onebit" / "params")
+    values = bf.quantize(params, bf.xtc_1bit())
+    plain = predict.Predictor(config, values, tinyrun.tokenizer(), bf.symmetric(bits=8))
+    texts = list(task.dev.texts[0])
+    said = [found.label for found in predictor.predict(texts)]
+    before = [found.label for found in plain.predict(texts)]
+    moved = sum(a != b for a, b in zip(said, before, strict=True))
+    assert moved <= 1
+    right = np.array(task.labels)[task.dev.labels]
+    assert np.mean(np.array(before) == right) == rows[-2].score
+
+
+def test_a_finished_run_is_left_alone(whole, place, capsys):
+    out, _ = whole
+    before = {
+        p: p.stat().st_mtime_ns for p in out.rglob("*") if p.name == "report.json"
+    }
+    before |= {p: p.stat().st_mtime_ns for p in out.rglob("*.safetensors")}
+    assert start(place, out) == []
+    assert "is finished" in capsys.readouterr().err
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+def test_another_recipe_is_refused(whole, place):
+    with pytest.raises(ConfigError, match=r"epochs was 4, is 3 now"):
+        start(place, whole[0], "epochs=3")
+
+
+def test_other_data_are_refused(place, tmp_path):
+    task = tinyrun.write_tsv(tmp_path / "mine.tsv", tinyrun.texts())
+    setting = f"task={task}"
+    start(place, tmp_path / "run", setting, until="teacher")
+    tinyrun.write_tsv(task, tinyrun.texts(seed=1))
+    with pytest.raises(ConfigError, match="data was"):
+        start(place, tmp_path / "run", setting)
+
+
+def test_until_stops_and_the_next_run_goes_on(whole, place, tmp_path):
+    out = tmp_path / "run"
+    for stage, made in (("teacher", 1), ("fp32", 2)):
+        rows = start(place, out, until=stage)
+        assert [row.name for row in rows] == NAMES[:made]
+        assert len(list(out.glob("?-*"))) == made
+        assert not (out / "report.json").exists()
+    rows = start(place, out)
+    assert [row.name for row in rows] == NAMES
+    assert result(out) == result(whole[0])
+
+
+def stop_at(monkeypatch, number, step, how):
+    """Stop a stage while it fetches the batch of a step, once."""
+    real, stopped = batching.Batches.batch, []
+
+    def batch(self, at):
+        if self.seed == 1000 * number and at == step and not stopped:
+            stopped.append(at)
+            how()
+        return real(self, at)
+
+    monkeypatch.setattr(batching.Batches, "batch", batch)
+
+
+def interrupt():
+    signal.raise_signal(signal.SIGINT)
+
+
+def fail():
+    raise MemoryError("the machine went down")
+
+
+@pytest.mark.parametrize("number", [0, 1, 2])
+def test_an_interrupted_stage_goes_on(whole, place, tmp_path, monkeypatch, number):
+    stop_at(monkeypatch, number, 3, interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        start(place, tmp_path / "run")
+    stage = f"{number}-{NAMES[number]}"
+    assert (tmp_path / "run" / stage / "checkpoints" / "4").is_dir()
+    assert not (tmp_path / "run" / stage / "params").exists()
+    rows = start(place, tmp_path / "run")
+    assert [row.score for row in rows] == [row.score for row in whole[1]]
+    assert result(tmp_path / "run") == result(whole[0])
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_a_stage_that_died_starts_again(whole, place, tmp_path, monkeypatch, number):
+    stop_at(monkeypatch, number, 5, fail)
+    with pytest.raises(MemoryError):
+        start(place, tmp_path / "run")
+    start(place, tmp_path / "run")
+    assert result(tmp_path / "run") == result(whole[0])
+
+
+def test_a_run_that_died_at_its_end_goes_on(whole, place, tmp_path, monkeypatch):
+    shutil.copytree(whole[0], tmp_path / "run")
+    for name in (".finished", "report.json", "report.html"):
+        (tmp_path / "run" / name).unlink()
+    start(place, tmp_path / "run")
+    assert report(tmp_path / "run")["stages"][:-1] == report(whole[0])["stages"][:-1]
+    assert result(tmp_path / "run") == result(whole[0])
+
+
+def test_two_devices_give_the_same_run(whole, place, tmp_path):
+    rows = start(place, tmp_path / "run", until="teacher", count=2)
+    mine, theirs = (
+        pretrained.load_pretrained(out / "0-teacher" / "params")[1]
+        for out in (tmp_path / "run", whole[0])
+    )
+    for x, y in zip(jax.tree.leaves(mine), jax.tree.leaves(theirs), strict=True):
+        np.testing.assert_allclose(x, y, atol=5e-3)
+    assert rows[0].score == whole[1][0].score
+
+
+def test_the_best_of_a_stage_is_kept(place, whole, tmp_path):
+    start(place, tmp_path / "run", ready(whole), "keep=best", "epochs=8", "stages=1")
+    lines = runlog.read(tmp_path / "run" / "log.jsonl")
+    seen = [line["dev/accuracy"] for line in lines if "dev/accuracy" in line]
+    assert len(seen) == 2
+    _, fp32 = report(tmp_path / "run")["stages"]
+    assert fp32["score"] == max(seen)
+
+
+def test_a_run_that_ends_in_fp32_packs_nothing(place, whole, tmp_path):
+    rows = start(place, tmp_path / "run", ready(whole), "stages=1")
+    assert [row.name for row in rows] == ["teacher", "fp32"]
+    assert not (tmp_path / "run" / "model.safetensors").exists()
+    task = tasks.load_task(place / "kinds.tsv")
+    assert predict.load(tmp_path / "run").score(task)["accuracy"] == rows[-1].score
+
+
+def test_a_teacher_alone_is_a_run(place, whole, tmp_path):
+    rows = start(place, tmp_path / "run", "stages=0")
+    assert [row.name for row in rows] == ["teacher"]
+    assert rows[0].score == whole[1][0].score
+    assert start(place, tmp_path / "run", "stages=0") == []
+
+
+def reordered(whole, folder):
+    """Write the fine-tuned teacher with its labels in another order."""
+    config, params = pretrained.load_pretrained(whole[0] / "0-teacher" / "params")
+    names = [config.labels[i] for i in (2, 0, 1)]
+    config, params = pretrained.load_pretrained(
+        whole[0] / "0-teacher" / "params", id2label=names
+    )
+    assert list(config.labels) == names
+    pretrained.save_pretrained(folder, config, params, tinyrun.tokenizer())
+    return folder
+
+
+def test_a_ready_teacher_scores_whatever_its_labels_order(whole, place, tmp_path):
+    turned = reordered(whole, tmp_path / "turned")
+    rows = start(place, tmp_path / "run", f"ready={turned}", "epochs=1")
+    assert rows[0].score == whole[1][0].score
+    predictor = predict.load(tmp_path / "run")
+    assert predictor.config.labels == ("sky", "animal", "food")
+    task = tasks.load_task(place / "kinds.tsv")
+    assert predictor.score(task)["accuracy"] == rows[-1].score
+
+
+def test_texts_without_labels_train(whole, place, tmp_path):
+    rows = [(text,) for text, _ in tinyrun.texts()]
+    task = tinyrun.write_tsv(tmp_path / "bare.tsv", rows, "text")
+    out = tmp_path / "run"
+    found = start(place, out, ready(whole), f"task={task}")
+    assert report(out)["metric"] == "agreement"
+    assert found[0].score == 1.0
+    labelled = tasks.load_task(place / "kinds.tsv")
+    texts = list(labelled.dev.texts[0])
+    teacher = predict.load(whole[0] / "0-teacher" / "params").predict(texts)
+    student = predict.load(out).predict(texts)
+    same = [a.label == b.label for a, b in zip(teacher, student, strict=True)]
+    assert found[-1].score == np.mean(same)
+
+
+def test_bare_texts_are_measured_by_a_labelled_dev_file(whole, place, tmp_path):
+    rows = [(text,) for text, _ in tinyrun.texts()]
+    task = tinyrun.write_tsv(tmp_path / "bare.tsv", rows, "text")
+    dev = tinyrun.write_tsv(tmp_path / "dev.tsv", tinyrun.texts(20, seed=5))
+    settings = (f"task={task}", f"data.dev={dev}", ready(whole), "epochs=1")
+    start(place, tmp_path / "run", *settings, "stages=1")
+    assert report(tmp_path / "run")["metric"] == "accuracy"
+
+
+REAL = {"animal": 0.5, "food": 2.25, "sky": 4.0}
+
+
+def test_real_numbers_train(place, tmp_path):
+    rows = [(text, REAL[kind]) for text, kind in tinyrun.texts()]
+    task = tinyrun.write_tsv(tmp_path / "real.tsv", rows)
+    found = start(place, tmp_path / "run", f"task={task}", "epochs=4")
+    assert report(tmp_path / "run")["metric"] == "pearson_spearman"
+    assert found[0].score > 0.7
+    predictor = predict.load(tmp_path / "run")
+    assert predictor.config.regression
+    task = tasks.load_task(task)
+    assert predictor.score(task)["pearson_spearman"] == pytest.approx(found[-1].score)
+    assert isinstance(predictor.predict(["the old cat"])[0].label, float)
+
+
+def test_bare_texts_learn_real_numbers_of_a_ready_teacher(place, tmp_path):
+    teacher = tinyrun.write_teacher(
+        tmp_path / "real", num_labels=1, problem_type="regression"
+    )
+    rows = [(text,) for text, _ in tinyrun.texts()]
+    task = tinyrun.write_tsv(tmp_path / "bare.tsv", rows, "text")
+    found = start(place, tmp_path / "run", f"task={task}", f"ready={teacher}")
+    assert found[0].score == pytest.approx(1.0)
+    assert report(tmp_path / "run")["metric"] == "agreement"
+
+
+def test_pairs_train(place, tmp_path):
+    words = [text for text, _ in tinyrun.texts()]
+    kinds = [kind for _, kind in tinyrun.texts()]
+    rows = [
+        (words[i], words[i - j], int(kinds[i] == kinds[i - j]))
+        for i in range(len(words))
+        for j in (1, 3)
+    ]
+    header = "sentence1\tsentence2\tlabel"
+    task = tinyrun.write_tsv(tmp_path / "pairs.tsv", rows, header)
+    found = start(place, tmp_path / "run", f"task={task}", "epochs=1")
+    predictor = predict.load(tmp_path / "run")
+    assert predictor.predict([("the old cat", "a red dog")])[0].label in ("0", "1")
+    assert predictor.score(tasks.load_task(task))["accuracy"] == found[-1].score
+
+
+def test_the_metric_of_a_stage_is_that_of_its_own_parameters(whole, place):
+    out, rows = whole
+    task = tasks.load_task(place / "kinds.tsv")
+    predictor = predict.load(out / "1-fp32" / "params")
+    said = metrics.predictions(predictor.logits(list(task.dev.texts[0])))
+    assert metrics.score("accuracy", said, task.dev.labels)["accuracy"] == rows[1].score
+    assert stages.PACKED == "model.safetensors"
+
+
+def test_a_stage_that_does_not_exist_is_said(place, tmp_path):
+    with pytest.raises(UsageError, match="no such stage"):
+        start(place, tmp_path / "run", until="onebits")
+    assert not (tmp_path / "run").exists()
