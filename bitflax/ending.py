@@ -93,14 +93,17 @@ def _packed(setting: Setting, stage: Stage, teacher: Result, result: Result):
     length = {"max_length": setting.recipe.data.max_length}
     packing.save_packed(path, config, packed, stage.act, text, length)
     predictor = predict.load(path)
-    scores = predictor.score(setting.source_task)
-    texts = setting.source_task.dev.texts
-    rows = list(texts[0]) if len(texts) == 1 else list(zip(*texts, strict=True))
-    whole = evaluator(setting, config, stage).logits(params)
+    dev = setting.task.dev
+    assert dev.labels is not None
+    texts = list(dev.texts[0])
+    if len(dev.texts) == 2:
+        texts = list(zip(*dev.texts, strict=True))
+    small = setting.small(result.model)
+    whole = evaluator(setting, small.config, stage).logits(small.params)
     real = setting.task.regression
-    said = metrics.predictions(predictor.logits(rows), regression=real)
+    said = metrics.predictions(predictor.logits(texts), regression=real)
     before = metrics.predictions(whole, regression=real)
-    score = scores[setting.task.metric]
+    score = metrics.score(setting.task.metric, said, dev.labels)[setting.task.metric]
     row = report.Row(
         "packed",
         score,

@@ -1,8 +1,9 @@
 """BERT for classification and regression: ``apply(params, batch) -> Outputs``.
 
 Devlin et al. 2018 (arXiv:1810.04805), as Hugging Face computes it in
-``BertForSequenceClassification``. Weights may be arrays or any kind of leaf that ``bitflax.leaves`` knows;
-bits are none of the model's business, save those of its activations.
+``BertForSequenceClassification``. Weights may be arrays or any kind of leaf that
+``bitflax.leaves`` knows; bits are none of the model's business, save those of its
+activations.
 """
 
 import functools

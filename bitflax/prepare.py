@@ -7,7 +7,16 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from bitflax import checks, evaluate, metrics, model, parallel, pretrained, storage
+from bitflax import (
+    checks,
+    evaluate,
+    metrics,
+    model,
+    parallel,
+    pretrained,
+    storage,
+    vocabulary,
+)
 from bitflax.data import batches as batching
 from bitflax.data import tasks
 from bitflax.data.examples import Examples, Task
@@ -43,6 +52,10 @@ def prepare(recipe: Recipe, run: RunFolder) -> Setting:
     cache = run.cache
     tokens = tokenizer.encode(task.train.texts, data.max_length, cache=cache)
     dev = tokenizer.encode(task.dev.texts, data.max_length, cache=cache)
+    used = np.arange(teacher.config.vocab_size)
+    if all(vocabulary.can_shrink(stage.rules) for stage in recipe.stages):
+        used = vocabulary.used_ids([tokens, dev], tokenizer.pad_id)
+    tokens, dev = (vocabulary.renumber(t, used) for t in (tokens, dev))
     lengths = np.concatenate([tokens.lengths, dev.lengths])
     buckets = batching.buckets_for(lengths, data.max_length)
     mesh = parallel.mesh()
@@ -52,10 +65,19 @@ def prepare(recipe: Recipe, run: RunFolder) -> Setting:
         seed=0,
         buckets=buckets,
         multiple_of=mesh.size,
-        pad_id=tokenizer.pad_id,
+        pad_id=int(np.searchsorted(used, tokenizer.pad_id)),
     )
     setting = Setting(
-        recipe, run, task, ordered, tokenizer, tokens, measured, buckets, mesh, teacher
+        recipe,
+        run,
+        ordered,
+        tokenizer,
+        tokens,
+        measured,
+        buckets,
+        mesh,
+        teacher,
+        used,
     )
     checks.check_stages(setting)
     _check_space(setting)
@@ -88,7 +110,7 @@ def _load_task(data: Data, known: BertConfig | None = None) -> Task:
 
 def _agreeing(setting: Setting) -> Setting:
     """Return the setting with the teacher's predictions for the labels of dev."""
-    config, params = setting.teacher
+    config, params = setting.small(setting.teacher)
     task, names = setting.task, () if config.regression else config.labels
     judge = evaluate.Evaluator(
         model.bert(config),
@@ -102,7 +124,7 @@ def _agreeing(setting: Setting) -> Setting:
     said = said.astype(np.float32 if config.regression else np.int32)
     dev = dataclasses.replace(task.dev, labels=said)
     task = dataclasses.replace(task, dev=dev, labels=names)
-    return dataclasses.replace(setting, task=task, source_task=task)
+    return dataclasses.replace(setting, task=task)
 
 
 def _sha256(folder: Path) -> str:

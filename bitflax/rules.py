@@ -43,12 +43,17 @@ def quantize(params: Params, rules: Rules, *, lazy: bool = False) -> Params:
 
 def _quantised(path: str, leaf: Any, quantizer: Quantizer, lazy: bool) -> Any:
     table = path.startswith("embeddings/")
-    if lazy and table and _by_row(quantizer):
+    if lazy and table and by_row(quantizer):
         return leaves.Lazy(leaf, quantizer)
     return quantizer(leaf)
 
 
-def _by_row(quantizer: Quantizer) -> bool:
+def by_row(quantizer: Quantizer) -> bool:
+    """Whether a quantizer surely scales each row of a table by itself.
+
+    >>> by_row(functools.partial(quantizers.binarize, axis=-1))
+    True
+    """
     if getattr(quantizer, "groups", None):  # a group runs through all rows
         return False
     axis = getattr(quantizer, "axis", None)

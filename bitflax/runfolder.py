@@ -2,9 +2,8 @@
 
 with RunFolder("runs/quickstart") as folder:
     folder.write_recipe(text, recipe.resolved(...))
-    if not folder.finished:
-        ...
-        folder.finish("model.safetensors", "report.html", "report.json")
+    ...
+    folder.finish("model.safetensors", "report.html", "report.json")
 """
 
 import errno
@@ -127,7 +126,7 @@ class RunFolder:
         """
         mine = json.loads(json.dumps(resolved))
         known = self._read()
-        if known is not None and self._begun:
+        if known is not None and any(self.path.glob("[0-9]*-*")):  # a stage began
             differ = list(_differences(known["recipe"], mine))
             if differ:
                 raise self._another(differ)
@@ -167,11 +166,6 @@ class RunFolder:
         if known != value:
             raise self._another([f"{name} was {known!r}, is {value!r} now"])
         self._write(record)
-
-    @property
-    def _begun(self) -> bool:
-        """Whether any stage has its folder; before that, a recipe may change."""
-        return any(self.path.glob("[0-9]*-*"))
 
     @property
     def finished(self) -> bool:

@@ -5,8 +5,9 @@ import os
 from typing import NamedTuple
 
 import jax
+import numpy as np
 
-from bitflax import depth, model, pretrained, teaching
+from bitflax import depth, model, pretrained, teaching, vocabulary
 from bitflax.data import batches as batching
 from bitflax.data.examples import Task
 from bitflax.data.text import Tokenizer, Tokens
@@ -31,19 +32,18 @@ class Setting:
     Attributes:
       recipe: the recipe.
       run: the run folder, held.
-      source_task: the task as it was read.
-      task: the same with its labels numbered in the teacher's order.
+      task: the data, its labels numbered in the teacher's order.
       tokenizer: the teacher's.
       tokens: of the training examples.
       dev: batches of the dev examples.
       buckets: the lengths that batches are padded to.
       mesh: all devices.
       teacher: the teacher, or what it will be fine-tuned from.
+      used: the ids of the words that the task uses; tokens number them from 0.
     """
 
     recipe: Recipe
     run: RunFolder
-    source_task: Task
     task: Task
     tokenizer: Tokenizer
     tokens: Tokens
@@ -51,6 +51,7 @@ class Setting:
     buckets: tuple[int, ...]
     mesh: jax.sharding.Mesh
     teacher: Model
+    used: np.ndarray
     _kept: teaching.Kept | None = None
 
     def batches(self, number: int, batch_size: int | None) -> batching.Batches:
@@ -62,8 +63,12 @@ class Setting:
             seed=self.recipe.seed + 1000 * number,
             buckets=self.buckets,
             multiple_of=self.mesh.size,
-            pad_id=self.tokenizer.pad_id,
+            pad_id=self.dev.pad_id,
         )
+
+    def small(self, whole: Model) -> Model:
+        """Return a model with the words that the task uses, as tokens number them."""
+        return Model(*vocabulary.shrink(*whole, self.used))
 
     def start(self, stage: Stage, teacher: Model, before: Model) -> Model:
         """Return the model that a stage begins with."""

@@ -23,9 +23,10 @@ from bitflax import (
     storage,
     teaching,
     training,
+    vocabulary,
 )
 from bitflax.ending import Result, ending, evaluator, kept_share, say
-from bitflax.errors import BitflaxError, InputMissing
+from bitflax.errors import InputMissing
 from bitflax.prepare import prepare
 from bitflax.recipe import Recipe, Stage, check_until, resolved
 from bitflax.rules import bits_of, quantize
@@ -62,19 +63,12 @@ def run(
     """
     check_until(recipe, until)
     with RunFolder(out) as folder:
-        new = not (folder.path / "recipe.json").exists()
         folder.write_recipe(source, resolved(recipe), overrides)
         if folder.finished:
             print(f"{folder.path} is finished: see report.html there", file=sys.stderr)
             return []
         _keep_compiled(folder.cache)
-        try:
-            setting = prepare(recipe, folder)
-        except BitflaxError:
-            if new:  # what was refused may be mended in the same folder
-                (folder.path / "recipe.json").unlink()
-                (folder.path / "recipe.py").unlink()
-            raise
+        setting = prepare(recipe, folder)
         rows, names = [], ["teacher", *(stage.name for stage in recipe.stages)]
         teacher = result = _teacher(setting)
         for number, name in enumerate(names):
@@ -102,7 +96,8 @@ def _teacher(setting: Setting) -> Result:
     taught = setting.recipe.teacher
     if taught.folder is not None:
         began = time.monotonic()
-        scores = evaluator(setting, setting.teacher.config)(setting.teacher.params)
+        small = setting.small(setting.teacher)
+        scores = evaluator(setting, small.config)(small.params)
         seconds, found = time.monotonic() - began, setting.teacher
         folder = pretrained.resolve(taught.folder)
     else:
@@ -181,13 +176,14 @@ def _trained(
         return Model(config, params), record["scores"], record["seconds"]
     began = time.monotonic()
     batches = setting.batches(number, stage.batch_size)
-    scorer = evaluator(setting, start.config, stage)
-    step, batch, teacher_params = _step(setting, stage, teacher, start, batches)
+    small = setting.small(start)
+    scorer = evaluator(setting, small.config, stage)
+    step, batch, teacher_params = _step(setting, stage, teacher, small, batches)
     steps = stage.epochs * batches.steps_per_epoch
     setup = time.monotonic() - began
     optimizer = training.make_optimizer(stage.optim, steps)
     key = jax.random.fold_in(jax.random.key(setting.recipe.seed), number)
-    state = training.init_state(start.params, optimizer, key=key)
+    state = training.init_state(small.params, optimizer, key=key)
     work = loop.Training(
         name=folder.name,
         folder=folder,
@@ -203,12 +199,13 @@ def _trained(
     )
     trained = loop.train(work, state, setting.run)
     seconds = setup + trained.seconds
+    params = vocabulary.grow(trained.params, start.params, setting.used)
     pretrained.save_pretrained(
-        folder / "params", start.config, trained.params, setting.tokenizer
+        folder / "params", start.config, params, setting.tokenizer
     )
     record = {"scores": trained.scores, "seconds": seconds, "steps": steps}
     storage.write_text(done, json.dumps(record, indent=2) + "\n")
-    return Model(start.config, trained.params), trained.scores, seconds
+    return Model(start.config, params), trained.scores, seconds
 
 
 def _step(setting: Setting, stage: Stage, teacher: Model | None, start: Model, batches):
@@ -217,6 +214,7 @@ def _step(setting: Setting, stage: Stage, teacher: Model | None, start: Model, b
     apply = model.bert(start.config, stage.act)
     kept, teach = None, None
     if teacher is not None:
+        teacher = setting.small(teacher)
         teach = model.bert(teacher.config)
         kept = setting.kept(stage, teacher, start, batches)
     step = training.make_train_step(

@@ -73,10 +73,15 @@ def match(rules: Sequence[tuple[str, T]], paths: Iterable[str]) -> dict[str, T]:
             raise ValueError(
                 f"rule {regex!r} matches no parameter path (paths look like: {near})"
             )
-    found: dict[str, T] = {}
-    for path in paths:
-        for regex, value in rules:
-            if re.fullmatch(regex, path):
-                found[path] = value
-                break
-    return found
+    first = {path: match_one(rules, path) for path in paths}
+    return {path: value for path, value in first.items() if value is not None}
+
+
+def match_one(rules: Sequence[tuple[str, T]], path: str) -> T | None:
+    """Return the value of the first rule whose regex is the whole path; None: none.
+
+    >>> match_one([("ffn/.*", 1), (".*", 2)], "ffn/in/kernel")
+    1
+    """
+    matching = (value for regex, value in rules if re.fullmatch(regex, path))
+    return next(matching, None)

@@ -25,6 +25,7 @@ L2  data.glue data.own
 L2  data.glue_tfds
 L2  data.tasks
 L3  packing pretrained training parallel checkpoints runfolder teaching
+L3  vocabulary
 L4  recipe predict evaluate loop
 L5  report recipefiles outline setting
 L5  checks ending

@@ -1,0 +1,73 @@
+"""Train with the part of the word table that a task uses.
+
+A task of short texts uses a sixth of BERT's 30,522 words. The rows of the others get
+no gradient, and as every parameter without one they stay as they are; left out of a
+stage they cost no optimizer state, no gradient and no checkpoint. The rows that are
+used get the same updates as in the whole table.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+
+import jax.numpy as jnp
+import numpy as np
+
+from bitflax import rules, trees
+from bitflax.data.text import Tokens
+from bitflax.types import BertConfig, Params
+
+TABLE = "embeddings/word/embedding"
+
+
+def used_ids(tokens: Sequence[Tokens], pad: int) -> np.ndarray:
+    """Return the ids that occur, and ``pad``, ascending.
+
+    >>> some = Tokens(np.array([5, 9, 5]), np.zeros(3, np.uint8), np.array([0, 3]))
+    >>> used_ids([some], 0)
+    array([0, 5, 9])
+    """
+    return np.unique(np.concatenate([[pad], *(t.ids for t in tokens)]))
+
+
+def can_shrink(stage_rules: rules.Rules) -> bool:
+    """Whether the rows that a task does not use leave the others as they are.
+
+    A quantizer that scales the word table as a whole reads all of its rows.
+    """
+    quantizer = trees.match_one(stage_rules, TABLE)
+    return quantizer is None or rules.by_row(quantizer)
+
+
+def renumber(tokens: Tokens, used: np.ndarray) -> Tokens:
+    """Return the tokens with each id's place in ``used``."""
+    ids = np.searchsorted(used, tokens.ids).astype(tokens.ids.dtype)
+    return dataclasses.replace(tokens, ids=ids)
+
+
+def shrink(
+    config: BertConfig, params: Params, used: np.ndarray
+) -> tuple[BertConfig, Params]:
+    """Return a model whose word table has the rows ``used`` alone."""
+    flat = trees.flatten(params)
+    flat[TABLE] = flat[TABLE][used]
+    small = dataclasses.replace(
+        config,
+        vocab_size=len(used),
+        pad_token_id=int(np.searchsorted(used, config.pad_token_id)),
+    )
+    return small, trees.unflatten(flat)
+
+
+def grow(params: Params, whole: Params, used: np.ndarray) -> Params:
+    """Return the parameters with the rows of ``whole`` where they have none.
+
+    >>> whole = {"embeddings": {"word": {"embedding": jnp.zeros((4, 1))}}}
+    >>> small = {"embeddings": {"word": {"embedding": jnp.ones((2, 1))}}}
+    >>> grow(small, whole, np.array([0, 3]))["embeddings"]["word"]["embedding"][:, 0]
+    Array([1., 0., 0., 1.], dtype=float32)
+    """
+    flat = trees.flatten(params)
+    table = np.array(trees.flatten(whole)[TABLE])
+    table[used] = np.asarray(flat[TABLE])
+    flat[TABLE] = jnp.asarray(table)
+    return trees.unflatten(flat)
