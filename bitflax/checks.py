@@ -4,9 +4,20 @@ import dataclasses
 import functools
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
-from bitflax import depth, losses, model, pretrained, trees
-from bitflax.errors import ConfigError
+from bitflax import (
+    depth,
+    encoding,
+    hfconfig,
+    losses,
+    model,
+    packedmeta,
+    pretrained,
+    trees,
+)
+from bitflax.errors import BitflaxError, ConfigError
 from bitflax.recipe import Stage
 from bitflax.rules import quantize
 from bitflax.setting import Setting
@@ -31,14 +42,7 @@ def check_stages(setting: Setting) -> None:
         source = teacher if stage.init.source == "teacher" else config
         try:
             if stage.init.source not in ("previous", "teacher"):
-                folder = pretrained.resolve(stage.init.source)
-                source, _ = pretrained.load_pretrained(folder)
-                source = dataclasses.replace(
-                    source,
-                    num_labels=teacher.num_labels,
-                    id2label=teacher.id2label,
-                    problem_type=teacher.problem_type,
-                )
+                source = _source(stage.init.source, teacher, setting)
             layers = stage.init.layers
             if layers is not None:
                 depth.take_layers(_shapes(source), layers)
@@ -49,10 +53,46 @@ def check_stages(setting: Setting) -> None:
             problem = f"its loss reads {error} of the batch, which the data do not have"
             fix = "give data with labels, or a loss that needs none"
             raise ConfigError(place, problem, fix=fix) from error
-        except ValueError as error:
-            if isinstance(error, ConfigError):
-                raise
+        except BitflaxError:
+            raise
+        except (ValueError, TypeError, AttributeError) as error:
             raise ConfigError(place, str(error), fix="change the recipe") from error
+    if setting.recipe.stages:
+        _check_packs(setting.recipe.stages[-1], setting.recipe.rest)
+
+
+def _source(name: str, teacher: BertConfig, setting: Setting) -> BertConfig:
+    """Return the configuration of a model that a stage starts from."""
+    place = pretrained.resolve(name) / "config.json"
+    found = hfconfig.config_from_hf(
+        hfconfig.read_json(place),
+        num_labels=teacher.num_labels,
+        problem_type=teacher.problem_type,
+        place=place,
+    )
+    if found.vocab_size != teacher.vocab_size:
+        raise ConfigError(
+            place,
+            f"vocab_size {found.vocab_size}, the teacher's is {teacher.vocab_size}",
+            fix="start from a model with the teacher's vocabulary",
+        )
+    if found.max_position_embeddings < setting.recipe.data.max_length:
+        raise ConfigError(
+            place,
+            f"{found.max_position_embeddings} positions, but Data.max_length is "
+            f"{setting.recipe.data.max_length}",
+            fix="shorten Data.max_length",
+        )
+    return found
+
+
+def _check_packs(stage: Stage, rest: str) -> None:
+    """Check that what the last stage trains can be packed."""
+    packedmeta.act_to_json(stage.act)
+    some = np.random.default_rng(0).normal(size=(16, 16)).astype(np.float32)
+    for regex, quantizer in stage.rules:
+        values = np.asarray(quantizer(jnp.asarray(some)))
+        encoding.pack_leaf(f"{stage.name}: {regex}", values, True, rest)
 
 
 def _check_stage(stage: Stage, teacher: BertConfig, config: BertConfig, batch) -> None:

@@ -85,16 +85,23 @@ def eval_command(args: Namespace) -> None:
 
     columns = tuple(args.text.split(",")) if args.text else None
     named = args.task in tasks.task_names()
+    predictor = predict.load(args.model)
+    config, known = predictor.config, {}
+    if not named:  # the model knows which classes there are, and in which order
+        known["regression"] = config.regression
+        if not config.regression and config.id2label is not None:
+            known["classes"] = config.labels
     task = tasks.load_task(
         args.task,
         data_dir=args.data_dir,
         text=columns[0] if columns and len(columns) == 1 else columns,
         label=args.label,
         dev=None if named or Path(args.task).is_dir() else args.task,
+        **known,
     )
     for note in task.notes:
         print(f"note: {note}", file=sys.stderr)
-    for name, value in predict.load(args.model).score(task).items():
+    for name, value in predictor.score(task).items():
         print(f"{name}\t{value:.4f}")
     print(f"examples\t{len(task.dev)}")
 

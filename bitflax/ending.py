@@ -5,11 +5,13 @@ import functools
 import math
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from bitflax import evaluate, metrics, model, packing, predict, report
+from bitflax.errors import InputMissing
 from bitflax.recipe import Stage
 from bitflax.rules import bits_of, quantize
 from bitflax.setting import Model, Setting
@@ -56,6 +58,24 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
+def say_scores(name: str, scores: dict[str, float]) -> None:
+    """Print what a teacher or a stage scored, on stderr."""
+    shown = (f"{metric} {value:.4f}" for metric, value in scores.items())
+    say(f"{name}: {', '.join(shown)}")
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """Return the files of a model's weights.
+
+    Raises:
+      InputMissing: there are none.
+    """
+    found = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.bin"))
+    if not found:
+        raise InputMissing(folder, "no weights", fix="give a folder with weights")
+    return found
+
+
 def ending(
     setting: Setting, rows: list[report.Row], teacher: Result, result: Result
 ) -> list[report.Row]:
@@ -66,8 +86,9 @@ def ending(
     """
     recipe, notes = setting.recipe, list(setting.task.notes)
     extra, made = [], ["report.html", "report.json"]
-    if recipe.stages and recipe.stages[-1].rules:
-        row, moved = _packed(setting, recipe.stages[-1], teacher, result)
+    last = recipe.stages[-1] if recipe.stages else None
+    if last is not None and (last.rules or last.act):
+        row, moved = _packed(setting, last, teacher, result)
         extra, made = [row], [PACKED, *made]
         notes += moved
     meta = {
@@ -108,7 +129,7 @@ def _packed(setting: Setting, stage: Stage, teacher: Result, result: Result):
         "packed",
         score,
         kept_share(score, teacher.row.score),
-        min(bits_of(q) or 32 for _, q in stage.rules),
+        min((bits_of(q) or 32 for _, q in stage.rules), default=32),
         path.stat().st_size,
         time.monotonic() - began,
     )

@@ -104,7 +104,8 @@ def _steps(work, state, first, run, bar, saved, signals, clock, scores):
         bar.update(number, {})
         last = number == work.steps
         if number % LOG_EVERY == 0 or last:
-            values = means.take(work, number)
+            values = means.read(work, number)
+            means = _Means()
             rate = float(work.rate(number - 1))
             run.log({"stage": work.name, "step": number, "loss": values, "lr": rate})
             bar.update(number, values)
@@ -115,6 +116,7 @@ def _steps(work, state, first, run, bar, saved, signals, clock, scores):
             bar.update(number, {work.metric: scores[work.metric]})
             better = work.keep == "best"
         if better or signals.caught or clock.due():
+            means.read(work, number)  # a state that diverged is not worth saving
             extra = {"seconds": clock.seconds, "scores": scores}
             metric = scores.get(work.metric) if better else None
             saved.save(number, state, extra, metric)
@@ -134,17 +136,16 @@ class _Means:
     def add(self, metrics: dict[str, Mean]) -> None:
         self._waiting.append(metrics)
 
-    def take(self, work: Training, step: int) -> dict[str, float]:
+    def read(self, work: Training, step: int) -> dict[str, float]:
         host = jax.device_get(self._waiting)
-        self._waiting = []
-        names = host[-1].keys()
+        names = host[-1].keys() if host else ()
         values = {n: sum(float(m[n]) for m in host) / len(host) for n in names}
         bad = [name for name, value in values.items() if not math.isfinite(value)]
         if bad:
             raise Diverged(
                 work.name,
                 f"{', '.join(bad)} became {values[bad[0]]} by step {step}",
-                fix=f"a lower rate: --set {work.place}.optim.lr=...",
+                fix=f"a lower rate, --set {work.place}.optim.lr=..., and another --out",
             )
         return values
 

@@ -17,8 +17,8 @@ AXIS = "data"
 def mesh(devices: Sequence[Any] | None = None) -> Mesh:
     """Return a mesh of one axis, ``"data"``, over all devices, or over these.
 
-    >>> mesh(jax.devices()[:1]).shape
-    OrderedDict({'data': 1})
+    >>> dict(mesh(jax.devices()[:1]).shape)
+    {'data': 1}
     """
     devices = jax.devices() if devices is None else devices
     # Auto, whatever this jax's default: Explicit breaks gathers by ids.
@@ -38,7 +38,8 @@ def data_parallel(step: Callable, mesh: Mesh) -> Callable:
     """Return ``step(state, teacher_params, batch)``, compiled, over a mesh's devices.
 
     The batch is global and its rows are shared out; state and teacher are on every
-    device. The state is donated: use the one that comes back.
+    device. The state is donated: use the one that comes back. A teacher that is not
+    yet on all devices is sent there in every step: ``replicate`` it once.
 
     Args:
       step: from ``make_train_step``, un-jitted.
@@ -56,13 +57,12 @@ def data_parallel(step: Callable, mesh: Mesh) -> Callable:
         check_vma=False,
     )
     compiled = jax.jit(mapped, donate_argnums=0)
-    everywhere = NamedSharding(mesh, P())
 
     @functools.wraps(step)
     def call(state, teacher_params, batch):
         _check_rows(batch, mesh.size)
         # Where they already are, this does nothing; else the step compiles twice.
-        state, teacher_params = jax.device_put((state, teacher_params), everywhere)
+        state, teacher_params = replicate((state, teacher_params), mesh)
         return compiled(state, teacher_params, batch)
 
     return call
@@ -90,17 +90,22 @@ def pmapped(step: Callable, devices: Sequence[Any] | None = None) -> Callable:
         devices=devices,
         donate_argnums=0,
     )
-    everywhere = NamedSharding(mesh(devices), P())
+    places = mesh(devices)
 
     @functools.wraps(step)
     def call(state, teacher_params, batch):
         _check_rows(batch, n)
         # Where they already are, this does nothing; else the step compiles twice.
-        state, teacher_params = jax.device_put((state, teacher_params), everywhere)
+        state, teacher_params = replicate((state, teacher_params), places)
         shares = jax.tree.map(lambda x: x.reshape(n, -1, *x.shape[1:]), dict(batch))
         return compiled(state, teacher_params, shares)
 
     return call
+
+
+def replicate(tree: Any, mesh: Mesh) -> Any:
+    """Return a tree of arrays that every device of a mesh holds whole."""
+    return jax.device_put(tree, NamedSharding(mesh, P()))
 
 
 def shard_batch(batch: Batch, mesh: Mesh) -> dict[str, jax.Array]:

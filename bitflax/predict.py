@@ -138,8 +138,9 @@ class Predictor:
         if task.regression and self.config.regression:
             return None
         if len(mine) == len(its) and not task.regression:
-            if set(mine) == set(its):
-                return np.array([its.index(name) for name in mine], np.int32)
+            places = {name.casefold(): i for i, name in enumerate(its)}
+            if {name.casefold() for name in mine} == set(places):
+                return np.array([places[name.casefold()] for name in mine], np.int32)
             if self.config.id2label is None:
                 return np.arange(len(mine), dtype=np.int32)
         raise ConfigError(

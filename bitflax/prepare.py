@@ -54,7 +54,9 @@ def prepare(recipe: Recipe, run: RunFolder) -> Setting:
     dev = tokenizer.encode(task.dev.texts, data.max_length, cache=cache)
     used = np.arange(teacher.config.vocab_size)
     if all(vocabulary.can_shrink(stage.rules) for stage in recipe.stages):
-        used = vocabulary.used_ids([tokens, dev], tokenizer.pad_id)
+        used = vocabulary.used_ids(
+            [tokens, dev], tokenizer.pad_id, teacher.config.pad_token_id
+        )
     tokens, dev = (vocabulary.renumber(t, used) for t in (tokens, dev))
     lengths = np.concatenate([tokens.lengths, dev.lengths])
     buckets = batching.buckets_for(lengths, data.max_length)
@@ -200,14 +202,15 @@ def _in_order(task: Task, config: BertConfig) -> Task:
     mine, its = config.labels, task.labels
     if config.id2label is None and len(mine) == len(its):
         return task
-    if set(mine) != set(its):
+    places = {name.casefold(): i for i, name in enumerate(mine)}
+    if {name.casefold() for name in its} != set(places):
         raise ConfigError(
             "Teacher",
             f"the task's labels are {', '.join(its[:4])}, the teacher's "
             f"{', '.join(mine[:4])}",
             fix="give a teacher of this task, with the task's label names in id2label",
         )
-    number = np.array([mine.index(name) for name in its], np.int32)
+    number = np.array([places[name.casefold()] for name in its], np.int32)
 
     def renumbered(examples: Examples) -> Examples:
         if examples.labels is None:

@@ -143,14 +143,24 @@ class _Activation:
     axis: Axis
     groups: int | None
 
-    def codes(self, x: jax.Array, axis: Axis = None) -> Codes:
+    def codes(self, x: Float[Array, "..."]) -> Codes:
+        """Return the integers of ``x``, their scale and their zero point.
+
+        Raises:
+          ValueError: the quantizer has groups, which cut ``x`` into another shape.
+        """
+        if self.groups:
+            raise ValueError("codes of a quantizer with groups have no one shape")
+        return self._codes(x, self.axis)
+
+    def _codes(self, x: jax.Array, axis: Axis) -> Codes:
         raise NotImplementedError
 
     def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
         """Return the quantised values of ``x``, with the gradient of ``x``."""
 
         def values(x: jax.Array, axis: Axis) -> jax.Array:
-            integers, scale, zero = self.codes(x, axis)
+            integers, scale, zero = self._codes(x, axis)
             return (integers * scale + zero).astype(x.dtype)
 
         axis = None if self.groups else self.axis
@@ -185,8 +195,8 @@ class symmetric(_Activation):  # noqa: N801
         """Refuse unknown settings."""
         _check(self.bits, self.levels)
 
-    def codes(self, x: Float[Array, "..."], axis: Axis = None) -> Codes:
-        """Return integers in [-2^(bits-1), 2^(bits-1) - 1], their scale, and 0."""
+    def _codes(self, x: jax.Array, axis: Axis) -> Codes:
+        """Integers in [-2^(bits-1), 2^(bits-1) - 1], their scale, and 0."""
         half = 2 ** (self.bits - 1)
         top = half - 1 if self.levels == "restricted" else half
         scale = jnp.max(jnp.abs(x), axis=axis, keepdims=True) / top
@@ -222,8 +232,8 @@ class asymmetric(_Activation):  # noqa: N801
         """Refuse unknown settings."""
         _check(self.bits, self.levels, least=1)
 
-    def codes(self, x: Float[Array, "..."], axis: Axis = None) -> Codes:
-        """Return integers in [0, 2^bits - 1], their scale and their zero point."""
+    def _codes(self, x: jax.Array, axis: Axis) -> Codes:
+        """Integers in [0, 2^bits - 1], their scale and their zero point."""
         top = 2**self.bits - 1
         low = jnp.min(x, axis=axis, keepdims=True)
         width = jnp.max(x, axis=axis, keepdims=True) - low

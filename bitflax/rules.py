@@ -56,10 +56,13 @@ def by_row(quantizer: Quantizer) -> bool:
     """
     if getattr(quantizer, "groups", None):  # a group runs through all rows
         return False
-    axis = getattr(quantizer, "axis", None)
-    if isinstance(quantizer, functools.partial):
-        if quantizer.func not in (quantizers.binarize, quantizers.ternarize):
-            return False
+    axis = None
+    if isinstance(quantizer, quantizers.symmetric | quantizers.asymmetric):
+        axis = quantizer.axis
+    elif isinstance(quantizer, functools.partial) and quantizer.func in (
+        quantizers.binarize,
+        quantizers.ternarize,
+    ):
         axis = quantizer.keywords.get("axis")
     return axis in (-1, (-1,))
 

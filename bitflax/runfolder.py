@@ -141,7 +141,8 @@ class RunFolder:
                     "began": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
                 }
             )
-        storage.write_text(self.path / "recipe.py", text)
+        if text:
+            storage.write_text(self.path / "recipe.py", text)
 
     def pin(self, name: str, value: str) -> None:
         """Record the hash of an input, once; a resumed run must have the same.

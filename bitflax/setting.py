@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -97,9 +98,11 @@ class Setting:
 
         A stage that reads what the stage before read takes over what that kept.
         """
-        if not stage.cache_teacher or teaching.reads_padding(stage.loss):
+        if not stage.cache_teacher:
             return None
         outputs, used = _used(stage, teacher, start, batches)
+        if used is None:
+            return None
         if self._kept is not None and used <= self._kept.names:
             return self._kept
         self._kept = None
@@ -109,20 +112,32 @@ class Setting:
         apply = model.bert(teacher.config)
         kept = teaching.keep(apply, teacher.params, batches, outputs, used)
         total = batches.steps_per_epoch
+        whole = None
         with self.run.progress(total, "teacher's outputs") as bar:
-            for number, self._kept in enumerate(kept):
-                bar.update(number + 1)
-        return self._kept
+            for number, filled in enumerate(kept, 1):
+                bar.update(number)
+                whole = filled
+        self._kept = whole
+        return whole
 
 
 def _memory() -> int:
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    try:  # a container has less than its machine
+        return min(whole, int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    except (OSError, ValueError):
+        return whole
 
 
 def _used(stage: Stage, teacher: Model, start: Model, batches: batching.Batches):
-    """Return the shapes of the teacher's outputs and the names of those in use."""
+    """Return the shapes of the teacher's outputs and the names of those in use.
+
+    The names are None where padding may be in use too.
+    """
     batch = {k: v for k, v in batches.batch(0).items() if k != "index"}
     student = model.bert(start.config, stage.act)
     told = jax.eval_shape(model.bert(teacher.config), teacher.params, batch)
     said = jax.eval_shape(student, start.params, batch)
+    if teaching.may_read_padding(stage.loss, said, told, batch):
+        return told, None
     return told, teaching.used_outputs(stage.loss, said, told, batch)

@@ -14,8 +14,10 @@ import jax
 import numpy as np
 
 from bitflax import (
+    compiling,
     loop,
     losses,
+    memory,
     model,
     parallel,
     pretrained,
@@ -25,15 +27,19 @@ from bitflax import (
     training,
     vocabulary,
 )
-from bitflax.ending import Result, ending, evaluator, kept_share, say
-from bitflax.errors import InputMissing
+from bitflax.ending import (
+    Result,
+    ending,
+    evaluator,
+    kept_share,
+    say_scores,
+    weight_files,
+)
 from bitflax.prepare import prepare
 from bitflax.recipe import Recipe, Stage, check_until, resolved
 from bitflax.rules import bits_of, quantize
 from bitflax.runfolder import RunFolder
 from bitflax.setting import Model, Setting
-
-PACKED = "model.safetensors"
 
 
 def run(
@@ -62,33 +68,32 @@ def run(
       KeyboardInterrupt: asked to stop; everything is saved.
     """
     check_until(recipe, until)
+    memory.keep_freed_pages()
     with RunFolder(out) as folder:
         folder.write_recipe(source, resolved(recipe), overrides)
         if folder.finished:
             print(f"{folder.path} is finished: see report.html there", file=sys.stderr)
             return []
-        _keep_compiled(folder.cache)
-        setting = prepare(recipe, folder)
-        rows, names = [], ["teacher", *(stage.name for stage in recipe.stages)]
-        teacher = result = _teacher(setting)
-        for number, name in enumerate(names):
-            if number:
-                stage = recipe.stages[number - 1]
-                result = run_stage(setting, number, stage, teacher, result.model)
-            rows.append(result.row)
-            if name == until:
-                break
-        else:
-            rows += ending(setting, rows, teacher, result)
-        print(report.table(rows, setting.task.metric))
-        return rows
+        with compiling.kept_in(folder.cache / "compiled"):
+            return _run(prepare(recipe, folder), until)
 
 
-def _keep_compiled(folder: Path) -> None:
-    """Compile each shape once for all runs in the folder."""
-    if getattr(jax.config, "jax_compilation_cache_dir", None) is None:
-        jax.config.update("jax_compilation_cache_dir", str(folder / "compiled"))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+def _run(setting: Setting, until: str | None) -> list[report.Row]:
+    """Run what is left of all stages; return and print the table."""
+    stages = setting.recipe.stages
+    rows, names = [], ["teacher", *(stage.name for stage in stages)]
+    teacher = result = _teacher(setting)
+    for number, name in enumerate(names):
+        if number:
+            stage = stages[number - 1]
+            result = run_stage(setting, number, stage, teacher, result.model)
+        rows.append(result.row)
+        if name == until:
+            break
+    else:
+        rows += ending(setting, rows, teacher, result)
+    print(report.table(rows, setting.task.metric))
+    return rows
 
 
 def _teacher(setting: Setting) -> Result:
@@ -115,17 +120,10 @@ def _teacher(setting: Setting) -> Result:
             setting, 0, "teacher", stage, None, setting.teacher
         )
         folder = place / "params"
-    size = sum(p.stat().st_size for p in _weights(folder))
+    size = sum(p.stat().st_size for p in weight_files(folder))
     row = report.Row("teacher", scores[setting.task.metric], 1.0, 32, size, seconds)
-    say(f"teacher: {_shown(scores)}")
+    say_scores("teacher", scores)
     return Result(found, scores, seconds, row)
-
-
-def _weights(folder: Path) -> list[Path]:
-    found = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.bin"))
-    if not found:
-        raise InputMissing(folder, "no weights", fix="give a folder with weights")
-    return found
 
 
 def run_stage(
@@ -151,12 +149,8 @@ def run_stage(
     size = None if stage.rules else weights.stat().st_size
     kept = kept_share(score, teacher.row.score)
     row = report.Row(stage.name, score, kept, bits, size, seconds)
-    say(f"{stage.name}: {_shown(scores)}")
+    say_scores(stage.name, scores)
     return Result(found, scores, seconds, row)
-
-
-def _shown(scores: dict[str, float]) -> str:
-    return ", ".join(f"{name} {value:.4f}" for name, value in scores.items())
 
 
 def _trained(
@@ -233,5 +227,7 @@ def _step(setting: Setting, stage: Stage, teacher: Model | None, start: Model, b
         return {name: x for name, x in found.items() if name != "index"}
 
     mapped = parallel.data_parallel(step, setting.mesh)
-    params = teacher.params if teacher is not None and kept is None else None
+    params = None
+    if teacher is not None and kept is None:
+        params = parallel.replicate(teacher.params, setting.mesh)
     return mapped, batch, params

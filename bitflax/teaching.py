@@ -5,12 +5,14 @@ every epoch. Kept outputs come with the batch, and ``reader`` is the model funct
 that reads them there: the train step does not know the difference.
 """
 
+import functools
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
 import numpy as np
 
+from bitflax import losses
 from bitflax.data.batches import Batches
 from bitflax.losses import Weighted
 from bitflax.types import ApplyFn, Batch, LossFn, Outputs, Params
@@ -47,13 +49,32 @@ def used_outputs(
     return frozenset(n for n, v in zip(names, variables, strict=True) if id(v) in read)
 
 
-def reads_padding(loss: LossFn) -> bool:
-    """Whether a loss compares padded positions, which are not kept."""
+def may_read_padding(
+    loss: LossFn, student: Outputs, teacher: Outputs, batch: Batch
+) -> bool:
+    """Whether a loss may read the teacher's padded positions, which are not kept.
+
+    A loss of ``bitflax.losses`` says so by its options; of any other one it is known
+    only where it reads the teacher's logits alone.
+    """
     parts = loss.parts.values() if isinstance(loss, Weighted) else [(1.0, loss)]
-    options = [getattr(fn, "keywords", {}) for _, fn in parts]
     return any(
-        o.get("count_padding") or o.get("mask_value") is not None for o in options
+        _by_options(fn)
+        if _unbound(fn).__module__ == losses.__name__
+        else not used_outputs(fn, student, teacher, batch) <= {"logits"}
+        for _, fn in parts
     )
+
+
+def _unbound(fn: Any) -> Any:
+    while isinstance(fn, functools.partial):
+        fn = fn.func
+    return fn
+
+
+def _by_options(fn: Any) -> bool:
+    options = getattr(fn, "keywords", {})
+    return bool(options.get("count_padding")) or options.get("mask_value") is not None
 
 
 def reader(teacher: Outputs) -> ApplyFn:

@@ -76,6 +76,15 @@ class BertConfig:
             )
         if not 0 <= self.pad_token_id < self.vocab_size:
             raise ValueError("BertConfig.pad_token_id lies outside the vocabulary")
+        if self.id2label is not None:
+            if not set(self.id2label) <= set(range(self.num_labels)):
+                raise ValueError(
+                    f"BertConfig.id2label names {sorted(self.id2label)}, but there are "
+                    f"{self.num_labels} labels, from 0"
+                )
+            # Whole and in the order of the logits, however it came.
+            ordered = dict(enumerate(self.labels))
+            object.__setattr__(self, "id2label", ordered)
         if self.problem_type not in (None, "regression", "single_label_classification"):
             raise ValueError(
                 f"BertConfig.problem_type {self.problem_type!r} is not supported: "
@@ -170,5 +179,6 @@ ApplyFn = Callable[..., Outputs]
 ``rng`` key is given."""
 
 LossFn = Callable[..., Any]
-"""``(student: Outputs, teacher: Outputs | None, batch: Batch) -> Mean``, or, as
+"""A loss; in a recipe's run ``batch["input_ids"]`` number the words that the task uses.
+``(student: Outputs, teacher: Outputs | None, batch: Batch) -> Mean``, or, as
 ``bitflax.weighted`` makes it, ``-> dict[str, Mean]``."""

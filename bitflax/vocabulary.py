@@ -1,9 +1,10 @@
 """Train with the part of the word table that a task uses.
 
 A task of short texts uses a sixth of BERT's 30,522 words. The rows of the others get
-no gradient, and as every parameter without one they stay as they are; left out of a
-stage they cost no optimizer state, no gradient and no checkpoint. The rows that are
-used get the same updates as in the whole table.
+no gradient; left out of a stage they stay as they are, without weight decay, and cost
+no optimizer state, no gradient and no checkpoint. The rows that are used (those of dev
+too, so that it can be scored) get the same updates as in the whole table. Within a
+stage, ``input_ids`` number the used words from 0.
 """
 
 import dataclasses
@@ -19,14 +20,14 @@ from bitflax.types import BertConfig, Params
 TABLE = "embeddings/word/embedding"
 
 
-def used_ids(tokens: Sequence[Tokens], pad: int) -> np.ndarray:
-    """Return the ids that occur, and ``pad``, ascending.
+def used_ids(tokens: Sequence[Tokens], *pads: int) -> np.ndarray:
+    """Return the ids that occur, and ``pads``, ascending.
 
     >>> some = Tokens(np.array([5, 9, 5]), np.zeros(3, np.uint8), np.array([0, 3]))
     >>> used_ids([some], 0)
     array([0, 5, 9])
     """
-    return np.unique(np.concatenate([[pad], *(t.ids for t in tokens)]))
+    return np.unique(np.concatenate([pads, *(t.ids for t in tokens)]).astype(int))
 
 
 def can_shrink(stage_rules: rules.Rules) -> bool:

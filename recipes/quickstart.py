@@ -67,6 +67,7 @@ def recipe(
                 init=bf.Init(layers=layers),
                 loss=loss,
                 epochs=fp32_epochs,
+                evals=3,
                 optim=bf.Optim(lr=fp32_lr),
             ),
             bf.Stage(
@@ -75,6 +76,7 @@ def recipe(
                 rules=bf.xtc_1bit(per=per),
                 act=bf.symmetric(bits=8),
                 epochs=onebit_epochs,
+                evals=3,
                 optim=bf.Optim(lr=onebit_lr),
             ),
         ),

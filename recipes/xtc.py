@@ -72,7 +72,7 @@ def recipe(
                 loss=loss,
                 rules=RULES[bits](),
                 act=bf.symmetric(bits=8, levels="full"),
-                optim=bf.Optim(lr=lr, warmup=1 / epochs),
+                optim=bf.Optim(lr=lr, warmup=1 / max(epochs, 2)),
                 epochs=epochs,
                 evals=epochs,
                 keep="best",

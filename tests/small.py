@@ -60,19 +60,21 @@ def one_stage(layers=LAYERS):
     )
 
 
-def kd_step(rules=(), act=None, accumulate=1, optim=None, steps=20):
-    """A step, and its first state, of a student with two of the teacher's layers."""
+def kd_step(
+    rules=(), act=None, accumulate=1, optim=None, steps=20, depth=4, layers=LAYERS
+):
+    """A step, and its first state, of a student with some of the teacher's layers."""
     quantize = functools.partial(bf.quantize, rules=rules) if rules else None
     optimizer = bf.make_optimizer(optim or bf.Optim(lr=1e-2), steps)
     step = bf.make_train_step(
-        bf.bert(config(2), act),
-        bf.bert(config(4)),
-        one_stage(),
+        bf.bert(config(len(layers)), act),
+        bf.bert(config(depth)),
+        one_stage(layers),
         optimizer,
         quantize=quantize,
         accumulate=accumulate,
     )
-    student = bf.take_layers(teacher_params(), LAYERS)
+    student = bf.take_layers(teacher_params(), layers)
     return step, bf.init_state(student, optimizer, key=jax.random.key(1))
 
 

@@ -64,7 +64,7 @@ def test_show_follows_set(capsys):
         (["show", "quickstart", "--set", "seed=-1"], 78),
         (["inspect", "nowhere"], 66),
         (["predict", "nowhere", "text"], 66),
-        (["eval", "nowhere", "--task", "icd10"], 78),
+        (["eval", "nowhere", "--task", "icd10"], 66),
     ],
 )
 def test_mistakes_have_their_statuses(capsys, argv, status):

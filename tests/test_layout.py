@@ -16,10 +16,10 @@ ROOT = PACKAGE.parent
 # The rows of one level keep order inside it.
 ROWS = """
 L0  types errors data.examples
-L0  trees fieldtypes storage svg progressbar tensorfile torchpickle
+L0  memory trees fieldtypes storage svg progressbar tensorfile torchpickle
 L1  overrides quantizers losses depth metrics leaves
 L1  hfconfig hfnames hffolder hub statedict torchfile runlog
-L1  data.tables data.text data.icd10
+L1  data.tables data.text data.icd10 compiling
 L2  rules model encoding packedfile packedmeta hfstate data.columns data.batches
 L2  data.glue data.own
 L2  data.glue_tfds

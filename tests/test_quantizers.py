@@ -259,7 +259,7 @@ def test_vmap_is_one_after_another(kind, fn):
 @pytest.mark.parametrize("name", ["sym8", "sym4", "sym2", "asym8", "asym4", "asym1"])
 def test_the_error_is_at_most_half_a_step(name):
     x, quantizer = matrix(), KINDS[name].fn
-    step = quantizer.codes(x, -1).scale
+    step = quantizer.codes(x).scale
     assert bool((jnp.abs(quantizer(x) - x) <= 0.5 * step + 1e-6).all())
 
 
@@ -334,7 +334,7 @@ def test_a_constant_token_is_itself(x, levels):
 def test_codes_are_integers_that_stand_for_the_values(fn, levels):
     quantizer = fn(8, levels=levels)
     x = matrix()
-    integers, scale, zero = quantizer.codes(x, -1)
+    integers, scale, zero = quantizer.codes(x)
     np.testing.assert_array_equal(integers, jnp.round(integers))
     low = -128 if fn is symmetric else 0
     assert float(integers.min()) >= low

@@ -16,7 +16,14 @@ from tests import small
 
 LENGTHS = (3, 8, 5, 2, 6, 3, 4, 7, 4, 2, 3, 8, 6)
 BUCKETS = (4, 6, 8)
-USED = {"logits", "hidden_0", "hidden_2", "hidden_4", "scores_1", "scores_3"}
+# A teacher of two layers, of which the student took the second.
+LAYERS = (1,)
+USED = {"logits", "hidden_0", "hidden_2", "scores_1"}
+
+
+@functools.cache
+def teacher_params():
+    return bf.take_layers(small.teacher_params(), (0, 1))
 
 
 def some_batches(seed=0):
@@ -33,18 +40,16 @@ def model_batch(batch):
     return {name: x for name, x in batch.items() if name != "index"}
 
 
-def shapes(layers=4):
+def shapes(layers=2):
     apply, batch = bf.bert(small.config(layers)), model_batch(some_batches().batch(0))
-    params = bf.take_layers(small.teacher_params(), range(layers))
+    params = bf.take_layers(teacher_params(), range(layers))
     return jax.eval_shape(apply, params, batch)
 
 
 @pytest.fixture(scope="module")
 def kept():
-    apply, batches = bf.bert(small.config(4)), some_batches()
-    steps = teaching.keep(
-        apply, small.teacher_params(), batches, shapes(), frozenset(USED)
-    )
+    apply, batches = bf.bert(small.config(2)), some_batches()
+    steps = teaching.keep(apply, teacher_params(), batches, shapes(), frozenset(USED))
     found = list(steps)
     assert len(found) == batches.steps_per_epoch
     return found[-1]
@@ -53,29 +58,29 @@ def kept():
 # -------------------------------------------------------------------- which are needed
 
 
-def used(loss, student=2):
+def used(loss, student=1):
     batch = model_batch(some_batches().batch(0))
-    return teaching.used_outputs(loss, shapes(student), shapes(4), batch)
+    return teaching.used_outputs(loss, shapes(student), shapes(), batch)
 
 
 def test_a_loss_reads_what_its_pairs_name():
-    assert used(small.one_stage()) == USED
+    assert used(small.one_stage(LAYERS)) == USED
     assert used(bf.soft_cross_entropy) == {"logits"}
     assert used(bf.label_cross_entropy) == frozenset()
-    pairs = functools.partial(bf.attention_kl, pairs=((1, 3),))
+    pairs = functools.partial(bf.attention_kl, pairs=((0, 1),))
     assert used(bf.weighted(a=(1.0, pairs), b=(1.0, bf.logits_mse))) == {
         "logits",
-        "scores_3",
+        "scores_1",
     }
-    assert used(bf.hidden_mse, student=4) == {f"hidden_{i}" for i in range(5)}
+    assert used(bf.hidden_mse, student=2) == {f"hidden_{i}" for i in range(3)}
 
 
 def test_an_own_loss_is_traced_like_any_other():
     def first_token(student, teacher, batch):
-        error = student.hidden[1][:, 0] - teacher.hidden[3][:, 0]
+        error = student.hidden[1][:, 0] - teacher.hidden[2][:, 0]
         return bf.Mean(jnp.sum(error**2), 1.0)
 
-    assert used(first_token) == {"hidden_3"}
+    assert used(first_token) == {"hidden_2"}
 
 
 @pytest.mark.parametrize(
@@ -95,7 +100,7 @@ def test_an_own_loss_is_traced_like_any_other():
 )
 def test_what_compares_padding_is_known(loss, reads):
     batch = small.batch(4, 0)
-    said = jax.eval_shape(bf.bert(small.config(4)), small.teacher_params(), batch)
+    said = jax.eval_shape(bf.bert(small.config(2)), small.teacher_params(), batch)
     two = bf.weighted(a=(1.0, bf.logits_mse), b=(1.0, loss))
     for one in (loss, bf.weighted(a=(1.0, loss)), two):
         assert teaching.may_read_padding(one, said, said, batch) == reads
@@ -107,10 +112,11 @@ def test_what_compares_padding_is_known(loss, reads):
 @functools.cache
 def gradient_step(running):
     """Return a step of SGD with rate 1, taught by who runs or by what was kept."""
-    apply = bf.bert(small.config(4)) if running else teaching.reader(shapes())
+    apply = bf.bert(small.config(2)) if running else teaching.reader(shapes())
     tx = optax.sgd(1.0)
-    step = bf.make_train_step(bf.bert(small.config(2)), apply, small.one_stage(), tx)
-    student = bf.take_layers(small.teacher_params(), small.LAYERS)
+    loss = small.one_stage(LAYERS)
+    step = bf.make_train_step(bf.bert(small.config(1)), apply, loss, tx)
+    student = bf.take_layers(teacher_params(), LAYERS)
     return jax.jit(step), bf.init_state(student, tx, key=jax.random.key(0))
 
 
@@ -137,17 +143,17 @@ def test_losses_and_gradients_are_the_running_teachers(kept):
         step, state = gradient_step(running=False)
         found, metrics = step(state, None, ours)
         step, state = gradient_step(running=True)
-        expected, told = step(state, small.teacher_params(), model_batch(batch))
+        expected, told = step(state, teacher_params(), model_batch(batch))
         for name in told:
             np.testing.assert_allclose(metrics[name], told[name], rtol=2e-6)
         assert small.largest_difference(found.params, expected.params) < 2e-6
 
 
 def test_an_example_gets_its_own_outputs_and_zeros_in_padding(kept):
-    apply = jax.jit(bf.bert(small.config(4)))
+    apply = jax.jit(bf.bert(small.config(2)))
     batch = some_batches(seed=5).batch(1)
     found = kept.add_to(batch)
-    out = apply(small.teacher_params(), model_batch(batch))
+    out = apply(teacher_params(), model_batch(batch))
     real = batch["weight"] > 0
     mask = batch["attention_mask"] == 1
     assert {n for n in found if n.startswith("teacher_")} == {
@@ -157,8 +163,8 @@ def test_an_example_gets_its_own_outputs_and_zeros_in_padding(kept):
     close(found["teacher_logits"][real], np.asarray(out.logits)[real])
     close(found["teacher_hidden_2"][mask], np.asarray(out.hidden[2])[mask])
     both = mask[:, None, :, None] & mask[:, None, None, :]
-    both = np.broadcast_to(both, out.scores[3].shape)
-    close(found["teacher_scores_3"][both], np.asarray(out.scores[3])[both])
+    both = np.broadcast_to(both, out.scores[1].shape)
+    close(found["teacher_scores_1"][both], np.asarray(out.scores[1])[both])
     for name in USED:
         np.testing.assert_array_equal(found[f"teacher_{name}"][~real], 0)
     longest = np.array(BUCKETS)[np.searchsorted(BUCKETS, mask.sum(1))]
@@ -185,13 +191,13 @@ def test_the_size_is_known_before(kept):
     expected = 0
     for length in LENGTHS:
         bucket = BUCKETS[np.searchsorted(BUCKETS, length)]
-        # Three logits, three hidden states of 16, two times two heads.
-        expected += 4 * (3 + 3 * bucket * 16 + 2 * 2 * bucket**2)
+        # Three logits, two hidden states of 16, the scores of two heads.
+        expected += 4 * (3 + 2 * bucket * 16 + 2 * bucket**2)
     assert teaching.size(table, some_batches()) == expected
     assert kept.nbytes == expected
 
 
 def test_a_reader_says_none_of_what_was_not_kept():
     read = teaching.reader(shapes())
-    out = read({}, {"teacher_logits": 1, "teacher_scores_3": 2})
-    assert out == bf.Outputs(1, (None,) * 5, (None, None, None, 2))
+    out = read({}, {"teacher_logits": 1, "teacher_scores_1": 2})
+    assert out == bf.Outputs(1, (None,) * 3, (None, 2))
