@@ -10,7 +10,7 @@ import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
 import bitflax as bf
-from bitflax import metrics, predict, pretrained, runlog, stages
+from bitflax import metrics, predict, pretrained, runlog
 from bitflax.data import batches as batching
 from bitflax.data import tasks
 from bitflax.errors import (
@@ -374,7 +374,6 @@ def test_the_metric_of_a_stage_is_that_of_its_own_parameters(whole, place):
     predictor = predict.load(out / "1-fp32" / "params")
     said = metrics.predictions(predictor.logits(list(task.dev.texts[0])))
     assert metrics.score("accuracy", said, task.dev.labels)["accuracy"] == rows[1].score
-    assert stages.PACKED == "model.safetensors"
 
 
 def test_a_stage_that_does_not_exist_is_said(place, tmp_path):
