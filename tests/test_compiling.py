@@ -1,0 +1,47 @@
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.experimental.compilation_cache import compilation_cache
+
+from bitflax import compiling
+
+
+@pytest.fixture
+def no_cache():
+    """Switch off a cache that the environment has set."""
+    name = "jax_compilation_cache_dir"
+    before = getattr(jax.config, name)
+    jax.config.update(name, None)
+    compilation_cache.reset_cache()
+    yield
+    jax.config.update(name, before)
+    compilation_cache.reset_cache()
+
+
+def compile_something(constant: float) -> None:
+    jax.jit(lambda x: jnp.sin(x) * constant)(jnp.ones(3)).block_until_ready()
+
+
+def test_programs_are_kept_and_jax_is_left_as_it_was(no_cache, tmp_path):
+    compile_something(0.123)
+    with compiling.kept_in(tmp_path / "mine", least=0.0):
+        compile_something(0.456)
+    kept = sorted((tmp_path / "mine").iterdir())
+    assert kept
+    assert jax.config.jax_compilation_cache_dir is None
+    compile_something(0.789)
+    assert sorted((tmp_path / "mine").iterdir()) == kept
+
+
+def test_a_second_run_has_a_folder_of_its_own(no_cache, tmp_path):
+    for name in ("one", "two"):
+        with compiling.kept_in(tmp_path / name, least=0.0):
+            compile_something(0.321)
+        assert list((tmp_path / name).iterdir())
+
+
+def test_a_cache_that_is_set_is_used(no_cache, tmp_path):
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path / "theirs"))
+    with compiling.kept_in(tmp_path / "mine", least=0.0):
+        assert jax.config.jax_compilation_cache_dir == str(tmp_path / "theirs")
+    assert not (tmp_path / "mine").exists()
