@@ -25,7 +25,7 @@ def straight_through(fn: Callable[[jax.Array], jax.Array], x: jax.Array) -> jax.
     The way to a quantizer of your own:
 
     >>> half = lambda w: straight_through(lambda w: jnp.round(2 * w) / 2, w)
-    >>> float(half(1.3)), float(jax.grad(half)(1.3))
+    >>> float(half(jnp.array(1.3))), float(jax.grad(half)(jnp.array(1.3)))
     (1.5, 1.0)
     """
     return fn(x)
@@ -182,8 +182,8 @@ class symmetric(_Activation):  # noqa: N801
       levels: ``"restricted"`` or ``"full"``.
       groups: as in ``binarize``, in place of ``axis``.
 
-    >>> symmetric(bits=8)(jnp.array([[0.3, 0.6, -1.27]]))
-    Array([[ 0.3 ,  0.6 , -1.27]], dtype=float32)
+    >>> symmetric(bits=8)(jnp.array([[31.2, 64.4, -127.0]]))
+    Array([[  31.,   64., -127.]], dtype=float32)
     """
 
     bits: int = 8
@@ -219,8 +219,8 @@ class asymmetric(_Activation):  # noqa: N801
       levels: ``"restricted"`` or ``"full"``.
       groups: as in ``binarize``, in place of ``axis``.
 
-    >>> asymmetric(bits=1)(jnp.array([[0.1, 0.9, 0.5, 0.2]]))
-    Array([[0.1, 0.9, 0.1, 0.1]], dtype=float32)
+    >>> asymmetric(bits=1)(jnp.array([[1.0, 9.0, 4.0, 2.0]]))
+    Array([[1., 9., 1., 1.]], dtype=float32)
     """
 
     bits: int = 8

@@ -170,6 +170,7 @@ def test_a_tuple_is_the_list_that_json_makes_of_it(tmp_path):
 def test_another_recipe_is_refused_and_the_field_named(tmp_path, other, words):
     with RunFolder(tmp_path) as folder:
         folder.write_recipe("old", RECIPE)
+        folder.stage(0, "teacher")
     with RunFolder(tmp_path) as folder, pytest.raises(ConfigError) as caught:
         folder.write_recipe("new", other)
     assert words in caught.value.problem
@@ -178,9 +179,18 @@ def test_another_recipe_is_refused_and_the_field_named(tmp_path, other, words):
     assert json.loads((tmp_path / "recipe.json").read_text())["recipe"] == RECIPE
 
 
+def test_a_recipe_may_change_until_a_stage_has_begun(tmp_path):
+    with RunFolder(tmp_path) as folder:
+        folder.write_recipe("old", RECIPE)
+        folder.write_recipe("new", {"seed": 1})
+    assert (tmp_path / "recipe.py").read_text() == "new"
+    assert json.loads((tmp_path / "recipe.json").read_text())["recipe"] == {"seed": 1}
+
+
 def test_many_differences_are_counted(tmp_path):
     with RunFolder(tmp_path) as folder:
         folder.write_recipe("", {f"f{i}": i for i in range(9)})
+        folder.stage(0, "teacher")
         with pytest.raises(ConfigError, match=r"f4 was 4, is 5 now \(and 4 more\)"):
             folder.write_recipe("", {f"f{i}": i + 1 for i in range(9)})
 
@@ -198,6 +208,7 @@ def test_other_data_is_refused(tmp_path):
 def test_other_versions_are_a_note(tmp_path, monkeypatch, capsys):
     with RunFolder(tmp_path) as folder:
         folder.write_recipe("", RECIPE)
+        folder.stage(0, "teacher")
         assert capsys.readouterr().err == ""
         old = runfolder.versions()
         monkeypatch.setattr(runfolder, "versions", lambda: {**old, "jax": "9.9.9"})
