@@ -10,7 +10,8 @@ def keep_freed_pages() -> bool:
     """Tell glibc not to give freed memory back to the kernel.
 
     On a CPU, XLA allocates a step's large buffers anew in each step. By default glibc
-    maps and unmaps them, and faulting their pages in again takes a quarter of a step.
+    maps and unmaps them, and their pages are faulted in again: a quarter of a step when
+    steps alone were timed on two cores, though no whole run was seen to be faster.
     Works best before jax starts its threads.
 
     Returns:
