@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -155,15 +155,19 @@ class TrainState(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Optim:
-    """AdamW's settings; ``bitflax.make_optimizer`` makes it.
+    """An optimizer's settings; ``bitflax.make_optimizer`` makes it.
 
-    ``warmup`` is the share of all steps in which the rate rises from 0 to ``lr``;
+    ``kind`` is ``"adamw"`` or ``"bertadam"``. ``warmup`` is the share of all steps in which the rate rises from 0 to ``lr``;
     ``schedule`` is ``"linear"`` (down to 0 at the last step), ``"cosine"`` or
     ``"constant"``. ``clip`` bounds the global norm of the gradient (None: no bound).
-    ``frozen`` are regexes of parameter paths that a stage leaves as they are.
+    ``act_lr`` is the rate of activation quantizers' learned parameters, which rises and
+    falls as ``lr`` does; they have no weight decay. ``frozen`` are regexes of parameter
+    paths that a stage leaves as they are.
     """
 
+    kind: Literal["adamw", "bertadam"] = "adamw"
     lr: float = 5e-5
+    act_lr: float = 1e-4
     warmup: float = 0.1
     schedule: str = "linear"
     weight_decay: float = 0.01
