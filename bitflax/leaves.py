@@ -73,6 +73,36 @@ class Lazy:
     bits: int | None = None
 
 
+@functools.partial(
+    jax.tree_util.register_dataclass, data_fields=("a", "b"), meta_fields=()
+)
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """A matrix or table as the sum of two halves of its shape, each a leaf of its own.
+
+    The halves are of one kind: two latent arrays, which ``rules.quantize`` quantises
+    each by itself, or two ``Lazy`` or ``Packed`` leaves. ``splitting.split`` makes it
+    of a ternary matrix, so that the sum of two 1-bit matrices is the ternary one
+    (Bai et al. 2021, BinaryBERT, section 3, arXiv:2012.15701).
+
+    >>> float(matmul(jnp.ones((1, 1)), Split(jnp.eye(1), 2 * jnp.eye(1)))[0, 0])
+    3.0
+    """
+
+    a: Any
+    b: Any
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of each half, and of the sum."""
+        return self.a.shape
+
+    @property
+    def size(self) -> int:
+        """The number of weights that it holds: both halves count."""
+        return self.a.size + self.b.size
+
+
 def codes_to_values(codes: Array, bits: int, cols: int) -> Array:
     """Unpack bytes [..., bytes] into integers [..., cols], as int8.
 
@@ -102,11 +132,16 @@ def dense(leaf: Any) -> Any:
         return _rows(leaf.codes, leaf.scale, leaf.bits, cols).reshape(leaf.shape)
     if isinstance(leaf, Lazy):
         return leaf.quantizer(leaf.table)
+    if isinstance(leaf, Split):
+        return dense(leaf.a) + dense(leaf.b)
     return leaf
 
 
 def matmul(x: Float[Array, "... n"], kernel: Any) -> Float[Array, "... m"]:
-    """Return ``x @ kernel`` for any kind of kernel [n, m]."""
+    """Return ``x @ kernel`` for any kind of kernel [n, m].
+
+    The halves of a ``Split`` are added first: one product is cheaper than two.
+    """
     return x @ dense(kernel)
 
 
@@ -123,6 +158,8 @@ def lookup(
         return _rows(table.codes[ids], scale, table.bits, cols)
     if isinstance(table, Lazy):
         return table.quantizer(lookup(table.table, ids, pad))
+    if isinstance(table, Split):
+        return lookup(table.a, ids, pad) + lookup(table.b, ids, pad)
     rows = table[ids]
     if pad is None:
         return rows

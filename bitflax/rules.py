@@ -20,6 +20,8 @@ WORD_TABLE = r"embeddings/word/embedding"
 def quantize(params: Params, rules: Rules, *, lazy: bool = False) -> Params:
     """Return the parameters with every leaf that a rule matches quantised.
 
+    The halves of a ``Split`` are quantised each by itself.
+
     Args:
       params: a parameter tree of latent float weights.
       rules: pairs (regex of a whole path, quantizer); first match wins.
@@ -42,6 +44,9 @@ def quantize(params: Params, rules: Rules, *, lazy: bool = False) -> Params:
 
 
 def _quantised(path: str, leaf: Any, quantizer: Quantizer, lazy: bool) -> Any:
+    if isinstance(leaf, leaves.Split):
+        halves = (_quantised(path, half, quantizer, lazy) for half in (leaf.a, leaf.b))
+        return leaves.Split(*halves)
     table = path.startswith("embeddings/")
     if lazy and table and by_row(quantizer):
         return leaves.Lazy(leaf, quantizer)

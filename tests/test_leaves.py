@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from bitflax import encoding, leaves, quantizers
-from bitflax.leaves import Lazy, Packed
+from bitflax.leaves import Lazy, Packed, Split
 
 # What a field of a code stands for, written out.
 MEANING = {1: [-1, 1], 2: [-1, 0, 1]}
@@ -104,3 +104,51 @@ def test_packed_leaves_pass_through_jit_as_arguments():
     doubled = jax.jit(lambda leaf: 2 * leaves.dense(leaf))(packed)
     np.testing.assert_array_equal(doubled, 2 * dense)
     assert len(jax.tree.leaves(packed)) == 2
+
+
+def random_split(shape=(4, 6), seed=0):
+    a, b = jax.random.normal(jax.random.key(seed), (2, *shape))
+    return Split(a, b)
+
+
+def test_a_split_is_the_sum_of_its_halves():
+    split, x = random_split(), jnp.arange(8.0).reshape(2, 4)
+    total, ids = split.a + split.b, jnp.array([[0, 3], [3, 1]])
+    np.testing.assert_array_equal(leaves.dense(split), total)
+    np.testing.assert_array_equal(leaves.matmul(x, split), x @ total)
+    np.testing.assert_array_equal(jax.jit(leaves.lookup)(split, ids), total[ids])
+    assert split.shape == (4, 6)
+    assert split.size == 48
+
+
+def test_both_halves_of_a_split_get_the_gradient_of_the_sum():
+    split, x = random_split(), jnp.arange(8.0).reshape(2, 4)
+
+    def loss(kernel):
+        return jnp.sum(jnp.sin(leaves.matmul(x, kernel)))
+
+    whole = jax.grad(loss)(split.a + split.b)
+    halves = jax.grad(loss)(split)
+    np.testing.assert_allclose(halves.a, whole, rtol=1e-6)
+    np.testing.assert_array_equal(halves.a, halves.b)
+
+
+@pytest.mark.parametrize("lazy", [False, True])
+def test_the_pad_row_gets_no_gradient_in_either_half(lazy):
+    def loss(split):
+        if lazy:
+            split = Split(Lazy(split.a, jnp.sin), Lazy(split.b, jnp.sin))
+        return jnp.sum(leaves.lookup(split, jnp.array([0, 1]), pad=0))
+
+    gradient = jax.grad(loss)(random_split())
+    for half in (gradient.a, gradient.b):
+        np.testing.assert_array_equal(half[0], jnp.zeros(6))
+        assert jnp.all(half[1] != 0)
+
+
+def test_a_split_of_packed_halves_computes_with_their_sum():
+    (a, dense_a), (b, dense_b) = random_packed(1, seed=1), random_packed(1, seed=2)
+    split, ids = Split(a, b), jnp.array([4, 0])
+    np.testing.assert_array_equal(leaves.dense(split), dense_a + dense_b)
+    np.testing.assert_array_equal(leaves.lookup(split, ids), (dense_a + dense_b)[ids])
+    assert split.size == 2 * 5 * 13

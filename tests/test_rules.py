@@ -120,3 +120,21 @@ def test_quantising_the_students_tree_keeps_its_structure():
     assert jax.tree.structure(quantised) == jax.tree.structure(params)
     for a, b in zip(jax.tree.leaves(params), jax.tree.leaves(quantised), strict=True):
         assert (a.shape, a.dtype) == (b.shape, b.dtype)
+
+
+@pytest.mark.parametrize("lazy", [False, True])
+def test_each_half_of_a_split_is_quantised_by_itself(lazy):
+    params = small.teacher_params()
+    path, rest = "embeddings/word/embedding", "classifier/kernel"
+    flat = trees.flatten(params)
+    table, head = flat[path], flat[rest]
+    flat[path] = leaves.Split(table, 3 * table + 1)
+    flat[rest] = leaves.Split(head, 2 * head)
+    quantised = bf.quantize(
+        trees.unflatten(flat), [(path, rules.xtc_1bit()[1][1])], lazy=lazy
+    )
+    found = trees.flatten(quantised)
+    for half, latent in ((found[path].a, table), (found[path].b, 3 * table + 1)):
+        assert isinstance(half, leaves.Lazy) == lazy
+        np.testing.assert_array_equal(leaves.dense(half), bf.binarize(latent, -1))
+    assert found[rest] is flat[rest]
