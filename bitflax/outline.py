@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bitflax import encoding, hfconfig, hfnames, hub, losses, recipe, rules, trees
+from bitflax import encoding, hfconfig, hfnames, hub, losses, resolving, rules, trees
 from bitflax.data import glue, tasks
 from bitflax.errors import BitflaxError, ConfigError
 from bitflax.recipe import Recipe, Stage
@@ -200,7 +200,7 @@ def _stage(index: int, stage: Stage, of: Recipe) -> str:
     rows = [start, *_loss_rows(stage.loss)]
     for regex, quantizer in stage.rules:
         bits = rules.bits_of(quantizer)
-        name = recipe.function_name(quantizer)
+        name = resolving.function_name(quantizer)
         rows.append(f"weights     {'?' if bits is None else bits} bit  {regex}  {name}")
     if not stage.rules:
         rows.append("weights     32 bit")
@@ -212,11 +212,11 @@ def _stage(index: int, stage: Stage, of: Recipe) -> str:
 
 def _loss_rows(loss: Any) -> list[str]:
     if not isinstance(loss, losses.Weighted):
-        return [f"loss        {recipe.function_name(loss)}"]
+        return [f"loss        {resolving.function_name(loss)}"]
     rows = []
     for name, (weight, fn) in loss.parts.items():
         head = "loss" if not rows else "  +"
-        rows.append(f"{head:<11} {weight:g} x {name}: {recipe.function_name(fn)}")
+        rows.append(f"{head:<11} {weight:g} x {name}: {resolving.function_name(fn)}")
     return rows
 
 

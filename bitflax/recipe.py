@@ -5,10 +5,8 @@ ranges of its fields when it is made, so that no run starts with a typo in it.
 """
 
 import dataclasses
-import functools
-import inspect
 import re
-from typing import Any, Literal
+from typing import Literal
 
 from bitflax import overrides
 from bitflax.errors import ConfigError, UsageError
@@ -42,7 +40,8 @@ class Data:
     ``task`` is a named task (``bitflax ls`` lists them) or the path of an own
     ``.tsv``, ``.csv`` or ``.jsonl`` file; then ``text`` (one column, or two for
     pairs), ``label`` and ``dev`` (another file) say what is in it. ``data_dir`` is a
-    folder in GLUE's own layout. ``limit`` keeps that many training examples.
+    folder in GLUE's own layout. ``limit`` keeps that many training examples;
+    ``augment`` is a file of more of them, as ``bitflax augment`` writes it.
     """
 
     task: str = "icd10cm"
@@ -54,6 +53,7 @@ class Data:
     max_length: int = 128
     batch_size: int = 32
     limit: int | None = None
+    augment: str | None = None
     seed: int = 0
 
     def __post_init__(self):
@@ -64,6 +64,29 @@ class Data:
         limit = self.limit is None or self.limit > 0
         _need(limit, "Data.limit", "at least 1, or none", self.limit)
         _need(self.seed >= 0, "Data.seed", "at least 0", self.seed)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Corpus:
+    """Text without labels, for general distillation from the pretrained teacher.
+
+    ``source`` is a ``.txt`` file or a folder of them, one passage a line; the name of
+    a TFDS text (``wiki40b/en``); or ``icd10cm``, all texts of the categories that the
+    task of this name learns from. It is cut into pieces of ``length`` tokens.
+    """
+
+    source: str = "icd10cm"
+    data_dir: str | None = None
+    length: int = 128
+    batch_size: int = 32
+    seed: int = 0
+
+    def __post_init__(self):
+        """Check types and ranges."""
+        overrides.check_fields(self)
+        _need(self.length > 3, "Corpus.length", "at least 4", self.length)
+        _need(self.batch_size > 0, "Corpus.batch_size", "at least 1", self.batch_size)
+        _need(self.seed >= 0, "Corpus.seed", "at least 0", self.seed)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -90,22 +113,60 @@ class Teacher:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Shape:
+    """A student's size where it does not take the teacher's weights.
+
+    TinyBERT's by default (Jiao et al. 2019, section 4.2); the rest is the teacher's.
+    """
+
+    num_hidden_layers: int = 4
+    hidden_size: int = 312
+    num_attention_heads: int = 12
+    intermediate_size: int = 1200
+
+    def __post_init__(self):
+        """Check types and ranges."""
+        overrides.check_fields(self)
+        for field in dataclasses.fields(self):
+            size = getattr(self, field.name)
+            _need(size > 0, f"Shape.{field.name}", "at least 1", size)
+        whole = self.hidden_size % self.num_attention_heads == 0
+        expected = f"a multiple of num_attention_heads {self.num_attention_heads}"
+        _need(whole, "Shape.hidden_size", expected, self.hidden_size)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Init:
     """Where a stage's parameters come from.
 
     ``source`` is ``"previous"`` (the stage before; the teacher for the first),
     ``"teacher"``, or a model's folder; ``layers`` are those of its layers, from 0,
-    that the student takes (None: all).
+    that the student takes (None: all). With ``shape`` they are drawn at random in its
+    place. ``split`` are ternary rules by which each matrix then becomes two binary
+    ones (``bitflax.split``).
     """
 
     source: str = "previous"
     layers: tuple[int, ...] | None = None
+    shape: Shape | None = None
+    split: Rules = ()
 
     def __post_init__(self):
         """Check types and ranges."""
         overrides.check_fields(self)
         layers = self.layers is None or min(self.layers, default=-1) >= 0
         _need(layers, "Init.layers", "at least one layer, counted from 0", self.layers)
+        drawn = self.shape is None or self.layers is None
+        _need(drawn, "Init.layers", "none where there is a shape", self.layers)
+        _check_rules(self.split, "Init.split")
+
+
+def _check_rules(rules: Rules, place: str) -> None:
+    for regex, _ in rules:
+        try:
+            re.compile(regex)
+        except re.error as error:
+            _need(False, place, "a regular expression", f"{regex!r} ({error})")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -114,10 +175,13 @@ class Stage:
 
     ``loss`` is a loss of this student and the teacher; ``rules`` say which weights
     have which bits, ``act`` how activations are quantised. ``batch_size`` None is the
-    data's. ``keep`` says which parameters are the result: the ``"last"`` ones, or the
-    ``"best"`` of all evaluations, of which there are ``evals``, evenly spread, the
-    last one after the last step. ``cache_teacher`` keeps the teacher's outputs in
-    memory where they fit.
+    data's. ``steps`` counts in place of ``epochs`` where it is given. ``keep`` says
+    which parameters are the result: the ``"last"`` ones, or the ``"best"`` of all
+    evaluations, of which there are ``evals``, evenly spread, the last one after the
+    last step. ``cache_teacher`` keeps the teacher's outputs in memory where they fit.
+
+    With a ``corpus`` it is general distillation: the teacher is the pretrained model,
+    before its fine-tuning, there are no labels, and ``steps`` must be given.
     """
 
     name: str
@@ -127,41 +191,41 @@ class Stage:
     act: Act = None
     optim: Optim = Optim()  # noqa: RUF009 (frozen)
     epochs: int = 1
+    steps: int | None = None
     batch_size: int | None = None
+    corpus: Corpus | None = None
     keep: Literal["last", "best"] = "last"
     evals: int = 4
     cache_teacher: bool = True
 
     def __post_init__(self):
         """Check types and ranges; the name is a folder's name too."""
-        overrides.check_fields(self, place=f"Stage {self.name!r}")
         place = f"Stage {self.name!r}"
+        overrides.check_fields(self, place=place)
         named = re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", self.name) is not None
         named = named and self.name != "teacher" and not self.name.isdecimal()
         free = "a name of letters, digits, - and _; no number and not 'teacher'"
         _need(named, f"{place}.name", free, self.name)
-        _need(self.epochs > 0, f"{place}.epochs", "at least 1", self.epochs)
-        _need(self.evals > 0, f"{place}.evals", "at least 1", self.evals)
-        size = self.batch_size is None or self.batch_size > 0
-        _need(size, f"{place}.batch_size", "at least 1, or none", self.batch_size)
+        for field in ("epochs", "steps", "batch_size", "evals"):
+            value = getattr(self, field)
+            least = value is None or value > 0
+            _need(least, f"{place}.{field}", "at least 1", value)
+        counted = self.corpus is None or self.steps is not None
+        _need(counted, f"{place}.steps", "a number of steps, for a corpus", self.steps)
         _check_optim(self.optim, f"{place}.optim")
-        for regex, _ in self.rules:
-            try:
-                re.compile(regex)
-            except re.error as error:
-                found = f"{regex!r} ({error})"
-                _need(False, f"{place}.rules", "a regular expression", found)
+        _check_rules(self.rules, f"{place}.rules")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Recipe:
     """A whole run: data, teacher, stages, and how the rest of the file is packed.
 
-    ``rest`` says what becomes of the parameters that no rule quantises: ``"int8"`` by
-    rows, ``"float16"``, or ``"float32"`` (exact).
+    ``data`` None is a run of general distillation alone, with no task. ``rest`` says
+    what becomes of the parameters that no rule quantises: ``"int8"`` by rows,
+    ``"float16"``, or ``"float32"`` (exact).
     """
 
-    data: Data = Data()
+    data: Data | None = Data()
     teacher: Teacher = Teacher()
     stages: tuple[Stage, ...] = ()
     seed: int = 0
@@ -175,6 +239,15 @@ class Recipe:
         once = len(set(names)) == len(names)
         _need(once, "Recipe.stages", "a name of its own for each stage", names)
         _need(self.seed >= 0, "Recipe.seed", "at least 0", self.seed)
+        if self.data is None:
+            for stage in self.stages:
+                place = f"Stage {stage.name!r}.corpus"
+                _need(
+                    stage.corpus is not None,
+                    place,
+                    "a corpus: the recipe has no data",
+                    None,
+                )
 
 
 def check_until(recipe: Recipe, until: str | None) -> None:
@@ -187,57 +260,3 @@ def check_until(recipe: Recipe, until: str | None) -> None:
     if until is not None and until not in names:
         fix = overrides.nearest(until, names, "stages")
         raise UsageError(f"--until {until}", "the recipe has no such stage", fix=fix)
-
-
-def resolved(node: Any) -> Any:
-    """Return a recipe, or a part of one, as JSON-able data; functions by name.
-
-    The same recipe gives the same data in every process, so that a run can tell
-    whether it goes on with the recipe that it began with.
-
-    >>> resolved(Init(layers=(1, 3)))
-    {'source': 'previous', 'layers': [1, 3]}
-    """
-    if dataclasses.is_dataclass(node) and not isinstance(node, type):
-        kind = type(node)
-        parts = {
-            f.name: resolved(getattr(node, f.name)) for f in dataclasses.fields(node)
-        }
-        own = kind.__module__ in (__name__, Optim.__module__)
-        return parts if own else {"kind": kind.__name__, **parts}
-    if isinstance(node, dict):
-        return {str(key): resolved(value) for key, value in node.items()}
-    if isinstance(node, tuple | list):
-        return [resolved(item) for item in node]
-    if node is None or isinstance(node, bool | int | float | str):
-        return node
-    return function_name(node)
-
-
-def function_name(fn: Any) -> str:
-    """Return a function with its bound arguments as text, the same in every process.
-
-    >>> function_name(functools.partial(round, ndigits=2))
-    'round(ndigits=2)'
-    """
-    if isinstance(fn, functools.partial):
-        bound = [_shown(arg) for arg in fn.args]
-        bound += [
-            f"{key}={_shown(value)}" for key, value in sorted(fn.keywords.items())
-        ]
-        return f"{function_name(fn.func)}({', '.join(bound)})"
-    fn = inspect.unwrap(fn)
-    name = getattr(fn, "__qualname__", type(fn).__qualname__)
-    if not inspect.isfunction(fn) or not fn.__closure__:
-        return name
-    held = inspect.getclosurevars(fn).nonlocals
-    bound = [f"{key}={_shown(value)}" for key, value in sorted(held.items())]
-    return f"{name}({', '.join(bound)})"
-
-
-def _shown(value: Any) -> str:
-    # A function inside a closure may be that closure's own: its name has to do.
-    if inspect.isfunction(value):
-        return value.__qualname__
-    shown = resolved(value)
-    return shown if callable(value) and isinstance(shown, str) else repr(shown)

@@ -1,7 +1,7 @@
 """The run folder: one run at a time, one recipe for good, everything in its place.
 
 with RunFolder("runs/quickstart") as folder:
-    folder.write_recipe(text, recipe.resolved(...))
+    folder.write_recipe(text, resolving.resolved(...))
     ...
     folder.finish("model.safetensors", "report.html", "report.json")
 """

@@ -36,7 +36,8 @@ from bitflax.ending import (
     weight_files,
 )
 from bitflax.prepare import prepare
-from bitflax.recipe import Recipe, Stage, check_until, resolved
+from bitflax.recipe import Recipe, Stage, check_until
+from bitflax.resolving import resolved
 from bitflax.rules import bits_of, quantize
 from bitflax.runfolder import RunFolder
 from bitflax.setting import Model, Setting

@@ -21,12 +21,14 @@ L1  overrides quantizers losses depth metrics leaves
 L1  hfconfig hfnames hffolder hub statedict torchfile runlog
 L1  data.tables data.text data.icd10 compiling
 L2  rules model encoding packedfile packedmeta hfstate data.columns data.batches
+L2  splitting width
 L2  data.glue data.own
 L2  data.glue_tfds
 L2  data.tasks
 L3  packing pretrained training parallel checkpoints runfolder teaching
 L3  vocabulary
-L4  recipe predict evaluate loop
+L4  recipe
+L4  resolving predict evaluate loop
 L5  report recipefiles outline setting
 L5  checks ending
 L5  prepare
