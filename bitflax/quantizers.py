@@ -50,6 +50,13 @@ def _grouped(fn: Callable, w: jax.Array, axis: Axis, groups: int | None) -> jax.
     return fn(cut, shared).reshape(w.shape)
 
 
+def _limited(w: jax.Array, clip: float | None) -> jax.Array:
+    """Clip with no gradient at the ends; ``jnp.clip`` has half of it there."""
+    if clip is None:
+        return w
+    return jnp.where(jnp.abs(w) < clip, w, clip * jax.lax.stop_gradient(jnp.sign(w)))
+
+
 def _binary(w: jax.Array, axis: Axis, *, zero: int) -> jax.Array:
     scale = jnp.mean(jnp.abs(w), axis=axis, keepdims=True)
     sign = jnp.sign(w) if zero == 0 else jnp.where(w >= 0, 1.0, -1.0).astype(w.dtype)
@@ -71,6 +78,7 @@ def binarize(
     *,
     groups: int | None = None,
     zero: int = 1,
+    clip: float | None = None,
 ) -> Float[Array, "..."]:
     """Return 1-bit weights: ``sign(w) * mean|w|``, with the gradient of ``w``.
 
@@ -82,6 +90,8 @@ def binarize(
         ``axis`` (DeepSpeed's groups, which cut the output channels).
       zero: the sign of 0: +1, since a 1-bit file has no zero, or 0 as in the papers'
         codes.
+      clip: weights are first clipped at -clip and clip, and those at or beyond get no
+        gradient, as TernaryBERT does at 2.5 (arXiv:2009.12812); None: no clip.
 
     Raises:
       ValueError: both ``axis`` and ``groups`` are given, or the groups do not divide
@@ -94,11 +104,15 @@ def binarize(
     Array([ 2., -2.,  2.], dtype=float32)
     """
     fn = functools.partial(_binary, zero=zero)
-    return straight_through(lambda w: _grouped(fn, w, axis, groups), w)
+    return straight_through(lambda w: _grouped(fn, w, axis, groups), _limited(w, clip))
 
 
 def ternarize(
-    w: Float[Array, "..."], axis: Axis = None, *, groups: int | None = None
+    w: Float[Array, "..."],
+    axis: Axis = None,
+    *,
+    groups: int | None = None,
+    clip: float | None = None,
 ) -> Float[Array, "..."]:
     """Return 2-bit weights: -s, 0 or +s, with the gradient of ``w``.
 
@@ -109,6 +123,7 @@ def ternarize(
       w: weights of any shape.
       axis: the axes that share one scale and one threshold; None shares all.
       groups: as in ``binarize``.
+      clip: as in ``binarize``.
 
     Raises:
       ValueError: as in ``binarize``.
@@ -118,7 +133,9 @@ def ternarize(
     >>> ternarize(jnp.array([1.0, -2.0, 0.1]))
     Array([ 1.5, -1.5,  0. ], dtype=float32)
     """
-    return straight_through(lambda w: _grouped(_ternary, w, axis, groups), w)
+    return straight_through(
+        lambda w: _grouped(_ternary, w, axis, groups), _limited(w, clip)
+    )
 
 
 binarize.bits = 1  # type: ignore[attr-defined]
@@ -212,11 +229,13 @@ class asymmetric(_Activation):  # noqa: N801
     ``min``, so that both ends are themselves.
     ``levels="full"``: ``s = (max - min) / 2^bits``, zero point ``round(min / s) s``,
     as XTC (DeepSpeed ``AsymQuantizer``).
+    ``levels="widened"``: ``s = (max - min + 1e-8) / (2^bits - 1)``, zero point ``min``,
+    as BinaryBERT.
 
     Args:
       bits: 1 to 16.
       axis: the axes that share one range; -1 is one range a token.
-      levels: ``"restricted"`` or ``"full"``.
+      levels: ``"restricted"``, ``"full"`` or ``"widened"``.
       groups: as in ``binarize``, in place of ``axis``.
 
     >>> asymmetric(bits=1)(jnp.array([[1.0, 9.0, 4.0, 2.0]]))
@@ -230,14 +249,16 @@ class asymmetric(_Activation):  # noqa: N801
 
     def __post_init__(self):
         """Refuse unknown settings."""
-        _check(self.bits, self.levels, least=1)
+        _check(self.bits, self.levels, least=1, more=("widened",))
 
     def _codes(self, x: jax.Array, axis: Axis) -> Codes:
         """Integers in [0, 2^bits - 1], their scale and their zero point."""
         top = 2**self.bits - 1
         low = jnp.min(x, axis=axis, keepdims=True)
         width = jnp.max(x, axis=axis, keepdims=True) - low
-        if self.levels == "restricted":
+        if self.levels == "widened":
+            width = width + 1e-8
+        if self.levels != "full":
             scale, zero = width / top, low
         else:
             scale = width / 2**self.bits
@@ -247,8 +268,9 @@ class asymmetric(_Activation):  # noqa: N801
         return Codes(integers, scale, zero)
 
 
-def _check(bits: int, levels: str, least: int = 2) -> None:
+def _check(bits: int, levels: str, least: int = 2, more: tuple[str, ...] = ()) -> None:
     if not least <= bits <= 16:
         raise ValueError(f"bits must be {least} to 16, not {bits}")
-    if levels not in ("restricted", "full"):
-        raise ValueError(f"levels must be 'restricted' or 'full', not {levels!r}")
+    known = ("restricted", "full", *more)
+    if levels not in known:
+        raise ValueError(f"levels must be one of {', '.join(known)}, not {levels!r}")
