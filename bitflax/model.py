@@ -7,21 +7,17 @@ activations.
 """
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from bitflax import leaves, trees
+from bitflax import activations, leaves
+from bitflax.activations import Act
 from bitflax.types import ApplyFn, Batch, BertConfig, Outputs, Params, Quantizer
 
-Act = Quantizer | Sequence[tuple[str, Quantizer]] | None
-
-LINEAR_INPUTS = (
-    r"encoder/layer_\d+/(attention/(query|key|value|out)|ffn/(in|out))/input"
-)
 _MASKED = -1e9
 _normal = nn.initializers.normal(0.02)
 
@@ -198,22 +194,6 @@ class Bert(nn.Module):
         return Outputs(logits, hidden, scores)
 
 
-def sites(config: BertConfig) -> tuple[str, ...]:
-    """Return the names of all activations that can be quantised.
-
-    >>> sites(BertConfig(num_hidden_layers=1))[:2]
-    ('encoder/layer_0/attention/query/input', 'encoder/layer_0/attention/query/output')
-    """
-    names = [
-        f"attention/{n}/{s}"
-        for n in ("query", "key", "value")
-        for s in ("input", "output")
-    ]
-    names += ["attention/probs", "attention/out/input", "ffn/in/input", "ffn/out/input"]
-    layers = range(config.num_hidden_layers)
-    return (*(f"encoder/layer_{i}/{n}" for i in layers for n in names), "pooler/input")
-
-
 def bert(config: BertConfig, act: Act = None) -> ApplyFn:
     """Return the model as a pure function ``apply(params, batch, rng=None)``.
 
@@ -221,7 +201,8 @@ def bert(config: BertConfig, act: Act = None) -> ApplyFn:
       config: the model's shape.
       act: quantizers of activations. None; one quantizer for the inputs of the
         encoder's matrices; or a tuple of (regex of a site, quantizer), where the
-        first match decides (``bitflax.model.sites`` lists the sites).
+        first match decides (``bitflax.activations.sites`` lists the sites). One
+        that learns takes its parameter from ``params``, at the path of its site.
 
     Returns:
       ``apply``. Its batch holds ``input_ids``, ``attention_mask`` and
@@ -230,7 +211,7 @@ def bert(config: BertConfig, act: Act = None) -> ApplyFn:
 
     Raises:
       ValueError: a rule of ``act`` matches no site; from ``apply``, a sequence is
-        longer than the position embeddings.
+        longer than the position embeddings, or a learned parameter is missing.
 
     >>> config = BertConfig(8, 4, 1, 2, 8, 16)
     >>> batch = {"input_ids": jnp.array([[1, 2]]), "attention_mask": jnp.ones((1, 2)),
@@ -239,8 +220,7 @@ def bert(config: BertConfig, act: Act = None) -> ApplyFn:
     >>> out.logits.shape, len(out.hidden), len(out.scores)
     ((1, 2), 2, 1)
     """
-    rules = [(LINEAR_INPUTS, act)] if callable(act) else list(act or ())
-    module = Bert(config, trees.match(rules, sites(config)))
+    chosen = activations.at_sites(act, config)
 
     def apply(params: Params, batch: Batch, rng: jax.Array | None = None) -> Outputs:
         length = batch["input_ids"].shape[1]
@@ -253,6 +233,7 @@ def bert(config: BertConfig, act: Act = None) -> ApplyFn:
         inputs = {
             k: batch[k] for k in ("input_ids", "attention_mask", "token_type_ids")
         }
+        module = Bert(config, activations.bind(chosen, params))
         out: Any = module.apply({"params": params}, inputs, rng is not None, rngs=rngs)
         return out
 
@@ -270,3 +251,33 @@ def init_params(config: BertConfig, key: jax.Array) -> Params:
     batch = {"input_ids": ids, "attention_mask": ids, "token_type_ids": ids}
     init: Callable[..., Any] = jax.jit(Bert(config, {}).init)
     return init(key, batch)["params"]
+
+
+def init_act(
+    params: Params,
+    act: Act,
+    batch: Batch,
+    config: BertConfig | None = None,
+    quantize: Callable[[Params], Params] | None = None,
+) -> Params:
+    """Return the parameters with those that activation quantizers learn, made anew.
+
+    The model runs on the batch: ``init(x)`` of a quantizer sees an activation that the
+    quantizers before it have rounded. What others learned before is dropped.
+
+    Args:
+      params: a tree that ``bert(config)`` takes.
+      act: as ``bert`` takes it.
+      batch: a first batch; not read where no quantizer looks at its activation.
+      config: the model's shape; needed where one does.
+      quantize: what the model computes with, made of ``params``.
+
+    Raises:
+      ValueError: ``config`` is missing, or a rule of ``act`` matches no site.
+    """
+
+    def run(act: Act, params: Params) -> Outputs:
+        assert config is not None
+        return bert(config, act)(quantize(params) if quantize else params, batch)
+
+    return activations.with_first(params, act, config, run)

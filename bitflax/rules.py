@@ -15,6 +15,8 @@ Rules = Sequence[tuple[str, Quantizer]]
 
 MATRICES = r"encoder/layer_\d+/(attention/(query|key|value|out)|ffn/(in|out))/kernel"
 WORD_TABLE = r"embeddings/word/embedding"
+ACT_PARAMS = r".*/(input|output|probs)"
+"""What activation quantizers learn: the path of a parameter is its site."""
 
 
 def quantize(params: Params, rules: Rules, *, lazy: bool = False) -> Params:

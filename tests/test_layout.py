@@ -17,19 +17,29 @@ ROOT = PACKAGE.parent
 ROWS = """
 L0  types errors data.examples
 L0  memory trees fieldtypes storage svg progressbar tensorfile torchpickle
-L1  overrides quantizers losses depth metrics leaves
+L1  overrides quantizers losses weighting depth metrics leaves
+L1  activations bertadam learned liveness
 L1  hfconfig hfnames hffolder hub statedict torchfile runlog
 L1  data.tables data.text data.icd10 compiling
+L1  data.wordvectors data.growing
 L2  rules model encoding packedfile packedmeta hfstate data.columns data.batches
-L2  splitting width
+L2  splitting width profiles
+L2  data.words
+L2  data.variants
 L2  data.glue data.own
 L2  data.glue_tfds
 L2  data.tasks
+L3  packedreader
 L3  packing pretrained training parallel checkpoints runfolder teaching
 L3  vocabulary
+L4  data.maskedlm
+L4  data.augment
 L4  recipe
 L4  resolving predict evaluate loop
-L5  report recipefiles outline setting
+L5  report recipefiles outline
+L5  lesson
+L5  general starting
+L5  setting
 L5  checks ending
 L5  prepare
 L6  stages
@@ -61,6 +71,7 @@ LAZY = (
     "scipy",
     "tensorboardX",
     "tqdm",
+    "pyarrow",
 )
 HEAVY = (
     "transformers",
@@ -72,6 +83,7 @@ HEAVY = (
     "scipy.stats",
     "tensorboardX",
     "huggingface_hub",
+    "pyarrow",
 )
 TOP = {"pyproject.toml", "bitflax", "recipes", "tests", "colab", "README.md", "LICENSE"}
 

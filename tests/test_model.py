@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import bitflax as bf
-from bitflax import hfnames, model, packing, trees
+from bitflax import activations, hfnames, packing, trees
 from tests import oracles, small
 
 LOSS = bf.weighted(
@@ -364,7 +364,7 @@ def test_rules_choose_sites_and_the_first_wins():
 
 
 def test_every_site_has_an_effect():
-    sites = model.sites(small.config(1))
+    sites = activations.sites(small.config(1))
     batch, params = small.batch(3, 0), params_of(1)
 
     @jax.jit
