@@ -51,17 +51,8 @@ def icd10cm() -> tuple[Examples, Examples, tuple[str, ...]]:
       InputMissing: the package is not installed.
       DamagedFile: its file is not the tabular list.
     """
-    path = _tabular_list()
-    try:
-        chapters = ElementTree.parse(path).getroot().findall("chapter")
-        titles = {int(_text(c, "name")): _title(_text(c, "desc")) for c in chapters}
-        chosen = _choose(list(_diagnoses(chapters)))
-    except (ElementTree.ParseError, ValueError) as error:
-        raise DamagedFile(
-            path,
-            f"expected ICD-10-CM's tabular list, found something else ({error})",
-            fix="pip install --force-reinstall simple-icd-10-cm",
-        ) from error
+    diagnoses, titles = _read()
+    chosen = _choose(diagnoses)
     numbers = sorted(titles.keys() - {SPECIAL_PURPOSES})
     parts = [
         Examples(
@@ -75,6 +66,36 @@ def icd10cm() -> tuple[Examples, Examples, tuple[str, ...]]:
         )
     ]
     return parts[0], parts[1], tuple(titles[number] for number in numbers)
+
+
+def passages() -> list[str]:
+    """Return every text of the training categories: a corpus for general distillation.
+
+    All of them, not six a category; none of a category that the task tests on. In the
+    release of April 2026 that makes 48,134 texts.
+
+    Raises:
+      InputMissing: the package is not installed.
+      DamagedFile: its file is not the tabular list.
+    """
+    diagnoses, _ = _read()
+    return [d.text for d in diagnoses if not _tested(d.category)]
+
+
+def _read() -> tuple[list[Diagnosis], dict[int, str]]:
+    """Return the distinct texts of the task's chapters, and all chapters' titles."""
+    path = _tabular_list()
+    try:
+        chapters = ElementTree.parse(path).getroot().findall("chapter")
+        titles = {int(_text(c, "name")): _title(_text(c, "desc")) for c in chapters}
+        found = list(_diagnoses(chapters))
+    except (ElementTree.ParseError, ValueError) as error:
+        raise DamagedFile(
+            path,
+            f"expected ICD-10-CM's tabular list, found something else ({error})",
+            fix="pip install --force-reinstall simple-icd-10-cm",
+        ) from error
+    return [d for d in found if d.chapter != SPECIAL_PURPOSES], titles
 
 
 def _tabular_list() -> Path:
@@ -109,8 +130,7 @@ def _choose(diagnoses: list[Diagnosis]) -> list[Diagnosis]:
     """Return at most six texts a category, by SHA-256, in list order."""
     categories: dict[str, list[Diagnosis]] = {}
     for diagnosis in diagnoses:
-        if diagnosis.chapter != SPECIAL_PURPOSES:
-            categories.setdefault(diagnosis.category, []).append(diagnosis)
+        categories.setdefault(diagnosis.category, []).append(diagnosis)
     kept = [
         diagnosis
         for members in categories.values()

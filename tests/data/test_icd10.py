@@ -15,8 +15,16 @@ needs_package = pytest.mark.skipif(
 
 
 @pytest.fixture(scope="module")
-def cut():
-    return icd10.icd10cm()
+def read():
+    """The real list, parsed once: it takes seconds."""
+    return icd10._read()
+
+
+@pytest.fixture(scope="module")
+def cut(read):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(icd10, "_read", lambda: read)
+        return icd10.icd10cm()
 
 
 @needs_package
@@ -37,6 +45,21 @@ def test_texts_are_distinct_and_labelled_by_chapter(cut):
     labels = dict(zip(texts, [*train.labels, *test.labels], strict=True))
     assert titles[labels["Cholera"]] == "Certain infectious and parasitic diseases"
     assert train.labels.dtype == np.int32
+
+
+@needs_package
+def test_the_corpus_has_all_texts_of_the_training_categories_alone(cut, read, monkeypatch):
+    train, test, _ = cut
+    monkeypatch.setattr(icd10, "_read", lambda: read)
+    corpus = icd10.passages()
+    assert (len(corpus), len(set(corpus))) == (48134, 48134)
+    assert set(train.texts[0]) < set(corpus)
+    assert not set(test.texts[0]) & set(corpus)
+    # Nor the texts of test categories that the task does not take.
+    tested = {d.text for d in read[0] if icd10._tested(d.category)}
+    assert len(tested) > len(test)
+    assert not tested & set(corpus)
+    assert len(corpus) + len(tested) == len(read[0])
 
 
 def made(tmp_path, monkeypatch, content):
