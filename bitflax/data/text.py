@@ -5,16 +5,19 @@ import hashlib
 import json
 import os
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Int32
 
 from bitflax.errors import ConfigError, DamagedFile, InputMissing, StorageError
 
 CHUNK = 1 << 15
 """Texts a call into the tokenizer: enough for all its threads, bounded in memory."""
+STREAM = 1 << 19
+"""Characters a call where texts are streamed; the library needs 30 bytes for each."""
 PAD_TOKENS = ("[PAD]", "<pad>")
 
 
@@ -62,6 +65,8 @@ class Tokenizer:
         pads = [backend.token_to_id(token) for token in PAD_TOKENS]
         self.pad_id: int = next((pad for pad in pads if pad is not None), 0)
         self.vocab_size: int = backend.get_vocab_size()
+        self.cls_id: int | None = backend.token_to_id("[CLS]")
+        self.sep_id: int | None = backend.token_to_id("[SEP]")
 
     @classmethod
     def from_folder(cls, path: str | Path) -> "Tokenizer":
@@ -130,6 +135,23 @@ class Tokenizer:
                 _write(file, tokens)
         return tokens
 
+    def stream(self, texts: Sequence[str], after: int) -> Int32[np.ndarray, "tokens"]:
+        """Return the ids of texts one after the other, ``after`` (of [SEP]) after each.
+
+        Nothing else is added; a text without any token leaves no ``after`` either.
+        """
+        parts = [np.zeros(0, np.int32)]
+        for start, stop in _runs([len(text) for text in texts], STREAM):
+            found: list[int] = []
+            for encoding in self._backend.encode_batch_fast(
+                list(texts[start:stop]), add_special_tokens=False
+            ):
+                if ids := encoding.ids:
+                    found += ids
+                    found.append(after)
+            parts.append(np.array(found, np.int32))
+        return np.concatenate(parts)
+
     def _encode(self, texts, max_length: int) -> Tokens:
         """Tokenise without a cache."""
         ids, types, lengths = [], [], []
@@ -172,6 +194,20 @@ class Tokenizer:
         for column in texts:
             sha.update(json.dumps(list(column)).encode())
         return f"tokens-{sha.hexdigest()[:24]}.npz"
+
+
+def _runs(sizes: Sequence[int], most: int) -> Iterator[tuple[int, int]]:
+    """Cut a row of sizes into runs that reach ``most`` with their last member.
+
+    >>> list(_runs([3, 3, 9, 1], 6))
+    [(0, 2), (2, 3), (3, 4)]
+    """
+    start = total = 0
+    for place, size in enumerate(sizes, 1):
+        total += size
+        if total >= most or place == len(sizes):
+            yield start, place
+            start, total = place, 0
 
 
 def _longest_first(lengths: Sequence[int], room: int) -> list[int]:

@@ -52,6 +52,18 @@ def test_pairs_have_types(tokenizer, library):
     assert tokens.types.tolist() == [t for one in expected for t in one.type_ids]
 
 
+def test_a_stream_is_every_text_and_a_separator(tokenizer, library, monkeypatch):
+    plain = [library.encode(one, add_special_tokens=False).ids for one in TEXTS]
+    expected = [i for ids in plain if ids for i in (*ids, tokenizer.sep_id)]
+    for chunk in (1, 30, 1 << 19):
+        monkeypatch.setattr(text, "STREAM", chunk)
+        found = tokenizer.stream(TEXTS.tolist(), tokenizer.sep_id)
+        assert found.tolist() == expected
+        assert found.dtype == np.int32
+    assert tokenizer.stream([], 0).tolist() == []
+    assert (tokenizer.cls_id, tokenizer.sep_id) == (101, 102)
+
+
 def bert_cut(first, second, room):
     """BERT's ``_truncate_seq_pair``: token by token."""
     while len(first) + len(second) > room:
