@@ -64,7 +64,7 @@ def load(
     except Exception as error:  # the readers below TFDS share no base class
         raise DamagedFile(
             folder,
-            f"expected {name} as TFDS prepares it, found {_first_line(error)}",
+            f"expected {name} as TFDS prepares it, found {first_line(error)}",
             fix="delete the folder, and prepare or copy it again",
         ) from error
     return train, dev, ()
@@ -76,7 +76,7 @@ def _builder(name: str, data_dir: str | Path | None) -> Any:
     import tensorflow_datasets.text.glue  # makes "glue" known
 
     config = name.replace("-mm", "")
-    with _quiet():
+    with quiet():
         return tfds.builder(
             config,
             data_dir=None if data_dir is None else str(Path(data_dir).expanduser()),
@@ -95,22 +95,22 @@ def _prepare(name: str, builder: Any) -> None:
         f"set data_dir to a folder of GLUE's own {glue.TASKS[name].folder}/train.tsv "
         "and dev.tsv"
     )
-    if not _reachable(url):
+    if not reachable(url):
         problem = f"not prepared in {builder.data_dir}, and {url} is out of reach"
         raise InputMissing(name, problem, fix=fix)
     try:
-        with _quiet():
+        with quiet():
             builder.download_and_prepare(
                 download_config=tfds.download.DownloadConfig(try_download_gcs=False),
                 file_format=FORMAT,
             )
     except Exception as error:  # whatever the network or the disk did
         raise InputMissing(
-            name, f"the download failed: {_first_line(error)}", fix=fix
+            name, f"the download failed: {first_line(error)}", fix=fix
         ) from error
 
 
-def _reachable(url: str) -> bool:
+def reachable(url: str) -> bool:
     """Whether the host of a URL answers at all, be it with an error."""
     try:
         request = urllib.request.Request(url, method="HEAD")
@@ -139,14 +139,14 @@ def _examples(source: Any, task: glue.GlueTask) -> Examples:
     )
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
     """Return an exception's kind and the first line of its message."""
     lines = str(error).strip().splitlines() or [""]
     return f"{type(error).__name__}: {lines[0][:200]}"
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keep TFDS from warning that a folder which does not exist is empty."""
     logger = logging.getLogger("absl")
     level = logger.level

@@ -33,7 +33,7 @@ def prepared(files, tmp_path, monkeypatch):
     monkeypatch.setattr(
         download.DownloadManager, "download_and_extract", lambda self, url: str(files)
     )
-    monkeypatch.setattr(glue_tfds, "_reachable", lambda url: True)
+    monkeypatch.setattr(glue_tfds, "reachable", lambda url: True)
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "tfds"))
     builder = glue_tfds._builder("glue/cola", tmp_path / "tfds")
     glue_tfds._prepare("glue/cola", builder)
@@ -98,7 +98,7 @@ def pretend(folder):
 
 
 def test_a_failed_download_is_one_error(tmp_path, monkeypatch):
-    monkeypatch.setattr(glue_tfds, "_reachable", lambda url: True)
+    monkeypatch.setattr(glue_tfds, "reachable", lambda url: True)
     with pytest.raises(
         InputMissing, match="RuntimeError: the host went away"
     ) as caught:
