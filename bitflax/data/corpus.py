@@ -93,7 +93,7 @@ class Corpus:
         self.length, self._tokenizer, self._seed = length, tokenizer, seed
         self._shard, self._share = shard, self.batch_size // shards
         self._source = _source(source, data_dir, window)
-        about = f"{self._source.name} {length} {window} {tokenizer.to_json()}"
+        about = f"pieces 1 {self._source.name} {length} {window} {tokenizer.to_json()}"
         self._counts = PieceCounts(self._source, about, cache)
         self._most_held = _most_held(self._source)
         # One thread: it alone reads and tokenises, and never two windows at once.

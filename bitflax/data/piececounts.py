@@ -33,12 +33,16 @@ class PieceCounts:
             )
         if kept:
             self.pieces[:] = kept["pieces"]
+        if fresh:
+            self._keep()
 
     def learn(self, window: int, pieces: int) -> None:
         """Remember how many pieces a window has."""
-        if self.pieces[window] == pieces:
-            return
-        self.pieces[window] = pieces
+        if self.pieces[window] != pieces:
+            self.pieces[window] = pieces
+            self._keep()
+
+    def _keep(self) -> None:
         if self._file is not None:
             kept = {"stamp": self._stamp, "sha256": self.sha256}
             text = json.dumps({**kept, "pieces": self.pieces.tolist()})
