@@ -6,8 +6,7 @@ so that a value does not depend on how far a batch was padded; ``count_padding=T
 gives the papers' codes' means over padding too.
 """
 
-import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -102,6 +101,23 @@ def logits_mse(student: Outputs, teacher: Outputs, batch: Batch) -> Mean:
     """
     error = jnp.square(student.logits - jax.lax.stop_gradient(teacher.logits))
     return _row_mean(jnp.sum(error, axis=-1), batch, error.shape[-1])
+
+
+def soft_labels(
+    student: Outputs, teacher: Outputs, batch: Batch, *, reduction: str = "batch"
+) -> Mean:
+    """The loss of the logits for any task: what the teacher says of an example.
+
+    ``soft_cross_entropy`` where there are classes, ``logits_mse`` where there is one
+    real number.
+
+    >>> one, two = (Outputs(jnp.full((2, 1), v), (), ()) for v in (1.0, 3.0))
+    >>> float(soft_labels(one, two, {}))
+    4.0
+    """
+    if student.logits.shape[-1] == 1:
+        return logits_mse(student, teacher, batch)
+    return soft_cross_entropy(student, teacher, batch, reduction=reduction)
 
 
 def label_cross_entropy(
@@ -252,49 +268,3 @@ def attention_kl(
         divergence = jnp.sum(jnp.exp(log_t) * (log_t - log_s) * key, axis=-1)
         total += jnp.sum(divergence * query[:, None, :])
     return Mean(total, jnp.sum(query) * like.shape[1])
-
-
-@dataclasses.dataclass(frozen=True)
-class Weighted:
-    """A named sum of losses; call it as a loss. ``bitflax.weighted`` makes it."""
-
-    parts: Mapping[str, tuple[float, Callable[..., Mean]]]
-
-    def __call__(
-        self, student: Outputs, teacher: Outputs | None, batch: Batch
-    ) -> dict[str, Mean]:
-        """Return ``{name: Mean}``, each total times its weight."""
-        means = {}
-        for name, (weight, fn) in self.parts.items():
-            total, count = fn(student, teacher, batch)
-            means[name] = Mean(weight * total, count)
-        return means
-
-
-def weighted(**parts: tuple[float, Callable[..., Mean]]) -> Weighted:
-    """Return the loss that adds losses by name, each times its weight.
-
-    Args:
-      **parts: ``name=(weight, loss)``.
-
-    Raises:
-      ValueError: a part is no pair of a number and a function.
-
-    >>> loss = weighted(logits=(0.5, logits_mse))
-    >>> one, two = (Outputs(jnp.full((2, 1), v), (), ()) for v in (1.0, 3.0))
-    >>> float(total(loss(one, two, {})))
-    2.0
-    """
-    for name, part in parts.items():
-        if not (isinstance(part, tuple) and len(part) == 2 and callable(part[1])):
-            raise ValueError(f"{name} must be (weight, function), not {part!r}")
-    return Weighted(parts)
-
-
-def total(parts: Mapping[str, Mean]) -> jax.Array:
-    """Return what is minimised: the sum of the means.
-
-    >>> float(total({"a": Mean(4.0, 2.0), "b": Mean(3.0, 1.0)}))
-    5.0
-    """
-    return sum((part.value for part in parts.values()), start=jnp.zeros(()))

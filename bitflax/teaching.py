@@ -14,8 +14,8 @@ import numpy as np
 
 from bitflax import losses
 from bitflax.data.batches import Batches
-from bitflax.losses import Weighted
 from bitflax.types import ApplyFn, Batch, LossFn, Outputs, Params
+from bitflax.weighting import Weighted
 
 PREFIX = "teacher_"
 

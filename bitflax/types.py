@@ -158,9 +158,9 @@ class Optim:
     """An optimizer's settings; ``bitflax.make_optimizer`` makes it.
 
     ``kind`` is ``"adamw"`` or ``"bertadam"``. ``warmup`` is the share of all steps in
-    which the rate rises from 0 to ``lr``; ``schedule`` is ``"linear"`` (down to 0 at the
-    last step), ``"cosine"`` or ``"constant"``. ``clip`` bounds the global norm of the
-    gradient (None: no bound); with BertAdam, the norm of each parameter's.
+    which the rate rises from 0 to ``lr``; ``schedule`` is ``"linear"`` (down to 0 at
+    the last step), ``"cosine"`` or ``"constant"``. ``clip`` bounds the global norm of
+    the gradient (None: no bound); with BertAdam, the norm of each parameter's.
     ``act_lr`` is the rate of activation quantizers' learned parameters, which rises and
     falls as ``lr`` does; they have no weight decay. ``frozen`` are regexes of parameter
     paths that a stage leaves as they are.

@@ -25,13 +25,6 @@ import functools
 import bitflax as bf
 
 
-def soft_labels(student, teacher, batch):
-    """Learn the teacher's probabilities; where it gives one real number, that."""
-    if student.logits.shape[-1] == 1:
-        return bf.logits_mse(student, teacher, batch)
-    return bf.soft_cross_entropy(student, teacher, batch, reduction="batch")
-
-
 def recipe(
     *,
     task: str = "icd10cm",
@@ -52,7 +45,7 @@ def recipe(
 ) -> bf.Recipe:
     hidden = bf.layer_pairs(layers, hidden=True)
     loss = bf.weighted(
-        logits=(1.0, soft_labels),
+        logits=(1.0, bf.soft_labels),
         hidden=(1.0, functools.partial(bf.hidden_mse, pairs=hidden)),
         scores=(1.0, functools.partial(bf.score_mse, pairs=bf.layer_pairs(layers))),
     )
