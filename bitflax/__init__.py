@@ -1,8 +1,13 @@
 """bitflax: turn a fine-tuned BERT into a 1-bit BERT by knowledge distillation."""
 
+from bitflax.bertadam import bert_adam as bert_adam
 from bitflax.depth import layer_pairs as layer_pairs
 from bitflax.depth import take_layers as take_layers
 from bitflax.depth import uniform_layers as uniform_layers
+from bitflax.learned import clipped as clipped
+from bitflax.learned import elastic as elastic
+from bitflax.learned import lsq as lsq
+from bitflax.leaves import Split as Split
 from bitflax.losses import attention_kl as attention_kl
 from bitflax.losses import hidden_mse as hidden_mse
 from bitflax.losses import label_cross_entropy as label_cross_entropy
@@ -10,9 +15,9 @@ from bitflax.losses import label_mse as label_mse
 from bitflax.losses import logits_mse as logits_mse
 from bitflax.losses import score_mse as score_mse
 from bitflax.losses import soft_cross_entropy as soft_cross_entropy
-from bitflax.losses import total as total
-from bitflax.losses import weighted as weighted
+from bitflax.losses import soft_labels as soft_labels
 from bitflax.model import bert as bert
+from bitflax.model import init_act as init_act
 from bitflax.model import init_params as init_params
 from bitflax.packing import load_packed as load_packed
 from bitflax.packing import pack as pack
@@ -30,13 +35,22 @@ from bitflax.pretrained import load_pretrained as load_pretrained
 from bitflax.pretrained import params_from_hf as params_from_hf
 from bitflax.pretrained import params_to_hf as params_to_hf
 from bitflax.pretrained import save_pretrained as save_pretrained
+from bitflax.profiles import binarybert_1bit as binarybert_1bit
+from bitflax.profiles import binarybert_2bit as binarybert_2bit
+from bitflax.profiles import binarybert_act as binarybert_act
+from bitflax.profiles import elastic_act as elastic_act
+from bitflax.profiles import lsq_act as lsq_act
+from bitflax.profiles import ternarybert_2bit as ternarybert_2bit
+from bitflax.projection import projected as projected
 from bitflax.quantizers import asymmetric as asymmetric
 from bitflax.quantizers import binarize as binarize
 from bitflax.quantizers import symmetric as symmetric
 from bitflax.quantizers import ternarize as ternarize
+from bitflax.recipe import Corpus as Corpus
 from bitflax.recipe import Data as Data
 from bitflax.recipe import Init as Init
 from bitflax.recipe import Recipe as Recipe
+from bitflax.recipe import Shape as Shape
 from bitflax.recipe import Stage as Stage
 from bitflax.recipe import Teacher as Teacher
 from bitflax.recipe import override as override
@@ -44,6 +58,8 @@ from bitflax.recipefiles import load_recipe as load_recipe
 from bitflax.rules import quantize as quantize
 from bitflax.rules import xtc_1bit as xtc_1bit
 from bitflax.rules import xtc_2bit as xtc_2bit
+from bitflax.splitting import merge as merge
+from bitflax.splitting import split as split
 from bitflax.stages import run as run
 from bitflax.training import init_state as init_state
 from bitflax.training import make_eval_step as make_eval_step
@@ -54,5 +70,8 @@ from bitflax.types import Mean as Mean
 from bitflax.types import Optim as Optim
 from bitflax.types import Outputs as Outputs
 from bitflax.types import TrainState as TrainState
+from bitflax.weighting import total as total
+from bitflax.weighting import weighted as weighted
+from bitflax.width import take_width as take_width
 
 __version__ = "0.1.0"

@@ -1,6 +1,5 @@
 """Checks of a whole recipe on shapes alone, before anything is trained."""
 
-import dataclasses
 import functools
 
 import jax
@@ -11,14 +10,18 @@ from bitflax import (
     depth,
     encoding,
     hfconfig,
-    losses,
+    leaves,
     model,
     packedmeta,
     pretrained,
+    projection,
+    starting,
     trees,
+    weighting,
 )
 from bitflax.errors import BitflaxError, ConfigError
-from bitflax.recipe import Stage
+from bitflax.lesson import Model
+from bitflax.recipe import Init, Stage
 from bitflax.rules import quantize
 from bitflax.setting import Setting
 from bitflax.types import BertConfig, Params
@@ -35,20 +38,18 @@ def check_stages(setting: Setting) -> None:
     Raises:
       ConfigError: a stage cannot run; names it and says why.
     """
-    teacher = config = setting.teacher.config
-    batch = {k: v for k, v in setting.batches(1, None).batch(0).items() if k != "index"}
-    for number, stage in enumerate(setting.recipe.stages):
-        place = f"stages.{number} ({stage.name})"
-        source = teacher if stage.init.source == "teacher" else config
+    before = teacher = Model(setting.teacher.config, _shapes(setting.teacher.config))
+    done = {"teacher": teacher}
+    for number, stage in enumerate(setting.recipe.stages, 1):
+        place = f"stages.{number - 1} ({stage.name})"
         try:
-            if stage.init.source not in ("previous", "teacher"):
-                source = _source(stage.init.source, teacher, setting)
-            layers = stage.init.layers
-            if layers is not None:
-                depth.take_layers(_shapes(source), layers)
-                source = dataclasses.replace(source, num_hidden_layers=len(layers))
-            config = source
-            _check_stage(stage, teacher, config, batch)
+            lesson = setting.lesson_of(stage)
+            batch = _inputs(lesson.batches(number, stage).batch(0))
+            source = {"previous": before, "teacher": teacher}.get(stage.init.source)
+            source = source or _source(stage.init.source, teacher.config, setting)
+            start = _start(stage.init, source)
+            before = _check_stage(stage, done[stage.teacher], start, batch)
+            done[stage.name] = before
         except KeyError as error:
             problem = f"its loss reads {error} of the batch, which the data do not have"
             fix = "give data with labels, or a loss that needs none"
@@ -57,12 +58,45 @@ def check_stages(setting: Setting) -> None:
             raise
         except (ValueError, TypeError, AttributeError) as error:
             raise ConfigError(place, str(error), fix="change the recipe") from error
-    if setting.recipe.stages:
-        _check_packs(setting.recipe.stages[-1], setting.recipe.rest)
+    stages = setting.recipe.stages
+    if stages and stages[-1].corpus is None:
+        _check_packs(stages[-1], setting.recipe.rest)
 
 
-def _source(name: str, teacher: BertConfig, setting: Setting) -> BertConfig:
-    """Return the configuration of a model that a stage starts from."""
+def _inputs(batch: dict) -> dict:
+    return {name: array for name, array in batch.items() if name != "index"}
+
+
+def _start(init: Init, source: Model) -> Model:
+    """Return the shapes of what ``init`` makes of a model."""
+    config, params = init.config(source.config), source.params
+    if init.shape is not None:
+        params = _shapes(config)
+    elif init.layers is not None:
+        params = depth.take_layers(params, init.layers)
+    if init.width is not None:
+        params = _narrower(init.width, source, config)
+    if init.split:
+        flat = trees.flatten(params)
+        for path in trees.match(init.split, flat):
+            if isinstance(flat[path], leaves.Split):
+                raise ValueError(f"init.split: {path} is split already")
+            flat[path] = leaves.Split(flat[path], flat[path])
+        params = trees.unflatten(flat)
+    return Model(config, params)
+
+
+def _narrower(width: tuple[int, int], source: Model, config: BertConfig) -> Params:
+    whole = (source.config.num_attention_heads, source.config.intermediate_size)
+    if any(kept > all_ for kept, all_ in zip(width, whole, strict=True)):
+        raise ValueError(f"init.width: {width} heads and neurons of {whole}")
+    if any(isinstance(x, leaves.Split) for x in trees.flatten(source.params).values()):
+        raise ValueError("init.width: cut the width before the matrices are split")
+    return _shapes(config)
+
+
+def _source(name: str, teacher: BertConfig, setting: Setting) -> Model:
+    """Return the shapes of a model that a stage starts from."""
     place = pretrained.resolve(name) / "config.json"
     found = hfconfig.config_from_hf(
         hfconfig.read_json(place),
@@ -76,14 +110,15 @@ def _source(name: str, teacher: BertConfig, setting: Setting) -> BertConfig:
             f"vocab_size {found.vocab_size}, the teacher's is {teacher.vocab_size}",
             fix="start from a model with the teacher's vocabulary",
         )
-    if found.max_position_embeddings < setting.recipe.data.max_length:
+    longest = setting.recipe.data.max_length if setting.recipe.data else 0
+    if found.max_position_embeddings < longest:
         raise ConfigError(
             place,
             f"{found.max_position_embeddings} positions, but Data.max_length is "
-            f"{setting.recipe.data.max_length}",
+            f"{longest}",
             fix="shorten Data.max_length",
         )
-    return found
+    return Model(found, _shapes(found))
 
 
 def _check_packs(stage: Stage, rest: str) -> None:
@@ -95,12 +130,20 @@ def _check_packs(stage: Stage, rest: str) -> None:
         encoding.pack_leaf(f"{stage.name}: {regex}", values, True, rest)
 
 
-def _check_stage(stage: Stage, teacher: BertConfig, config: BertConfig, batch) -> None:
-    def run(student, taught):
-        said = model.bert(config, stage.act)(quantize(student, stage.rules), batch)
-        parts = stage.loss(said, model.bert(teacher)(taught, batch), batch)
-        return losses.total(parts) if isinstance(parts, dict) else parts.value
+def _check_stage(stage: Stage, teacher: Model, start: Model, batch: dict) -> Model:
+    """Run a stage's first step on shapes; return the shapes that it leaves."""
+    config = start.config
+    taught = model.bert(teacher.config)
+    student = projection.projected(model.bert(config, stage.act))
 
-    jax.eval_shape(run, _shapes(config), _shapes(teacher))
-    frozen = [(regex, True) for regex in stage.optim.frozen]
-    trees.match(frozen, trees.flatten(_shapes(config)))
+    def run(params, teacher_params):
+        params = starting.projected(params, config, teacher.config, jax.random.key(0))
+        params = starting.fit_act(Model(config, params), stage, None, batch)
+        said = student(quantize(params, stage.rules), batch)
+        parts = stage.loss(said, taught(teacher_params, batch), batch)
+        loss = weighting.total(parts) if isinstance(parts, dict) else parts.value
+        return loss, params
+
+    _, params = jax.eval_shape(run, start.params, teacher.params)
+    trees.match([(regex, True) for regex in stage.optim.frozen], trees.flatten(params))
+    return Model(config, params)

@@ -1,7 +1,6 @@
 """What a stage ends with, and what a run ends with: packed file, table, report."""
 
 import dataclasses
-import functools
 import math
 import sys
 import time
@@ -10,12 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from bitflax import evaluate, metrics, model, packing, predict, report
+from bitflax import leaves, metrics, packing, predict, report, trees
 from bitflax.errors import InputMissing
+from bitflax.lesson import Model
 from bitflax.recipe import Stage
-from bitflax.rules import bits_of, quantize
-from bitflax.setting import Model, Setting
-from bitflax.types import BertConfig
+from bitflax.rules import bits_of
+from bitflax.setting import Setting
+from bitflax.types import Params
 
 PACKED = "model.safetensors"
 
@@ -35,24 +35,6 @@ def kept_share(score: float, whole: Any) -> float | None:
     return score / whole if whole and math.isfinite(score / whole) else None
 
 
-def evaluator(
-    setting: Setting, config: BertConfig, stage: Stage | None = None
-) -> evaluate.Evaluator:
-    """Return what scores a stage's parameters; without a stage, a plain model's."""
-    rules = stage.rules if stage else ()
-    labels = setting.task.dev.labels
-    assert labels is not None  # where data have none, prepare takes the teacher's
-    return evaluate.Evaluator(
-        model.bert(config, stage.act if stage else None),
-        setting.dev,
-        labels,
-        setting.task.metric,
-        setting.task.regression,
-        setting.mesh,
-        functools.partial(quantize, rules=rules) if rules else None,
-    )
-
-
 def say(text: str) -> None:
     """Print a line on stderr."""
     print(text, file=sys.stderr, flush=True)
@@ -62,6 +44,19 @@ def say_scores(name: str, scores: dict[str, float]) -> None:
     """Print what a teacher or a stage scored, on stderr."""
     shown = (f"{metric} {value:.4f}" for metric, value in scores.items())
     say(f"{name}: {', '.join(shown)}")
+
+
+def weight_bits(stage: Stage, params: Params) -> int | None:
+    """Return the bits of a position of the stage's narrowest weights; None: unknown.
+
+    A matrix that was split takes the bits of both of its halves.
+    """
+    flat = trees.flatten(params)
+    found = [
+        (bits_of(quantizer) or 0) * (2 if isinstance(flat[path], leaves.Split) else 1)
+        for path, quantizer in trees.match(stage.rules, flat).items()
+    ]
+    return min(found, default=32) or None
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -84,16 +79,17 @@ def ending(
     Returns:
       The packed file's row, or nothing where the last stage is FP32.
     """
-    recipe, notes = setting.recipe, list(setting.task.notes)
+    recipe, task = setting.recipe, setting.task and setting.task.task
+    notes = list(task.notes) if task else []
     extra, made = [], ["report.html", "report.json"]
     last = recipe.stages[-1] if recipe.stages else None
-    if last is not None and (last.rules or last.act):
+    if last is not None and last.corpus is None and (last.rules or last.act):
         row, moved = _packed(setting, last, teacher, result)
         extra, made = [row], [PACKED, *made]
         notes += moved
     meta = {
-        "task": setting.task.name,
-        "metric": setting.task.metric,
+        "task": task.name if task else "general distillation",
+        "metric": task.metric if task else "loss",
         "name": recipe.name,
         "notes": notes,
     }
@@ -111,25 +107,26 @@ def _packed(setting: Setting, stage: Stage, teacher: Result, result: Result):
     packed = packing.pack(params, stage.rules, setting.recipe.rest)
     path = setting.run.path / PACKED
     text = setting.tokenizer.to_json()
-    length = {"max_length": setting.recipe.data.max_length}
+    lesson = setting.lesson
+    length = {"max_length": lesson.data.max_length}
     packing.save_packed(path, config, packed, stage.act, text, length)
     predictor = predict.load(path)
-    dev = setting.task.dev
+    dev = lesson.task.dev
     assert dev.labels is not None
     texts = list(dev.texts[0])
     if len(dev.texts) == 2:
         texts = list(zip(*dev.texts, strict=True))
-    small = setting.small(result.model)
-    whole = evaluator(setting, small.config, stage).logits(small.params)
-    real = setting.task.regression
+    small = lesson.small(result.model)
+    whole = lesson.scorer(stage, small.config).logits(small.params)
+    real = lesson.task.regression
     said = metrics.predictions(predictor.logits(texts), regression=real)
     before = metrics.predictions(whole, regression=real)
-    score = metrics.score(setting.task.metric, said, dev.labels)[setting.task.metric]
+    score = metrics.score(lesson.metric, said, dev.labels)[lesson.metric]
     row = report.Row(
         "packed",
         score,
         kept_share(score, teacher.row.score),
-        min((bits_of(q) or 32 for _, q in stage.rules), default=32),
+        weight_bits(stage, params),
         path.stat().st_size,
         time.monotonic() - began,
     )

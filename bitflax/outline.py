@@ -3,17 +3,25 @@
 Everything is computed from shapes; no array is made and no device is touched.
 """
 
-import dataclasses
 import functools
 import math
 import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bitflax import encoding, hfconfig, hfnames, hub, losses, resolving, rules, trees
+from bitflax import (
+    encoding,
+    hfconfig,
+    hfnames,
+    hub,
+    resolving,
+    rules,
+    trees,
+    weighting,
+)
 from bitflax.data import glue, tasks
 from bitflax.errors import BitflaxError, ConfigError
-from bitflax.recipe import Recipe, Stage
+from bitflax.recipe import Init, Recipe, Stage
 from bitflax.types import BertConfig, Optim
 
 Shape = tuple[int, ...]
@@ -43,7 +51,8 @@ def teacher_config(of: Recipe) -> tuple[BertConfig | None, str]:
         folder = hub.resolve(name)
         path = folder / "config.json"
         fields = hfconfig.read_json(path)
-        labels = None if of.teacher.folder else _labels(of.data.task)
+        fresh = of.data is not None and of.teacher.folder is None
+        labels = _labels(of.data.task) if of.data and fresh else None
         config = hfconfig.config_from_hf(fields, num_labels=labels, place=path)
         return config, str(folder)
     except BitflaxError as error:
@@ -57,13 +66,16 @@ def _labels(task: str) -> int | None:
     return max(1, len(glue.TASKS[task].labels)) if task in glue.TASKS else None
 
 
-def parameter_bits(stage: Stage, config: BertConfig, rest: str = "int8") -> list[Line]:
+def parameter_bits(
+    stage: Stage, config: BertConfig, rest: str = "int8", split: rules.Rules = ()
+) -> list[Line]:
     """Return what the packed file spends on each parameter after a stage.
 
     Args:
       stage: its ``rules`` decide.
       config: the student's shape.
       rest: how everything else is packed.
+      split: the rules by which matrices were split: those have two halves.
 
     Raises:
       ConfigError: a rule matches no parameter.
@@ -78,10 +90,18 @@ def parameter_bits(stage: Stage, config: BertConfig, rest: str = "int8") -> list
         fix = "correct the rule's regular expression"
         place = f"Stage {stage.name!r}.rules"
         raise ConfigError(place, str(error), fix=fix) from error
+    halved = trees.match(split, shapes)
     return [
-        Line(path, shape, *_stored(matched.get(path), shape, rest))
+        Line(path, shape, *_halves(path in halved, matched.get(path), shape, rest))
         for path, shape in shapes.items()
     ]
+
+
+def _halves(
+    halved: bool, quantizer: Any, shape: Shape, rest: str
+) -> tuple[int | None, int]:
+    bits, size = _stored(quantizer, shape, rest)
+    return (bits and 2 * bits, 2 * size) if halved else (bits, size)
 
 
 def _stored(
@@ -116,22 +136,23 @@ def _scales(quantizer: Any, shape: Shape) -> tuple[int, bool]:
 
 
 def student_config(of: Recipe, teacher: BertConfig) -> BertConfig:
-    """Return the last student's shape: the layers that the stages' ``init`` took.
+    """Return the last student's shape: what the stages' ``init`` made of the teacher.
 
     Raises:
       ConfigError: a stage takes a layer that is not there.
     """
-    depth = teacher.num_hidden_layers
+    config = teacher
     for stage in of.stages:
         init = stage.init
-        have = teacher.num_hidden_layers if init.source == "teacher" else depth
+        config = teacher if init.source == "teacher" else config
+        have = config.num_hidden_layers
         wrong = [layer for layer in init.layers or () if layer >= have]
         if wrong:
             place = f"Stage {stage.name!r}.init.layers"
             problem = f"no layer {wrong[0]}: there are {have}, counted from 0"
             raise ConfigError(place, problem, fix=f"name layers from 0 to {have - 1}")
-        depth = have if init.layers is None else len(init.layers)
-    return dataclasses.replace(teacher, num_hidden_layers=depth)
+        config = init.config(config)
+    return config
 
 
 def describe(of: Recipe, config: BertConfig | None = None) -> str:
@@ -145,7 +166,7 @@ def describe(of: Recipe, config: BertConfig | None = None) -> str:
     Raises:
       ConfigError: a rule matches no parameter, or a layer is not there.
     """
-    blocks = [_data(of), _teacher(of, config)]
+    blocks = [*_data(of), _teacher(of, config)]
     blocks += [_stage(i, stage, of) for i, stage in enumerate(of.stages)]
     if of.stages and of.stages[-1].rules:
         blocks.append(f"model.safetensors  packed; the rest as {of.rest}")
@@ -161,19 +182,23 @@ def _rows(title: str, rows: list[str]) -> str:
     )
 
 
-def _data(of: Recipe) -> str:
+def _data(of: Recipe) -> list[str]:
     data = of.data
+    if data is None:
+        return []
     first = f"{data.task}: at most {data.max_length} tokens, {data.batch_size} a batch"
     rows = [first + (f", {data.limit} examples" if data.limit else "")]
     if data.data_dir:
         rows.append(f"from {data.data_dir}")
-    return _rows("data", rows)
+    if data.augment:
+        rows.append(f"augmented by {data.augment}")
+    return [_rows("data", rows)]
 
 
 def _teacher(of: Recipe, config: BertConfig | None) -> str:
     teacher = of.teacher
-    if teacher.folder:
-        rows = [f"{teacher.folder}, as it is"]
+    if teacher.folder or of.data is None:
+        rows = [f"{teacher.folder or teacher.pretrained}, as it is"]
     else:
         rows = [f"{teacher.pretrained}, fine-tuned: {_schedule(teacher)}"]
     if config:
@@ -186,8 +211,10 @@ def _teacher(of: Recipe, config: BertConfig | None) -> str:
 
 def _schedule(part: Any) -> str:
     optim: Optim = part.optim
-    epochs = f"{part.epochs} epoch{'' if part.epochs == 1 else 's'}"
-    return f"{epochs}, lr {optim.lr:g} {optim.schedule}, {optim.warmup:.0%} warm-up"
+    length = f"{part.epochs} epoch{'' if part.epochs == 1 else 's'}"
+    if getattr(part, "steps", None):
+        length = f"{part.steps} step{'' if part.steps == 1 else 's'}"
+    return f"{length}, lr {optim.lr:g} {optim.schedule}, {optim.warmup:.0%} warm-up"
 
 
 def _stage(index: int, stage: Stage, of: Recipe) -> str:
@@ -195,9 +222,12 @@ def _stage(index: int, stage: Stage, of: Recipe) -> str:
     if source == "previous":
         source = of.stages[index - 1].name if index else "teacher"
     start = f"starts from {source}"
-    if stage.init.layers is not None:
-        start += f", its layers {', '.join(map(str, stage.init.layers))}"
-    rows = [start, *_loss_rows(stage.loss)]
+    rows = [start + _made(stage.init)]
+    if stage.corpus is not None:
+        corpus = stage.corpus
+        rows.append(f"taught by {of.teacher.pretrained} before its fine-tuning")
+        rows.append(f"text        {corpus.source}: pieces of {corpus.length} tokens")
+    rows += _loss_rows(stage.loss)
     for regex, quantizer in stage.rules:
         bits = rules.bits_of(quantizer)
         name = resolving.function_name(quantizer)
@@ -210,8 +240,19 @@ def _stage(index: int, stage: Stage, of: Recipe) -> str:
     return _rows(stage.name, rows)
 
 
+def _made(init: Init) -> str:
+    """Return in words what ``init`` makes of the model that it starts from."""
+    text = ""
+    if init.layers is not None:
+        text = f", its layers {', '.join(map(str, init.layers))}"
+    if init.shape is not None:
+        shape = init.shape
+        text = f"; {shape.num_hidden_layers} layers, {shape.hidden_size} wide, random"
+    return text + "; each ternary matrix split in two" if init.split else text
+
+
 def _loss_rows(loss: Any) -> list[str]:
-    if not isinstance(loss, losses.Weighted):
+    if not isinstance(loss, weighting.Weighted):
         return [f"loss        {resolving.function_name(loss)}"]
     rows = []
     for name, (weight, fn) in loss.parts.items():
@@ -232,7 +273,8 @@ def _sizes(of: Recipe, config: BertConfig) -> str:
     """Return the table of the last stage's parameters, equal layers on one line."""
     stage, student = of.stages[-1], student_config(of, config)
     rest = of.rest if stage.rules else "float32"
-    lines = parameter_bits(stage, student, rest)
+    split = [stage.init.split for stage in of.stages if stage.init.split]
+    lines = parameter_bits(stage, student, rest, split[-1] if split else ())
     groups: dict[tuple, list[Line]] = {}
     for line in lines:
         path = re.sub(r"layer_\d+", "layer_*", line.path)

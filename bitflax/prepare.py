@@ -22,9 +22,10 @@ from bitflax.data import tasks
 from bitflax.data.examples import Examples, Task
 from bitflax.data.text import Tokenizer
 from bitflax.errors import ConfigError
+from bitflax.lesson import Lesson, Model
 from bitflax.recipe import Data, Recipe
 from bitflax.runfolder import RunFolder
-from bitflax.setting import Model, Setting
+from bitflax.setting import Setting
 from bitflax.types import BertConfig
 
 EVAL_ROWS = 64
@@ -36,8 +37,33 @@ def prepare(recipe: Recipe, run: RunFolder) -> Setting:
     Raises:
       BitflaxError: data, teacher or recipe are wrong; before any training.
     """
-    data = recipe.data
-    folder = pretrained.resolve(recipe.teacher.folder or recipe.teacher.pretrained)
+    taught = recipe.teacher
+    folder = pretrained.resolve(taught.folder or taught.pretrained)
+    tokenizer = Tokenizer.from_folder(folder)
+    mesh = parallel.mesh()
+    run.pin("teacher", _sha256(folder))
+    if recipe.data is None:
+        teacher = Model(*pretrained.load_pretrained(folder))
+        setting = Setting(recipe, run, mesh, tokenizer, teacher, None)
+    else:
+        setting = _with_task(recipe.data, recipe, run, folder, tokenizer, mesh)
+    checks.check_stages(setting)
+    _check_space(setting)
+    lesson = setting.task
+    if lesson is None or lesson.task.dev.labels is not None:
+        return setting
+    return _agreeing(setting, lesson)
+
+
+def _with_task(
+    data: Data,
+    recipe: Recipe,
+    run: RunFolder,
+    folder: Path,
+    tokenizer: Tokenizer,
+    mesh: jax.sharding.Mesh,
+) -> Setting:
+    """Read the task and its teacher."""
     if recipe.teacher.folder is not None:
         teacher = Model(*pretrained.load_pretrained(folder))
         task = _load_task(data, teacher.config)
@@ -45,22 +71,20 @@ def prepare(recipe: Recipe, run: RunFolder) -> Setting:
         task = _load_task(data)
         teacher = _load_untaught(recipe, folder, task)
     run.pin("data", task.sha256)
-    run.pin("teacher", _sha256(folder))
-    tokenizer = Tokenizer.from_folder(folder)
-    _check_lengths(recipe, teacher.config, tokenizer)
+    _check_lengths(data, teacher.config, tokenizer)
     ordered = _in_order(task, teacher.config)
     cache = run.cache
     tokens = tokenizer.encode(task.train.texts, data.max_length, cache=cache)
     dev = tokenizer.encode(task.dev.texts, data.max_length, cache=cache)
     used = np.arange(teacher.config.vocab_size)
-    if all(vocabulary.can_shrink(stage.rules) for stage in recipe.stages):
+    rules = [r for stage in recipe.stages for r in (stage.rules, stage.init.split)]
+    if all(map(vocabulary.can_shrink, rules)):
         used = vocabulary.used_ids(
             [tokens, dev], tokenizer.pad_id, teacher.config.pad_token_id
         )
     tokens, dev = (vocabulary.renumber(t, used) for t in (tokens, dev))
     lengths = np.concatenate([tokens.lengths, dev.lengths])
     buckets = batching.buckets_for(lengths, data.max_length)
-    mesh = parallel.mesh()
     measured = batching.Batches(
         dev,
         batch_size=EVAL_ROWS,
@@ -69,21 +93,10 @@ def prepare(recipe: Recipe, run: RunFolder) -> Setting:
         multiple_of=mesh.size,
         pad_id=int(np.searchsorted(used, tokenizer.pad_id)),
     )
-    setting = Setting(
-        recipe,
-        run,
-        ordered,
-        tokenizer,
-        tokens,
-        measured,
-        buckets,
-        mesh,
-        teacher,
-        used,
+    lesson = Lesson(
+        run, mesh, data, recipe.seed, ordered, tokens, measured, buckets, used
     )
-    checks.check_stages(setting)
-    _check_space(setting)
-    return setting if task.dev.labels is not None else _agreeing(setting)
+    return Setting(recipe, run, mesh, tokenizer, teacher, lesson)
 
 
 def _load_task(data: Data, known: BertConfig | None = None) -> Task:
@@ -110,13 +123,13 @@ def _load_task(data: Data, known: BertConfig | None = None) -> Task:
     return task
 
 
-def _agreeing(setting: Setting) -> Setting:
+def _agreeing(setting: Setting, lesson: Lesson) -> Setting:
     """Return the setting with the teacher's predictions for the labels of dev."""
-    config, params = setting.small(setting.teacher)
-    task, names = setting.task, () if config.regression else config.labels
+    config, params = lesson.small(setting.teacher)
+    task, names = lesson.task, () if config.regression else config.labels
     judge = evaluate.Evaluator(
         model.bert(config),
-        setting.dev,
+        lesson.dev,
         np.zeros(0),
         task.metric,
         config.regression,
@@ -126,7 +139,7 @@ def _agreeing(setting: Setting) -> Setting:
     said = said.astype(np.float32 if config.regression else np.int32)
     dev = dataclasses.replace(task.dev, labels=said)
     task = dataclasses.replace(task, dev=dev, labels=names)
-    return dataclasses.replace(setting, task=task)
+    return dataclasses.replace(setting, task=dataclasses.replace(lesson, task=task))
 
 
 def _sha256(folder: Path) -> str:
@@ -167,11 +180,11 @@ def _load_untaught(recipe: Recipe, folder: Path, task: Task) -> Model:
     return Model(config, params)
 
 
-def _check_lengths(recipe: Recipe, config: BertConfig, tokenizer: Tokenizer) -> None:
-    if recipe.data.max_length > config.max_position_embeddings:
+def _check_lengths(data: Data, config: BertConfig, tokenizer: Tokenizer) -> None:
+    if data.max_length > config.max_position_embeddings:
         raise ConfigError(
             "Data.max_length",
-            f"{recipe.data.max_length}, but the teacher has only "
+            f"{data.max_length}, but the teacher has only "
             f"{config.max_position_embeddings} positions",
             fix=f"at most {config.max_position_embeddings}",
         )

@@ -12,7 +12,7 @@ from bitflax import overrides
 from bitflax.errors import ConfigError, UsageError
 from bitflax.model import Act
 from bitflax.rules import Rules
-from bitflax.types import LossFn, Optim
+from bitflax.types import BertConfig, LossFn, Optim
 
 override = overrides.override
 
@@ -142,13 +142,15 @@ class Init:
     ``source`` is ``"previous"`` (the stage before; the teacher for the first),
     ``"teacher"``, or a model's folder; ``layers`` are those of its layers, from 0,
     that the student takes (None: all). With ``shape`` they are drawn at random in its
-    place. ``split`` are ternary rules by which each matrix then becomes two binary
-    ones (``bitflax.split``).
+    place. ``width`` are the numbers of heads and of feed-forward neurons that a layer
+    keeps, the most important ones for the task (``bitflax.take_width``). ``split`` are
+    ternary rules by which each matrix then becomes two binary ones (``bitflax.split``).
     """
 
     source: str = "previous"
     layers: tuple[int, ...] | None = None
     shape: Shape | None = None
+    width: tuple[int, int] | None = None
     split: Rules = ()
 
     def __post_init__(self):
@@ -156,9 +158,31 @@ class Init:
         overrides.check_fields(self)
         layers = self.layers is None or min(self.layers, default=-1) >= 0
         _need(layers, "Init.layers", "at least one layer, counted from 0", self.layers)
-        drawn = self.shape is None or self.layers is None
-        _need(drawn, "Init.layers", "none where there is a shape", self.layers)
+        for field in ("layers", "width"):
+            value = getattr(self, field)
+            drawn = self.shape is None or value is None
+            _need(drawn, f"Init.{field}", "none where there is a shape", value)
+        width = self.width is None or min(self.width) > 0
+        _need(width, "Init.width", "at least one head and one neuron", self.width)
         _check_rules(self.split, "Init.split")
+
+    def config(self, source: BertConfig) -> BertConfig:
+        """Return the shape of what this makes of a model of shape ``source``.
+
+        >>> Init(layers=(1, 3)).config(BertConfig()).num_hidden_layers
+        2
+        """
+        if self.shape is not None:
+            made = dataclasses.asdict(self.shape)
+            return dataclasses.replace(source, head_size=None, **made)
+        made = {}
+        if self.layers is not None:
+            made["num_hidden_layers"] = len(self.layers)
+        if self.width is not None:
+            heads, neurons = self.width
+            made |= {"num_attention_heads": heads, "intermediate_size": neurons}
+            made["head_size"] = source.head_width
+        return dataclasses.replace(source, **made)
 
 
 def _check_rules(rules: Rules, place: str) -> None:
@@ -173,7 +197,8 @@ def _check_rules(rules: Rules, place: str) -> None:
 class Stage:
     """One training of a student.
 
-    ``loss`` is a loss of this student and the teacher; ``rules`` say which weights
+    ``loss`` is a loss of this student and its ``teacher``: the task's, or the result of
+    an earlier FP32 stage, by name. ``rules`` say which weights
     have which bits, ``act`` how activations are quantised. ``batch_size`` None is the
     data's. ``steps`` counts in place of ``epochs`` where it is given. ``keep`` says
     which parameters are the result: the ``"last"`` ones, or the ``"best"`` of all
@@ -186,6 +211,7 @@ class Stage:
 
     name: str
     init: Init = Init()
+    teacher: str = "teacher"
     loss: LossFn
     rules: Rules = ()
     act: Act = None
@@ -210,6 +236,8 @@ class Stage:
             value = getattr(self, field)
             least = value is None or value > 0
             _need(least, f"{place}.{field}", "at least 1", value)
+        last = self.corpus is None or self.keep == "last"
+        _need(last, f"{place}.keep", "'last', for a corpus", self.keep)
         counted = self.corpus is None or self.steps is not None
         _need(counted, f"{place}.steps", "a number of steps, for a corpus", self.steps)
         _check_optim(self.optim, f"{place}.optim")
@@ -239,6 +267,11 @@ class Recipe:
         once = len(set(names)) == len(names)
         _need(once, "Recipe.stages", "a name of its own for each stage", names)
         _need(self.seed >= 0, "Recipe.seed", "at least 0", self.seed)
+        for number, stage in enumerate(self.stages):
+            full = {s.name for s in self.stages[:number] if not (s.rules or s.act)}
+            known = stage.teacher == "teacher" or stage.teacher in full
+            place = f"Stage {stage.name!r}.teacher"
+            _need(known, place, "'teacher' or an earlier FP32 stage", stage.teacher)
         if self.data is None:
             for stage in self.stages:
                 place = f"Stage {stage.name!r}.corpus"

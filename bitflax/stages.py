@@ -7,40 +7,47 @@ import functools
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
+import optax
 
 from bitflax import (
     compiling,
+    judging,
     loop,
     losses,
     memory,
     model,
     parallel,
     pretrained,
+    projection,
     report,
+    starting,
     storage,
     teaching,
     training,
-    vocabulary,
+    weighting,
 )
 from bitflax.ending import (
     Result,
     ending,
-    evaluator,
     kept_share,
     say_scores,
+    weight_bits,
     weight_files,
 )
+from bitflax.general import General
+from bitflax.lesson import Lesson, Model
 from bitflax.prepare import prepare
 from bitflax.recipe import Recipe, Stage, check_until
 from bitflax.resolving import resolved
-from bitflax.rules import bits_of, quantize
+from bitflax.rules import quantize
 from bitflax.runfolder import RunFolder
-from bitflax.setting import Model, Setting
+from bitflax.setting import Setting
 
 
 def run(
@@ -81,74 +88,86 @@ def run(
 
 def _run(setting: Setting, until: str | None) -> list[report.Row]:
     """Run what is left of all stages; return and print the table."""
-    stages = setting.recipe.stages
-    rows, names = [], ["teacher", *(stage.name for stage in stages)]
-    teacher = result = _teacher(setting)
-    for number, name in enumerate(names):
-        if number:
-            stage = stages[number - 1]
-            result = run_stage(setting, number, stage, teacher, result.model)
-        rows.append(result.row)
-        if name == until:
+    teacher = _teacher(setting)
+    done = {"teacher": teacher}
+    names = [stage.name for stage in setting.recipe.stages]
+    for number, name in enumerate(names, 1):
+        if until in done:
             break
-    else:
-        rows += ending(setting, rows, teacher, result)
-    print(report.table(rows, setting.task.metric))
+        done[name] = run_stage(setting, number, done)
+    rows = [result.row for result in done.values()]
+    if len(done) > len(names) and (until is None or until in names[-1:]):
+        rows += ending(setting, rows, teacher, list(done.values())[-1])
+    metric = setting.task.metric if setting.task else "loss"
+    print(report.table(rows, metric))
     return rows
 
 
 def _teacher(setting: Setting) -> Result:
     """Return the teacher, fine-tuned here if need be, and scored."""
-    taught = setting.recipe.teacher
-    if taught.folder is not None:
+    taught, lesson = setting.recipe.teacher, setting.task
+    name = taught.folder or taught.pretrained
+    found, scores, seconds = setting.teacher, {}, 0.0
+    if lesson is not None and taught.folder is not None:
         began = time.monotonic()
-        small = setting.small(setting.teacher)
-        scores = evaluator(setting, small.config)(small.params)
-        seconds, found = time.monotonic() - began, setting.teacher
-        folder = pretrained.resolve(taught.folder)
-    else:
-        real = setting.task.regression
+        small = lesson.small(setting.teacher)
+        scores = lesson.scorer(None, small.config)(small.params)
+        seconds = time.monotonic() - began
+    elif lesson is not None:
+        real = lesson.task.regression
         label = losses.label_mse if real else losses.label_cross_entropy
         stage = Stage(
             name="teach",
-            loss=losses.weighted(labels=(1.0, label)),
+            loss=weighting.weighted(labels=(1.0, label)),
             optim=taught.optim,
             epochs=taught.epochs,
             evals=taught.evals,
         )
-        place = setting.run.stage(0, "teacher")
+        start = setting.teacher
         found, scores, seconds = _trained(
-            setting, 0, "teacher", stage, None, setting.teacher
+            setting, lesson, 0, "teacher", stage, None, start
         )
-        folder = place / "params"
-    size = sum(p.stat().st_size for p in weight_files(folder))
-    row = report.Row("teacher", scores[setting.task.metric], 1.0, 32, size, seconds)
+        name = setting.run.stage(0, "teacher") / "params"
+    size = sum(p.stat().st_size for p in weight_files(pretrained.resolve(name)))
+    score = scores[lesson.metric] if lesson else None
+    row = report.Row("teacher", score, score and 1.0, 32, size, seconds)
     say_scores("teacher", scores)
     return Result(found, scores, seconds, row)
 
 
-def run_stage(
-    setting: Setting, number: int, stage: Stage, teacher: Result, before: Model
-) -> Result:
+def run_stage(setting: Setting, number: int, done: Mapping[str, Result]) -> Result:
     """Run one stage: where it starts, its training, its score, its ``params/``.
 
     Args:
       setting: what all stages share, from ``prepare``.
       number: the stage's, from 1.
-      stage: what to do.
-      teacher: who teaches.
-      before: the model of the stage before; the teacher's for the first.
+      done: the teacher's result, then those of the stages before, by name.
     """
-    start = setting.start(stage, teacher.model, before)
-    found, scores, seconds = _trained(
-        setting, number, stage.name, stage, teacher.model, start
+    stage = setting.recipe.stages[number - 1]
+    lesson, teacher = setting.lesson_of(stage), done["teacher"]
+    teaches, source = done[stage.teacher].model, teacher.model
+    if stage.corpus is not None:
+        teaches = source = setting.general.teacher
+    before = source if number == 1 else list(done.values())[-1].model
+    key = jax.random.fold_in(jax.random.key(setting.recipe.seed), number)
+    start = starting.start(
+        stage.init,
+        source,
+        before,
+        key,
+        judge=lambda whole: judging.judge(setting.lesson, whole),
     )
-    score = scores[setting.task.metric]
-    bits = min((bits_of(q) or 0 for _, q in stage.rules), default=32) or None
+    found, scores, seconds = _trained(
+        setting, lesson, number, stage.name, stage, teaches, start
+    )
     weights = setting.run.stage(number, stage.name) / "params" / "model.safetensors"
     # Latent weights are float32 whatever the bits: only the packed file's size counts.
     size = None if stage.rules else weights.stat().st_size
-    kept = kept_share(score, teacher.row.score)
+    # A loss is no score of the task.
+    other = setting.task is not None and lesson is not setting.task
+    score = None if other else scores[lesson.metric]
+    kept = score and kept_share(score, teacher.row.score)
+    bits = weight_bits(stage, found.params)
     row = report.Row(stage.name, score, kept, bits, size, seconds)
     say_scores(stage.name, scores)
     return Result(found, scores, seconds, row)
@@ -156,6 +175,7 @@ def run_stage(
 
 def _trained(
     setting: Setting,
+    lesson: Lesson | General,
     number: int,
     name: str,
     stage: Stage,
@@ -170,13 +190,15 @@ def _trained(
         config, params = pretrained.load_pretrained(folder / "params")
         return Model(config, params), record["scores"], record["seconds"]
     began = time.monotonic()
-    batches = setting.batches(number, stage.batch_size)
-    small = setting.small(start)
-    scorer = evaluator(setting, small.config, stage)
-    step, batch, teacher_params = _step(setting, stage, teacher, small, batches)
-    steps = stage.epochs * batches.steps_per_epoch
-    setup = time.monotonic() - began
+    batches = lesson.batches(number, stage)
+    small = _with_act(setting, number, stage, lesson.small(start), batches)
+    scorer = lesson.scorer(stage, small.config)
+    steps = lesson.steps(stage, batches)
     optimizer = training.make_optimizer(stage.optim, steps)
+    step, batch, teacher_params = _step(
+        setting, lesson, stage, teacher, small, batches, optimizer
+    )
+    setup = time.monotonic() - began
     key = jax.random.fold_in(jax.random.key(setting.recipe.seed), number)
     state = training.init_state(small.params, optimizer, key=key)
     work = loop.Training(
@@ -186,7 +208,7 @@ def _trained(
         batch=batch,
         step=lambda state, batch: step(state, teacher_params, batch),
         evaluate=scorer,
-        metric=setting.task.metric,
+        metric=lesson.metric,
         eval_every=-(-steps // stage.evals),
         rate=training.learning_rate(stage.optim, steps),
         keep=stage.keep,
@@ -194,29 +216,47 @@ def _trained(
     )
     trained = loop.train(work, state, setting.run)
     seconds = setup + trained.seconds
-    params = vocabulary.grow(trained.params, start.params, setting.used)
+    params = lesson.whole(trained.params, start.params)
     pretrained.save_pretrained(
-        folder / "params", start.config, params, setting.tokenizer
+        folder / "params", start.config, params, setting.tokenizer, extra=True
     )
     record = {"scores": trained.scores, "seconds": seconds, "steps": steps}
     storage.write_text(done, json.dumps(record, indent=2) + "\n")
     return Model(start.config, params), trained.scores, seconds
 
 
-def _step(setting: Setting, stage: Stage, teacher: Model | None, start: Model, batches):
+def _with_act(
+    setting: Setting, number: int, stage: Stage, small: Model, batches: Any
+) -> Model:
+    """Return the model with the parameters of its learned activation quantizers."""
+    earlier = setting.recipe.stages[: max(number - 1, 0)]
+    before = earlier[-1].act if earlier else None
+    batch = batches.batch(0)
+    params = starting.fit_act(small, stage, before, batch)
+    return small._replace(params=params)
+
+
+def _step(
+    setting: Setting,
+    lesson: Lesson | General,
+    stage: Stage,
+    teacher: Model | None,
+    start: Model,
+    batches: Any,
+    optimizer: optax.GradientTransformation,
+):
     """Return the mapped step, its batch function, and what it gets as a teacher."""
-    steps = stage.epochs * batches.steps_per_epoch
-    apply = model.bert(start.config, stage.act)
+    apply = projection.projected(model.bert(start.config, stage.act))
     kept, teach = None, None
     if teacher is not None:
-        teacher = setting.small(teacher)
+        teacher = lesson.small(teacher)
         teach = model.bert(teacher.config)
-        kept = setting.kept(stage, teacher, start, batches)
+        kept = lesson.kept(stage, teacher, start, batches)
     step = training.make_train_step(
         apply,
         teach if kept is None else teaching.reader(kept.outputs),
         stage.loss,
-        training.make_optimizer(stage.optim, steps),
+        optimizer,
         quantize=functools.partial(quantize, rules=stage.rules, lazy=True)
         if stage.rules
         else None,

@@ -40,7 +40,7 @@ def refuse(place, tmp_path, monkeypatch):
         raise AssertionError("a step before the check")
 
     monkeypatch.setattr(stages.loop, "train", step)
-    monkeypatch.setattr(stages, "evaluator", step)
+    monkeypatch.setattr(stages.Lesson, "scorer", step)
 
     def run(error, *settings, out="run"):
         usual = (f"task={place / 'kinds.tsv'}", f"teacher={place / 'pretrained'}")

@@ -1,0 +1,154 @@
+"""What a task's stages learn from: its examples, its words, its teacher's outputs."""
+
+import dataclasses
+import functools
+import os
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from bitflax import evaluate, model, projection, teaching, vocabulary
+from bitflax.data import batches as batching
+from bitflax.data.examples import Task
+from bitflax.data.text import Tokens
+from bitflax.recipe import Data, Stage
+from bitflax.rules import quantize
+from bitflax.runfolder import RunFolder
+from bitflax.types import BertConfig, Params
+
+MOST_KEPT_BYTES = 4 << 30
+
+
+class Model(NamedTuple):
+    """A configuration and its parameters."""
+
+    config: BertConfig
+    params: Params
+
+
+@dataclasses.dataclass
+class Lesson:
+    """A task as its stages see it.
+
+    Attributes:
+      run: the run folder, held.
+      mesh: all devices.
+      data: the recipe's.
+      seed: the recipe's.
+      task: the data, its labels numbered in the teacher's order.
+      tokens: of the training examples.
+      dev: batches of the dev examples.
+      buckets: the lengths that batches are padded to.
+      used: the ids of the words that the task uses; tokens number them from 0.
+    """
+
+    run: RunFolder
+    mesh: jax.sharding.Mesh
+    data: Data
+    seed: int
+    task: Task
+    tokens: Tokens
+    dev: batching.Batches
+    buckets: tuple[int, ...]
+    used: np.ndarray
+    _kept: list[tuple[str, teaching.Kept]] = dataclasses.field(default_factory=list)
+
+    @property
+    def metric(self) -> str:
+        """The name of the main metric."""
+        return self.task.metric
+
+    def batches(self, number: int, stage: Stage) -> batching.Batches:
+        """Return the training batches of a stage; each stage has its own order."""
+        return batching.Batches(
+            self.tokens,
+            self.task.train.labels,
+            batch_size=stage.batch_size or self.data.batch_size,
+            seed=self.seed + 1000 * number,
+            buckets=self.buckets,
+            multiple_of=self.mesh.size,
+            pad_id=self.dev.pad_id,
+        )
+
+    def steps(self, stage: Stage, batches: Any) -> int:
+        """Return the number of a stage's steps."""
+        return stage.steps or stage.epochs * batches.steps_per_epoch
+
+    def small(self, whole: Model) -> Model:
+        """Return a model with the words that the task uses, as tokens number them."""
+        return Model(*vocabulary.shrink(*whole, self.used))
+
+    def whole(self, params: Params, start: Params) -> Params:
+        """Return trained parameters with the start's rows of all other words."""
+        return vocabulary.grow(params, start, self.used)
+
+    def scorer(self, stage: Stage | None, student: BertConfig) -> evaluate.Evaluator:
+        """Return what scores a stage's parameters; without a stage, a plain model's."""
+        rules = stage.rules if stage else ()
+        labels = self.task.dev.labels
+        assert labels is not None  # where data have none, prepare takes the teacher's
+        return evaluate.Evaluator(
+            model.bert(student, stage.act if stage else None),
+            self.dev,
+            labels,
+            self.metric,
+            self.task.regression,
+            self.mesh,
+            functools.partial(quantize, rules=rules) if rules else None,
+        )
+
+    def kept(
+        self, stage: Stage, teacher: Model, start: Model, batches: batching.Batches
+    ) -> teaching.Kept | None:
+        """Return the teacher's outputs that a stage's loss reads, where they fit.
+
+        A stage that reads what a stage before it read takes over what that kept.
+        """
+        if not stage.cache_teacher:
+            return None
+        outputs, used = _used(stage, teacher, start, batches)
+        if used is None:
+            return None
+        for name, kept in self._kept:
+            if name == stage.teacher and used <= kept.names:
+                return kept
+        shapes = teaching.row_shapes(used, outputs)
+        held = sum(kept.nbytes for _, kept in self._kept)
+        size = teaching.size(shapes, batches)
+        most = min(MOST_KEPT_BYTES, _memory() // 4)
+        if held + size > most:
+            self._kept.clear()
+        if size > most:
+            return None
+        apply = model.bert(teacher.config)
+        filling = teaching.keep(apply, teacher.params, batches, outputs, used)
+        with self.run.progress(batches.steps_per_epoch, "teacher's outputs") as bar:
+            for number, filled in enumerate(filling, 1):
+                bar.update(number)
+                kept = filled
+        self._kept.append((stage.teacher, kept))
+        return kept
+
+
+def _memory() -> int:
+    whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    try:  # a container has less than its machine
+        return min(whole, int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    except (OSError, ValueError):
+        return whole
+
+
+def _used(stage: Stage, teacher: Model, start: Model, batches: Any):
+    """Return the shapes of the teacher's outputs and the names of those in use.
+
+    The names are None where padding may be in use too.
+    """
+    batch = {k: v for k, v in batches.batch(0).items() if k != "index"}
+    student = projection.projected(model.bert(start.config, stage.act))
+    told = jax.eval_shape(model.bert(teacher.config), teacher.params, batch)
+    said = jax.eval_shape(student, start.params, batch)
+    if teaching.may_read_padding(stage.loss, said, told, batch):
+        return told, None
+    return told, teaching.used_outputs(stage.loss, said, told, batch)

@@ -1,0 +1,104 @@
+"""The model that a stage begins with: layers, another shape, halves, learned clips."""
+
+import dataclasses
+import re
+from collections.abc import Callable
+
+import jax
+
+from bitflax import (
+    activations,
+    depth,
+    model,
+    pretrained,
+    projection,
+    rules,
+    splitting,
+    trees,
+    width,
+)
+from bitflax.lesson import Model
+from bitflax.recipe import Init, Stage
+from bitflax.types import Batch, BertConfig, Params
+
+
+def start(
+    init: Init,
+    teacher: Model,
+    before: Model,
+    key: jax.Array,
+    judge: Callable[[Model], width.Importance],
+) -> Model:
+    """Return the model that a stage begins with, but for its learned activations.
+
+    Args:
+      init: where it comes from.
+      teacher: the task's.
+      before: the model of the stage before; the teacher for the first.
+      key: what is drawn at random comes from it.
+      judge: tells how important a model's heads and neurons are.
+    """
+    chosen = {"previous": before, "teacher": teacher}.get(init.source)
+    if chosen is None:
+        chosen = _loaded(init.source, teacher.config, key)
+    config, params = init.config(chosen.config), chosen.params
+    if init.shape is not None:
+        params = model.init_params(config, key)
+    elif init.layers is not None:
+        params = depth.take_layers(params, init.layers)
+    if init.width is not None:
+        depth_alone = dataclasses.replace(init, width=None).config(chosen.config)
+        judged = judge(Model(depth_alone, params))
+        params = width.take_width(params, *init.width, judged)
+    if init.split:
+        params = splitting.split(params, init.split)
+    return Model(config, projected(params, config, teacher.config, key))
+
+
+def _loaded(folder: str, teacher: BertConfig, key: jax.Array) -> Model:
+    labels = teacher.id2label
+    config, params = pretrained.load_pretrained(
+        folder,
+        num_labels=teacher.num_labels,
+        id2label=None if labels is None else dict(labels),
+        problem_type=teacher.problem_type,
+        seed=int(jax.random.bits(key)),
+    )
+    return Model(config, params)
+
+
+def projected(
+    params: Params, config: BertConfig, teacher: BertConfig, key: jax.Array
+) -> Params:
+    """Add the projection to the teacher's width, where it is wanted and not there."""
+    narrow, wide = config.hidden_size, teacher.hidden_size
+    if narrow == wide or "projection" in params:
+        return params
+    return projection.add_projection(params, key, narrow, wide)
+
+
+def fit_act(
+    small: Model, stage: Stage, before: activations.Act, batch: Batch
+) -> Params:
+    """Return the parameters with those that learned activation quantizers need.
+
+    Those of the stage before go on where its quantizers were the same; else they are
+    made anew from what a first batch gives with quantised weights.
+
+    Args:
+      small: the student.
+      stage: whose quantizers it will have.
+      before: the quantizers of the stage before.
+      batch: a first batch.
+    """
+    config, flat = small.config, trees.flatten(small.params)
+    held = {path for path in flat if re.fullmatch(rules.ACT_PARAMS, path)}
+    wanted = set(activations.learned_shapes(stage.act, config))
+    if stage.act == before and wanted == held:
+        return small.params
+    flat = {path: leaf for path, leaf in flat.items() if path not in held}
+    if wanted:
+        values = rules.quantize(trees.unflatten(flat), stage.rules)
+        made = trees.flatten(model.init_act(values, stage.act, batch, config))
+        flat |= {site: made[site] for site in sorted(wanted)}
+    return trees.unflatten(flat)
