@@ -4,6 +4,9 @@
 ``jax.jit`` compiles it for one.
 """
 
+import dataclasses
+import functools
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from bitflax import losses, trees
+from bitflax import bertadam, liveness, rules, trees, weighting
 from bitflax.types import (
     ApplyFn,
     Batch,
@@ -50,43 +53,73 @@ def learning_rate(optim: Optim, steps: int) -> optax.Schedule:
     return optax.join_schedules([rise, after[optim.schedule]], [warm])
 
 
-def _decays(params: Params) -> Any:
-    """Return True where weight decay applies: no biases, no LayerNorm."""
+def _by_path(choose: Callable[[str], Any]) -> Callable[[Params], Any]:
+    """Return a function of parameters: the tree of ``choose(path)``, leaf by leaf.
 
-    def decays(path, _):
-        names = [entry.key for entry in path]
-        return names[-1] != "bias" and "norm" not in names
+    What lies inside a leaf, as the halves of a matrix do, has the path of the leaf.
+    """
 
-    return jax.tree_util.tree_map_with_path(decays, params)
+    def choose_at(entries, _):
+        keys = (e.key for e in entries if isinstance(e, jax.tree_util.DictKey))
+        return choose("/".join(map(str, keys)))
+
+    return functools.partial(jax.tree_util.tree_map_with_path, choose_at)
+
+
+def _decays(path: str) -> bool:
+    """Whether weight decay applies: not to biases, LayerNorm, activations' clips."""
+    names = path.split("/")
+    return names[-1] != "bias" and "norm" not in names and _group(path) != "act"
+
+
+def _group(path: str) -> str:
+    return "act" if re.fullmatch(rules.ACT_PARAMS, path) else "weights"
+
+
+def _rates(optim: Optim, steps: int) -> optax.GradientTransformation:
+    """Return the rates of weights and of activations' clips and steps."""
+
+    def scale(lr: float) -> optax.GradientTransformation:
+        rate = learning_rate(dataclasses.replace(optim, lr=lr), steps)
+        return optax.scale_by_learning_rate(rate)
+
+    both: Any = {"weights": scale(optim.lr), "act": scale(optim.act_lr)}
+    return optax.multi_transform(both, _by_path(_group))
+
+
+def _moments(optim: Optim) -> optax.GradientTransformation:
+    b1, b2, eps = optim.b1, optim.b2, optim.eps
+    if optim.kind == "bertadam":
+        return bertadam.scale_by_bert_adam(b1, b2, eps, optim.clip)
+    if optim.kind != "adamw":
+        raise ValueError(f"kind {optim.kind!r}: choose adamw or bertadam")
+    clip = optax.clip_by_global_norm(optim.clip) if optim.clip else optax.identity()
+    return optax.chain(clip, optax.scale_by_adam(b1, b2, eps))
 
 
 def make_optimizer(optim: Optim, steps: int) -> optax.GradientTransformation:
-    """Return AdamW with warm-up and decay, clipped by the global norm.
+    """Return AdamW or BertAdam with warm-up and decay.
 
-    Frozen parameters get no update, no weight decay and no optimizer state, and do not
-    count in the norm.
+    AdamW's gradients are clipped by their global norm, BertAdam's tensor by tensor.
+    What activation quantizers learn has the rate ``act_lr`` and no weight decay.
+    Frozen parameters get no update and no optimizer state, nor count in the norm.
 
     Args:
       optim: the settings.
       steps: the number of steps in the whole stage.
 
     Raises:
-      ValueError: the schedule is unknown; at ``init``, a ``frozen`` regex matches no
-        parameter.
+      ValueError: the kind or the schedule is unknown; at ``init``, a ``frozen`` regex
+        matches no parameter.
 
     Source: Loshchilov & Hutter 2019 (arXiv:1711.05101), as XTC trains (no decay of
-    biases and LayerNorm, bias correction).
+    biases and LayerNorm, bias correction); ``bitflax.bertadam``.
     """
-    adamw = optax.adamw(
-        learning_rate(optim, steps),
-        b1=optim.b1,
-        b2=optim.b2,
-        eps=optim.eps,
-        weight_decay=optim.weight_decay,
-        mask=_decays,
+    trained = optax.chain(
+        _moments(optim),
+        optax.add_decayed_weights(optim.weight_decay, _by_path(_decays)),
+        _rates(optim, steps),
     )
-    clip = optax.clip_by_global_norm(optim.clip) if optim.clip else optax.identity()
-    trained = optax.chain(clip, adamw)
     if not optim.frozen:
         return trained
 
@@ -135,7 +168,7 @@ def _split(batch: Batch, n: int) -> Batch:
 
 def _objective(parts: Metrics, counts: dict[str, jax.Array]) -> jax.Array:
     means = {name: Mean(parts[name].total, counts[name]) for name in parts}
-    return losses.total(means)
+    return weighting.total(means)
 
 
 def make_train_step(
@@ -154,6 +187,8 @@ def make_train_step(
     ``grad_norm``. With ``axis_name`` each device holds a share of the batch: what is
     differentiated is ``sum(local total / global count)``, and gradients are summed
     over devices once, so that uneven padding and filler rows change nothing.
+    Parameters that the loss does not read (pooler and classifier, where no logits are
+    asked for) stay as they are: no weight decay either.
 
     Args:
       student: the student's ``apply``.
@@ -189,6 +224,8 @@ def make_train_step(
         out: Outputs = student(values, batch, rng if dropout else None)
         return _named(loss(out, taught, batch))
 
+    read = liveness.reader(lambda *args: _totals(parts_of(*args)))
+
     def step(state: TrainState, teacher_params, batch: Batch, axis_name=None):
         def summed(tree):
             return tree if axis_name is None else jax.lax.psum(tree, axis_name)
@@ -214,9 +251,13 @@ def make_train_step(
             grads, totals = _accumulated(gradient, state.params, batches, keys, counts)
         grads, totals = summed((grads, totals))
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params: Any = optax.apply_updates(state.params, updates)
+        moved = optax.apply_updates(state.params, updates)
+        used = read(state.params, teacher_params, dict(batch), rng)
+        params = jax.tree.map(
+            lambda on, a, b: a if on else b, used, moved, state.params
+        )
         metrics = {name: Mean(totals[name], counts[name]) for name in totals}
-        metrics["loss"] = Mean(losses.total(metrics), jnp.ones(()))
+        metrics["loss"] = Mean(weighting.total(metrics), jnp.ones(()))
         metrics["grad_norm"] = Mean(optax.tree.norm(grads), jnp.ones(()))
         return TrainState(state.step + 1, params, opt_state, state.key), metrics
 

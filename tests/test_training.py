@@ -1,5 +1,6 @@
 """The optimizer against XTC's, and a step against gradients written out."""
 
+import dataclasses
 import functools
 import logging
 
@@ -10,7 +11,7 @@ import optax
 import pytest
 
 import bitflax as bf
-from bitflax import training, trees
+from bitflax import leaves, training, trees
 from tests import oracles, small
 
 
@@ -119,6 +120,58 @@ def test_the_clip_bounds_the_norm_of_all_gradients_together():
         close(adam.mu["b"]["kernel"], np.full(4, -4 * 0.1 * factor), 1e-6)
 
 
+def test_learned_activations_have_their_own_rate_and_no_decay():
+    site = {"kernel": jnp.ones((2, 2)), "input": jnp.ones(2), "output": jnp.ones(())}
+    params = {"query": site, "probs": jnp.ones(()), "a": {"probs": jnp.ones(())}}
+    optim = dataclasses.replace(CONSTANT, act_lr=0.01, clip=None)
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    found, _ = after(optim, zeros, params, 1)
+    paths = trees.flatten(found)
+    for path in ("query/input", "query/output", "a/probs"):
+        np.testing.assert_array_equal(paths[path], 1)
+    # A parameter at the top of the tree is at no site.
+    close(paths["probs"], 1 - 0.1 * 0.01)
+    ones = jax.tree.map(jnp.ones_like, params)
+    found, _ = after(dataclasses.replace(optim, weight_decay=0.0), ones, params, 1)
+    close(found["query"]["input"], [0.99, 0.99], 1e-6)
+    close(found["query"]["kernel"], np.full((2, 2), 0.9), 1e-6)
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine", "constant"])
+def test_both_rates_rise_and_fall_alike(schedule):
+    optim = bf.Optim(lr=1e-2, act_lr=1e-4, warmup=0.3, schedule=schedule, clip=None)
+    tx = bf.make_optimizer(dataclasses.replace(optim, weight_decay=0.0), 10)
+    params = {"a": {"kernel": jnp.ones(()), "input": jnp.ones(())}}
+    state = tx.init(params)
+    for _ in range(10):
+        updates, state = tx.update(params, state, params)
+        kernel, clip = updates["a"]["kernel"], updates["a"]["input"]
+        np.testing.assert_allclose(clip, kernel / 100, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["adamw", "bertadam"])
+def test_halves_are_one_parameter_to_decay_and_freezing(kind):
+    half = jnp.ones((2, 2))
+    params = {
+        "ffn": {"kernel": leaves.Split(half, half), "bias": jnp.ones(2)},
+        "pooler": {"kernel": leaves.Split(half, half)},
+    }
+    optim = dataclasses.replace(CONSTANT, kind=kind, frozen=("pooler/kernel",))
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    found, _ = after(optim, zeros, params, 1)
+    for leaf in (found["ffn"]["kernel"].a, found["ffn"]["kernel"].b):
+        close(leaf, np.full((2, 2), 1 - 0.1 * 0.01))
+    np.testing.assert_array_equal(found["ffn"]["bias"], 1)
+    np.testing.assert_array_equal(found["pooler"]["kernel"].b, 1)
+
+
+def test_an_unknown_kind_is_refused():
+    optim = bf.Optim()
+    object.__setattr__(optim, "kind", "sgd")
+    with pytest.raises(ValueError, match="kind 'sgd': choose adamw or bertadam"):
+        bf.make_optimizer(optim, 10)
+
+
 def _is_adam(node):
     return isinstance(node, optax.ScaleByAdamState)
 
@@ -167,6 +220,43 @@ def test_a_step_goes_down_the_gradient(rules):
     norm = np.sqrt(sum(np.square(g).sum() for g in jax.tree.leaves(gradient)))
     np.testing.assert_allclose(float(metrics["grad_norm"]), norm, rtol=1e-5)
     assert int(after.step) == 1
+
+
+def stage_one():
+    """Return a loss that reads no logits."""
+    parts = small.one_stage().parts
+    return bf.weighted(**{name: parts[name] for name in ("hidden", "scores")})
+
+
+@pytest.mark.parametrize(
+    ("how", "kind"),
+    [("jit", "bertadam"), ("accumulate", "adamw"), ("data_parallel", "adamw")],
+)
+def test_what_the_loss_does_not_read_stays_to_the_last_bit(how, kind):
+    optim = bf.Optim(
+        kind=kind, lr=1e-2, warmup=0.0, schedule="constant", weight_decay=0.5
+    )
+    tx = bf.make_optimizer(optim, 10)
+    step = bf.make_train_step(
+        bf.bert(small.config(2)),
+        bf.bert(small.config(4)),
+        stage_one(),
+        tx,
+        quantize=functools.partial(bf.quantize, rules=bf.xtc_1bit(), lazy=True),
+        accumulate=2 if how == "accumulate" else 1,
+    )
+    params = bf.take_layers(small.teacher_params(), small.LAYERS)
+    state = bf.init_state(params, tx, key=jax.random.key(0))
+    run = MAPPINGS.get(how, jax.jit)(step)
+    for seed in range(2):
+        state, _ = run(state, small.teacher_params(), small.batch(4, seed))
+        jax.block_until_ready(state)
+    before, after = trees.flatten(params), trees.flatten(state.params)
+    for path, leaf in after.items():
+        same = np.array_equal(leaf, before[path])
+        # A key's bias moves no softmax, but it moves scores.
+        above = path.startswith(("pooler", "classifier"))
+        assert same == above, path
 
 
 def test_the_pad_row_only_decays():
