@@ -18,9 +18,10 @@ from typing import Any, NoReturn
 from bitflax import __version__, commands, overrides
 from bitflax.errors import BitflaxError, InputMissing, StorageError, UsageError
 
-_COMMANDS = ("ls", "show", "run", "eval", "predict", "inspect")
+_COMMANDS = ("ls", "show", "run", "eval", "predict", "inspect", "augment")
 _OPTIONS = ("--set", "--out", "--until", "--task", "--data-dir", "--text", "--label")
-_OPTIONS += ("--debug", "--help", "--version")
+_OPTIONS += ("--debug", "--help", "--version", "--dev", "--copies", "--masked-lm")
+_OPTIONS += ("--vectors", "--probability", "--candidates", "--seed", "--limit")
 _MODEL = "a run's folder, a model's folder, or a packed model.safetensors"
 
 
@@ -87,6 +88,7 @@ def make_parser() -> _Parser:
     predict.add_argument("texts", nargs="*", metavar="TEXT", help=texts)
     inspect = add("inspect", help="print every tensor's bits and bytes")
     inspect.add_argument("model", metavar="DIR|FILE", help=_MODEL)
+    _add_augment(add("augment", help="write a task's training examples, many varied"))
     return parser
 
 
@@ -108,11 +110,43 @@ def _add_eval(parser: _Parser) -> None:
     parser.add_argument(
         "--task", required=True, metavar="T", help="a named task or a data file"
     )
+    _add_data(parser)
+
+
+def _add_data(parser: _Parser) -> None:
     parser.add_argument("--data-dir", metavar="D", help="a folder in GLUE's layout")
     parser.add_argument(
         "--text", metavar="COLUMN[,COLUMN]", help="the text's column, or two"
     )
     parser.add_argument("--label", metavar="COLUMN", help="the label's column")
+
+
+def _add_augment(parser: _Parser) -> None:
+    task = "a named task or a data file; its training examples are taken"
+    parser.add_argument("task", metavar="TASK", help=task)
+    parser.add_argument(
+        "--out", required=True, metavar="FILE", help="the .jsonl file to write"
+    )
+    _add_data(parser)
+    parser.add_argument("--dev", metavar="FILE", help="the dev file of a data file")
+    parser.add_argument(
+        "--masked-lm", metavar="DIR", help="the folder of a BertForMaskedLM"
+    )
+    vectors = "GloVe's .txt, a .npy with its words in the .txt beside it, or glove"
+    parser.add_argument("--vectors", metavar="FILE|glove", help=vectors)
+    copies = "variants an example (MNLI, QQP 10; SST-2, QNLI 20; others 30)"
+    parser.add_argument("--copies", type=int, metavar="N", help=copies)
+    for name, kind, default, text in (
+        ("--probability", float, 0.4, "of a word to be replaced"),
+        ("--candidates", int, 15, "words that may stand in a word's place"),
+        ("--seed", int, 0, "of the draws, and of --limit's and a split's choice"),
+    ):
+        parser.add_argument(
+            name, type=kind, default=default, metavar="X", help=f"{text} ({default})"
+        )
+    parser.add_argument(
+        "--limit", type=int, metavar="N", help="take so many training examples only"
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:

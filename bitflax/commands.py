@@ -37,7 +37,8 @@ def show_command(args: Namespace) -> None:
     """Print a recipe's docstring, dials, stages, bits and expected bytes."""
     file = recipefiles.read_recipe(args.recipe)
     made = file.build(args.settings)
-    _check_task(made.data.task)
+    if made.data is not None:
+        _check_task(made.data.task)
     config, where = outline.teacher_config(made)
     text = outline.describe(made, config)
     print(f"{file.path}\n\n{file.doc}\n\ndials (--set NAME=VALUE)")
@@ -83,7 +84,6 @@ def eval_command(args: Namespace) -> None:
     """Print a model's scores on a task's dev examples; of an own file, on all."""
     from bitflax import predict
 
-    columns = tuple(args.text.split(",")) if args.text else None
     named = args.task in tasks.task_names()
     predictor = predict.load(args.model)
     config, known = predictor.config, {}
@@ -94,7 +94,7 @@ def eval_command(args: Namespace) -> None:
     task = tasks.load_task(
         args.task,
         data_dir=args.data_dir,
-        text=columns[0] if columns and len(columns) == 1 else columns,
+        text=_columns(args.text),
         label=args.label,
         dev=None if named or Path(args.task).is_dir() else args.task,
         **known,
@@ -104,6 +104,40 @@ def eval_command(args: Namespace) -> None:
     for name, value in predictor.score(task).items():
         print(f"{name}\t{value:.4f}")
     print(f"examples\t{len(task.dev)}")
+
+
+def _columns(text: str | None) -> str | tuple[str, ...] | None:
+    """Return the columns that ``--text`` names."""
+    columns = tuple(text.split(",")) if text else None
+    return columns[0] if columns and len(columns) == 1 else columns
+
+
+def augment_command(args: Namespace) -> None:
+    """Write a task's training examples with their variants, or go on with it."""
+    from bitflax.data import augment
+
+    how = augment.Augment(
+        masked_lm=args.masked_lm,
+        vectors=args.vectors,
+        copies=args.copies,
+        probability=args.probability,
+        candidates=args.candidates,
+        seed=args.seed,
+    )
+    augment.check_out(args.out)
+    task = tasks.load_task(
+        args.task,
+        data_dir=args.data_dir,
+        text=_columns(args.text),
+        label=args.label,
+        dev=args.dev,
+        seed=args.seed,
+        limit=args.limit,
+    )
+    for note in task.notes:
+        print(f"note: {note}", file=sys.stderr)
+    rows = augment.write_augmented(task, args.out, how)
+    print(f"{args.out}\t{rows} rows of {len(task.train)} examples")
 
 
 def predict_command(args: Namespace) -> None:
