@@ -81,9 +81,8 @@ def train(work: Training, state: TrainState, run: runfolder.RunFolder) -> Traine
         run.rewind(work.name, first)
         clock = _Clock(extra["seconds"])
         with run.progress(work.steps, work.name, first) as bar:
-            state, scores = _steps(
-                work, state, first, run, bar, saved, signals, clock, extra["scores"]
-            )
+            steps = _Steps(work, run, bar, saved, signals, clock)
+            state, scores = steps.take(state, first, extra["scores"])
         if work.keep == "best":
             best = saved.restore(state, best=True)
             if best is not None:
@@ -91,40 +90,63 @@ def train(work: Training, state: TrainState, run: runfolder.RunFolder) -> Traine
     return Trained(state.params, scores, clock.seconds)
 
 
-def _steps(work, state, first, run, bar, saved, signals, clock, scores):
-    """Run the steps that are left; return the last state and its scores."""
-    means = _Means()
-    # Virtual devices that run ahead of each other can wait for each other for good.
-    many = jax.default_backend() == "cpu" and jax.local_device_count() > 1
-    for number in range(first + 1, work.steps + 1):
-        state, metrics = work.step(state, work.batch(number - 1))
-        if many:
-            jax.block_until_ready(metrics)
-        means.add(metrics)
-        bar.update(number, {})
-        last = number == work.steps
-        if number % LOG_EVERY == 0 or last:
-            values = means.read(work, number)
-            means = _Means()
-            rate = float(work.rate(number - 1))
-            run.log({"stage": work.name, "step": number, "loss": values, "lr": rate})
-            bar.update(number, values)
-        better = False
-        if number % work.eval_every == 0 or last:
-            scores = work.evaluate(state.params)
-            run.log({"stage": work.name, "step": number, "dev": scores})
-            bar.update(number, {work.metric: scores[work.metric]})
-            better = work.keep == "best"
-        if better or signals.caught or clock.due():
-            means.read(work, number)  # a state that diverged is not worth saving
-            extra = {"seconds": clock.seconds, "scores": scores}
-            metric = scores.get(work.metric) if better else None
-            saved.save(number, state, extra, metric)
-        if signals.caught:
-            saved.wait()
-            bar.write(f"saved at step {number}; the same command goes on from here")
-            signals.deliver()
-    return state, scores
+@dataclasses.dataclass
+class _Steps:
+    """The steps of a training that are left, and what has to happen between them."""
+
+    work: Training
+    run: runfolder.RunFolder
+    bar: Any
+    saved: checkpoints.Checkpoints
+    signals: "_Signals"
+    clock: "_Clock"
+
+    def take(
+        self, state: TrainState, first: int, scores: Scores
+    ) -> tuple[TrainState, Scores]:
+        """Run the steps after ``first``; return the last state and its scores."""
+        work, means = self.work, _Means()
+        # Virtual devices that run ahead of each other can wait for each other for good.
+        many = jax.default_backend() == "cpu" and jax.local_device_count() > 1
+        for number in range(first + 1, work.steps + 1):
+            state, metrics = work.step(state, work.batch(number - 1))
+            if many:
+                jax.block_until_ready(metrics)
+            means.add(metrics)
+            self.bar.update(number, {})
+            last = number == work.steps
+            if number % LOG_EVERY == 0 or last:
+                self._log(number, means.read(work, number))
+                means = _Means()
+            scored = number % work.eval_every == 0 or last
+            if scored:
+                scores = self._score(number, state)
+            better = scored and work.keep == "best"
+            if better or self.signals.caught or self.clock.due():
+                means.read(work, number)  # a state that diverged is not worth saving
+                extra = {"seconds": self.clock.seconds, "scores": scores}
+                metric = scores.get(work.metric) if better else None
+                self.saved.save(number, state, extra, metric)
+            if self.signals.caught:
+                self._stop(number)
+        return state, scores
+
+    def _log(self, number: int, values: Scores) -> None:
+        rate = float(self.work.rate(number - 1))
+        name = self.work.name
+        self.run.log({"stage": name, "step": number, "loss": values, "lr": rate})
+        self.bar.update(number, values)
+
+    def _score(self, number: int, state: TrainState) -> Scores:
+        scores, metric = self.work.evaluate(state.params), self.work.metric
+        self.run.log({"stage": self.work.name, "step": number, "dev": scores})
+        self.bar.update(number, {metric: scores[metric]})
+        return scores
+
+    def _stop(self, number: int) -> None:
+        self.saved.wait()
+        self.bar.write(f"saved at step {number}; the same command goes on from here")
+        self.signals.deliver()
 
 
 class _Means:

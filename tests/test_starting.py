@@ -1,0 +1,117 @@
+"""What a stage begins with: layers, shapes, widths, halves, learned activations."""
+
+import jax
+import numpy as np
+import pytest
+
+import bitflax as bf
+from bitflax import leaves, starting, trees, width
+from bitflax.lesson import Model
+from tests import tinyrun
+
+KEY = jax.random.key(0)
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory):
+    folder = tinyrun.write_teacher(tmp_path_factory.mktemp("start") / "teacher")
+    return Model(*bf.load_pretrained(folder))
+
+
+def judge(whole):
+    """Say that the last head and the last neurons matter most."""
+    config = whole.config
+    shape = (config.num_hidden_layers, config.num_attention_heads)
+    heads = np.tile(np.arange(shape[1], dtype=np.float32), (shape[0], 1))
+    neurons = np.tile(
+        np.arange(config.intermediate_size, dtype=np.float32), (shape[0], 1)
+    )
+    return width.Importance(heads, neurons)
+
+
+def start(init, teacher, before=None):
+    return starting.start(init, teacher, before or teacher, KEY, judge)
+
+
+def test_layers_of_the_model_before(teacher):
+    shallow = start(bf.Init(layers=(1,)), teacher)
+    assert shallow.config.num_hidden_layers == 1
+    kernel = shallow.params["encoder"]["layer_0"]["ffn"]["in"]["kernel"]
+    assert kernel is teacher.params["encoder"]["layer_1"]["ffn"]["in"]["kernel"]
+    again = start(bf.Init(source="teacher"), teacher, before=shallow)
+    assert again.config == teacher.config
+
+
+def test_another_shape_is_drawn_with_a_projection(teacher):
+    shape = bf.Shape(
+        num_hidden_layers=1,
+        hidden_size=24,
+        num_attention_heads=3,
+        intermediate_size=40,
+    )
+    found = start(bf.Init(shape=shape), teacher)
+    assert found.config.vocab_size == teacher.config.vocab_size
+    assert found.params["projection"]["kernel"].shape == (24, 32)
+    assert found.params["encoder"]["layer_0"]["ffn"]["in"]["kernel"].shape == (24, 40)
+    kept = start(bf.Init(), teacher, before=found)
+    np.testing.assert_array_equal(
+        kept.params["projection"]["kernel"], found.params["projection"]["kernel"]
+    )
+
+
+def test_half_the_width_keeps_what_matters(teacher):
+    half = start(bf.Init(width=(1, 32)), teacher)
+    assert (half.config.num_attention_heads, half.config.head_width) == (1, 16)
+    query = ("encoder", "layer_0", "attention", "query", "kernel")
+    mine, its = half.params, teacher.params
+    for name in query:
+        mine, its = mine[name], its[name]
+    np.testing.assert_array_equal(mine, its[:, 16:])
+
+
+def test_a_split_computes_what_the_ternary_did(teacher):
+    rules = bf.xtc_2bit()
+    halves = start(bf.Init(split=rules), teacher)
+    flat = trees.flatten(halves.params)
+    whole = trees.flatten(bf.quantize(teacher.params, rules))
+    binary = trees.flatten(bf.quantize(halves.params, bf.xtc_1bit()))
+    for path in trees.match(rules, whole):
+        assert isinstance(flat[path], leaves.Split)
+        np.testing.assert_allclose(leaves.dense(binary[path]), whole[path], atol=1e-6)
+
+
+def test_a_folder_gets_the_teachers_head(teacher, tmp_path):
+    folder = tinyrun.write_teacher(tmp_path / "other", layers=1)
+    labelled = teacher.config
+    found = start(bf.Init(source=str(folder)), teacher)
+    assert found.config.num_hidden_layers == 1
+    assert found.config.num_labels == labelled.num_labels
+
+
+def test_learned_activations_are_made_kept_and_dropped(teacher):
+    batch = {
+        "input_ids": np.array([[2, 6, 14, 3]], np.int32),
+        "attention_mask": np.ones((1, 4), np.int32),
+        "token_type_ids": np.zeros((1, 4), np.int32),
+    }
+    loss = bf.weighted(logits=(1.0, bf.soft_labels))
+    lsq = bf.Stage(name="a4", loss=loss, act=bf.lsq_act(4), rules=bf.binarybert_1bit())
+    pact = bf.Stage(name="a8", loss=loss, act=bf.binarybert_act(8))
+    plain = bf.Stage(name="fp32", loss=loss)
+    site = "encoder/layer_0/ffn/in/input"
+
+    def fit(params, stage, before):
+        return starting.fit_act(Model(teacher.config, params), stage, before, batch)
+
+    first = fit(teacher.params, lsq, None)
+    assert trees.flatten(first)[site].shape == ()
+    assert fit(first, lsq, lsq.act) is first
+    other = trees.flatten(fit(first, pact, lsq.act))
+    np.testing.assert_array_equal(other[site], [-2.5, 2.5])
+    bare = trees.flatten(fit(first, plain, lsq.act))
+    assert bare.keys() == trees.flatten(teacher.params).keys()
+    quantised = bf.quantize(teacher.params, lsq.rules)
+    by_hand = bf.init_act(quantised, lsq.act, batch, teacher.config)
+    np.testing.assert_allclose(
+        trees.flatten(first)[site], trees.flatten(by_hand)[site], rtol=1e-6
+    )
