@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from bitflax.errors import ConfigError
-from bitflax.leaves import Packed
+from bitflax.leaves import Packed, Split
 from bitflax.tensorfile import Entry
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -21,7 +21,11 @@ _FLOATS = ("F16", "F32")
 
 
 class SizeRow(NamedTuple):
-    """A parameter's, the tokenizer's or the header's share of the file."""
+    """A parameter's, the tokenizer's or the header's share of the file.
+
+    ``values`` are positions of the matrix; a split one has ``bits`` of both halves for
+    each.
+    """
 
     name: str
     bits: int
@@ -41,6 +45,26 @@ def narrow(x: Any) -> np.ndarray:
     return short if np.array_equal(short.astype(np.float32), x) else x
 
 
+def halves(path: str) -> tuple[str, str]:
+    """Return the names of the two halves of a split matrix.
+
+    >>> halves("ffn/in/kernel")
+    ('ffn/in/kernel_1', 'ffn/in/kernel_2')
+    """
+    return f"{path}_1", f"{path}_2"
+
+
+def _parts(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """Return ``{name: leaf}`` where the halves of a split matrix stand by name."""
+    found = {}
+    for path, leaf in flat.items():
+        if isinstance(leaf, Split):
+            found |= zip(halves(path), (leaf.a, leaf.b), strict=True)
+        else:
+            found[path] = leaf
+    return found
+
+
 def check_tree(flat: Mapping[str, Any], shapes: Shapes) -> None:
     """Refuse to write a tree that is not the configuration's.
 
@@ -55,13 +79,20 @@ def check_tree(flat: Mapping[str, Any], shapes: Shapes) -> None:
         elif tuple(flat[path].shape) != shapes[path]:
             found = tuple(flat[path].shape)
             problem = f"expected the shape {shapes[path]}, found {found}"
-        elif isinstance(flat[path], Packed) and len(shapes[path]) != 2:
+        elif isinstance(flat[path], Packed | Split) and len(shapes[path]) != 2:
             problem = "a packed vector"
+        elif isinstance(flat[path], Split) and not _are_packed(flat[path]):
+            problem = "its halves are not two packed matrices of its shape"
         else:
             continue
         raise ConfigError(
             place, problem, fix="save the tree that pack() gave, with its own config"
         )
+
+
+def _are_packed(split: Split) -> bool:
+    both = (split.a, split.b)
+    return all(isinstance(x, Packed) and x.shape == split.shape for x in both)
 
 
 def specs(flat: Mapping[str, Any]) -> dict[str, dict]:
@@ -72,7 +103,7 @@ def specs(flat: Mapping[str, Any]) -> dict[str, dict]:
             "shape": list(leaf.shape),
             "groups": list(leaf.scale.shape),
         }
-        for path, leaf in sorted(flat.items())
+        for path, leaf in sorted(_parts(flat).items())
         if isinstance(leaf, Packed)
     }
 
@@ -80,7 +111,7 @@ def specs(flat: Mapping[str, Any]) -> dict[str, dict]:
 def to_tensors(flat: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """Return the file's tensors of a tree: ``P``, or ``P.codes`` and ``P.scale``."""
     tensors = {}
-    for path, leaf in flat.items():
+    for path, leaf in _parts(flat).items():
         if isinstance(leaf, Packed):
             tensors[f"{path}.codes"] = np.asarray(leaf.codes, np.uint8)
             tensors[f"{path}.scale"] = narrow(leaf.scale)
@@ -89,13 +120,20 @@ def to_tensors(flat: Mapping[str, Any]) -> dict[str, np.ndarray]:
     return tensors
 
 
-def check_specs(found: Any, shapes: Shapes) -> dict[str, dict]:
-    """Read the metadata's table of packed parameters."""
+def check_specs(found: Any, shapes: Shapes, split: bool = False) -> dict[str, dict]:
+    """Read the metadata's table of packed parameters.
+
+    Args:
+      found: the JSON.
+      shapes: ``{path: shape}`` of the configuration.
+      split: whether a matrix may have two halves, by their names.
+    """
     if not isinstance(found, dict):
         raise ValueError("packed: not a JSON object")
-    for path, spec in found.items():
+    for name, spec in found.items():
+        path = _owner(name, found) if split and name not in shapes else name
         if path not in shapes or len(shapes[path]) != 2:
-            raise ValueError(f"packed: {path[:80]!r} is no matrix of this model")
+            raise ValueError(f"packed: {name[:80]!r} is no matrix of this model")
         if not isinstance(spec, dict) or set(spec) != {"bits", "shape", "groups"}:
             raise ValueError(f"packed: {path}: expected bits, shape and groups")
         rows, cols = shapes[path]
@@ -107,6 +145,15 @@ def check_specs(found: Any, shapes: Shapes) -> dict[str, dict]:
         if not _are_groups(groups, rows, cols):
             raise ValueError(f"packed: {path}: groups do not divide {rows, cols}")
     return found
+
+
+def _owner(name: str, found: Mapping[str, Any]) -> str:
+    """Return the path whose halves ``name`` and its twin are; both must be there."""
+    path = name[:-2] if name.endswith(("_1", "_2")) else name
+    twins = halves(path)
+    if name in twins and (path in found or not all(twin in found for twin in twins)):
+        raise ValueError(f"packed: {path[:80]!r}: expected two halves, and no whole")
+    return path
 
 
 def _are_groups(found: Any, rows: int, cols: int) -> bool:
@@ -123,12 +170,14 @@ def check_entries(
     """Refuse a header whose tensors are not exactly those of the configuration."""
     expected: dict[str, tuple[tuple[str, ...], tuple[int, ...]]] = {}
     for path, shape in shapes.items():
-        if path not in packed:
+        names = [name for name in (path, *halves(path)) if name in packed]
+        if not names:
             expected[path] = _FLOATS, shape
-            continue
-        (rows, cols), spec = shape, packed[path]
-        expected[f"{path}.codes"] = ("U8",), (rows, math.ceil(cols * spec["bits"] / 8))
-        expected[f"{path}.scale"] = _FLOATS, tuple(spec["groups"])
+        for name in names:
+            spec, (rows, cols) = packed[name], shape
+            size = math.ceil(cols * spec["bits"] / 8)
+            expected[f"{name}.codes"] = ("U8",), (rows, size)
+            expected[f"{name}.scale"] = _FLOATS, tuple(spec["groups"])
     names = set(entries) - {"tokenizer"}
     if names != set(expected):
         odd = sorted(names ^ set(expected))[0]
@@ -169,22 +218,27 @@ def to_leaves(
     """
     flat: dict[str, Any] = {}
     for path, shape in shapes.items():
+        names = [name for name in (path, *halves(path)) if name in packed]
         try:
-            if path in packed:
-                parts = tensors[f"{path}.codes"], tensors[f"{path}.scale"]
-                flat[path] = _packed(*parts, packed[path]["bits"], shape)
-            else:
-                flat[path] = _floats(tensors[path])
+            found = [
+                _packed(tensors, name, packed[name]["bits"], shape) for name in names
+            ]
+            if not found:
+                found = [_floats(tensors[path])]
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
+        flat[path] = found[0] if len(found) == 1 else Split(*found)
     return flat
 
 
-def _packed(codes: np.ndarray, scale: np.ndarray, bits: int, shape: Any) -> Packed:
+def _packed(
+    tensors: Mapping[str, np.ndarray], name: str, bits: int, shape: tuple[int, ...]
+) -> Packed:
+    codes, scale = tensors[f"{name}.codes"], tensors[f"{name}.scale"]
     check_codes(codes, bits, shape[1])
     if np.signbit(scale).any():
         raise ValueError("a scale is negative")
-    return Packed(jnp.asarray(codes), _floats(scale), bits, tuple(shape))
+    return Packed(jnp.asarray(codes), _floats(scale), bits, shape)
 
 
 def _floats(x: np.ndarray) -> Any:
@@ -198,17 +252,19 @@ def rows(
     packed: Mapping[str, dict],
 ) -> list[SizeRow]:
     """Return a row a parameter of tensors {name: (shape, bytes, bytes an item)}."""
-    shares = []
+    shares: dict[str, SizeRow] = {}
     for name, (shape, size, item) in sorted(found.items()):
         path, _, part = name.rpartition(".")
         if part == "codes":
-            spec = packed[path]
-            values = int(np.prod(spec["shape"]))
-            size += found[f"{path}.scale"][1]
-            shares.append(SizeRow(path, spec["bits"], values, size))
+            spec, size = packed[path], size + found[f"{path}.scale"][1]
+            half = path.endswith(("_1", "_2"))  # as no parameter's own name ends
+            label = f"{path[:-2]} (two halves)" if half else path
+            other = shares.get(label, SizeRow(label, 0, 0, 0))
+            bits, values = spec["bits"] + other.bits, int(np.prod(spec["shape"]))
+            shares[label] = SizeRow(label, bits, values, size + other.bytes)
         elif part != "scale" or not path:
-            shares.append(SizeRow(name, 8 * item, int(np.prod(shape)), size))
-    return shares
+            shares[name] = SizeRow(name, 8 * item, int(np.prod(shape)), size)
+    return [*shares.values()]
 
 
 def size_table(rows: list[SizeRow]) -> str:

@@ -1,7 +1,7 @@
 """The 1-bit file: a student of 1, 2 and 8 bits a weight, and all it takes to run it.
 
-Format, version 1
------------------
+Format, versions 1 and 2
+------------------------
 A safetensors file: a little-endian uint64, the bytes of the header; the header, a
 UTF-8 JSON object; the tensors' bytes, without a gap, from the header's end to the
 file's. The header names every tensor with ``dtype``, ``shape`` and ``data_offsets``
@@ -13,7 +13,10 @@ are [in, out]) there is either
 
 - ``P``: F16 or F32 of the parameter's shape, or
 - ``P.codes``, U8 [rows, ceil(cols bits / 8)], and ``P.scale``, F16 or F32 [1 or rows,
-  groups], where ``P`` is a matrix [rows, cols].
+  groups], where ``P`` is a matrix [rows, cols], or
+- the sum of two such matrices, ``P_1.codes``, ``P_1.scale``, ``P_2.codes`` and
+  ``P_2.scale``: the halves of a split student (``bitflax.splitting``), which takes two
+  planes of one bit for each position. Version 2 alone has such.
 
 A row of codes is packed by itself, the lowest bits of a byte first, its last byte
 filled with zero bits. The field ``c`` in column ``j`` of row ``i`` stands for
@@ -29,13 +32,14 @@ tokens of ids 0, 1, ..., and ``model.vocab`` of the JSON is null in their place.
 
 ==========  ======================================================================
 format      ``bitflax-packed``
-version     ``1``
+version     ``1``, or ``2`` where a parameter has halves
 config      JSON of ``BertConfig``, all its fields; ``id2label`` are the labels
 act         JSON of the activation quantizers: null; ``{"quantizer": "symmetric" or
             "asymmetric", "bits", "axis", "levels", "groups"}``; or a list of pairs
             [regex of a site, quantizer], of which the first match decides
 packed      JSON ``{P: {"bits": 1, 2 or 8, "shape": [rows, cols], "groups": [1 or
-            rows, groups]}}`` of every parameter that is stored as codes
+            rows, groups]}}`` of every parameter that is stored as codes; where it has
+            halves, ``P_1`` and ``P_2`` both, and no ``P``
 extras      JSON object of whatever the writer adds; readers may ignore it
 sha256      64 hex digits, as ``bitflax.tensorfile.digest`` says: over, each text
             ended by a zero byte, key and value of the other metadata in sorted order,
@@ -49,19 +53,23 @@ before a tensor is read; then the checksum, scales, padding bits and fields.
 
 import json
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
 from bitflax import encoding, leaves, packedfile, packedmeta, tensorfile, trees
-from bitflax.errors import (
-    DamagedFile,
-    InputMissing,
-    OutputError,
-    StorageError,
-)
+from bitflax.errors import OutputError, StorageError
+from bitflax.leaves import Split
 from bitflax.packedfile import SizeRow, size_table
+from bitflax.packedreader import (
+    FORMAT,
+    VERSIONS,
+    PackedModel,
+    load_packed,
+    read_packed,
+    size_report,
+)
 from bitflax.rules import Rules, quantize
 from bitflax.types import BertConfig, Params
 
@@ -78,20 +86,6 @@ __all__ = [
 ]
 
 RESTS = ("int8", "float16", "float32")
-_FORMAT = {"format": "bitflax-packed", "version": "1"}
-_KEYS = {*_FORMAT, "config", "act", "packed", "extras", "sha256"}
-
-
-class PackedModel(NamedTuple):
-    """All that a packed file holds."""
-
-    config: BertConfig
-    packed: Params
-    """Matrices and tables as ``Packed`` or float32 arrays, vectors as arrays."""
-    act: Any
-    tokenizer: str | None
-    """The text of ``tokenizer.json``."""
-    extras: dict[str, Any]
 
 
 def pack(params: Params, rules: Rules, rest: str = "int8") -> Params:
@@ -99,8 +93,9 @@ def pack(params: Params, rules: Rules, rest: str = "int8") -> Params:
 
     The bits are read off the quantised *values*, not off the quantizer: -s and s take
     1 bit, -s, 0 and s take 2, with one s a tensor, an output channel, a row, or a run
-    of the last axis. A vector that a rule quantises is kept as its values. What is
-    dropped: ``projection/...``, which only training uses.
+    of the last axis. A vector that a rule quantises is kept as its values. The halves
+    of a ``Split`` matrix are packed each by itself; of one that no rule matches, their
+    sum is. What is dropped: ``projection/...``, which only training uses.
 
     Args:
       params: a tree of latent weights, as training leaves it.
@@ -110,9 +105,10 @@ def pack(params: Params, rules: Rules, rest: str = "int8") -> Params:
         two rows float16. ``"float16"``: all float16. ``"float32"``: exact.
 
     Returns:
-      The tree with ``Packed`` for matrices that are codes, float32 arrays else; the
-      model function takes it in place of ``params``. With a rest that is not float32,
-      the scales of rows are rounded to float16 (one part in 2048).
+      The tree with ``Packed`` for matrices that are codes (a ``Split`` of two where it
+      was split), float32 arrays else; the model function takes it in place of
+      ``params``. With a rest that is not float32, the scales of rows are rounded to
+      float16 (one part in 2048).
 
     Raises:
       ValueError: ``rest`` is none of the three, or a rule matches no path.
@@ -128,11 +124,20 @@ def pack(params: Params, rules: Rules, rest: str = "int8") -> Params:
         raise ValueError(f"rest must be one of {', '.join(RESTS)}, not {rest!r}")
     chosen = trees.match(rules, trees.flatten(params))
     packed = {
-        path: encoding.pack_leaf(path, leaf, path in chosen, rest)
+        path: _pack(path, leaf, path in chosen, rest)
         for path, leaf in trees.flatten(quantize(params, rules)).items()
         if not path.startswith("projection/")
     }
     return trees.unflatten(packed)
+
+
+def _pack(path: str, leaf: Any, chosen: bool, rest: str) -> Any:
+    if isinstance(leaf, Split):
+        if chosen and len(leaf.shape) == 2:
+            halves = (encoding.pack_leaf(path, x, True, rest) for x in (leaf.a, leaf.b))
+            return Split(*halves)
+        leaf = leaves.dense(leaf)
+    return encoding.pack_leaf(path, leaf, chosen, rest)
 
 
 def unpack(packed: Params) -> Params:
@@ -154,7 +159,8 @@ def _parts(
         xz = packedmeta.tokenizer_to_bytes(text)
         tensors["tokenizer"] = np.frombuffer(xz, np.uint8)
     metadata = {
-        **_FORMAT,
+        "format": FORMAT,
+        "version": VERSIONS[any(isinstance(leaf, Split) for leaf in flat.values())],
         "config": packedmeta.config_to_json(config),
         "act": packedmeta.act_to_json(act),
         "packed": json.dumps(packedfile.specs(flat), separators=(",", ":")),
@@ -198,99 +204,3 @@ def save_packed(
         ) from error
     except OSError as error:
         raise StorageError(path, str(error.strerror), fix="free some space") from error
-
-
-def _header(path: Path) -> tuple[tensorfile.Header, BertConfig, dict]:
-    """Read all that stands before the tensors; it fits the configuration."""
-    header = tensorfile.read_header(path)
-    found = header.metadata
-    if found.get("format") != _FORMAT["format"]:
-        raise ValueError("a safetensors file, but no packed student")
-    if found.get("version") != _FORMAT["version"]:
-        raise ValueError(f"version {found.get('version')!r:.20}, where 1 is known")
-    if set(found) != _KEYS:
-        odd = sorted(set(found) ^ _KEYS)
-        raise ValueError(f"metadata: unknown or missing keys: {odd!r:.80}")
-    config = packedmeta.config_from_json(found["config"])
-    if config.num_hidden_layers > len(header.entries):
-        raise ValueError("config: more layers than there are tensors")
-    shapes = packedmeta.parameter_shapes(config)
-    packed = tensorfile.strict_json(found["packed"], "packed")
-    specs = packedfile.check_specs(packed, shapes)
-    packedfile.check_entries(header.entries, shapes, specs)
-    return header, config, specs
-
-
-def _read(path: Path) -> PackedModel:
-    header, config, specs = _header(path)
-    act = packedmeta.act_from_json(header.metadata["act"])
-    extras = tensorfile.strict_json(header.metadata["extras"], "extras")
-    if not isinstance(extras, dict):
-        raise ValueError("extras: not a JSON object")
-    tensors = tensorfile.read_tensors(path, header)
-    xz = tensors.pop("tokenizer", None)
-    packed = packedfile.to_leaves(tensors, packedmeta.parameter_shapes(config), specs)
-    text = None
-    if xz is not None:
-        text = packedmeta.tokenizer_from_bytes(xz.tobytes(), config.vocab_size)
-    return PackedModel(config, trees.unflatten(packed), act, text, extras)
-
-
-def read_packed(path: str | Path) -> PackedModel:
-    """Read a packed file, every part of it verified.
-
-    Raises:
-      InputMissing: there is no such file.
-      StorageError: reading failed.
-      DamagedFile: something in it is not as it was written; says what.
-    """
-    return _guarded(_read, Path(path))
-
-
-def load_packed(path: str | Path) -> tuple[BertConfig, Params]:
-    """Read a packed file's configuration and tree; see ``read_packed``.
-
-    The tree takes the place of ``params``: ``bert(config, act)(packed, batch)``.
-    """
-    model = read_packed(path)
-    return model.config, model.packed
-
-
-def _guarded(read: Any, path: Path) -> Any:
-    try:
-        return read(path)
-    except FileNotFoundError:
-        raise InputMissing(path, "no such file", fix="check the path") from None
-    except OSError as error:
-        raise StorageError(
-            path, f"cannot be read: {error.strerror}", fix="give a packed file"
-        ) from error
-    except ValueError as error:
-        raise DamagedFile(
-            path, str(error), fix="fetch the file again, or pack the student again"
-        ) from error
-
-
-def size_report(packed: Params | str | Path) -> list[SizeRow]:
-    """Account for every byte of a packed file, or of a packed tree's tensors.
-
-    ``size_table`` makes a text of it.
-
-    Returns:
-      A row a parameter, codes and scales together; of a file, then the tokenizer and
-      the header (lengths, names, metadata): the bytes add up to the file's.
-    """
-    if isinstance(packed, dict):
-        flat = trees.flatten(packed)
-        specs, tensors = packedfile.specs(flat), packedfile.to_tensors(flat)
-        found = {name: (t.shape, t.nbytes, t.itemsize) for name, t in tensors.items()}
-        return packedfile.rows(found, specs)
-    header, _, specs = _guarded(_header, Path(packed))
-    found = {
-        name: (e.shape, e.stop - e.start, tensorfile.DTYPES[e.dtype].itemsize)
-        for name, e in header.entries.items()
-    }
-    return [
-        *packedfile.rows(found, specs),
-        SizeRow("header", 8, header.size, header.size),
-    ]

@@ -72,6 +72,9 @@ def dense(header, data):
                 s = scale[i if len(scale) > 1 else 0, j * groups // cols]
                 values[i, j] = np.float32(s) * meant[spec["bits"]]
         out[path] = values
+    for name in [name for name in out if name.endswith("_1")]:
+        path = name.removesuffix("_1")
+        out[path] = out.pop(name) + out.pop(f"{path}_2")
     tensors.pop("tokenizer", None)
     return out | {name: array.astype(np.float32) for name, array in tensors.items()}
 

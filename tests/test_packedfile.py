@@ -16,18 +16,20 @@ import pytest
 
 import bitflax as bf
 from bitflax import packedfile, packedmeta, packing, trees
-from bitflax.errors import DamagedFile
+from bitflax.errors import ConfigError, DamagedFile
+from bitflax.leaves import Packed, Split
 from tests import packedfiles, small
 
 CONFIG = small.config(1, hidden_size=12, num_attention_heads=2, vocab_size=20)
 WORD, POOLER = "embeddings/word/embedding", "pooler/kernel"
 FFN = "encoder/layer_0/ffn/in/kernel"
+QUERY = "encoder/layer_0/attention/query/kernel"
 TOKENIZER = '{"model":{"type":"WordPiece","vocab":{"[PAD]":0,"[UNK]":1}}}'
 
 
 @functools.cache
 def good() -> bytes:
-    """The bytes of a file with 1, 2 and 8 bits, padding bits, act and tokenizer."""
+    """The bytes of a file with 1, 2 and 8 bits, halves, padding, act and tokenizer."""
     rules = (
         (r"encoder/.*/in/kernel", bf.ternarize),
         (r"encoder/.*/kernel", bf.binarize),
@@ -36,6 +38,7 @@ def good() -> bytes:
     rng = np.random.default_rng(0)
     shapes = packedmeta.parameter_shapes(CONFIG)
     flat = {path: rng.normal(size=shape) for path, shape in shapes.items()}
+    flat[QUERY] = Split(flat[QUERY], rng.normal(size=shapes[QUERY]))
     params = jax.tree.map(jnp.float32, trees.unflatten(flat))
     with tempfile.TemporaryDirectory() as folder:
         path = pathlib.Path(folder) / "m"
@@ -167,6 +170,8 @@ def tokenizer(raw):
     return change
 
 
+BIASES = ("pooler/bias_1", "pooler/bias_2")
+QUARTERS = (f"{QUERY}_1_1", f"{QUERY}_1_2")
 HOSTILE = {
     "a negative scale": (put(f"{FFN}.scale", np.float32(-1)), "scale is negative"),
     "minus zero": (put(f"{FFN}.scale", np.float32(-0.0)), "scale is negative"),
@@ -209,7 +214,7 @@ HOSTILE = {
     "more in an entry": (entry("pooler/bias", more=1), "more or less than a tensor"),
     "a missing tensor": (drop, "does not start where"),
     "an unknown key": (text("more", "1"), "unknown or missing keys: .'more'."),
-    "another version": (text("version", "2"), "version '2', where 1 is known"),
+    "another version": (text("version", "3"), "version '3', where 1 and 2 are"),
     "another format": (text("format", "gguf"), "no packed student"),
     "a number among the texts": (text("version", 1), "not a table of texts"),
     "a config of a list": (text("config", "[]"), "not those of a BertConfig"),
@@ -284,6 +289,41 @@ HOSTILE = {
         meta("packed", lambda p: p.update({"../../etc/passwd": p[FFN]})),
         "no matrix of this model",
     ),
+    "one half": (meta("packed", lambda p: p.pop(f"{QUERY}_2").clear()), "two halves"),
+    "halves and a whole": (
+        meta("packed", lambda p: p.update({QUERY: p[f"{QUERY}_1"]})),
+        "two halves, and no whole",
+    ),
+    "halves of a vector": (
+        meta("packed", lambda p: p.update(dict.fromkeys(BIASES, p[FFN]))),
+        "no matrix of this model",
+    ),
+    "halves of a half": (
+        meta("packed", lambda p: p.update(dict.fromkeys(QUARTERS, p[FFN]))),
+        "expected two halves, and no whole",
+    ),
+    "a third half": (
+        meta("packed", lambda p: p.update({f"{QUERY}_3": p[FFN]})),
+        "no matrix of this model",
+    ),
+    "halves in version 1": (text("version", "1"), "no matrix of this model"),
+    "halves that are not stored": (
+        meta(
+            "packed",
+            lambda p: p.update(
+                {f"{POOLER}_1": p[POOLER], f"{POOLER}_2": p.pop(POOLER)}
+            ),
+        ),
+        "pooler/kernel.codes' is unknown",
+    ),
+    "a negative scale of a half": (
+        put(f"{QUERY}_2.scale", np.float32(-1)),
+        f"{QUERY}: a scale is negative",
+    ),
+    "a padding bit of a half": (
+        put(f"{QUERY}_1.codes", np.uint8([0, 0x10])),
+        f"{QUERY}: padding bits",
+    ),
     "less in packed": (
         meta("packed", lambda p: p[FFN].pop("bits") * 0),
         "expected bits",
@@ -346,6 +386,33 @@ def test_a_hostile_file_with_the_right_checksum_is_refused(name, file):
     forged(file, change)
     with pytest.raises(DamagedFile, match=problem):
         packing.read_packed(file)
+
+
+def test_a_file_of_version_1_is_read_as_ever(golden):
+    found = packing.read_packed(golden / "packed_v1.safetensors")
+    assert found.config == CONFIG
+    header, data = packedfiles.split(golden / "packed_v1.safetensors")
+    assert header["__metadata__"]["version"] == "1"
+    values = packedfiles.dense(header, data)
+    for path, leaf in trees.flatten(packing.unpack(found.packed)).items():
+        np.testing.assert_array_equal(leaf, values[path])
+
+
+def test_what_has_no_halves_is_written_as_version_1(file, golden):
+    old = golden / "packed_v1.safetensors"
+    found = packing.read_packed(old)
+    packing.save_packed(file, *found)
+    assert file.read_bytes() == old.read_bytes()
+
+
+def test_a_split_whose_halves_are_not_packed_is_not_written(file):
+    found = packing.read_packed(file)
+    flat = trees.flatten(found.packed)
+    whole = flat[QUERY].a
+    assert isinstance(whole, Packed)
+    flat[QUERY] = Split(whole, jnp.zeros(whole.shape))
+    with pytest.raises(ConfigError, match=f"{QUERY}: its halves are not two packed"):
+        packing.save_packed(file, found.config, trees.unflatten(flat))
 
 
 def test_forging_nothing_changes_nothing(file):

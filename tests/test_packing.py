@@ -9,7 +9,7 @@ import safetensors
 import safetensors.numpy
 
 import bitflax as bf
-from bitflax import packedmeta, packing, trees
+from bitflax import leaves, packedmeta, packing, splitting, trees
 from bitflax.errors import (
     ConfigError,
     DamagedFile,
@@ -70,6 +70,56 @@ def saved(tmp_path):
         path, CONFIG, packed, ACT, TOKENIZER, extras={"task": "icd10cm"}
     )
     return path
+
+
+def split_params(per="tensor"):
+    return splitting.split(params(), bf.xtc_2bit(per))
+
+
+@pytest.mark.parametrize("per", ["tensor", "channel"])
+def test_a_split_student_is_two_planes_of_one_bit(per, tmp_path):
+    tree, rules = split_params(per), bf.xtc_1bit(per)
+    packed = packing.pack(tree, rules, rest="float32")
+    packing.save_packed(tmp_path / "m", CONFIG, packed, ACT)
+    _, loaded = packing.load_packed(tmp_path / "m")
+    assert jax.tree.structure(loaded) == jax.tree.structure(packed)
+    jax.tree.map(np.testing.assert_array_equal, loaded, packed)
+    quantised = trees.flatten(bf.quantize(tree, rules))
+    header, data = packedfiles.split(tmp_path / "m")
+    assert header["__metadata__"]["version"] == "2"
+    read = packedfiles.dense(header, data)
+    for path, leaf in trees.flatten(loaded).items():
+        np.testing.assert_array_equal(
+            leaves.dense(leaf), leaves.dense(quantised[path]), err_msg=path
+        )
+        np.testing.assert_array_equal(read[path], leaves.dense(leaf), err_msg=path)
+    expected = logits(bf.quantize(params(), bf.xtc_2bit(per)))
+    np.testing.assert_allclose(logits(loaded), expected, atol=1e-4)
+
+
+def test_the_size_report_says_two_bits_a_position_of_a_split_student(tmp_path):
+    packed = packing.pack(split_params(), bf.xtc_1bit())
+    packing.save_packed(tmp_path / "m", CONFIG, packed, ACT)
+    rows = {row.name: row for row in packing.size_report(tmp_path / "m")}
+    row = rows["encoder/layer_0/ffn/in/kernel (two halves)"]
+    assert row[1:3] == (2, 16 * 32)
+    assert row.bytes == 2 * (16 * 32 // 8 + 4)
+    assert sum(r.bytes for r in rows.values()) == (tmp_path / "m").stat().st_size
+    tree = packing.size_report(packed)
+    assert [r for r in rows.values() if r.name != "header"] == tree
+
+
+def test_a_split_that_no_rule_quantises_is_packed_as_its_sum():
+    packed = packing.pack(split_params(), ())
+    whole = packing.pack(splitting.merge(split_params()), ())
+    assert jax.tree.structure(packed) == jax.tree.structure(whole)
+    jax.tree.map(np.testing.assert_array_equal, packed, whole)
+
+
+def test_a_split_vector_that_a_rule_quantises_is_kept_as_its_values():
+    halves = leaves.Split(jnp.array([1.0, -2.0]), jnp.array([3.0, 4.0]))
+    packed = packing.pack({"bias": halves}, [("bias", bf.binarize)], "float32")
+    np.testing.assert_array_equal(packed["bias"], [1.5 + 3.5, -1.5 + 3.5])
 
 
 @pytest.mark.parametrize("rules", RULES)
