@@ -13,13 +13,16 @@ import types
 import typing
 from typing import Any
 
-from bitflax import hfnames, quantizers, tensorfile
+from bitflax import activations, hfnames, learned, quantizers, tensorfile
 from bitflax.errors import ConfigError
 from bitflax.types import BertConfig
 
 ACTIVATIONS = {
     "symmetric": quantizers.symmetric,
     "asymmetric": quantizers.asymmetric,
+    "clipped": learned.clipped,
+    "lsq": learned.lsq,
+    "elastic": learned.elastic,
 }
 MAX_TOKENIZER = 8 << 20
 _MAX_PARTS = 500_000
@@ -72,16 +75,24 @@ def _labels(found: Any, count: int) -> dict[int, str]:
     return {i: name for i, name in enumerate(found.values())}
 
 
-def parameter_shapes(config: BertConfig) -> dict[str, tuple[int, ...]]:
-    """Return ``{path: shape}`` of every parameter, layer by layer.
+def parameter_shapes(config: BertConfig, act: Any = None) -> dict[str, tuple[int, ...]]:
+    """Return ``{path: shape}`` of every parameter, what activations learn last.
+
+    Args:
+      config: the model's shape.
+      act: its activation quantizers; those that learn have a parameter at each site.
+
+    Raises:
+      ValueError: a rule of ``act`` matches no site.
 
     >>> parameter_shapes(BertConfig())["encoder/layer_0/ffn/in/kernel"]
     (768, 3072)
     """
-    return {
+    shapes = {
         entry.path: entry.shape[::-1] if entry.transposed else entry.shape
         for entry in hfnames.entries(config)
     }
+    return shapes | activations.learned_shapes(act, config)
 
 
 def act_to_json(act: Any) -> str:
@@ -117,6 +128,9 @@ def _named(quantizer: Any) -> dict[str, Any] | None:
             fix=f"use one of {', '.join(ACTIVATIONS)}, or save with act=None and hand "
             "the quantizer to bitflax.bert yourself",
         )
+    if isinstance(quantizer, learned.clipped):
+        inner = _named(quantizer.quantizer)
+        return {"quantizer": name, "inner": inner, "at": quantizer.at}
     return {"quantizer": name, **dataclasses.asdict(quantizer)}
 
 
@@ -141,23 +155,45 @@ def _quantizer(found: Any) -> Any:
         raise ValueError(f"act: a quantizer is none of {', '.join(ACTIVATIONS)}")
     fields = {name: value for name, value in found.items() if name != "quantizer"}
     made = ACTIVATIONS[kind]
+    if made is learned.clipped:
+        fields["quantizer"] = _inner(fields.pop("inner", None))
     if set(fields) != {field.name for field in dataclasses.fields(made)}:
         raise ValueError(f"act: the fields are not those of {kind}")
-    axis = fields["axis"]
-    if isinstance(axis, list):
-        fields["axis"] = axis = tuple(axis)
-    axes = axis if isinstance(axis, tuple) else (axis,)
-    whole = all(_is(n, int | None) and -4 <= (n or 0) <= 3 for n in axes)
-    if (
-        not whole
-        or not _is(fields["bits"], int)
-        or not _is(fields["groups"], int | None)
-    ):
-        raise ValueError(f"act: bits, axis or groups of {kind} are not whole numbers")
+    if isinstance(fields.get("axis"), list):
+        fields["axis"] = tuple(fields["axis"])
+    odd = [name for name, value in fields.items() if not _FIELDS[name](value)]
+    if odd:
+        raise ValueError(
+            f"act: {odd[0]} of {kind} cannot be {str(fields[odd[0]])[:40]}"
+        )
     try:
         return made(**fields)
     except (ValueError, TypeError) as error:
         raise ValueError(f"act: {error}") from None
+
+
+def _inner(found: Any) -> Any:
+    """Return what ``clipped`` rounds by: one of the two that learn nothing."""
+    kind = found.get("quantizer") if isinstance(found, dict) else None
+    if kind not in ("symmetric", "asymmetric"):
+        raise ValueError("act: clipped rounds by symmetric or asymmetric")
+    return _quantizer(found)
+
+
+def _is_axis(found: Any) -> bool:
+    axes = found if isinstance(found, tuple) else (found,)
+    return all(_is(n, int | None) and -4 <= (n or 0) <= 3 for n in axes)
+
+
+_FIELDS = {
+    "axis": _is_axis,
+    "bits": lambda found: _is(found, int),
+    "groups": lambda found: _is(found, int | None),
+    "levels": lambda found: _is(found, str),
+    "signed": lambda found: _is(found, bool),
+    "at": lambda found: _is(found, float),
+    "quantizer": lambda found: True,
+}
 
 
 def _site_regex(found: Any) -> str:

@@ -6,8 +6,9 @@ import jax
 import pytest
 
 import bitflax as bf
-from bitflax import packedmeta, trees
+from bitflax import activations, packedmeta, profiles, trees
 from bitflax.errors import ConfigError
+from bitflax.learned import clipped, elastic
 from tests import small
 
 CONFIGS = {
@@ -46,12 +47,54 @@ ACTS = [
         (r"encoder/.*/probs", bf.asymmetric(bits=2)),
     ),
     (),
+    *(profiles.binarybert_act(), profiles.lsq_act(8), profiles.elastic_act(1)),
+    clipped(bf.symmetric(bits=4, axis=(0, -1)), at=1.0),
+    elastic(bits=2, signed=False),
 ]
 
 
 @pytest.mark.parametrize("act", ACTS)
 def test_activation_quantizers_come_back(act):
     assert packedmeta.act_from_json(packedmeta.act_to_json(act)) == act
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"quantizer":"clipped","inner":null,"at":1.0}', "symmetric or asymmetric"),
+        (
+            '{"quantizer":"clipped","inner":{"quantizer":"lsq","bits":4,"signed":true},'
+            '"at":1.0}',
+            "symmetric or asymmetric",
+        ),
+        ('{"quantizer":"clipped","at":1.0}', "symmetric or asymmetric"),
+        ('{"quantizer":"lsq","bits":4}', "not those of lsq"),
+        ('{"quantizer":"lsq","bits":4,"signed":1}', "signed of lsq cannot be 1"),
+        ('{"quantizer":"lsq","bits":1,"signed":true}', "2 to 16, not 1"),
+        ('{"quantizer":"elastic","bits":"4","signed":true}', "bits of elastic"),
+    ],
+)
+def test_a_quantizer_that_cannot_be_is_refused(text, message):
+    with pytest.raises(ValueError, match=f"act: .*{message}"):
+        packedmeta.act_from_json(text)
+
+
+def test_a_clip_that_is_no_number_is_refused():
+    text = packedmeta.act_to_json(clipped(bf.symmetric(8)))
+    for at in ('"2.5"', "true", "1e999", "null"):
+        with pytest.raises(ValueError, match="act"):
+            packedmeta.act_from_json(text.replace("2.5", at))
+    with pytest.raises(ValueError, match="at must be positive"):
+        packedmeta.act_from_json(text.replace("2.5", "-1.0"))
+
+
+def test_shapes_know_what_activations_learn():
+    config, act = CONFIGS["heads"], profiles.binarybert_act()
+    more = packedmeta.parameter_shapes(config, act)
+    plain = packedmeta.parameter_shapes(config, bf.symmetric(8))
+    assert plain == packedmeta.parameter_shapes(config)
+    learned = {path: shape for path, shape in more.items() if path not in plain}
+    assert learned == dict.fromkeys(activations.sites(config), (2,))
 
 
 @pytest.mark.parametrize("act", [abs, bf.binarize, (("a", abs),)])
