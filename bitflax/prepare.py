@@ -17,9 +17,9 @@ from bitflax import (
     storage,
     vocabulary,
 )
+from bitflax.data import augment, tasks
 from bitflax.data import batches as batching
-from bitflax.data import tasks
-from bitflax.data.examples import Examples, Task
+from bitflax.data.examples import Examples, Task, digest
 from bitflax.data.text import Tokenizer
 from bitflax.errors import ConfigError
 from bitflax.lesson import Lesson, Model
@@ -44,7 +44,7 @@ def prepare(recipe: Recipe, run: RunFolder) -> Setting:
     run.pin("teacher", _sha256(folder))
     if recipe.data is None:
         teacher = Model(*pretrained.load_pretrained(folder))
-        setting = Setting(recipe, run, mesh, tokenizer, teacher, None)
+        setting = Setting(recipe, run, mesh, tokenizer, teacher)
     else:
         setting = _with_task(recipe.data, recipe, run, folder, tokenizer, mesh)
     checks.check_stages(setting)
@@ -70,11 +70,12 @@ def _with_task(
     else:
         task = _load_task(data)
         teacher = _load_untaught(recipe, folder, task)
-    run.pin("data", task.sha256)
+    wide = _augmented(data, task)
+    run.pin("data", wide.sha256)
     _check_lengths(data, teacher.config, tokenizer)
-    ordered = _in_order(task, teacher.config)
     cache = run.cache
-    tokens = tokenizer.encode(task.train.texts, data.max_length, cache=cache)
+    plain = tokenizer.encode(task.train.texts, data.max_length, cache=cache)
+    tokens = tokenizer.encode(wide.train.texts, data.max_length, cache=cache)
     dev = tokenizer.encode(task.dev.texts, data.max_length, cache=cache)
     used = np.arange(teacher.config.vocab_size)
     rules = [r for stage in recipe.stages for r in (stage.rules, stage.init.split)]
@@ -82,7 +83,7 @@ def _with_task(
         used = vocabulary.used_ids(
             [tokens, dev], tokenizer.pad_id, teacher.config.pad_token_id
         )
-    tokens, dev = (vocabulary.renumber(t, used) for t in (tokens, dev))
+    plain, tokens, dev = (vocabulary.renumber(t, used) for t in (plain, tokens, dev))
     lengths = np.concatenate([tokens.lengths, dev.lengths])
     buckets = batching.buckets_for(lengths, data.max_length)
     measured = batching.Batches(
@@ -93,10 +94,21 @@ def _with_task(
         multiple_of=mesh.size,
         pad_id=int(np.searchsorted(used, tokenizer.pad_id)),
     )
-    lesson = Lesson(
-        run, mesh, data, recipe.seed, ordered, tokens, measured, buckets, used
+    fixed = (measured, buckets, used)
+    taught, lesson = (
+        Lesson(run, mesh, data, recipe.seed, _in_order(t, teacher.config), x, *fixed)
+        for t, x in ((task, plain), (wide, tokens))
     )
-    return Setting(recipe, run, mesh, tokenizer, teacher, lesson)
+    return Setting(recipe, run, mesh, tokenizer, teacher, lesson, taught)
+
+
+def _augmented(data: Data, task: Task) -> Task:
+    """Return the task as students learn it; its teacher learns the examples alone."""
+    if data.augment is None:
+        return task
+    more = augment.load_augmented(data.augment, task)
+    sha256 = digest(more, task.dev, task.labels)
+    return dataclasses.replace(task, train=more, sha256=sha256)
 
 
 def _load_task(data: Data, known: BertConfig | None = None) -> Task:
@@ -126,20 +138,26 @@ def _load_task(data: Data, known: BertConfig | None = None) -> Task:
 def _agreeing(setting: Setting, lesson: Lesson) -> Setting:
     """Return the setting with the teacher's predictions for the labels of dev."""
     config, params = lesson.small(setting.teacher)
-    task, names = lesson.task, () if config.regression else config.labels
+    names = () if config.regression else config.labels
     judge = evaluate.Evaluator(
         model.bert(config),
         lesson.dev,
         np.zeros(0),
-        task.metric,
+        lesson.metric,
         config.regression,
         setting.mesh,
     )
     said = metrics.predictions(judge.logits(params), regression=config.regression)
     said = said.astype(np.float32 if config.regression else np.int32)
-    dev = dataclasses.replace(task.dev, labels=said)
-    task = dataclasses.replace(task, dev=dev, labels=names)
-    return dataclasses.replace(setting, task=dataclasses.replace(lesson, task=task))
+
+    def judged(one: Lesson) -> Lesson:
+        dev = dataclasses.replace(one.task.dev, labels=said)
+        task = dataclasses.replace(one.task, dev=dev, labels=names)
+        return dataclasses.replace(one, task=task)
+
+    return dataclasses.replace(
+        setting, task=judged(lesson), plain=judged(setting.plain or lesson)
+    )
 
 
 def _sha256(folder: Path) -> str:

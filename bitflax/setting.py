@@ -25,6 +25,7 @@ class Setting:
       tokenizer: the teacher's.
       teacher: the teacher, or what it will be fine-tuned from.
       task: the task, as its stages see it; None where the recipe has none.
+      plain: the task as its teacher is fine-tuned on it: not augmented.
     """
 
     recipe: Recipe
@@ -32,7 +33,8 @@ class Setting:
     mesh: jax.sharding.Mesh
     tokenizer: Tokenizer
     teacher: Model
-    task: Lesson | None
+    task: Lesson | None = None
+    plain: Lesson | None = None
 
     @property
     def lesson(self) -> Lesson:

@@ -105,7 +105,7 @@ def _run(setting: Setting, until: str | None) -> list[report.Row]:
 
 def _teacher(setting: Setting) -> Result:
     """Return the teacher, fine-tuned here if need be, and scored."""
-    taught, lesson = setting.recipe.teacher, setting.task
+    taught, lesson = setting.recipe.teacher, setting.plain
     name = taught.folder or taught.pretrained
     found, scores, seconds = setting.teacher, {}, 0.0
     if lesson is not None and taught.folder is not None:

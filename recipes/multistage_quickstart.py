@@ -5,8 +5,9 @@ Paper      The multi-stage way that XTC compares itself with (Wu et al. 2022,
            TinyBERT's (arXiv:1909.10351), ternary weights as TernaryBERT's
            (arXiv:2009.12812), splitting as BinaryBERT's (arXiv:2012.15701).
 Task       as in quickstart.py: a diagnosis in words -> its ICD-10-CM chapter.
-Teacher    the packaged MiniLM, fine-tuned here (or, with teacher_epochs=0, a folder);
-           before its fine-tuning it teaches the general stage.
+Teacher    the packaged MiniLM, fine-tuned here; before its fine-tuning it teaches the
+           general stage. With teacher_epochs=0, `teacher` is a fine-tuned folder and
+           `pretrained` what teaches the general stage.
 Command    bitflax run multistage_quickstart --out runs/multistage
 """
 
@@ -21,6 +22,7 @@ def recipe(
     data_dir: str | None = None,
     augment: str | None = None,
     teacher: str = "minilm",
+    pretrained: str = "minilm",
     layers: tuple[int, ...] = (1, 3, 5),
     limit: int | None = None,
     max_length: int = 128,
@@ -45,7 +47,7 @@ def recipe(
         scores=(1.0, functools.partial(bf.score_mse, pairs=bf.layer_pairs(layers))),
     )
     logits = bf.weighted(logits=(1.0, bf.soft_labels))
-    teach = bf.Teacher(folder=teacher)
+    teach = bf.Teacher(folder=teacher, pretrained=pretrained)
     if teacher_epochs:
         optim = bf.Optim(lr=teacher_lr)
         teach = bf.Teacher(pretrained=teacher, epochs=teacher_epochs, optim=optim)
