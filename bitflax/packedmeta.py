@@ -26,6 +26,7 @@ ACTIVATIONS = {
 }
 MAX_TOKENIZER = 8 << 20
 _MAX_PARTS = 500_000
+_MAX_RULES = 500
 _DICTIONARY = 1 << 23
 _REGEX = re.compile(r"[\w/.*+?|()\[\]\\-]{1,200}")
 
@@ -145,6 +146,8 @@ def act_from_json(text: str) -> Any:
         isinstance(pair, list) and len(pair) == 2 for pair in found
     ):
         raise ValueError("act: neither a quantizer nor pairs of site and quantizer")
+    if len(found) > _MAX_RULES:
+        raise ValueError(f"act: more than {_MAX_RULES} rules")
     return tuple((_site_regex(regex), _quantizer(named)) for regex, named in found)
 
 

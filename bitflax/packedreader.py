@@ -66,7 +66,7 @@ def size_report(packed: Params | str | Path) -> list[SizeRow]:
         specs, tensors = packedfile.specs(flat), packedfile.to_tensors(flat)
         found = {name: (t.shape, t.nbytes, t.itemsize) for name, t in tensors.items()}
         return packedfile.rows(found, specs)
-    header, _, specs = _guarded(_header, Path(packed))
+    header, *_, specs = _guarded(_header, Path(packed))
     found = {
         name: (e.shape, e.stop - e.start, tensorfile.DTYPES[e.dtype].itemsize)
         for name, e in header.entries.items()
@@ -77,8 +77,12 @@ def size_report(packed: Params | str | Path) -> list[SizeRow]:
     ]
 
 
-def _header(path: Path) -> tuple[tensorfile.Header, BertConfig, dict]:
-    """Read all that stands before the tensors; it fits the configuration."""
+def _header(path: Path) -> tuple[tensorfile.Header, BertConfig, Any, dict]:
+    """Read all that stands before the tensors; it fits the configuration.
+
+    Returns:
+      The header, the configuration, the activation quantizers, and what is packed.
+    """
     header = tensorfile.read_header(path)
     found = header.metadata
     if found.get("format") != FORMAT:
@@ -93,22 +97,23 @@ def _header(path: Path) -> tuple[tensorfile.Header, BertConfig, dict]:
     config = packedmeta.config_from_json(found["config"])
     if config.num_hidden_layers > len(header.entries):
         raise ValueError("config: more layers than there are tensors")
-    shapes = packedmeta.parameter_shapes(config)
+    act = packedmeta.act_from_json(found["act"])
+    shapes = packedmeta.parameter_shapes(config, act)
     packed = tensorfile.strict_json(found["packed"], "packed")
     specs = packedfile.check_specs(packed, shapes, split=version != "1")
     packedfile.check_entries(header.entries, shapes, specs)
-    return header, config, specs
+    return header, config, act, specs
 
 
 def _read(path: Path) -> PackedModel:
-    header, config, specs = _header(path)
-    act = packedmeta.act_from_json(header.metadata["act"])
+    header, config, act, specs = _header(path)
     extras = tensorfile.strict_json(header.metadata["extras"], "extras")
     if not isinstance(extras, dict):
         raise ValueError("extras: not a JSON object")
     tensors = tensorfile.read_tensors(path, header)
     xz = tensors.pop("tokenizer", None)
-    packed = packedfile.to_leaves(tensors, packedmeta.parameter_shapes(config), specs)
+    shapes = packedmeta.parameter_shapes(config, act)
+    packed = packedfile.to_leaves(tensors, shapes, specs)
     text = None
     if xz is not None:
         text = packedmeta.tokenizer_from_bytes(xz.tobytes(), config.vocab_size)

@@ -18,6 +18,9 @@ are [in, out]) there is either
   ``P_2.scale``: the halves of a split student (``bitflax.splitting``), which takes two
   planes of one bit for each position. Version 2 alone has such.
 
+What an activation's quantizer learns is a parameter whose path is its site
+(``encoder/layer_0/ffn/in/input``): the two ends of a clip [2], or a step [].
+
 A row of codes is packed by itself, the lowest bits of a byte first, its last byte
 filled with zero bits. The field ``c`` in column ``j`` of row ``i`` stands for
 ``scale[i or 0, j * groups // cols]`` times ``2 c - 1`` (1 bit), ``c - 1`` (2 bits, 3
@@ -32,11 +35,14 @@ tokens of ids 0, 1, ..., and ``model.vocab`` of the JSON is null in their place.
 
 ==========  ======================================================================
 format      ``bitflax-packed``
-version     ``1``, or ``2`` where a parameter has halves
+version     ``1``, or ``2`` where a parameter has halves or an activation's quantizer
+            learns
 config      JSON of ``BertConfig``, all its fields; ``id2label`` are the labels
 act         JSON of the activation quantizers: null; ``{"quantizer": "symmetric" or
-            "asymmetric", "bits", "axis", "levels", "groups"}``; or a list of pairs
-            [regex of a site, quantizer], of which the first match decides
+            "asymmetric", "bits", "axis", "levels", "groups"}``; ``{"quantizer":
+            "clipped", "inner": one of these two, "at"}`` or ``{"quantizer": "lsq" or
+            "elastic", "bits", "signed"}``, which learn; or a list of pairs [regex of a
+            site, quantizer], of which the first match decides
 packed      JSON ``{P: {"bits": 1, 2 or 8, "shape": [rows, cols], "groups": [1 or
             rows, groups]}}`` of every parameter that is stored as codes; where it has
             halves, ``P_1`` and ``P_2`` both, and no ``P``
@@ -52,6 +58,7 @@ before a tensor is read; then the checksum, scales, padding bits and fields.
 """
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +77,7 @@ from bitflax.packedreader import (
     read_packed,
     size_report,
 )
-from bitflax.rules import Rules, quantize
+from bitflax.rules import ACT_PARAMS, Rules, quantize
 from bitflax.types import BertConfig, Params
 
 __all__ = [
@@ -131,7 +138,14 @@ def pack(params: Params, rules: Rules, rest: str = "int8") -> Params:
     return trees.unflatten(packed)
 
 
+def _is_new(path: str, leaf: Any) -> bool:
+    """Whether version 1 knows no such parameter."""
+    return isinstance(leaf, Split) or re.fullmatch(ACT_PARAMS, path) is not None
+
+
 def _pack(path: str, leaf: Any, chosen: bool, rest: str) -> Any:
+    if re.fullmatch(ACT_PARAMS, path):  # a range or step of an activation: exact
+        rest = "float32"
     if isinstance(leaf, Split):
         if chosen and len(leaf.shape) == 2:
             halves = (encoding.pack_leaf(path, x, True, rest) for x in (leaf.a, leaf.b))
@@ -152,7 +166,8 @@ def _parts(
 ) -> list:
     """Return the file as its parts, after checking that it may be written."""
     flat = trees.flatten(packed)
-    packedfile.check_tree(flat, packedmeta.parameter_shapes(config))
+    named = packedmeta.act_to_json(act)
+    packedfile.check_tree(flat, packedmeta.parameter_shapes(config, act))
     tensors = packedfile.to_tensors(flat)
     if tokenizer is not None:
         text = tokenizer if isinstance(tokenizer, str) else tokenizer.to_json()
@@ -160,9 +175,9 @@ def _parts(
         tensors["tokenizer"] = np.frombuffer(xz, np.uint8)
     metadata = {
         "format": FORMAT,
-        "version": VERSIONS[any(isinstance(leaf, Split) for leaf in flat.values())],
+        "version": VERSIONS[any(map(_is_new, flat, flat.values()))],
         "config": packedmeta.config_to_json(config),
-        "act": packedmeta.act_to_json(act),
+        "act": named,
         "packed": json.dumps(packedfile.specs(flat), separators=(",", ":")),
         "extras": json.dumps(extras or {}, separators=(",", ":")),
     }

@@ -149,7 +149,7 @@ def _entry(name: str, found: Any) -> Entry:
     dtype, shape, offsets = found["dtype"], found["shape"], found["data_offsets"]
     if dtype not in DTYPES if isinstance(dtype, str) else True:
         raise ValueError(f"{name}: the dtype is none of {', '.join(DTYPES)}")
-    if not _naturals(shape, (1, 2)) or not _naturals(offsets, (2,)):
+    if not _naturals(shape, (0, 1, 2)) or not _naturals(offsets, (2,)):
         raise ValueError(f"{name}: shape or offsets are not whole numbers")
     start, stop = offsets
     if stop - start != DTYPES[dtype].itemsize * math.prod(shape):
