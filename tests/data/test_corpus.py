@@ -291,7 +291,9 @@ def test_at_most_so_many_batches_are_held_out(make, monkeypatch):
     assert len(list(make().evaluation())) < 3
 
 
-def test_two_lines_are_a_corpus(make, write):
+@pytest.mark.parametrize("share", [0.0, 0.01, 1.0])
+def test_two_lines_are_a_corpus(make, write, monkeypatch, share):
+    monkeypatch.setattr(corpora, "HELD_OUT", share)
     corpus = make(write("two.txt", "w1 w2\nw3 w4\n"))
     (batch,) = corpus.evaluation()
     assert batch["weight"].tolist() == [1, 0, 0, 0]

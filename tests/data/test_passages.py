@@ -31,7 +31,7 @@ def test_every_line_is_in_one_window(write, window, end):
     source.check()
 
 
-@pytest.mark.parametrize("window", [8, 9, 11, 20])
+@pytest.mark.parametrize("window", [1, 8, 9, 11, 20])
 def test_lines_longer_than_a_window_are_cut_between_characters(write, window):
     made = text(50)
     source = TextFiles(write("a.txt", made), window)
