@@ -27,6 +27,10 @@ _FLOATS = (
 )
 _ACTS = {"gelu": "gelu", "gelu_python": "gelu", "relu": "relu"}  # gelu by erf
 
+OWN_KIND = "bitflax-bert"
+"""The ``model_type`` of what Hugging Face's BERT cannot hold: heads of another width,
+or matrices in two halves."""
+
 # What would compute something else than this package's BERT.
 _ONLY = {
     "position_embedding_type": ("absolute", "relative positions are not supported"),
@@ -90,6 +94,8 @@ def config_from_hf(
     sizes = {name: _number(fields, name, int, place) for name in _INTS}
     rates = {name: _number(fields, name, float, place) for name in _FLOATS}
     given = {k: v for k, v in (sizes | rates).items() if v is not None}
+    if fields.get("model_type") == OWN_KIND:
+        given["head_size"] = _number(fields, "head_size", int, place)
     given["hidden_act"] = _act(fields.get("hidden_act", "gelu"), place)
     names, count = _labels(fields, num_labels, id2label, problem_type, place)
     problem = problem_type or fields.get("problem_type")
@@ -105,13 +111,22 @@ def config_from_hf(
         raise ConfigError(place, str(error), fix="give another model") from None
 
 
-def config_to_hf(config: BertConfig) -> dict[str, Any]:
+def config_to_hf(
+    config: BertConfig, *, own: bool = False, whole: bool = True
+) -> dict[str, Any]:
     """Return the JSON object of ``config.json``; the inverse of ``config_from_hf``.
 
+    Args:
+      config: the model's shape.
+      own: write what only this package reads, where Hugging Face's BERT cannot hold
+        it: ``model_type`` then is ``bitflax-bert``, which transformers refuses.
+      whole: whether all matrices are there, none in two halves.
+
     Raises:
-      ConfigError: the heads' widths do not add up to ``hidden_size``.
+      ConfigError: the heads' widths do not add up to ``hidden_size``, and not ``own``.
     """
-    if config.head_width * config.num_attention_heads != config.hidden_size:
+    fits = config.head_width * config.num_attention_heads == config.hidden_size
+    if not fits and not own:
         raise ConfigError(
             "BertConfig.head_size",
             f"{config.num_attention_heads} heads of width {config.head_width} are not "
@@ -122,9 +137,12 @@ def config_to_hf(config: BertConfig) -> dict[str, Any]:
     fields = dataclasses.asdict(config)
     for name in ("head_size", "num_labels", "id2label"):
         del fields[name]
+    kind: dict[str, Any] = {"model_type": "bert"}
+    if not (fits and whole):
+        kind = {"model_type": OWN_KIND, "head_size": config.head_size}
     return {
         "architectures": ["BertForSequenceClassification"],
-        "model_type": "bert",
+        **kind,
         **fields,
         "id2label": {str(i): name for i, name in enumerate(config.labels)},
         "label2id": {name: i for i, name in enumerate(config.labels)},
@@ -139,7 +157,7 @@ def _check_kind(fields: Mapping[str, Any], place: object) -> None:
         str(name).startswith("Bert") for name in fields.get("architectures") or ["?"]
     ):
         kind = "bert"
-    if kind != "bert":
+    if kind not in ("bert", OWN_KIND):
         raise ConfigError(
             f"{place}:model_type",
             f"expected 'bert', found {kind!r}",

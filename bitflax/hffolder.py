@@ -13,6 +13,7 @@ from bitflax.errors import BitflaxError, DamagedFile, OutputError, StorageError
 
 WRITTEN = frozenset(
     {
+        "bitflax_extra.safetensors",
         "config.json",
         "model.safetensors",
         "tokenizer.json",

@@ -6,6 +6,7 @@ of a model that start anew.
 
 import json
 import logging
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,9 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 
-from bitflax import hfconfig, hffolder, hfnames, hfstate, hub, trees
+from bitflax import hfconfig, hfextra, hffolder, hfnames, hfstate, hub, trees
 from bitflax.errors import ConfigError, DamagedFile
+from bitflax.leaves import Split
 from bitflax.types import BertConfig, Params
 
 log = logging.getLogger("bitflax")
@@ -33,7 +35,8 @@ def params_from_hf(
     Names may carry ``bert.``, ``module.`` or ``model.`` or none of them, and
     LayerNorm's old ``gamma`` and ``beta``. Buffers and the heads of other tasks are
     left out. A classifier or pooler that is not there starts from a normal
-    distribution (deviation 0.02) and a zero bias, and the logger says so.
+    distribution (deviation 0.02) and a zero bias, and the logger says so. Names of our
+    own (``bitflax.hfextra``) give split matrices, learned ranges and a projection.
 
     Args:
       state: ``{name: array}``; a linear weight is [out, in].
@@ -48,39 +51,55 @@ def params_from_hf(
     found = _collect(state, place)
     table = hfnames.entries(config)
     _fill_heads(found, table, config, np.random.default_rng(seed))
-    missing = [entry.name for entry in table if entry.name not in found]
+    owned = {e.path: hfextra.owned(e, found) for e in table}
+    missing = [e.name for e in table if not owned[e.path]]
     if missing:
         raise DamagedFile(
             place,
             f"{len(missing)} of {len(table)} parameters are missing: {_some(missing)}",
             fix="give the folder of a BERT, whole",
         )
-    flat = {e.path: _leaf(found.pop(e.name), e, place) for e in table}
+    flat = {}
+    for path, parts in owned.items():
+        leaves = [_leaf(found.pop(part.name), part, place) for part in parts]
+        flat[path] = Split(*leaves) if len(leaves) == 2 else leaves[0]
+    for path in sorted(hfextra.paths(config) & set(found)):
+        own = hfnames.Entry("", path, np.shape(found[path]))
+        flat[path] = _leaf(found.pop(path), own, place)
     if found:
         log.warning("%s: not used, because unknown: %s", place, _some(found))
     return trees.unflatten(flat)
 
 
-def params_to_hf(params: Params, config: BertConfig) -> dict[str, np.ndarray]:
+def params_to_hf(
+    params: Params, config: BertConfig, *, extra: bool = False
+) -> dict[str, np.ndarray]:
     """Return ``{name: array}`` as transformers' BertForSequenceClassification names it.
+
+    Args:
+      params: the parameters; a projection, which only training uses, is left out.
+      config: their shape.
+      extra: keep what that BERT has not, by the names of ``bitflax.hfextra``.
 
     Raises:
       ConfigError: the parameters are not those of the configuration, or not arrays.
     """
     flat, table = trees.flatten(params), hfnames.entries(config)
-    wrong = set(flat) ^ {entry.path for entry in table}
+    flat = flat if extra else hfextra.plain(flat)
+    own = hfextra.paths(config) & set(flat) if extra else set()
+    wrong = set(flat) ^ {entry.path for entry in table} ^ own
     if wrong:
         raise ConfigError(
             "params",
             f"missing or unknown beside the configuration: {_some(sorted(wrong))}",
             fix="give the parameters of one BERT with its own configuration",
         )
-    state = {}
-    for entry in table:
-        array = np.asarray(flat[entry.path])
+    state = {path: np.asarray(flat[path]) for path in sorted(own)}
+    for entry, leaf in (pair for e in table for pair in hfextra.named(e, flat[e.path])):
+        array = np.asarray(leaf)
         array = array.T if entry.transposed else array
         if array.dtype == object or array.shape != entry.shape:
-            found = type(flat[entry.path]).__name__
+            found = type(leaf).__name__
             raise ConfigError(
                 entry.path,
                 f"expected an array {entry.shape} in torch's layout, found {found} "
@@ -130,6 +149,7 @@ def load_pretrained(
             place=place,
         )
     state, weights = hfstate.read_state(path)
+    state |= hfextra.read(path)
     state = _fit_head(_collect(state, weights), fields, own, config)
     return config, params_from_hf(state, config, seed=seed, place=weights)
 
@@ -140,7 +160,12 @@ def resolve(name: str | Path) -> Path:
 
 
 def save_pretrained(
-    folder: str | Path, config: BertConfig, params: Params, tokenizer: Any = None
+    folder: str | Path,
+    config: BertConfig,
+    params: Params,
+    tokenizer: Any = None,
+    *,
+    extra: bool = False,
 ) -> None:
     """Write a folder that transformers loads as ``BertForSequenceClassification``.
 
@@ -151,8 +176,14 @@ def save_pretrained(
     Args:
       folder: where to write.
       config: the model's shape.
-      params: its parameters: arrays, neither packed nor split.
+      params: its parameters: arrays, neither packed nor split; a projection, which
+        only training uses, is left out.
       tokenizer: what gives its ``tokenizer.json`` by ``to_json()``.
+      extra: keep for ``load_pretrained`` what Hugging Face's BERT has not (halves of
+        split matrices, learned ranges, the projection), in
+        ``bitflax_extra.safetensors``, and take a ``head_size`` of its own. With halves
+        or such a size, ``config.json`` names another kind of model, so that
+        transformers does not load a part of it as if it were all.
 
     Raises:
       ConfigError: parameters, configuration and tokenizer do not fit together, or
@@ -160,8 +191,11 @@ def save_pretrained(
       OutputError: the folder cannot be made, or holds something else than a model.
       StorageError: the disk is full.
     """
-    fields = hfconfig.config_to_hf(config)
-    state = params_to_hf(params, config)
+    whole = not any(isinstance(leaf, Split) for leaf in trees.flatten(params).values())
+    fields = hfconfig.config_to_hf(config, own=extra, whole=whole)
+    state = params_to_hf(params, config, extra=extra)
+    known = {entry.name for entry in hfnames.entries(config)}
+    more = {name: state.pop(name) for name in sorted(set(state) - known)}
     fields["dtype"] = str(np.result_type(*{a.dtype for a in state.values()}))
     files = {"config.json": json.dumps(fields, indent=2) + "\n"}
     if tokenizer is not None:
@@ -176,6 +210,8 @@ def save_pretrained(
             )
     with hffolder.replacing(Path(folder)) as new:
         hfstate.write_state(new / "model.safetensors", state)
+        if more:
+            hfstate.write_state(new / hfextra.FILE, more)
         for name, text in files.items():
             (new / name).write_text(text, "utf-8")
 
@@ -237,7 +273,7 @@ def _fit_head(
     config: BertConfig,
 ) -> dict[str, np.ndarray]:
     """Return the state without a head of another task; same labels are put in order."""
-    weight, bias = "classifier.weight", "classifier.bias"
+    head = [name for name in state if re.fullmatch(r"classifier(_[12])?\..*", name)]
     kinds = fields.get("architectures") or ["BertForSequenceClassification"]
     named = bool(own.id2label and config.id2label)
     before = [label.casefold() for label in own.labels]
@@ -249,11 +285,11 @@ def _fit_head(
         or own.regression != config.regression
         or (named and sorted(before) != sorted(after))
     ):
-        return {k: v for k, v in state.items() if k not in (weight, bias)}
-    if named and before != after and weight in state and bias in state:
+        return {name: array for name, array in state.items() if name not in head}
+    if named and before != after and head:
         rows = [before.index(label) for label in after]
         log.warning("the classifier's labels are put in the order %s", config.labels)
-        return state | {weight: state[weight][rows], bias: state[bias][rows]}
+        return state | {name: state[name][rows] for name in head}
     return state
 
 

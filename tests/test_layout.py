@@ -24,7 +24,7 @@ L1  data.tables data.text data.icd10 data.passages data.pieces compiling
 L1  data.wordvectors data.growing
 L2  rules model projection encoding packedfile packedmeta hfstate
 L2  data.columns data.batches data.piececounts
-L2  splitting width profiles
+L2  splitting width profiles hfextra
 L2  data.words
 L2  data.variants
 L2  data.glue data.own
