@@ -10,8 +10,10 @@ stage, ``input_ids`` number the used words from 0.
 import dataclasses
 from collections.abc import Sequence
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array
 
 from bitflax import rules, trees
 from bitflax.data.text import Tokens
@@ -48,9 +50,9 @@ def renumber(tokens: Tokens, used: np.ndarray) -> Tokens:
 def shrink(
     config: BertConfig, params: Params, used: np.ndarray
 ) -> tuple[BertConfig, Params]:
-    """Return a model whose word table has the rows ``used`` alone."""
+    """Return a model whose word table, whole or split, has only the rows ``used``."""
     flat = trees.flatten(params)
-    flat[TABLE] = flat[TABLE][used]
+    flat[TABLE] = jax.tree.map(lambda table: table[used], flat[TABLE])
     small = dataclasses.replace(
         config,
         vocab_size=len(used),
@@ -67,8 +69,12 @@ def grow(params: Params, whole: Params, used: np.ndarray) -> Params:
     >>> grow(small, whole, np.array([0, 3]))["embeddings"]["word"]["embedding"][:, 0]
     Array([1., 0., 0., 1.], dtype=float32)
     """
+
+    def grown(table: Array, rows: Array) -> Array:
+        out = np.array(table)
+        out[used] = np.asarray(rows)
+        return jnp.asarray(out)
+
     flat = trees.flatten(params)
-    table = np.array(trees.flatten(whole)[TABLE])
-    table[used] = np.asarray(flat[TABLE])
-    flat[TABLE] = jnp.asarray(table)
+    flat[TABLE] = jax.tree.map(grown, trees.flatten(whole)[TABLE], flat[TABLE])
     return trees.unflatten(flat)
