@@ -166,9 +166,7 @@ def _quantizer(found: Any) -> Any:
         fields["axis"] = tuple(fields["axis"])
     odd = [name for name, value in fields.items() if not _FIELDS[name](value)]
     if odd:
-        raise ValueError(
-            f"act: {odd[0]} of {kind} cannot be {str(fields[odd[0]])[:40]}"
-        )
+        raise ValueError(f"act: {odd[0]} of {kind} cannot be {fields[odd[0]]!r:.40}")
     try:
         return made(**fields)
     except (ValueError, TypeError) as error:

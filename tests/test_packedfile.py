@@ -341,9 +341,21 @@ HOSTILE = {
     ),
     "an act of text": (
         meta("act", lambda a: a.update(bits="8")),
-        "are not whole numbers",
+        "bits of symmetric cannot be .8.",
     ),
     "an act of 99 bits": (meta("act", lambda a: a.update(bits=99)), "bits must be"),
+    "an act of too many": (
+        meta("act", lambda a: [["pooler/input", a]] * 501),
+        "more than 500 rules",
+    ),
+    "an act of no site": (
+        meta("act", lambda a: [["encoder/nowhere", a]]),
+        "matches no parameter path",
+    ),
+    "an act that learns, and no parameter": (
+        text("act", '{"quantizer":"lsq","bits":4,"signed":true}'),
+        "is missing",
+    ),
     "an act of a number": (text("act", "1"), "neither a quantizer nor pairs"),
     "a slow regex": (
         meta("act", lambda a: [["(a+)+b", a]]),
