@@ -41,7 +41,8 @@ class Data:
     ``.tsv``, ``.csv`` or ``.jsonl`` file; then ``text`` (one column, or two for
     pairs), ``label`` and ``dev`` (another file) say what is in it. ``data_dir`` is a
     folder in GLUE's own layout. ``limit`` keeps that many training examples;
-    ``augment`` is a file of more of them, as ``bitflax augment`` writes it.
+    ``augment`` is what ``bitflax augment`` made of them: students learn it, the
+    teacher is fine-tuned on the examples alone.
     """
 
     task: str = "icd10cm"

@@ -2,9 +2,12 @@
 
 import json
 
+import numpy as np
 import pytest
 
-from bitflax import stages
+import bitflax as bf
+from bitflax import prepare, resolving, runfolder, stages
+from bitflax.data import augment, tasks
 from bitflax.errors import ConfigError, DataError, InputMissing, OutputError
 from tests import tinyrun
 
@@ -111,3 +114,29 @@ def test_what_was_refused_can_be_mended_in_the_same_folder(refuse, place, tmp_pa
 def test_a_teacher_without_label_names_counts_as_the_task_does(refuse):
     with pytest.raises(AssertionError):
         refuse(ConfigError, "ready=PLACE/unnamed")
+
+
+def test_students_learn_augmented_examples_and_the_teacher_the_plain_ones(
+    place, tmp_path
+):
+    rng = np.random.default_rng(0)
+    words = sorted({word for text, _ in tinyrun.texts() for word in text.split()})
+    rows = (" ".join([word, *map(str, rng.normal(size=4))]) for word in words)
+    (tmp_path / "glove.txt").write_text("\n".join(rows) + "\n")
+    task = tasks.load_task(place / "kinds.tsv")
+    file = tmp_path / "more.jsonl"
+    how = augment.Augment(vectors=str(tmp_path / "glove.txt"), copies=3)
+    count = augment.write_augmented(task, file, how)
+    assert count > len(task.train)
+    dials = {"task": str(place / "kinds.tsv"), "teacher": str(place / "pretrained")}
+    settings = [f"{name}={value}" for name, value in dials.items()]
+    made = bf.load_recipe(place / "tiny.py", [*settings, f"data.augment={file}"])
+    with runfolder.RunFolder(tmp_path / "run") as folder:
+        folder.write_recipe("", resolving.resolved(made))
+        setting = prepare.prepare(made, folder)
+    lesson, plain = setting.lesson, setting.plain
+    assert (len(lesson.tokens), len(plain.tokens)) == (count, len(task.train))
+    assert len(lesson.task.train.labels) == count
+    assert lesson.dev is plain.dev
+    first = lesson.tokens.lengths[0], plain.tokens.lengths[0]
+    assert first[0] == first[1]
