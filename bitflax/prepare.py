@@ -48,6 +48,10 @@ def prepare(recipe: Recipe, run: RunFolder) -> Setting:
     else:
         setting = _with_task(recipe.data, recipe, run, folder, tokenizer, mesh)
     checks.check_stages(setting)
+    for number, stage in enumerate(recipe.stages, 1):
+        if stage.corpus is not None:
+            text = setting.general.batches(number, stage)
+            run.pin(f"corpus of {stage.name}", text.sha256)
     _check_space(setting)
     lesson = setting.task
     if lesson is None or lesson.task.dev.labels is not None:

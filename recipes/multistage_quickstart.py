@@ -31,7 +31,7 @@ def recipe(
     teacher_lr: float = 2e-4,
     source: str = "icd10cm",
     length: int = 64,
-    general_steps: int = 200,
+    general_steps: int = 257,
     general_lr: float = 3e-4,
     stage1_epochs: int = 2,
     stage1_lr: float = 3e-4,
