@@ -58,6 +58,7 @@ from bitflax.recipefiles import load_recipe as load_recipe
 from bitflax.rules import quantize as quantize
 from bitflax.rules import xtc_1bit as xtc_1bit
 from bitflax.rules import xtc_2bit as xtc_2bit
+from bitflax.splitting import binary_rules as binary_rules
 from bitflax.splitting import merge as merge
 from bitflax.splitting import split as split
 from bitflax.stages import run as run

@@ -3,20 +3,18 @@
 Everything is computed from shapes; no array is made and no device is touched.
 """
 
-import functools
 import math
 import re
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from bitflax import (
-    encoding,
+    expected,
     hfconfig,
     hfnames,
     hub,
     resolving,
     rules,
-    trees,
     weighting,
 )
 from bitflax.data import glue, tasks
@@ -26,15 +24,6 @@ from bitflax.types import BertConfig, Optim
 
 Shape = tuple[int, ...]
 _ARROW = "      |\n      v"
-
-
-class Line(NamedTuple):
-    """What the packed file will spend on one parameter."""
-
-    path: str
-    shape: Shape
-    bits: int | None
-    size: int
 
 
 def teacher_config(of: Recipe) -> tuple[BertConfig | None, str]:
@@ -64,75 +53,6 @@ def _labels(task: str) -> int | None:
     if task == tasks.ICD10CM:
         return 21
     return max(1, len(glue.TASKS[task].labels)) if task in glue.TASKS else None
-
-
-def parameter_bits(
-    stage: Stage, config: BertConfig, rest: str = "int8", split: rules.Rules = ()
-) -> list[Line]:
-    """Return what the packed file spends on each parameter after a stage.
-
-    Args:
-      stage: its ``rules`` decide.
-      config: the student's shape.
-      rest: how everything else is packed.
-      split: the rules by which matrices were split: those have two halves.
-
-    Raises:
-      ConfigError: a rule matches no parameter.
-    """
-    shapes = {
-        entry.path: entry.shape[::-1] if entry.transposed else entry.shape
-        for entry in hfnames.entries(config)
-    }
-    try:
-        matched = trees.match(stage.rules, shapes)
-    except ValueError as error:
-        fix = "correct the rule's regular expression"
-        place = f"Stage {stage.name!r}.rules"
-        raise ConfigError(place, str(error), fix=fix) from error
-    halved = trees.match(split, shapes)
-    return [
-        Line(path, shape, *_halves(path in halved, matched.get(path), shape, rest))
-        for path, shape in shapes.items()
-    ]
-
-
-def _halves(
-    halved: bool, quantizer: Any, shape: Shape, rest: str
-) -> tuple[int | None, int]:
-    bits, size = _stored(quantizer, shape, rest)
-    return (bits and 2 * bits, 2 * size) if halved else (bits, size)
-
-
-def _stored(
-    quantizer: Any, shape: tuple[int, ...], rest: str
-) -> tuple[int | None, int]:
-    """Return bits and bytes of a parameter, as ``bitflax.packing`` stores it."""
-    values = math.prod(shape)
-    if quantizer is None or len(shape) == 1:
-        bits = encoding.rest_bits(shape, rest)
-        # A scale a row or a column: only the values tell which.
-        scales = 2 * max(shape) if bits == 8 else 0
-        return bits, values * bits // 8 + scales
-    bits = rules.bits_of(quantizer)
-    if bits is None:
-        return None, 4 * values
-    count, by_row = _scales(quantizer, shape)
-    width = 2 if by_row and rest != "float32" else 4
-    return bits, shape[0] * math.ceil(shape[1] * bits / 8) + count * width
-
-
-def _scales(quantizer: Any, shape: Shape) -> tuple[int, bool]:
-    """Return how many scales a matrix has, and whether each row has its own."""
-    options = quantizer.keywords if isinstance(quantizer, functools.partial) else {}
-    if options.get("groups"):
-        return options["groups"], False
-    axis = options.get("axis")
-    if axis is None:
-        return 1, False
-    shared = {i % len(shape) for i in ((axis,) if isinstance(axis, int) else axis)}
-    count = math.prod(n for i, n in enumerate(shape) if i not in shared)
-    return count, 0 not in shared
 
 
 def student_config(of: Recipe, teacher: BertConfig) -> BertConfig:
@@ -218,15 +138,18 @@ def _schedule(part: Any) -> str:
 
 
 def _stage(index: int, stage: Stage, of: Recipe) -> str:
-    source = stage.init.source
+    source, untaught = stage.init.source, f"{of.teacher.pretrained}, not fine-tuned"
+    first = "teacher" if stage.corpus is None else untaught
     if source == "previous":
-        source = of.stages[index - 1].name if index else "teacher"
-    start = f"starts from {source}"
-    rows = [start + _made(stage.init)]
+        source = of.stages[index - 1].name if index else first
+    source = first if source == "teacher" else source
+    rows = [f"starts from {source}{_made(stage.init)}"]
     if stage.corpus is not None:
         corpus = stage.corpus
-        rows.append(f"taught by {of.teacher.pretrained} before its fine-tuning")
         rows.append(f"text        {corpus.source}: pieces of {corpus.length} tokens")
+    teacher = stage.teacher if stage.corpus is None else untaught
+    if teacher != "teacher":
+        rows.append(f"taught by   {teacher}")
     rows += _loss_rows(stage.loss)
     for regex, quantizer in stage.rules:
         bits = rules.bits_of(quantizer)
@@ -234,7 +157,7 @@ def _stage(index: int, stage: Stage, of: Recipe) -> str:
         rows.append(f"weights     {'?' if bits is None else bits} bit  {regex}  {name}")
     if not stage.rules:
         rows.append("weights     32 bit")
-    rows.append(f"activations {_act(stage.act)}")
+    rows += _act_rows(stage.act)
     size = f", {stage.batch_size} a batch" if stage.batch_size else ""
     rows.append(f"{_schedule(stage)}{size}; the {stage.keep} parameters are kept")
     return _rows(stage.name, rows)
@@ -248,6 +171,9 @@ def _made(init: Init) -> str:
     if init.shape is not None:
         shape = init.shape
         text = f"; {shape.num_hidden_layers} layers, {shape.hidden_size} wide, random"
+    if init.width is not None:
+        text += f"; its {init.width[0]} heads and {init.width[1]} neurons a layer"
+        text += " that matter most"
     return text + "; each ternary matrix split in two" if init.split else text
 
 
@@ -261,12 +187,14 @@ def _loss_rows(loss: Any) -> list[str]:
     return rows
 
 
-def _act(act: Any) -> str:
+def _act_rows(act: Any) -> list[str]:
     if act is None:
-        return "32 bit"
+        return ["activations 32 bit"]
     if callable(act):
-        return f"{getattr(act, 'bits', '?')} bit  {act}"
-    return "; ".join(f"{getattr(fn, 'bits', '?')} bit {site}" for site, fn in act)
+        return [f"activations {getattr(act, 'bits', '?')} bit  {act}"]
+    return [
+        f"activations {getattr(fn, 'bits', '?')} bit  {site}  {fn}" for site, fn in act
+    ]
 
 
 def _sizes(of: Recipe, config: BertConfig) -> str:
@@ -274,8 +202,8 @@ def _sizes(of: Recipe, config: BertConfig) -> str:
     stage, student = of.stages[-1], student_config(of, config)
     rest = of.rest if stage.rules else "float32"
     split = [stage.init.split for stage in of.stages if stage.init.split]
-    lines = parameter_bits(stage, student, rest, split[-1] if split else ())
-    groups: dict[tuple, list[Line]] = {}
+    lines = expected.parameter_bits(stage, student, rest, split[-1] if split else ())
+    groups: dict[tuple, list[expected.Line]] = {}
     for line in lines:
         path = re.sub(r"layer_\d+", "layer_*", line.path)
         groups.setdefault((path, line.shape, line.bits), []).append(line)

@@ -1,6 +1,7 @@
 """The model that a stage begins with: layers, another shape, halves, learned clips."""
 
 import dataclasses
+import functools
 import re
 from collections.abc import Callable
 
@@ -96,9 +97,7 @@ def fit_act(
     wanted = set(activations.learned_shapes(stage.act, config))
     if stage.act == before and wanted == held:
         return small.params
-    flat = {path: leaf for path, leaf in flat.items() if path not in held}
     if wanted:
-        values = rules.quantize(trees.unflatten(flat), stage.rules)
-        made = trees.flatten(model.init_act(values, stage.act, batch, config))
-        flat |= {site: made[site] for site in sorted(wanted)}
-    return trees.unflatten(flat)
+        quantize = functools.partial(rules.quantize, rules=stage.rules)
+        return model.init_act(small.params, stage.act, batch, config, quantize)
+    return trees.unflatten({p: leaf for p, leaf in flat.items() if p not in held})

@@ -65,6 +65,8 @@ class BertConfig:
         ):
             if getattr(self, name) < 1:
                 raise ValueError(f"BertConfig.{name} must be at least 1")
+        if self.head_size is not None and self.head_size < 1:
+            raise ValueError("BertConfig.head_size must be at least 1, or None")
         if self.head_size is None and self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"BertConfig.hidden_size {self.hidden_size} is not a multiple of "

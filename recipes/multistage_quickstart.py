@@ -101,7 +101,7 @@ def recipe(
             *both(
                 "1bit",
                 bf.Init(split=ternary),
-                rules=bf.xtc_1bit(per=per),
+                rules=bf.binary_rules(ternary),
                 act=act,
             ),
         ),

@@ -39,7 +39,8 @@ L4  data.maskedlm
 L4  data.augment
 L4  recipe
 L4  resolving predict evaluate loop
-L5  report recipefiles outline
+L5  report recipefiles expected
+L5  outline
 L5  lesson
 L5  general starting judging
 L5  setting

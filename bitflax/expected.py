@@ -1,0 +1,90 @@
+"""The bits and bytes that a packed file is expected to spend, from shapes alone."""
+
+import functools
+import math
+from typing import Any, NamedTuple
+
+from bitflax import encoding, hfnames, rules, trees
+from bitflax.errors import ConfigError
+from bitflax.recipe import Stage
+from bitflax.types import BertConfig
+
+Shape = tuple[int, ...]
+
+
+class Line(NamedTuple):
+    """What the packed file will spend on one parameter."""
+
+    path: str
+    shape: Shape
+    bits: int | None
+    size: int
+
+
+def parameter_bits(
+    stage: Stage, config: BertConfig, rest: str = "int8", split: rules.Rules = ()
+) -> list[Line]:
+    """Return what the packed file spends on each parameter after a stage.
+
+    Args:
+      stage: its ``rules`` decide.
+      config: the student's shape.
+      rest: how everything else is packed.
+      split: the rules by which matrices were split: those have two halves.
+
+    Raises:
+      ConfigError: a rule matches no parameter.
+    """
+    shapes = {
+        entry.path: entry.shape[::-1] if entry.transposed else entry.shape
+        for entry in hfnames.entries(config)
+    }
+    try:
+        matched = trees.match(stage.rules, shapes)
+    except ValueError as error:
+        fix = "correct the rule's regular expression"
+        place = f"Stage {stage.name!r}.rules"
+        raise ConfigError(place, str(error), fix=fix) from error
+    halved = trees.match(split, shapes)
+    return [
+        Line(path, shape, *_halves(path in halved, matched.get(path), shape, rest))
+        for path, shape in shapes.items()
+    ]
+
+
+def _halves(
+    halved: bool, quantizer: Any, shape: Shape, rest: str
+) -> tuple[int | None, int]:
+    bits, size = _stored(quantizer, shape, rest)
+    return (bits and 2 * bits, 2 * size) if halved else (bits, size)
+
+
+def _stored(
+    quantizer: Any, shape: tuple[int, ...], rest: str
+) -> tuple[int | None, int]:
+    """Return bits and bytes of a parameter, as ``bitflax.packing`` stores it."""
+    values = math.prod(shape)
+    if quantizer is None or len(shape) == 1:
+        bits = encoding.rest_bits(shape, rest)
+        # A scale a row or a column: only the values tell which.
+        scales = 2 * max(shape) if bits == 8 else 0
+        return bits, values * bits // 8 + scales
+    bits = rules.bits_of(quantizer)
+    if bits is None:
+        return None, 4 * values
+    count, by_row = _scales(quantizer, shape)
+    width = 2 if by_row and rest != "float32" else 4
+    return bits, shape[0] * math.ceil(shape[1] * bits / 8) + count * width
+
+
+def _scales(quantizer: Any, shape: Shape) -> tuple[int, bool]:
+    """Return how many scales a matrix has, and whether each row has its own."""
+    options = quantizer.keywords if isinstance(quantizer, functools.partial) else {}
+    if options.get("groups"):
+        return options["groups"], False
+    axis = options.get("axis")
+    if axis is None:
+        return 1, False
+    shared = {i % len(shape) for i in ((axis,) if isinstance(axis, int) else axis)}
+    count = math.prod(n for i, n in enumerate(shape) if i not in shared)
+    return count, 0 not in shared

@@ -1,0 +1,50 @@
+"""Bits and bytes from shapes against those of a packed tree."""
+
+import functools
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import bitflax as bf
+from bitflax import expected, hfnames, outline, packing, trees
+from tests.test_outline import CONFIG, made
+
+
+@pytest.mark.parametrize("rest", ["int8", "float16", "float32"])
+@pytest.mark.parametrize(
+    "rules",
+    [
+        bf.xtc_1bit("tensor"),
+        bf.xtc_1bit("channel"),
+        bf.xtc_2bit("tensor"),
+        ((r".*/ffn/in/kernel", functools.partial(bf.ternarize, groups=4)),),
+        ((r".*/query/kernel", bf.binarize), *bf.xtc_2bit("channel")),
+    ],
+    ids=["1bit", "1bit-channel", "2bit", "groups", "mixed"],
+)
+@pytest.mark.parametrize("halved", [False, True], ids=["whole", "split"])
+def test_bits_and_bytes_are_those_of_the_packed_file(rules, rest, halved):
+    split = bf.xtc_2bit("channel") if halved else ()
+    of = made(rules)
+    student = outline.student_config(of, CONFIG)
+    rng = np.random.default_rng(0)
+    flat = {
+        entry.path: rng.normal(
+            size=entry.shape[::-1] if entry.transposed else entry.shape
+        )
+        for entry in hfnames.entries(student)
+    }
+    params = trees.unflatten({k: jnp.asarray(v, jnp.float32) for k, v in flat.items()})
+    params = bf.split(params, split)
+    rows = packing.size_report(packing.pack(params, rules, rest))
+    packed = {row.name.split()[0]: (row.bits, row.values) for row in rows}
+    lines = expected.parameter_bits(of.stages[1], student, rest, split)
+    assert {line.path for line in lines} == set(trees.flatten(params))
+    for line in lines:
+        values = trees.flatten(params)[line.path]
+        assert line.shape == values.shape
+        assert packed[line.path] == (line.bits, np.prod(values.shape))
+    # A random scale is a float16 exactly only by chance; float32 is expected.
+    size = sum(line.size for line in lines)
+    assert sum(row.bytes for row in rows) == pytest.approx(size, rel=0.01)
