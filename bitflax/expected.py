@@ -45,7 +45,8 @@ def parameter_bits(
         fix = "correct the rule's regular expression"
         place = f"Stage {stage.name!r}.rules"
         raise ConfigError(place, str(error), fix=fix) from error
-    halved = trees.match(split, shapes)
+    # Halves that no rule quantises are packed as their sum.
+    halved = trees.match(split, shapes).keys() & matched.keys()
     return [
         Line(path, shape, *_halves(path in halved, matched.get(path), shape, rest))
         for path, shape in shapes.items()
