@@ -13,7 +13,7 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from bitflax.errors import BitflaxError, DamagedFile, StorageError
 
@@ -76,14 +76,31 @@ def write_text(path: str | Path, text: str) -> None:
     Raises:
       StorageError: it cannot be written.
     """
+    with disk(path), atomic(path) as file:
+        file.write(text.encode())
+
+
+@contextlib.contextmanager
+def atomic(path: str | Path) -> Iterator[BinaryIO]:
+    """Open a new file for writing that becomes ``path`` when the block ends well.
+
+    Whoever reads ``path`` meanwhile, or after a crash, sees the old file or the new
+    one, whole.
+
+    Raises:
+      OSError: the folder is not there or cannot be written, or the disk is full.
+    """
     path = Path(path)
-    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with disk(path):
-        try:
-            draft.write_text(text, encoding="utf-8")
-            os.replace(draft, path)
-        finally:
-            draft.unlink(missing_ok=True)
+    draft = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with open(draft, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(draft, path)
+    except BaseException:
+        draft.unlink(missing_ok=True)
+        raise
 
 
 def sha256(path: str | Path) -> str:

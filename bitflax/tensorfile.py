@@ -17,6 +17,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from bitflax import storage
+
 MAX_HEADER = 1 << 20
 DTYPES = {
     "F32": np.dtype("<f4"),
@@ -129,17 +131,9 @@ def write(path: Path, parts: list) -> None:
     Raises:
       OSError: the folder is not there or cannot be written, or the disk is full.
     """
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with open(beside, "xb") as file:
-            for part in parts:
-                file.write(part.data if isinstance(part, np.ndarray) else part)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-    except BaseException:
-        beside.unlink(missing_ok=True)
-        raise
+    with storage.atomic(path) as file:
+        for part in parts:
+            file.write(part.data if isinstance(part, np.ndarray) else part)
 
 
 def _entry(name: str, found: Any) -> Entry:

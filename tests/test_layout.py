@@ -16,7 +16,8 @@ ROOT = PACKAGE.parent
 # The rows of one level keep order inside it.
 ROWS = """
 L0  types errors data.examples
-L0  memory trees fieldtypes storage svg progressbar tensorfile torchpickle
+L0  memory trees fieldtypes storage svg progressbar torchpickle
+L0  tensorfile
 L1  overrides quantizers losses weighting depth metrics leaves
 L1  activations bertadam learned liveness
 L1  hfconfig hfnames hffolder hub statedict torchfile runlog

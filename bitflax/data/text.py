@@ -3,7 +3,6 @@
 import dataclasses
 import hashlib
 import json
-import os
 import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int32
 
+from bitflax import storage
 from bitflax.errors import ConfigError, DamagedFile, InputMissing, StorageError
 
 CHUNK = 1 << 15
@@ -267,12 +267,10 @@ def _read(file: Path) -> Tokens | None:
 
 def _write(file: Path, tokens: Tokens) -> None:
     """Write a result so that no one ever reads half of it."""
-    part = file.with_suffix(f".{os.getpid()}.part")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        with part.open("wb") as stream:
+        with storage.atomic(file) as stream:
             np.savez(stream, ids=tokens.ids, types=tokens.types, offsets=tokens.offsets)
-        part.replace(file)
     except OSError as error:
         problem = f"cannot be written: {error.strerror}"
         raise StorageError(file, problem, fix="free some space there") from error
