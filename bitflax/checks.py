@@ -75,7 +75,10 @@ def _start(init: Init, source: Model) -> Model:
     elif init.layers is not None:
         params = depth.take_layers(params, init.layers)
     if init.width is not None:
-        params = _narrower(init.width, source, config)
+        flat = trees.flatten(params)
+        if any(isinstance(leaf, leaves.Split) for leaf in flat.values()):
+            raise ValueError("init.width: cut the width before matrices are split")
+        params = _shapes(config)
     if init.split:
         flat = trees.flatten(params)
         for path in trees.match(init.split, flat):
@@ -84,15 +87,6 @@ def _start(init: Init, source: Model) -> Model:
             flat[path] = leaves.Split(flat[path], flat[path])
         params = trees.unflatten(flat)
     return Model(config, params)
-
-
-def _narrower(width: tuple[int, int], source: Model, config: BertConfig) -> Params:
-    whole = (source.config.num_attention_heads, source.config.intermediate_size)
-    if any(kept > all_ for kept, all_ in zip(width, whole, strict=True)):
-        raise ValueError(f"init.width: {width} heads and neurons of {whole}")
-    if any(isinstance(x, leaves.Split) for x in trees.flatten(source.params).values()):
-        raise ValueError("init.width: cut the width before the matrices are split")
-    return _shapes(config)
 
 
 def _source(name: str, teacher: BertConfig, setting: Setting) -> Model:

@@ -170,6 +170,9 @@ class Init:
     def config(self, source: BertConfig) -> BertConfig:
         """Return the shape of what this makes of a model of shape ``source``.
 
+        Raises:
+          ConfigError: it has fewer heads or neurons than ``width`` keeps.
+
         >>> Init(layers=(1, 3)).config(BertConfig()).num_hidden_layers
         2
         """
@@ -180,6 +183,9 @@ class Init:
         if self.layers is not None:
             made["num_hidden_layers"] = len(self.layers)
         if self.width is not None:
+            whole = (source.num_attention_heads, source.intermediate_size)
+            fits = all(n <= most for n, most in zip(self.width, whole, strict=True))
+            _need(fits, "Init.width", f"at most {whole}", self.width)
             heads, neurons = self.width
             made |= {"num_attention_heads": heads, "intermediate_size": neurons}
             made["head_size"] = source.head_width
@@ -268,20 +274,14 @@ class Recipe:
         once = len(set(names)) == len(names)
         _need(once, "Recipe.stages", "a name of its own for each stage", names)
         _need(self.seed >= 0, "Recipe.seed", "at least 0", self.seed)
-        for number, stage in enumerate(self.stages):
-            full = {s.name for s in self.stages[:number] if not (s.rules or s.act)}
-            known = stage.teacher == "teacher" or stage.teacher in full
-            place = f"Stage {stage.name!r}.teacher"
-            _need(known, place, "'teacher' or an earlier FP32 stage", stage.teacher)
-        if self.data is None:
-            for stage in self.stages:
-                place = f"Stage {stage.name!r}.corpus"
-                _need(
-                    stage.corpus is not None,
-                    place,
-                    "a corpus: the recipe has no data",
-                    None,
-                )
+        full = {"teacher"}
+        for stage in self.stages:
+            place, known = f"Stage {stage.name!r}", stage.teacher in full
+            expected = "'teacher' or an earlier FP32 stage"
+            _need(known, f"{place}.teacher", expected, stage.teacher)
+            learns = self.data is not None or stage.corpus is not None
+            _need(learns, f"{place}.corpus", "a corpus: the recipe has no data", None)
+            full |= set() if stage.rules or stage.act else {stage.name}
 
 
 def check_until(recipe: Recipe, until: str | None) -> None:
