@@ -41,23 +41,24 @@ from bitflax.profiles import binarybert_act as binarybert_act
 from bitflax.profiles import elastic_act as elastic_act
 from bitflax.profiles import lsq_act as lsq_act
 from bitflax.profiles import ternarybert_2bit as ternarybert_2bit
+from bitflax.projection import add_projection as add_projection
 from bitflax.projection import projected as projected
 from bitflax.quantizers import asymmetric as asymmetric
 from bitflax.quantizers import binarize as binarize
 from bitflax.quantizers import symmetric as symmetric
 from bitflax.quantizers import ternarize as ternarize
-from bitflax.recipe import Corpus as Corpus
-from bitflax.recipe import Data as Data
 from bitflax.recipe import Init as Init
 from bitflax.recipe import Recipe as Recipe
 from bitflax.recipe import Shape as Shape
 from bitflax.recipe import Stage as Stage
-from bitflax.recipe import Teacher as Teacher
 from bitflax.recipe import override as override
 from bitflax.recipefiles import load_recipe as load_recipe
 from bitflax.rules import quantize as quantize
 from bitflax.rules import xtc_1bit as xtc_1bit
 from bitflax.rules import xtc_2bit as xtc_2bit
+from bitflax.sources import Corpus as Corpus
+from bitflax.sources import Data as Data
+from bitflax.sources import Teacher as Teacher
 from bitflax.splitting import binary_rules as binary_rules
 from bitflax.splitting import merge as merge
 from bitflax.splitting import split as split
@@ -73,6 +74,7 @@ from bitflax.types import Outputs as Outputs
 from bitflax.types import TrainState as TrainState
 from bitflax.weighting import total as total
 from bitflax.weighting import weighted as weighted
+from bitflax.width import importance as importance
 from bitflax.width import take_width as take_width
 
 __version__ = "0.1.0"

@@ -15,6 +15,7 @@ from bitflax import (
     packedmeta,
     pretrained,
     projection,
+    splitting,
     starting,
     trees,
     weighting,
@@ -22,9 +23,12 @@ from bitflax import (
 from bitflax.errors import BitflaxError, ConfigError
 from bitflax.lesson import Model
 from bitflax.recipe import Init, Stage
+from bitflax.resolving import function_name
 from bitflax.rules import quantize
 from bitflax.setting import Setting
 from bitflax.types import BertConfig, Params
+
+_SOME = np.random.default_rng(0).normal(size=(16, 16)).astype(np.float32)
 
 
 def _shapes(config: BertConfig) -> Params:
@@ -32,24 +36,31 @@ def _shapes(config: BertConfig) -> Params:
     return jax.eval_shape(init, jax.random.key(0))
 
 
-def check_stages(setting: Setting) -> None:
+def check_stages(setting: Setting) -> dict[str, Params]:
     """Check every stage's layers, rules, sites and loss on shapes alone.
+
+    Returns:
+      The shapes of each stage's parameters, by its name.
 
     Raises:
       ConfigError: a stage cannot run; names it and says why.
     """
-    before = teacher = Model(setting.teacher.config, _shapes(setting.teacher.config))
-    done = {"teacher": teacher}
+    before, teacher = None, _like(setting.teacher)
+    done, earlier = {"teacher": teacher}, None
     for number, stage in enumerate(setting.recipe.stages, 1):
         place = f"stages.{number - 1} ({stage.name})"
         try:
             lesson = setting.lesson_of(stage)
             batch = _inputs(lesson.batches(number, stage).batch(0))
-            source = {"previous": before, "teacher": teacher}.get(stage.init.source)
+            teaches, main = done[stage.teacher], teacher
+            if stage.corpus is not None:
+                teaches = main = _like(setting.general.teacher)
+            known = {"previous": before or main, "teacher": main}
+            source = known.get(stage.init.source)
             source = source or _source(stage.init.source, teacher.config, setting)
-            start = _start(stage.init, source)
-            before = _check_stage(stage, done[stage.teacher], start, batch)
-            done[stage.name] = before
+            _check_split(stage, earlier)
+            before = _check_stage(stage, teaches, _start(stage.init, source), batch)
+            done[stage.name], earlier = before, stage
         except KeyError as error:
             problem = f"its loss reads {error} of the batch, which the data do not have"
             fix = "give data with labels, or a loss that needs none"
@@ -59,8 +70,29 @@ def check_stages(setting: Setting) -> None:
         except (ValueError, TypeError, AttributeError) as error:
             raise ConfigError(place, str(error), fix="change the recipe") from error
     stages = setting.recipe.stages
-    if stages and stages[-1].corpus is None:
+    if stages and stages[-1].packs:
         _check_packs(stages[-1], setting.recipe.rest)
+    return {name: model.params for name, model in done.items()}
+
+
+def _like(whole: Model) -> Model:
+    """Return a model's shapes in place of its arrays."""
+    return Model(whole.config, jax.eval_shape(lambda params: params, whole.params))
+
+
+def _check_split(stage: Stage, earlier: Stage | None) -> None:
+    """Try the rules of a split; they must be those that the stage before trained by."""
+    split = stage.init.split
+    for regex, quantizer in split:
+        some = {"kernel": jnp.asarray(_SOME)}
+        splitting.split(some, (("kernel", quantizer),))
+        before = () if earlier is None else earlier.rules
+        same = [q for known, q in before if known == regex] or [quantizer]
+        if function_name(same[0]) != function_name(quantizer):
+            raise ValueError(
+                f"init.split: {regex} is split by {function_name(quantizer)}, but "
+                f"{earlier and earlier.name} trained it by {function_name(same[0])}"
+            )
 
 
 def _inputs(batch: dict) -> dict:
@@ -112,15 +144,14 @@ def _source(name: str, teacher: BertConfig, setting: Setting) -> Model:
             f"{longest}",
             fix="shorten Data.max_length",
         )
-    return Model(found, _shapes(found))
+    return _like(starting.loaded(name, teacher, jax.random.key(0)))
 
 
 def _check_packs(stage: Stage, rest: str) -> None:
     """Check that what the last stage trains can be packed."""
     packedmeta.act_to_json(stage.act)
-    some = np.random.default_rng(0).normal(size=(16, 16)).astype(np.float32)
     for regex, quantizer in stage.rules:
-        values = np.asarray(quantizer(jnp.asarray(some)))
+        values = np.asarray(quantizer(jnp.asarray(_SOME)))
         encoding.pack_leaf(f"{stage.name}: {regex}", values, True, rest)
 
 

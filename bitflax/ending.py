@@ -83,7 +83,7 @@ def ending(
     notes = list(task.notes) if task else []
     extra, made = [], ["report.html", "report.json"]
     last = recipe.stages[-1] if recipe.stages else None
-    if last is not None and last.corpus is None and (last.rules or last.act):
+    if last is not None and last.packs:
         row, moved = _packed(setting, last, teacher, result)
         extra, made = [row], [PACKED, *made]
         notes += moved

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from bitflax import model, parallel, projection, weighting
-from bitflax.data.corpus import Corpus
+from bitflax.data.corpus import CorpusBatches
 from bitflax.data.text import Tokenizer
 from bitflax.lesson import Model
 from bitflax.recipe import Stage
@@ -39,11 +39,11 @@ class General:
     teacher: Model
     metric: str = "loss"
 
-    def batches(self, number: int, stage: Stage) -> Corpus:
+    def batches(self, number: int, stage: Stage) -> CorpusBatches:
         """Return the pieces of a stage's corpus, in batches."""
         corpus = stage.corpus
         assert corpus is not None
-        return Corpus(
+        return CorpusBatches(
             corpus.source,
             self.tokenizer,
             length=corpus.length,

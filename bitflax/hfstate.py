@@ -63,7 +63,7 @@ def read_file(path: Path) -> dict[str, np.ndarray]:
 
 def write_state(path: Path, state: Mapping[str, np.ndarray]) -> None:
     """Write a ``.safetensors`` file that transformers reads."""
-    whole = {name: np.ascontiguousarray(array) for name, array in state.items()}
+    whole = {name: np.asarray(array, order="C") for name, array in state.items()}
     path.write_bytes(safetensors.numpy.save(whole, metadata={"format": "pt"}))
 
 

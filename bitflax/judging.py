@@ -5,7 +5,6 @@ import jax.numpy as jnp
 
 from bitflax import losses, model, width
 from bitflax.lesson import Lesson, Model
-from bitflax.recipe import Stage
 from bitflax.types import Batch, Mean, Params
 
 BATCHES = 16
@@ -23,7 +22,7 @@ def judge(lesson: Lesson, whole: Model) -> width.Importance:
     """
     small = lesson.small(whole)
     apply, config = model.bert(small.config), small.config
-    batches = lesson.batches(0, Stage(name="judge", loss=losses.label_mse))
+    batches = lesson.batches(0)
     label = losses.label_mse if config.regression else losses.label_cross_entropy
 
     def loss(params: Params, batch: Batch) -> Mean:

@@ -13,9 +13,10 @@ from bitflax import evaluate, model, projection, teaching, vocabulary
 from bitflax.data import batches as batching
 from bitflax.data.examples import Task
 from bitflax.data.text import Tokens
-from bitflax.recipe import Data, Stage
+from bitflax.recipe import Stage
 from bitflax.rules import quantize
 from bitflax.runfolder import RunFolder
+from bitflax.sources import Data
 from bitflax.types import BertConfig, Params
 
 MOST_KEPT_BYTES = 4 << 30
@@ -60,12 +61,12 @@ class Lesson:
         """The name of the main metric."""
         return self.task.metric
 
-    def batches(self, number: int, stage: Stage) -> batching.Batches:
-        """Return the training batches of a stage; each stage has its own order."""
+    def batches(self, number: int, stage: Stage | None = None) -> batching.Batches:
+        """Return the training batches of a stage; each number has its own order."""
         return batching.Batches(
             self.tokens,
             self.task.train.labels,
-            batch_size=stage.batch_size or self.data.batch_size,
+            batch_size=(stage and stage.batch_size) or self.data.batch_size,
             seed=self.seed + 1000 * number,
             buckets=self.buckets,
             multiple_of=self.mesh.size,

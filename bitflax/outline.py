@@ -33,15 +33,19 @@ def teacher_config(of: Recipe) -> tuple[BertConfig | None, str]:
     configuration here (None), and neither has one that is not there; then the text
     says why.
     """
-    name = of.teacher.folder or of.teacher.pretrained
+    fresh = of.data is not None and of.teacher.folder is None
+    return _config(
+        of.teacher.model, _labels(of.data.task) if of.data and fresh else None
+    )
+
+
+def _config(name: str, labels: int | None) -> tuple[BertConfig | None, str]:
     if "/" in name and not Path(name).expanduser().is_dir():
         return None, f"{name} is no folder here; `bitflax run` asks the hub for it"
     try:
         folder = hub.resolve(name)
         path = folder / "config.json"
         fields = hfconfig.read_json(path)
-        fresh = of.data is not None and of.teacher.folder is None
-        labels = _labels(of.data.task) if of.data and fresh else None
         config = hfconfig.config_from_hf(fields, num_labels=labels, place=path)
         return config, str(folder)
     except BitflaxError as error:
@@ -59,11 +63,18 @@ def student_config(of: Recipe, teacher: BertConfig) -> BertConfig:
     """Return the last student's shape: what the stages' ``init`` made of the teacher.
 
     Raises:
-      ConfigError: a stage takes a layer that is not there.
+      ConfigError: a stage takes a layer that is not there, or starts from a folder
+        that is not here.
     """
     config = teacher
     for stage in of.stages:
         init = stage.init
+        if init.source not in ("previous", "teacher"):
+            found, where = _config(init.source, teacher.num_labels)
+            if found is None:
+                place = f"Stage {stage.name!r}.init.source"
+                raise ConfigError(place, where, fix="give a model's folder")
+            config = found
         config = teacher if init.source == "teacher" else config
         have = config.num_hidden_layers
         wrong = [layer for layer in init.layers or () if layer >= have]
@@ -88,7 +99,7 @@ def describe(of: Recipe, config: BertConfig | None = None) -> str:
     """
     blocks = [*_data(of), _teacher(of, config)]
     blocks += [_stage(i, stage, of) for i, stage in enumerate(of.stages)]
-    if of.stages and of.stages[-1].rules:
+    if of.stages and of.stages[-1].packs:
         blocks.append(f"model.safetensors  packed; the rest as {of.rest}")
     text = f"\n{_ARROW}\n".join(blocks)
     if config is None or not of.stages:
@@ -118,7 +129,7 @@ def _data(of: Recipe) -> list[str]:
 def _teacher(of: Recipe, config: BertConfig | None) -> str:
     teacher = of.teacher
     if teacher.folder or of.data is None:
-        rows = [f"{teacher.folder or teacher.pretrained}, as it is"]
+        rows = [f"{teacher.model}, as it is"]
     else:
         rows = [f"{teacher.pretrained}, fine-tuned: {_schedule(teacher)}"]
     if config:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 
 import jax
@@ -23,10 +24,11 @@ from bitflax.data.examples import Examples, Task, digest
 from bitflax.data.text import Tokenizer
 from bitflax.errors import ConfigError
 from bitflax.lesson import Lesson, Model
-from bitflax.recipe import Data, Recipe
+from bitflax.recipe import Recipe
 from bitflax.runfolder import RunFolder
 from bitflax.setting import Setting
-from bitflax.types import BertConfig
+from bitflax.sources import Data
+from bitflax.types import BertConfig, Params
 
 EVAL_ROWS = 64
 
@@ -38,7 +40,7 @@ def prepare(recipe: Recipe, run: RunFolder) -> Setting:
       BitflaxError: data, teacher or recipe are wrong; before any training.
     """
     taught = recipe.teacher
-    folder = pretrained.resolve(taught.folder or taught.pretrained)
+    folder = pretrained.resolve(taught.model)
     tokenizer = Tokenizer.from_folder(folder)
     mesh = parallel.mesh()
     run.pin("teacher", _sha256(folder))
@@ -47,16 +49,12 @@ def prepare(recipe: Recipe, run: RunFolder) -> Setting:
         setting = Setting(recipe, run, mesh, tokenizer, teacher)
     else:
         setting = _with_task(recipe.data, recipe, run, folder, tokenizer, mesh)
-    checks.check_stages(setting)
-    for number, stage in enumerate(recipe.stages, 1):
-        if stage.corpus is not None:
-            text = setting.general.batches(number, stage)
-            run.pin(f"corpus of {stage.name}", text.sha256)
-    _check_space(setting)
-    lesson = setting.task
-    if lesson is None or lesson.task.dev.labels is not None:
+    _pin_others(setting)
+    _check_space(setting, checks.check_stages(setting))
+    lesson, plain = setting.task, setting.plain
+    if lesson is None or plain is None or lesson.task.dev.labels is not None:
         return setting
-    return _agreeing(setting, lesson)
+    return _agreeing(setting, lesson, plain)
 
 
 def _with_task(
@@ -139,7 +137,7 @@ def _load_task(data: Data, known: BertConfig | None = None) -> Task:
     return task
 
 
-def _agreeing(setting: Setting, lesson: Lesson) -> Setting:
+def _agreeing(setting: Setting, lesson: Lesson, plain: Lesson) -> Setting:
     """Return the setting with the teacher's predictions for the labels of dev."""
     config, params = lesson.small(setting.teacher)
     names = () if config.regression else config.labels
@@ -159,9 +157,7 @@ def _agreeing(setting: Setting, lesson: Lesson) -> Setting:
         task = dataclasses.replace(one.task, dev=dev, labels=names)
         return dataclasses.replace(one, task=task)
 
-    return dataclasses.replace(
-        setting, task=judged(lesson), plain=judged(setting.plain or lesson)
-    )
+    return dataclasses.replace(setting, task=judged(lesson), plain=judged(plain))
 
 
 def _sha256(folder: Path) -> str:
@@ -260,8 +256,27 @@ def _in_order(task: Task, config: BertConfig) -> Task:
     )
 
 
-def _check_space(setting: Setting) -> None:
+def _pin_others(setting: Setting) -> None:
+    """Pin what stages learn from and start from besides data and teacher."""
+    run, taught = setting.run, setting.recipe.teacher
+    for number, stage in enumerate(setting.recipe.stages, 1):
+        if stage.corpus is not None:
+            text = setting.general.batches(number, stage)
+            run.pin(f"corpus of {stage.name}", text.sha256)
+            if taught.folder is not None and taught.pretrained is not None:
+                folder = pretrained.resolve(taught.pretrained)
+                run.pin("pretrained teacher", _sha256(folder))
+        if stage.init.source not in ("previous", "teacher"):
+            folder = pretrained.resolve(stage.init.source)
+            run.pin(f"start of {stage.name}", _sha256(folder))
+
+
+def _check_space(setting: Setting, shapes: Mapping[str, Params]) -> None:
     """Each stage keeps up to four checkpoints of three floats a parameter."""
-    sizes = [x.nbytes for x in jax.tree.leaves(setting.teacher.params)]
-    stages = len(setting.recipe.stages) + (setting.recipe.teacher.folder is None)
-    setting.run.need(13 * sum(sizes) * stages)
+    values = 0
+    for number, (name, params) in enumerate(shapes.items()):
+        ready = number == 0 and setting.recipe.teacher.folder is not None
+        if ready or (setting.run.stage(number, name) / "result.json").is_file():
+            continue
+        values += sum(leaf.size for leaf in jax.tree.leaves(params))
+    setting.run.need(13 * 4 * values)

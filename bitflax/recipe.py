@@ -9,108 +9,13 @@ import re
 from typing import Literal
 
 from bitflax import overrides
-from bitflax.errors import ConfigError, UsageError
+from bitflax.errors import UsageError
 from bitflax.model import Act
 from bitflax.rules import Rules
+from bitflax.sources import Corpus, Data, Teacher, check_optim, check_rules, need
 from bitflax.types import BertConfig, LossFn, Optim
 
 override = overrides.override
-
-
-def _need(holds: bool, place: str, expected: str, found: object) -> None:
-    if not holds:
-        problem = f"expected {expected}, found {found!r}"
-        raise ConfigError(place, problem, fix=f"give {expected}")
-
-
-def _check_optim(optim: Optim, place: str) -> None:
-    _need(optim.lr > 0, f"{place}.lr", "a rate above 0", optim.lr)
-    warmup = 0 <= optim.warmup <= 1
-    _need(warmup, f"{place}.warmup", "a share of the steps, 0 to 1", optim.warmup)
-    known = optim.schedule in ("linear", "cosine", "constant")
-    _need(known, f"{place}.schedule", "linear, cosine or constant", optim.schedule)
-    clip = optim.clip is None or optim.clip > 0
-    _need(clip, f"{place}.clip", "a norm above 0, or none", optim.clip)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Data:
-    """What is learned from.
-
-    ``task`` is a named task (``bitflax ls`` lists them) or the path of an own
-    ``.tsv``, ``.csv`` or ``.jsonl`` file; then ``text`` (one column, or two for
-    pairs), ``label`` and ``dev`` (another file) say what is in it. ``data_dir`` is a
-    folder in GLUE's own layout. ``limit`` keeps that many training examples;
-    ``augment`` is what ``bitflax augment`` made of them: students learn it, the
-    teacher is fine-tuned on the examples alone.
-    """
-
-    task: str = "icd10cm"
-    data_dir: str | None = None
-    text: str | tuple[str, str] | None = None
-    label: str | None = None
-    dev: str | None = None
-    regression: bool | None = None
-    max_length: int = 128
-    batch_size: int = 32
-    limit: int | None = None
-    augment: str | None = None
-    seed: int = 0
-
-    def __post_init__(self):
-        """Check types and ranges."""
-        overrides.check_fields(self)
-        _need(self.max_length > 3, "Data.max_length", "at least 4", self.max_length)
-        _need(self.batch_size > 0, "Data.batch_size", "at least 1", self.batch_size)
-        limit = self.limit is None or self.limit > 0
-        _need(limit, "Data.limit", "at least 1, or none", self.limit)
-        _need(self.seed >= 0, "Data.seed", "at least 0", self.seed)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Corpus:
-    """Text without labels, for general distillation from the pretrained teacher.
-
-    ``source`` is a ``.txt`` file or a folder of them, one passage a line; the name of
-    a TFDS text (``wiki40b/en``); or ``icd10cm``, all texts of the categories that the
-    task of this name learns from. It is cut into pieces of ``length`` tokens.
-    """
-
-    source: str = "icd10cm"
-    data_dir: str | None = None
-    length: int = 128
-    batch_size: int = 32
-    seed: int = 0
-
-    def __post_init__(self):
-        """Check types and ranges."""
-        overrides.check_fields(self)
-        _need(self.length > 3, "Corpus.length", "at least 4", self.length)
-        _need(self.batch_size > 0, "Corpus.batch_size", "at least 1", self.batch_size)
-        _need(self.seed >= 0, "Corpus.seed", "at least 0", self.seed)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Teacher:
-    """Who teaches: an already fine-tuned ``folder``, or a ``pretrained`` model.
-
-    ``pretrained`` is the name of a packaged model, a folder or a hub id; it is
-    fine-tuned on the task for ``epochs`` by ``optim`` before the first stage, and
-    scored ``evals`` times, the last time at its end.
-    """
-
-    folder: str | None = None
-    pretrained: str = "minilm"
-    epochs: int = 0
-    optim: Optim = Optim(lr=1e-4)  # noqa: RUF009 (frozen)
-    evals: int = 1
-
-    def __post_init__(self):
-        """Check types and ranges."""
-        overrides.check_fields(self)
-        _need(self.epochs >= 0, "Teacher.epochs", "at least 0", self.epochs)
-        _need(self.evals > 0, "Teacher.evals", "at least 1", self.evals)
-        _check_optim(self.optim, "Teacher.optim")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -130,10 +35,10 @@ class Shape:
         overrides.check_fields(self)
         for field in dataclasses.fields(self):
             size = getattr(self, field.name)
-            _need(size > 0, f"Shape.{field.name}", "at least 1", size)
+            need(size > 0, f"Shape.{field.name}", "at least 1", size)
         whole = self.hidden_size % self.num_attention_heads == 0
         expected = f"a multiple of num_attention_heads {self.num_attention_heads}"
-        _need(whole, "Shape.hidden_size", expected, self.hidden_size)
+        need(whole, "Shape.hidden_size", expected, self.hidden_size)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -158,14 +63,14 @@ class Init:
         """Check types and ranges."""
         overrides.check_fields(self)
         layers = self.layers is None or min(self.layers, default=-1) >= 0
-        _need(layers, "Init.layers", "at least one layer, counted from 0", self.layers)
+        need(layers, "Init.layers", "at least one layer, counted from 0", self.layers)
         for field in ("layers", "width"):
             value = getattr(self, field)
             drawn = self.shape is None or value is None
-            _need(drawn, f"Init.{field}", "none where there is a shape", value)
+            need(drawn, f"Init.{field}", "none where there is a shape", value)
         width = self.width is None or min(self.width) > 0
-        _need(width, "Init.width", "at least one head and one neuron", self.width)
-        _check_rules(self.split, "Init.split")
+        need(width, "Init.width", "at least one head and one neuron", self.width)
+        check_rules(self.split, "Init.split")
 
     def config(self, source: BertConfig) -> BertConfig:
         """Return the shape of what this makes of a model of shape ``source``.
@@ -185,19 +90,11 @@ class Init:
         if self.width is not None:
             whole = (source.num_attention_heads, source.intermediate_size)
             fits = all(n <= most for n, most in zip(self.width, whole, strict=True))
-            _need(fits, "Init.width", f"at most {whole}", self.width)
+            need(fits, "Init.width", f"at most {whole}", self.width)
             heads, neurons = self.width
             made |= {"num_attention_heads": heads, "intermediate_size": neurons}
             made["head_size"] = source.head_width
         return dataclasses.replace(source, **made)
-
-
-def _check_rules(rules: Rules, place: str) -> None:
-    for regex, _ in rules:
-        try:
-            re.compile(regex)
-        except re.error as error:
-            _need(False, place, "a regular expression", f"{regex!r} ({error})")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -238,17 +135,24 @@ class Stage:
         named = re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", self.name) is not None
         named = named and self.name != "teacher" and not self.name.isdecimal()
         free = "a name of letters, digits, - and _; no number and not 'teacher'"
-        _need(named, f"{place}.name", free, self.name)
+        need(named, f"{place}.name", free, self.name)
         for field in ("epochs", "steps", "batch_size", "evals"):
             value = getattr(self, field)
             least = value is None or value > 0
-            _need(least, f"{place}.{field}", "at least 1", value)
-        last = self.corpus is None or self.keep == "last"
-        _need(last, f"{place}.keep", "'last', for a corpus", self.keep)
+            need(least, f"{place}.{field}", "at least 1", value)
+        for field, only in (("keep", "last"), ("teacher", "teacher")):
+            value = getattr(self, field)
+            fits = self.corpus is None or value == only
+            need(fits, f"{place}.{field}", f"{only!r}, for a corpus", value)
         counted = self.corpus is None or self.steps is not None
-        _need(counted, f"{place}.steps", "a number of steps, for a corpus", self.steps)
-        _check_optim(self.optim, f"{place}.optim")
-        _check_rules(self.rules, f"{place}.rules")
+        need(counted, f"{place}.steps", "a number of steps, for a corpus", self.steps)
+        check_optim(self.optim, f"{place}.optim")
+        check_rules(self.rules, f"{place}.rules")
+
+    @property
+    def packs(self) -> bool:
+        """Whether a run that ends with this stage writes a packed file."""
+        return self.corpus is None and bool(self.rules or self.act)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -260,8 +164,8 @@ class Recipe:
     ``"float16"``, or ``"float32"`` (exact).
     """
 
-    data: Data | None = Data()
-    teacher: Teacher = Teacher()
+    data: Data | None = Data()  # noqa: RUF009 (frozen)
+    teacher: Teacher = Teacher()  # noqa: RUF009 (frozen)
     stages: tuple[Stage, ...] = ()
     seed: int = 0
     rest: Literal["int8", "float16", "float32"] = "int8"
@@ -272,15 +176,21 @@ class Recipe:
         overrides.check_fields(self)
         names = [stage.name for stage in self.stages]
         once = len(set(names)) == len(names)
-        _need(once, "Recipe.stages", "a name of its own for each stage", names)
-        _need(self.seed >= 0, "Recipe.seed", "at least 0", self.seed)
+        need(once, "Recipe.stages", "a name of its own for each stage", names)
+        need(self.seed >= 0, "Recipe.seed", "at least 0", self.seed)
         full = {"teacher"}
         for stage in self.stages:
             place, known = f"Stage {stage.name!r}", stage.teacher in full
             expected = "'teacher' or an earlier FP32 stage"
-            _need(known, f"{place}.teacher", expected, stage.teacher)
+            need(known, f"{place}.teacher", expected, stage.teacher)
             learns = self.data is not None or stage.corpus is not None
-            _need(learns, f"{place}.corpus", "a corpus: the recipe has no data", None)
+            need(learns, f"{place}.corpus", "a corpus: the recipe has no data", None)
+            wide = self.data is not None or stage.init.width is None
+            judged = "none: without data nothing says which heads matter"
+            need(wide, f"{place}.init.width", judged, stage.init.width)
+            ready = self.data is None or self.teacher.pretrained is not None
+            before = "what the folder was fine-tuned from, to teach from a corpus"
+            need(ready or stage.corpus is None, "Teacher.pretrained", before, None)
             full |= set() if stage.rules or stage.act else {stage.name}
 
 

@@ -5,7 +5,7 @@ import functools
 import inspect
 from typing import Any
 
-from bitflax import recipe
+from bitflax import recipe, sources
 from bitflax.types import Optim
 
 
@@ -15,7 +15,7 @@ def resolved(node: Any) -> Any:
     The same recipe gives the same data in every process, so that a run can tell
     whether it goes on with the recipe that it began with.
 
-    >>> resolved(recipe.Corpus(length=64, source="a.txt"))["length"]
+    >>> resolved(sources.Corpus(length=64, source="a.txt"))["length"]
     64
     """
     if dataclasses.is_dataclass(node) and not isinstance(node, type):
@@ -23,7 +23,8 @@ def resolved(node: Any) -> Any:
         parts = {
             f.name: resolved(getattr(node, f.name)) for f in dataclasses.fields(node)
         }
-        own = kind.__module__ in (recipe.__name__, Optim.__module__)
+        known = (recipe.__name__, sources.__name__, Optim.__module__)
+        own = kind.__module__ in known
         return parts if own else {"kind": kind.__name__, **parts}
     if isinstance(node, dict):
         return {str(key): resolved(value) for key, value in node.items()}

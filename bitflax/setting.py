@@ -54,7 +54,7 @@ class Setting:
         Its head is the teacher's, so that a student of it fits the task.
         """
         teacher, taught = self.teacher, self.recipe.teacher
-        if taught.folder is not None and self.recipe.data is not None:
+        if taught.folder is not None and taught.pretrained is not None:
             labels = teacher.config.id2label
             found = pretrained.load_pretrained(
                 taught.pretrained,
@@ -64,4 +64,12 @@ class Setting:
                 seed=self.recipe.seed,
             )
             teacher = Model(*found)
+            folder = pretrained.resolve(taught.pretrained)
+            own = Tokenizer.from_folder(folder)
+            if own.to_json() != self.tokenizer.to_json():
+                raise ConfigError(
+                    folder,
+                    f"its tokenizer is not that of {taught.folder}",
+                    fix="give Teacher.pretrained that the folder was fine-tuned from",
+                )
         return General(self.run, self.mesh, self.recipe.seed, self.tokenizer, teacher)

@@ -7,7 +7,7 @@ import functools
 import json
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -106,7 +106,7 @@ def _run(setting: Setting, until: str | None) -> list[report.Row]:
 def _teacher(setting: Setting) -> Result:
     """Return the teacher, fine-tuned here if need be, and scored."""
     taught, lesson = setting.recipe.teacher, setting.plain
-    name = taught.folder or taught.pretrained
+    name = taught.model
     found, scores, seconds = setting.teacher, {}, 0.0
     if lesson is not None and taught.folder is not None:
         began = time.monotonic()
@@ -123,9 +123,8 @@ def _teacher(setting: Setting) -> Result:
             epochs=taught.epochs,
             evals=taught.evals,
         )
-        start = setting.teacher
         found, scores, seconds = _trained(
-            setting, lesson, 0, "teacher", stage, None, start
+            setting, lesson, 0, "teacher", stage, None, lambda: setting.teacher
         )
         name = setting.run.stage(0, "teacher") / "params"
     size = sum(p.stat().st_size for p in weight_files(pretrained.resolve(name)))
@@ -145,18 +144,23 @@ def run_stage(setting: Setting, number: int, done: Mapping[str, Result]) -> Resu
     """
     stage = setting.recipe.stages[number - 1]
     lesson, teacher = setting.lesson_of(stage), done["teacher"]
-    teaches, source = done[stage.teacher].model, teacher.model
+    teaches, main = done[stage.teacher].model, teacher.model
     if stage.corpus is not None:
-        teaches = source = setting.general.teacher
-    before = source if number == 1 else list(done.values())[-1].model
-    key = jax.random.fold_in(jax.random.key(setting.recipe.seed), number)
-    start = starting.start(
-        stage.init,
-        source,
-        before,
-        key,
-        judge=lambda whole: judging.judge(setting.lesson, whole),
-    )
+        teaches = main = setting.general.teacher
+    before = main if number == 1 else list(done.values())[-1].model
+
+    def start() -> Model:
+        key = jax.random.fold_in(jax.random.key(setting.recipe.seed), number)
+        config, params = starting.start(
+            stage.init,
+            main,
+            before,
+            key,
+            judge=lambda whole: judging.judge(setting.lesson, whole),
+        )
+        fit = starting.projected(params, config, teaches.config, key)
+        return Model(config, fit)
+
     found, scores, seconds = _trained(
         setting, lesson, number, stage.name, stage, teaches, start
     )
@@ -180,7 +184,7 @@ def _trained(
     name: str,
     stage: Stage,
     teacher: Model | None,
-    start: Model,
+    begin: Callable[[], Model],
 ) -> tuple[Model, dict[str, float], float]:
     """Return the trained model, its scores and seconds; from disk if it was done."""
     folder = setting.run.stage(number, name)
@@ -190,6 +194,7 @@ def _trained(
         config, params = pretrained.load_pretrained(folder / "params")
         return Model(config, params), record["scores"], record["seconds"]
     began = time.monotonic()
+    start = begin()
     batches = lesson.batches(number, stage)
     small = _with_act(setting, number, stage, lesson.small(start), batches)
     scorer = lesson.scorer(stage, small.config)

@@ -41,7 +41,7 @@ def start(
     """
     chosen = {"previous": before, "teacher": teacher}.get(init.source)
     if chosen is None:
-        chosen = _loaded(init.source, teacher.config, key)
+        chosen = loaded(init.source, teacher.config, key)
     config, params = init.config(chosen.config), chosen.params
     if init.shape is not None:
         params = model.init_params(config, key)
@@ -53,10 +53,11 @@ def start(
         params = width.take_width(params, *init.width, judged)
     if init.split:
         params = splitting.split(params, init.split)
-    return Model(config, projected(params, config, teacher.config, key))
+    return Model(config, params)
 
 
-def _loaded(folder: str, teacher: BertConfig, key: jax.Array) -> Model:
+def loaded(folder: str, teacher: BertConfig, key: jax.Array) -> Model:
+    """Return a folder's model with a head like the teacher's."""
     labels = teacher.id2label
     config, params = pretrained.load_pretrained(
         folder,
@@ -71,9 +72,15 @@ def _loaded(folder: str, teacher: BertConfig, key: jax.Array) -> Model:
 def projected(
     params: Params, config: BertConfig, teacher: BertConfig, key: jax.Array
 ) -> Params:
-    """Add the projection to the teacher's width, where it is wanted and not there."""
+    """Return the parameters with a projection just where who teaches is wider.
+
+    One that fits goes on being learned.
+    """
     narrow, wide = config.hidden_size, teacher.hidden_size
-    if narrow == wide or "projection" in params:
+    held = params.get(projection.NAME)
+    if narrow == wide:
+        return {name: p for name, p in params.items() if name != projection.NAME}
+    if held is not None and held["bias"].shape == (wide,):
         return params
     return projection.add_projection(params, key, narrow, wide)
 
@@ -94,7 +101,8 @@ def fit_act(
     """
     config, flat = small.config, trees.flatten(small.params)
     held = {path for path in flat if re.fullmatch(rules.ACT_PARAMS, path)}
-    wanted = set(activations.learned_shapes(stage.act, config))
+    at = activations.at_sites(stage.act, config)
+    wanted = {site for site, fn in at.items() if activations.learns(fn)}
     if stage.act == before and wanted == held:
         return small.params
     if wanted:

@@ -9,9 +9,13 @@ Paper      Bai et al. 2021, "BinaryBERT: Pushing the Limit of BERT Quantization"
 Teacher    of Stage-I the half-width FP32 model; of Stage-II the same, or, with
            logits_from=teacher, the full-width one.
 Bits       act_bits=8: clips that learn (PACT), BinaryBERT's sites and ranges;
-           act_bits=4: learned steps (LSQ); below that, elastic binarisation (BiT,
-           arXiv:2205.13016).
+           act_bits=4: learned steps (LSQ); 1 to 3: elastic binarisation (BiT,
+           arXiv:2205.13016); 32: activations are not quantised.
 Width      half=false trains, splits and packs the whole width: twice the size.
+Differs    probabilities are averaged over examples, not over classes too; padding
+           counts as there, but a batch is padded to its bucket, not to max_length; one
+           clip a site serves both halves of a matrix, since they see one input, and
+           biases are not halved.
 Measured   not with BERT-base, which cannot be fetched where this was written;
            recipes/multistage_quickstart.py measures splitting on what a package ships.
 Command    bitflax run binarybert --out runs/binarybert --set task=glue/mrpc \\
@@ -25,6 +29,8 @@ import bitflax as bf
 
 def activations(bits: int):
     """Return the activations' quantizers of so many bits."""
+    if bits == 32:
+        return None
     if bits == 8:
         return bf.binarybert_act(8)
     return bf.lsq_act(4) if bits == 4 else bf.elastic_act(bits)

@@ -22,7 +22,7 @@ def recipe(
     data_dir: str | None = None,
     augment: str | None = None,
     teacher: str = "minilm",
-    pretrained: str = "minilm",
+    pretrained: str | None = "minilm",
     layers: tuple[int, ...] = (1, 3, 5),
     limit: int | None = None,
     max_length: int = 128,
@@ -37,7 +37,8 @@ def recipe(
     stage1_lr: float = 3e-4,
     stage2_epochs: int = 2,
     stage2_lr: float = 3e-4,
-    quantised_lr: float = 5e-4,
+    quantised1_lr: float = 5e-4,
+    quantised2_lr: float = 1e-4,
     per: str = "channel",
     seed: int = 0,
 ) -> bf.Recipe:
@@ -52,7 +53,7 @@ def recipe(
         optim = bf.Optim(lr=teacher_lr)
         teach = bf.Teacher(pretrained=teacher, epochs=teacher_epochs, optim=optim)
 
-    def both(name, init=None, rates=(quantised_lr, quantised_lr), **bits):
+    def both(name, init=None, rates=(quantised1_lr, quantised2_lr), **bits):
         """Return Stage-I and Stage-II of one kind of weights."""
         first = bf.Stage(
             name=f"{name}-1",

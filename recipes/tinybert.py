@@ -10,9 +10,15 @@ Student    4 layers, 312 wide, drawn at random (the default: a learned projectio
            --set layers=1,3,5,7,9,11 --set hidden_size=none
 General    `source` is the corpus; or what recipes/general_kd.py made before:
            --set general=runs/general/1-general/params
-Augment    bitflax augment glue/mrpc --data-dir MRPC --out mrpc.tsv, then
-           --set augment=mrpc.tsv
-Optimizer  BertAdam (no bias correction, the norm of each parameter's gradient clipped).
+Augment    bitflax augment glue/mrpc --data-dir MRPC --vectors glove --out mrpc.jsonl,
+           then --set augment=mrpc.jsonl (--masked-lm FOLDER as well, if there is one)
+Teacher    is fine-tuned here; or, with teacher_epochs=0, `teacher` is a fine-tuned
+           folder and `pretrained` what it was before: that teaches the general stage.
+Optimizer  BertAdam: no bias correction, each parameter's gradient clipped by itself.
+Differs    padding counts in no loss (in the paper's code it does: count_padding=True);
+           probabilities are averaged over examples, not over classes too
+           (reduction="classes"); where the widths agree there is no projection and the
+           student takes layers (there: always a projection, a random start).
 Measured   not with BERT-base and a large corpus: they cannot be fetched where this was
            written. recipes/multistage_quickstart.py runs the same stages on what a
            package ships.
@@ -31,6 +37,7 @@ def recipe(
     data_dir: str | None = None,
     augment: str | None = None,
     teacher: str = "google-bert/bert-base-uncased",
+    pretrained: str | None = None,
     teacher_epochs: int = 3,
     teacher_lr: float = 5e-5,
     source: str = "wiki40b/en",
@@ -94,7 +101,7 @@ def recipe(
         ),
         teacher=bf.Teacher(
             folder=None if teacher_epochs else teacher,
-            pretrained=teacher,
+            pretrained=teacher if teacher_epochs else pretrained,
             epochs=teacher_epochs,
             optim=bf.Optim(lr=teacher_lr),
         ),

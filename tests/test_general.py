@@ -1,6 +1,7 @@
 """General distillation: from text alone, stopped and gone on with at any step."""
 
 import functools
+import json
 import signal
 
 import jax
@@ -61,12 +62,12 @@ def test_the_score_is_the_loss_on_what_is_held_out(whole, place):
 
 
 def test_the_held_out_loss_by_hand(whole, place):
-    from bitflax.data.corpus import Corpus
+    from bitflax.data.corpus import CorpusBatches
 
     out, rows = whole
     tokenizer = tinyrun.tokenizer()
     settings = dict(length=12, batch_size=8, seed=5, cache=None)
-    held = Corpus(place / "text.txt", tokenizer, **settings).evaluation()
+    held = CorpusBatches(place / "text.txt", tokenizer, **settings).evaluation()
     teacher = bf.load_pretrained(place / "teacher")
     found = bf.load_pretrained(out / "1-general" / "params")
     totals = {}
@@ -135,3 +136,49 @@ def test_devices_share_a_corpus(whole, place, tmp_path):
     run(made(place, steps=2, evals=1), tmp_path / "one")
     mine, its = student(tmp_path / "four"), student(tmp_path / "one")
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), mine, its)
+
+
+def ready(place, **teacher):
+    loss = bf.weighted(logits=(1.0, bf.soft_labels))
+    rows = tinyrun.write_task(place)
+    stage = made(place).stages[0]
+    return bf.Recipe(
+        data=bf.Data(task=str(rows), max_length=16, batch_size=16),
+        teacher=bf.Teacher(folder=str(place / "ready"), **teacher),
+        stages=(stage, bf.Stage(name="task", loss=loss, evals=1)),
+    )
+
+
+@pytest.fixture(scope="module")
+def folders(place):
+    named = {"num_labels": 3, "id2label": dict(enumerate(tinyrun.KINDS))}
+    tinyrun.write_teacher(place / "ready", **named)
+    tinyrun.write_teacher(place / "shallow", layers=1)
+    return place
+
+
+def test_a_fine_tuned_folder_needs_what_it_was_before(folders, tmp_path):
+    with pytest.raises(ConfigError, match=r"Teacher\.pretrained"):
+        ready(folders)
+
+
+def test_a_corpus_is_checked_against_the_pretrained_model(folders, tmp_path):
+    made = ready(folders, pretrained=str(folders / "shallow"))
+    with pytest.raises(ConfigError, match="layer 1: the teacher has 1 layers"):
+        run(made, tmp_path / "run")
+
+
+def test_another_tokenizer_teaches_nothing(folders, tmp_path, monkeypatch):
+    other = bf.Teacher(pretrained="minilm").pretrained
+    made = ready(folders, pretrained=other)
+    with pytest.raises(ConfigError, match="its tokenizer is not that of"):
+        run(made, tmp_path / "run")
+
+
+def test_the_pretrained_model_of_a_folder_teaches_the_corpus(folders, tmp_path):
+    rows = run(ready(folders, pretrained=str(folders / "teacher")), tmp_path / "run")
+    assert [row.name for row in rows] == ["teacher", "general", "task"]
+    assert rows[1].score is None
+    hashes = json.loads((tmp_path / "run" / "recipe.json").read_text())["hashes"]
+    named = {"data", "teacher", "corpus of general", "pretrained teacher"}
+    assert hashes.keys() == named

@@ -38,6 +38,7 @@ L3  packing pretrained training parallel checkpoints runfolder teaching
 L3  vocabulary
 L4  data.maskedlm
 L4  data.augment
+L4  sources
 L4  recipe
 L4  resolving predict evaluate loop
 L5  report recipefiles expected

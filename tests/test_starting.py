@@ -1,5 +1,7 @@
 """What a stage begins with: layers, shapes, widths, halves, learned activations."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -42,7 +44,7 @@ def test_layers_of_the_model_before(teacher):
     assert again.config == teacher.config
 
 
-def test_another_shape_is_drawn_with_a_projection(teacher):
+def test_another_shape_is_drawn(teacher):
     shape = bf.Shape(
         num_hidden_layers=1,
         hidden_size=24,
@@ -51,12 +53,20 @@ def test_another_shape_is_drawn_with_a_projection(teacher):
     )
     found = start(bf.Init(shape=shape), teacher)
     assert found.config.vocab_size == teacher.config.vocab_size
-    assert found.params["projection"]["kernel"].shape == (24, 32)
     assert found.params["encoder"]["layer_0"]["ffn"]["in"]["kernel"].shape == (24, 40)
-    kept = start(bf.Init(), teacher, before=found)
-    np.testing.assert_array_equal(
-        kept.params["projection"]["kernel"], found.params["projection"]["kernel"]
-    )
+
+
+def test_a_projection_is_there_just_where_who_teaches_is_wider(teacher):
+    narrow = dataclasses.replace(teacher.config, hidden_size=24, num_attention_heads=2)
+    wider = dataclasses.replace(teacher.config, hidden_size=48)
+    bare = {"pooler": teacher.params["pooler"]}
+    assert starting.projected(bare, narrow, narrow, KEY) == bare
+    added = starting.projected(bare, narrow, teacher.config, KEY)
+    assert added["projection"]["kernel"].shape == (24, 32)
+    assert starting.projected(added, narrow, teacher.config, KEY) is added
+    again = starting.projected(added, narrow, wider, KEY)
+    assert again["projection"]["kernel"].shape == (24, 48)
+    assert starting.projected(added, narrow, narrow, KEY) == bare
 
 
 def test_half_the_width_keeps_what_matters(teacher):

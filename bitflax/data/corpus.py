@@ -26,7 +26,7 @@ EVAL_BATCHES = 64
 EVAL_WINDOWS = 64
 
 
-class Corpus:
+class CorpusBatches:
     """Batches of pieces of a text, for distillation without labels.
 
     A piece is ``[CLS] text [SEP]``, ``length`` tokens in all, cut from the passages of

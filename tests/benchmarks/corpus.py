@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from bitflax import pretrained
-from bitflax.data.corpus import Corpus
+from bitflax.data.corpus import CorpusBatches
 from bitflax.data.text import Tokenizer
 from tests.benchmarks import common
 
@@ -67,7 +67,7 @@ def measure(path: Path, tokenizer: Tokenizer, args: Any, cache: Path) -> dict:
     )
     before = peak_mb()
     start = time.perf_counter()
-    corpus = Corpus(path, tokenizer, **settings)
+    corpus = CorpusBatches(path, tokenizer, **settings)
     opened = time.perf_counter() - start
     corpus.batch(0)
     first = time.perf_counter() - start
@@ -86,7 +86,7 @@ def measure(path: Path, tokenizer: Tokenizer, args: Any, cache: Path) -> dict:
     expected = corpus.batch(steps // 2)["input_ids"]
     jump = time.perf_counter() - start
     start = time.perf_counter()
-    again = Corpus(path, tokenizer, **settings).batch(steps // 2)["input_ids"]
+    again = CorpusBatches(path, tokenizer, **settings).batch(steps // 2)["input_ids"]
     resumed = time.perf_counter() - start
     assert (expected == again).all()
     return {

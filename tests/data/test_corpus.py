@@ -11,7 +11,7 @@ import tokenizers
 
 from bitflax.data import corpus as corpora
 from bitflax.data import icd10, passages
-from bitflax.data.corpus import Corpus
+from bitflax.data.corpus import CorpusBatches
 from bitflax.data.text import Tokenizer
 from bitflax.errors import ConfigError, DataError, InputMissing
 
@@ -48,7 +48,7 @@ def make(path, words, tmp_path):
     def make(source=path, tokenizer=words, **changes):
         settings = dict(length=LENGTH, batch_size=ROWS, seed=0, window=500)
         settings |= dict(cache=tmp_path / "cache")
-        return Corpus(source, tokenizer, **(settings | changes))
+        return CorpusBatches(source, tokenizer, **(settings | changes))
 
     return make
 

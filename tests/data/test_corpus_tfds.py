@@ -7,7 +7,7 @@ import time
 import pytest
 
 from bitflax.data import glue_tfds
-from bitflax.data.corpus import Corpus
+from bitflax.data.corpus import CorpusBatches
 from bitflax.data.corpus_tfds import Records
 from bitflax.errors import ConfigError, DamagedFile, InputMissing
 
@@ -81,7 +81,7 @@ def test_every_record_is_read_once_without_its_marks(prepared, window):
 
 def test_it_is_a_corpus(prepared, tokenizer, tmp_path):
     def make():
-        return Corpus(
+        return CorpusBatches(
             "bitflax_mini_wiki",
             tokenizer,
             length=16,

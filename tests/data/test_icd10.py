@@ -48,7 +48,9 @@ def test_texts_are_distinct_and_labelled_by_chapter(cut):
 
 
 @needs_package
-def test_the_corpus_has_all_texts_of_the_training_categories_alone(cut, read, monkeypatch):
+def test_the_corpus_has_all_texts_of_the_training_categories_alone(
+    cut, read, monkeypatch
+):
     train, test, _ = cut
     monkeypatch.setattr(icd10, "_read", lambda: read)
     corpus = icd10.passages()
