@@ -276,7 +276,8 @@ def _check_space(setting: Setting, shapes: Mapping[str, Params]) -> None:
     values = 0
     for number, (name, params) in enumerate(shapes.items()):
         ready = number == 0 and setting.recipe.teacher.folder is not None
-        if ready or (setting.run.stage(number, name) / "result.json").is_file():
+        done = setting.run.path / f"{number}-{name}" / "result.json"
+        if ready or done.is_file():
             continue
         values += sum(leaf.size for leaf in jax.tree.leaves(params))
     setting.run.need(13 * 4 * values)

@@ -61,7 +61,14 @@ def test_every_recipe_is_run():
     assert here == {*SHRUNK, "general_kd"}
 
 
-@pytest.mark.parametrize("name", sorted(SHRUNK))
+SLOW = {"binarybert", "tinybert"}
+CASES = [
+    pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW))
+    for name in sorted(SHRUNK)
+]
+
+
+@pytest.mark.parametrize("name", CASES)
 def test_recipe_runs(name, tmp_path, capsys):
     dials, more, rows = SHRUNK[name]
     teacher = tinyrun.write_teacher(tmp_path / "teacher")
@@ -88,6 +95,7 @@ def write_corpus(folder):
     return path
 
 
+@pytest.mark.slow
 def test_general_distillation_makes_a_student_for_another_recipe(tmp_path):
     teacher = tinyrun.write_teacher(tmp_path / "teacher")
     task, corpus = tinyrun.write_task(tmp_path), write_corpus(tmp_path)
@@ -117,6 +125,7 @@ def test_general_distillation_makes_a_student_for_another_recipe(tmp_path):
     assert (config.hidden_size, config.num_labels) == (24, 3)
 
 
+@pytest.mark.slow
 def test_a_teacher_made_by_one_recipe_teaches_another(tmp_path):
     teacher = tinyrun.write_teacher(tmp_path / "teacher")
     task = tinyrun.write_task(tmp_path)

@@ -47,6 +47,9 @@ def trained(state, rules, start=0, stop=20):
     return state, values
 
 
+pytestmark = pytest.mark.slow
+
+
 @pytest.fixture(scope="module")
 def stages():
     """A ternary stage, and a 1-bit one on what it splits into."""
