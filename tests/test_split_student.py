@@ -12,6 +12,8 @@ from bitflax import checkpoints, packing, predict, pretrained, splitting, trees
 from bitflax.leaves import Packed, Split
 from tests import small, test_predict
 
+pytestmark = pytest.mark.slow
+
 CONFIG = small.config(1, id2label=test_predict.LABELS)
 ACT = bf.symmetric()
 LOSS = bf.weighted(labels=(1.0, bf.label_cross_entropy))
@@ -45,9 +47,6 @@ def trained(state, rules, start=0, stop=20):
         state, metrics = step(rules)(state, None, BATCHES[number % 2])
         values.append(float(metrics["loss"]))
     return state, values
-
-
-pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
