@@ -8,7 +8,6 @@ from bitflax.errors import ConfigError
 from bitflax.rules import Rules
 from bitflax.types import Optim
 
-
 PACKAGED = "minilm"
 
 
