@@ -64,7 +64,8 @@ def run(
       recipe: from ``bitflax.load_recipe``.
       out: the run folder; the same recipe again goes on where it stopped, and a
         finished run is left as it is.
-      until: stop after this stage (``"teacher"`` or a stage's name).
+      until: stop after this stage (``"teacher"`` or a stage's name); after the last
+        one the student is packed as ever.
       source: the recipe file's text, kept in the folder.
       overrides: what was changed in it, kept too.
 
