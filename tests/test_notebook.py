@@ -39,6 +39,7 @@ def printed(cell) -> str:
     return "".join(out.text for out in cell.outputs if out.output_type == "stream")
 
 
+@pytest.mark.slow
 # What the kernel's own machinery deprecates is not ours to mend.
 @pytest.mark.filterwarnings("ignore")
 def test_it_runs(notebook, tmp_path, monkeypatch):

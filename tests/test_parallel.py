@@ -60,7 +60,12 @@ def assert_agree(found, expected):
 @pytest.mark.parametrize("how", [shard_map, pmap])
 @pytest.mark.parametrize(
     ("devices", "accumulate", "bits"),
-    [(1, 1, "1-bit"), (4, 2, "1-bit"), (8, 1, "1-bit"), (8, 1, "fp32")],
+    [
+        pytest.param(1, 1, "1-bit", marks=pytest.mark.slow),
+        (4, 2, "1-bit"),
+        (8, 1, "1-bit"),
+        pytest.param(8, 1, "fp32", marks=pytest.mark.slow),
+    ],
 )
 def test_twenty_steps_agree_with_one_device(how, devices, accumulate, bits, one_device):
     before = jax.tree.map(np.array, teacher())

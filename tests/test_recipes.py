@@ -61,7 +61,7 @@ def test_every_recipe_is_run():
     assert here == {*SHRUNK, "general_kd"}
 
 
-SLOW = {"binarybert", "tinybert"}
+SLOW = {"binarybert", "multistage_quickstart", "tinybert", "xtc"}
 CASES = [
     pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW))
     for name in sorted(SHRUNK)

@@ -328,6 +328,7 @@ def test_bare_texts_are_measured_by_a_labelled_dev_file(whole, place, tmp_path):
 REAL = {"animal": 0.5, "food": 2.25, "sky": 4.0}
 
 
+@pytest.mark.slow
 def test_real_numbers_train(place, tmp_path):
     rows = [(text, REAL[kind]) for text, kind in tinyrun.texts()]
     task = tinyrun.write_tsv(tmp_path / "real.tsv", rows)
@@ -352,6 +353,7 @@ def test_bare_texts_learn_real_numbers_of_a_ready_teacher(place, tmp_path):
     assert report(tmp_path / "run")["metric"] == "agreement"
 
 
+@pytest.mark.slow
 def test_pairs_train(place, tmp_path):
     words = [text for text, _ in tinyrun.texts()]
     kinds = [kind for _, kind in tinyrun.texts()]
