@@ -38,9 +38,15 @@ class General:
     tokenizer: Tokenizer
     teacher: Model
     metric: str = "loss"
+    _made: dict[int, CorpusBatches] = dataclasses.field(default_factory=dict)
 
     def batches(self, number: int, stage: Stage) -> CorpusBatches:
-        """Return the pieces of a stage's corpus, in batches."""
+        """Return the pieces of a stage's corpus, in batches; made once a number."""
+        if number not in self._made:
+            self._made[number] = self._batches(number, stage)
+        return self._made[number]
+
+    def _batches(self, number: int, stage: Stage) -> CorpusBatches:
         corpus = stage.corpus
         assert corpus is not None
         return CorpusBatches(
@@ -77,7 +83,8 @@ class General:
         apply = projection.projected(model.bert(student, stage.act))
         teach = model.bert(self.teacher.config)
         teacher = parallel.replicate(self.teacher.params, self.mesh)
-        batches = self.batches(0, stage)
+        # What is held out does not depend on the order.
+        batches = self._batches(0, stage)
 
         @jax.jit
         def measure(params: Params, teacher: Params, batch: Any) -> dict[str, Mean]:

@@ -5,7 +5,7 @@ import functools
 
 import jax
 
-from bitflax import pretrained
+from bitflax import pretrained, starting
 from bitflax.data.text import Tokenizer
 from bitflax.errors import ConfigError
 from bitflax.general import General
@@ -55,15 +55,8 @@ class Setting:
         """
         teacher, taught = self.teacher, self.recipe.teacher
         if taught.folder is not None and taught.pretrained is not None:
-            labels = teacher.config.id2label
-            found = pretrained.load_pretrained(
-                taught.pretrained,
-                num_labels=teacher.config.num_labels,
-                id2label=None if labels is None else dict(labels),
-                problem_type=teacher.config.problem_type,
-                seed=self.recipe.seed,
-            )
-            teacher = Model(*found)
+            key = jax.random.key(self.recipe.seed)
+            teacher = starting.loaded(taught.pretrained, teacher.config, key)
             folder = pretrained.resolve(taught.pretrained)
             own = Tokenizer.from_folder(folder)
             if own.to_json() != self.tokenizer.to_json():
