@@ -5,9 +5,7 @@
 [Prediction(label='Injury, poisoning ...', probability=0.98, text='fracture of ...')]
 """
 
-import json
 import math
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float32
 
-from bitflax import leaves, metrics, model, packing, pretrained, training, trees
+from bitflax import engines, metrics, opening
 from bitflax.data import batches
 from bitflax.data.examples import Task
 from bitflax.data.text import Tokenizer
@@ -45,10 +43,12 @@ class Predictor:
       tokenizer: a ``bitflax.data.text.Tokenizer``.
       act: activation quantizers, as ``bitflax.bert`` takes them.
       max_length: longer texts are cut; None: as many as the model has positions.
+      engine: what computes, as ``bitflax.engines.make`` names it.
 
     Raises:
-      ConfigError: the tokenizer knows more tokens than the model, or ``max_length``
-        is more than its positions.
+      ConfigError: the tokenizer knows more tokens than the model, ``max_length`` is
+        more than its positions, or the engine cannot run the model.
+      InputMissing: a package that the engine needs is not installed.
     """
 
     def __init__(
@@ -58,6 +58,7 @@ class Predictor:
         tokenizer: Tokenizer,
         act: Any = None,
         max_length: int | None = None,
+        engine: str = "jax",
     ):
         if tokenizer.vocab_size > config.vocab_size:
             raise ConfigError(
@@ -75,12 +76,7 @@ class Predictor:
             )
         self.config, self.tokenizer, self.act = config, tokenizer, act
         self.max_length = max_length or positions
-        # Tables stay packed, since few of their rows are looked up; matrices are
-        # unpacked once and not in every batch. Both give the packed tree's numbers.
-        self.params = trees.map_paths(
-            lambda path, leaf: leaf if _is_table(path) else leaves.dense(leaf), params
-        )
-        self._step = training.make_eval_step(model.bert(config, act))
+        self._engine = engines.make(engine, config, params, act)
 
     def logits(
         self, texts: Sequence[Any], batch_size: int = 32
@@ -164,18 +160,8 @@ class Predictor:
         )
         for batch in cut.evaluation():
             index = batch["index"]
-            out[index[index >= 0]] = np.asarray(
-                self._step(self.params, _inputs(batch))
-            )[index >= 0]
+            out[index[index >= 0]] = self._engine(batch)[index >= 0]
         return out
-
-
-def _inputs(batch: dict) -> dict:
-    return {n: batch[n] for n in ("input_ids", "attention_mask", "token_type_ids")}
-
-
-def _is_table(path: str) -> bool:
-    return path.startswith("embeddings/")
 
 
 def _some(labels: Sequence[str]) -> str:
@@ -203,73 +189,32 @@ def _columns(texts: Sequence[Any]) -> tuple[list[Any], ...]:
     return [text[0] for text in texts], [text[1] for text in texts]
 
 
-def load(path: str | Path) -> Predictor:
+def load(path: str | Path, engine: str = "jax") -> Predictor:
     """Return a predictor of a packed file, a run's folder or a Hugging Face folder.
 
     Args:
-      path: a packed ``model.safetensors``; the folder of a run, whose packed model is
-        taken, or the last stage's ``params/`` where that stage is not quantised; or
-        a Hugging Face folder with a tokenizer.
+      path: as ``bitflax.opening.open_model`` takes it.
+      engine: ``"jax"`` or ``"onnx"`` (``pip install 'bitflax[onnx]'``).
 
     Raises:
-      InputMissing: there is nothing there that predicts.
-      ConfigError: the run has not come to its packed model yet.
+      InputMissing: there is nothing there that predicts, or the engine is missing.
+      ConfigError: the run has not come to its packed model yet, or the engine cannot
+        run the model.
       DamagedFile: a file is damaged.
     """
-    path = Path(path)
-    if path.is_dir() and not (path / "config.json").is_file():
-        path = _of_run(path)
-    if path.is_dir():
-        config, params = pretrained.load_pretrained(path)
-        return Predictor(config, params, Tokenizer.from_folder(path))
-    found = packing.read_packed(path)
+    engines.check(engine)
+    found = opening.open_model(path)
     if found.tokenizer is None:
         raise InputMissing(
-            path,
+            found.place,
             "the file carries no tokenizer",
             fix="pack it again with save_packed(..., tokenizer=...)",
         )
-    tokenizer = Tokenizer.from_json(found.tokenizer, path)
-    limit = found.extras.get("max_length")
-    known = type(limit) is int and 0 < limit <= found.config.max_position_embeddings
     return Predictor(
-        found.config, found.packed, tokenizer, found.act, limit if known else None
+        found.config,
+        found.params,
+        found.tokenizer,
+        found.act,
+        found.max_length,
+        engine,
     )
-
-
-def _of_run(folder: Path) -> Path:
-    """Return what predicts in a run's folder: its packed file or its last stage."""
-    if (folder / "model.safetensors").is_file():
-        return folder / "model.safetensors"
-    stages = [
-        (int(part.name.split("-")[0]), part)
-        for part in folder.iterdir()
-        if re.match(r"\d+-", part.name) and (part / "params/config.json").is_file()
-    ]
-    if not stages:
-        raise InputMissing(
-            folder,
-            "neither a packed model.safetensors, nor a finished stage, nor config.json",
-            fix="give a packed file, a run's folder or a Hugging Face folder",
-        )
-    _, last = max(stages)
-    if _quantised(folder / "recipe.json", last.name.split("-", 1)[1]):
-        raise ConfigError(
-            last,
-            "this stage trains quantised weights, and the run has not packed them yet",
-            fix=f"finish the run, or give {last / 'params'} to see its latent weights",
-        )
-    return last / "params"
-
-
-def _quantised(recipe: Path, stage: str) -> bool:
-    """Whether the run's recipe has a stage of this name with rules or activations."""
-    try:
-        stages = json.loads(recipe.read_bytes())["recipe"]["stages"]
-        return any(
-            bool(found.get("rules") or found.get("act"))
-            for found in stages
-            if found.get("name") == stage
-        )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return False

@@ -40,7 +40,9 @@ L4  data.maskedlm
 L4  data.augment
 L4  sources
 L4  recipe
-L4  resolving predict evaluate loop
+L4  resolving opening evaluate loop
+L4  engines
+L4  predict
 L5  report recipefiles expected
 L5  outline
 L5  lesson

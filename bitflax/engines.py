@@ -1,0 +1,130 @@
+"""Engines: what computes the logits of a batch, JAX or ONNX Runtime.
+
+An engine is a function of a batch (``input_ids``, ``attention_mask`` and
+``token_type_ids``, int32 [rows, tokens]) to float32 logits [rows, labels].
+"""
+
+import importlib.util
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from bitflax import activations, leaves, model, training, trees
+from bitflax.errors import ConfigError, InputMissing
+from bitflax.evaluate import INPUTS
+from bitflax.types import BertConfig, Params
+
+Engine = Callable[[Mapping[str, np.ndarray]], np.ndarray]
+
+ENGINES = ("jax", "onnx")
+
+
+def check(name: str) -> None:
+    """Check that there is an engine of this name, and that its packages are there.
+
+    Raises:
+      ConfigError: there is none.
+      InputMissing: a package that it needs is not installed.
+
+    >>> check("jax")
+    """
+    if name not in ENGINES:
+        raise ConfigError(
+            "engine", f"no engine {name!r}", fix=f"one of {', '.join(ENGINES)}"
+        )
+    if name == "onnx":
+        need("onnx", "onnxruntime")
+
+
+def need(*packages: str) -> None:
+    """Check that the packages of the extra ``onnx`` are installed.
+
+    Raises:
+      InputMissing: one is not.
+    """
+    missing = [name for name in packages if importlib.util.find_spec(name) is None]
+    if missing:
+        raise InputMissing(
+            " and ".join(missing),
+            "not installed, and ONNX needs it",
+            fix="pip install 'bitflax[onnx]'",
+        )
+
+
+def make(name: str, config: BertConfig, params: Params, act: Any = None) -> Engine:
+    """Return an engine that runs a model.
+
+    Args:
+      name: ``"jax"``, or ``"onnx"``: ONNX Runtime on the processor, with integer
+        matrix products where ``onnx_kind`` says so.
+      config: the model's shape.
+      params: dense parameters, or a packed tree.
+      act: activation quantizers, as ``bitflax.bert`` takes them.
+
+    Raises:
+      ConfigError: there is no such engine, or it cannot run this model.
+      InputMissing: a package that it needs is not installed.
+    """
+    check(name)
+    if name == "jax":
+        return _jax(config, params, act)
+    from bitflax import onnxbert
+
+    graph = onnxbert.build(config, params, act, onnx_kind(config, act))
+    return run_onnx(graph.SerializeToString())
+
+
+def onnx_kind(config: BertConfig, act: Any) -> str:
+    """Return which ONNX form computes what a student was trained with.
+
+    >>> from bitflax.quantizers import symmetric
+    >>> onnx_kind(BertConfig(), symmetric(8)), onnx_kind(BertConfig(), None)
+    ('onnx-int8', 'onnx-fp32')
+    """
+    found = activations.at_sites(act, config)
+    eight = any(getattr(quantizer, "bits", None) == 8 for quantizer in found.values())
+    return "onnx-int8" if eight else "onnx-fp32"
+
+
+def run_onnx(graph: bytes, threads: int | None = None) -> Engine:
+    """Return an engine that runs an ONNX model's bytes in ONNX Runtime.
+
+    Args:
+      graph: a serialised ``ModelProto`` with the inputs of a batch and ``logits``.
+      threads: of one matrix product; None: as many as ONNX Runtime takes.
+    """
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    session = onnxruntime.InferenceSession(
+        graph, options, providers=["CPUExecutionProvider"]
+    )
+
+    def engine(batch: Mapping[str, np.ndarray]) -> np.ndarray:
+        inputs = {name: np.asarray(batch[name], np.int64) for name in INPUTS}
+        (logits,) = session.run(["logits"], inputs)
+        return np.asarray(logits)
+
+    return engine
+
+
+def _jax(config: BertConfig, params: Params, act: Any) -> Engine:
+    """Compile for each shape that comes."""
+    # Tables stay packed, since few of their rows are looked up; matrices are unpacked
+    # once and not in every batch. Both give the packed tree's numbers.
+    held = trees.map_paths(
+        lambda path, leaf: leaf if _is_table(path) else leaves.dense(leaf), params
+    )
+    step = training.make_eval_step(model.bert(config, act))
+
+    def engine(batch: Mapping[str, np.ndarray]) -> np.ndarray:
+        return np.asarray(step(held, {name: batch[name] for name in INPUTS}))
+
+    return engine
+
+
+def _is_table(path: str) -> bool:
+    return path.startswith("embeddings/")

@@ -1,0 +1,111 @@
+"""What a path holds that predicts: a packed file, a run, a Hugging Face folder."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from bitflax import packing, pretrained
+from bitflax.data.text import Tokenizer
+from bitflax.errors import ConfigError, InputMissing
+from bitflax.types import BertConfig, Params
+
+
+class Opened(NamedTuple):
+    """A model as it was stored.
+
+    Attributes:
+      config: its shape and label names.
+      params: a packed tree of a packed file, dense parameters of a folder.
+      act: activation quantizers, as ``bitflax.bert`` takes them.
+      tokenizer: None where a packed file carries none.
+      extras: what else the packed file carries.
+      place: the file or folder that was read.
+    """
+
+    config: BertConfig
+    params: Params
+    act: Any
+    tokenizer: Tokenizer | None
+    extras: dict[str, Any]
+    place: Path
+
+    @property
+    def max_length(self) -> int | None:
+        """The longest text that it was trained on, in tokens; None: unknown."""
+        limit = self.extras.get("max_length")
+        known = type(limit) is int and 0 < limit <= self.config.max_position_embeddings
+        return limit if known else None
+
+
+def open_model(path: str | Path) -> Opened:
+    """Read a model.
+
+    Args:
+      path: a packed ``model.safetensors``; the folder of a run, whose packed model is
+        taken, or the last stage's ``params/`` where that stage is not quantised; or
+        a Hugging Face folder with a tokenizer.
+
+    Raises:
+      InputMissing: there is nothing there that predicts.
+      ConfigError: the run has not come to its packed model yet.
+      DamagedFile: a file is damaged.
+    """
+    place = locate(Path(path))
+    if place.is_dir():
+        config, params = pretrained.load_pretrained(place)
+        return Opened(config, params, None, Tokenizer.from_folder(place), {}, place)
+    found = packing.read_packed(place)
+    text = found.tokenizer
+    tokenizer = None if text is None else Tokenizer.from_json(text, place)
+    return Opened(found.config, found.packed, found.act, tokenizer, found.extras, place)
+
+
+def locate(path: Path) -> Path:
+    """Return the packed file or the model's folder that a path stands for.
+
+    Raises:
+      InputMissing: a folder holds no model.
+      ConfigError: a run has not come to its packed model yet.
+    """
+    if path.is_dir() and not (path / "config.json").is_file():
+        return _of_run(path)
+    return path
+
+
+def _of_run(folder: Path) -> Path:
+    """Return what predicts in a run's folder: its packed file or its last stage."""
+    if (folder / "model.safetensors").is_file():
+        return folder / "model.safetensors"
+    stages = [
+        (int(part.name.split("-")[0]), part)
+        for part in folder.iterdir()
+        if re.match(r"\d+-", part.name) and (part / "params/config.json").is_file()
+    ]
+    if not stages:
+        raise InputMissing(
+            folder,
+            "neither a packed model.safetensors, nor a finished stage, nor config.json",
+            fix="give a packed file, a run's folder or a Hugging Face folder",
+        )
+    _, last = max(stages)
+    if _quantised(folder / "recipe.json", last.name.split("-", 1)[1]):
+        raise ConfigError(
+            last,
+            "this stage trains quantised weights, and the run has not packed them yet",
+            fix=f"finish the run, or give {last / 'params'} to see its latent weights",
+        )
+    return last / "params"
+
+
+def _quantised(recipe: Path, stage: str) -> bool:
+    """Whether the run's recipe has a stage of this name with rules or activations."""
+    try:
+        stages = json.loads(recipe.read_bytes())["recipe"]["stages"]
+        return any(
+            bool(found.get("rules") or found.get("act"))
+            for found in stages
+            if found.get("name") == stage
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return False
