@@ -23,7 +23,7 @@ from typing import Any
 
 import jax
 
-from bitflax import statedict, storage
+from bitflax import hosts, statedict, storage
 from bitflax.errors import ConfigError, DamagedFile, InputMissing
 from bitflax.types import TrainState
 
@@ -31,7 +31,9 @@ from bitflax.types import TrainState
 class Checkpoints:
     """The checkpoints of one stage; only the run that holds the folder opens them.
 
-    Opening removes what an interrupted save left behind.
+    Opening removes what an interrupted save left behind. With many processes all of
+    them open it, save and restore together; the folder is on a disk that they share.
+    Any other number of them can go on from it.
 
     Args:
       folder: where the steps go; it is made by the first save.
@@ -57,8 +59,9 @@ class Checkpoints:
         self._known: set[int] = set()  # written or restored here: surely this history
         self._finisher: threading.Thread | None = None
         self._failure: BaseException | None = None
-        if jax.process_index() == 0:
+        if hosts.first():
             storage.remove_unfinished(self.folder)
+        hosts.barrier()
 
     def __enter__(self) -> "Checkpoints":
         """Return the checkpoints themselves."""
@@ -66,7 +69,9 @@ class Checkpoints:
 
     def __exit__(self, *exc: object) -> None:
         """Wait for the last save."""
-        self.close()
+        # A process that fails must not wait for others that do not come.
+        if exc[0] is None or jax.process_count() == 1:
+            self.close()
 
     @property
     def steps(self) -> tuple[int, ...]:
@@ -140,9 +145,15 @@ class Checkpoints:
           ConfigError: the checkpoint is of another model or optimizer.
         """
         self.wait()
+        # Whole files are read to be checked: once, not by every process.
+        chosen = hosts.share(lambda: self._choose(step, best))
+        return None if chosen is None else self._load(chosen, template)
+
+    def _choose(self, step: int | None, best: bool) -> int | None:
+        """Return the step to restore, checked; None: nothing is saved."""
         if step is not None:
             self.verify(step)
-            return self._load(step, template)
+            return step
         order = sorted(self.steps, key=self._rank if best else None, reverse=True)
         for candidate in order:
             try:
@@ -151,7 +162,7 @@ class Checkpoints:
                 text = f"{error.place}: {error.problem}; the step is skipped"
                 print(f"bitflax: warning: {text}", file=sys.stderr)
                 continue
-            return self._load(candidate, template)
+            return candidate
         if order:
             raise DamagedFile(
                 self.folder,
@@ -178,14 +189,16 @@ class Checkpoints:
         Raises:
           StorageError: it could not be written.
         """
-        if self._finisher is not None:
-            self._finisher.join()
-            self._finisher = None
+        begun, self._finisher = self._finisher, None
+        if begun is not None:
+            begun.join()
         failure, self._failure = self._failure, None
         # tensorstore raises ValueError where the disk is full.
         with storage.disk(self.folder, also=(ValueError,)):
             if failure is not None:
                 raise failure
+        if begun is not None:
+            hosts.barrier()  # process 0 has written the manifest
 
     def close(self) -> None:
         """Wait, and let go of orbax's threads."""
@@ -206,7 +219,7 @@ class Checkpoints:
         # In a thread of its own; every other use of the manager waits for it first.
         try:
             self._made.wait_until_finished()
-            if jax.process_index() == 0:
+            if hosts.first():
                 storage.write_manifest(self.folder / str(head["step"]), head)
             self._known.add(head["step"])
         except BaseException as error:

@@ -44,6 +44,12 @@ class InputMissing(BitflaxError, FileNotFoundError):
     status = 66
 
 
+class HostLost(BitflaxError, RuntimeError):
+    """Another process of the run is gone."""
+
+    status = 69
+
+
 class OutputError(BitflaxError, OSError):
     """The output cannot be created."""
 

@@ -1,11 +1,11 @@
-"""A model's scores on a task's dev examples, over all devices."""
+"""A model's scores on a task's dev examples, over all devices of all processes."""
 
 from collections.abc import Callable
 
 import jax
 import numpy as np
 
-from bitflax import metrics, parallel, training
+from bitflax import hosts, metrics, parallel, training
 from bitflax.data.batches import Batches
 from bitflax.types import ApplyFn, Params
 
@@ -42,17 +42,18 @@ class Evaluator:
 
     def logits(self, params: Params) -> np.ndarray:
         """Return the logits of all examples [examples, labels], in their order."""
+        params = parallel.replicate(params, self._mesh)
         values = params if self._quantize is None else self._quantize(params)
         found = []
-        for batch in self._batches.evaluation():
+        for batch in self._batches.evaluation(hosts.part()):
             inputs = {name: batch[name] for name in INPUTS}
             sharded = parallel.shard_batch(inputs, self._mesh)
             found.append((batch["index"], self._step(values, sharded)))
         rows = np.concatenate([index for index, _ in found])
-        logits = np.concatenate([np.asarray(part) for _, part in found])
+        logits = np.concatenate([parallel.own_rows(part) for _, part in found])
         out = np.zeros((len(self._batches.tokens), logits.shape[1]), np.float32)
         out[rows[rows >= 0]] = logits[rows >= 0]
-        return out
+        return parallel.summed(out)  # each row is of one process
 
     def __call__(self, params: Params) -> dict[str, float]:
         """Return ``{name: value}`` of the metric and what stands beside it."""

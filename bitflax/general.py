@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from bitflax import model, parallel, projection, weighting
+from bitflax import hosts, model, parallel, projection, weighting
 from bitflax.data.corpus import CorpusBatches
 from bitflax.data.text import Tokenizer
 from bitflax.lesson import Model
@@ -93,11 +93,11 @@ class General:
             return {"loss": parts} if isinstance(parts, Mean) else parts
 
         def score(params: Params) -> dict[str, float]:
-            found = []
-            for batch in batches.evaluation():
-                found.append(
-                    measure(params, teacher, parallel.shard_batch(batch, self.mesh))
-                )
+            found, params = [], parallel.replicate(params, self.mesh)
+            for batch in batches.evaluation(hosts.part()):
+                sharded = parallel.shard_batch(batch, self.mesh)
+                # Read at once: CPU devices that run ahead may wait for good.
+                found.append(jax.device_get(measure(params, teacher, sharded)))
             parts: Any = jax.tree.map(lambda *leaves: np.sum(leaves), *found)
             return {
                 "loss": float(weighting.total(parts)),

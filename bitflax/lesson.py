@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from bitflax import evaluate, model, projection, teaching, vocabulary
+from bitflax import evaluate, hosts, model, projection, teaching, vocabulary
 from bitflax.data import batches as batching
 from bitflax.data.examples import Task
 from bitflax.data.text import Tokens
@@ -105,9 +105,10 @@ class Lesson:
     ) -> teaching.Kept | None:
         """Return the teacher's outputs that a stage's loss reads, where they fit.
 
-        A stage that reads what a stage before it read takes over what that kept.
+        A stage that reads what a stage before it read takes over what that kept. With
+        many processes none are kept: each would compute them for all examples alone.
         """
-        if not stage.cache_teacher:
+        if not stage.cache_teacher or hosts.part()[1] > 1:
             return None
         outputs, used = _used(stage, teacher, start, batches)
         if used is None:

@@ -1,17 +1,14 @@
 """One training, from its first step or from where it stopped, to its last."""
 
-import contextlib
 import dataclasses
 import math
-import signal
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from bitflax import checkpoints, runfolder
+from bitflax import checkpoints, hosts, pauses, runfolder
 from bitflax.errors import Diverged
 from bitflax.types import Mean, Params, TrainState
 
@@ -65,23 +62,25 @@ def train(work: Training, state: TrainState, run: runfolder.RunFolder) -> Traine
     """Train to the last step, from the newest checkpoint where there is one.
 
     Logs the losses' means over ``LOG_EVERY`` steps and every evaluation; saves about
-    once a minute, and when SIGINT or SIGTERM asks to stop, which then is delivered.
+    once a minute, and when SIGINT or SIGTERM asks to stop, which then is delivered: to
+    all processes of a run, whichever was asked.
 
     Raises:
       Diverged: a loss is no finite number.
       KeyboardInterrupt: asked to stop; everything is saved.
     """
     folder = work.folder / "checkpoints"
-    with checkpoints.Checkpoints(folder) as saved, _Signals() as signals:
+    with checkpoints.Checkpoints(folder) as saved, pauses.Signals() as signals:
         restored = saved.restore(state)
         extra = {"seconds": 0.0, "scores": {}}
         if restored is not None:
             state, extra = restored
         first = int(state.step)
         run.rewind(work.name, first)
-        clock = _Clock(extra["seconds"])
+        clock = pauses.Clock(extra["seconds"], SAVE_SECONDS)
+        pause = pauses.Pauses(signals, clock, LOG_EVERY)
         with run.progress(work.steps, work.name, first) as bar:
-            steps = _Steps(work, run, bar, saved, signals, clock)
+            steps = _Steps(work, run, bar, saved, pause)
             state, scores = steps.take(state, first, extra["scores"])
         if work.keep == "best":
             best = saved.restore(state, best=True)
@@ -98,16 +97,15 @@ class _Steps:
     run: runfolder.RunFolder
     bar: Any
     saved: checkpoints.Checkpoints
-    signals: "_Signals"
-    clock: "_Clock"
+    pauses: pauses.Pauses
 
     def take(
         self, state: TrainState, first: int, scores: Scores
     ) -> tuple[TrainState, Scores]:
         """Run the steps after ``first``; return the last state and its scores."""
         work, means = self.work, _Means()
-        # Virtual devices that run ahead of each other can wait for each other for good.
-        many = jax.default_backend() == "cpu" and jax.local_device_count() > 1
+        # CPU devices that run ahead of each other can wait for each other for good.
+        many = jax.default_backend() == "cpu" and jax.device_count() > 1
         for number in range(first + 1, work.steps + 1):
             state, metrics = work.step(state, work.batch(number - 1))
             if many:
@@ -122,13 +120,14 @@ class _Steps:
             if scored:
                 scores = self._score(number, state)
             better = scored and work.keep == "best"
-            if better or self.signals.caught or self.clock.due():
+            due, stop = self.pauses.at(number, last)
+            if better or due or stop:
                 means.read(work, number)  # a state that diverged is not worth saving
-                extra = {"seconds": self.clock.seconds, "scores": scores}
+                extra = {"seconds": self.pauses.clock.seconds, "scores": scores}
                 metric = scores.get(work.metric) if better else None
                 self.saved.save(number, state, extra, metric)
-            if self.signals.caught:
-                self._stop(number)
+            if stop:
+                self._stop(number, stop)
         return state, scores
 
     def _log(self, number: int, values: Scores) -> None:
@@ -143,10 +142,11 @@ class _Steps:
         self.bar.update(number, {metric: scores[metric]})
         return scores
 
-    def _stop(self, number: int) -> None:
+    def _stop(self, number: int, stop: int) -> None:
         self.saved.wait()
         self.bar.write(f"saved at step {number}; the same command goes on from here")
-        self.signals.deliver()
+        hosts.together()
+        self.pauses.signals.deliver(stop)
 
 
 class _Means:
@@ -170,54 +170,3 @@ class _Means:
                 fix=f"a lower rate, --set {work.place}.optim.lr=..., and another --out",
             )
         return values
-
-
-class _Clock:
-    """Seconds of training over all runs, and when the next checkpoint is due."""
-
-    def __init__(self, before: float):
-        self._before, self._began = before, time.monotonic()
-        self._saved = self._began
-
-    @property
-    def seconds(self) -> float:
-        return self._before + time.monotonic() - self._began
-
-    def due(self) -> bool:
-        if time.monotonic() - self._saved < SAVE_SECONDS:
-            return False
-        self._saved = time.monotonic()
-        return True
-
-
-class _Signals:
-    """Holds SIGINT and SIGTERM back until the step is done and saved."""
-
-    def __init__(self):
-        self.caught: int | None = None
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self):
-        for number in (signal.SIGINT, signal.SIGTERM):
-            # Handlers can be set in the main thread only.
-            with contextlib.suppress(ValueError):
-                self._before[number] = signal.signal(number, self._catch)
-        return self
-
-    def __exit__(self, *exc):
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _catch(self, number, frame):
-        if self.caught is not None:  # asked twice: stop at once
-            self.__exit__()
-            signal.raise_signal(number)
-        self.caught = number
-
-    def deliver(self) -> None:
-        """Hand the signal on to who would have had it."""
-        number, self.caught = self.caught, None
-        self.__exit__()
-        if number is not None:
-            signal.raise_signal(number)
-            raise KeyboardInterrupt

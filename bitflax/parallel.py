@@ -5,7 +5,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -17,10 +19,13 @@ AXIS = "data"
 def mesh(devices: Sequence[Any] | None = None) -> Mesh:
     """Return a mesh of one axis, ``"data"``, over all devices, or over these.
 
+    The devices of a process stand side by side, in the order of the processes.
+
     >>> dict(mesh(jax.devices()[:1]).shape)
     {'data': 1}
     """
-    devices = jax.devices() if devices is None else devices
+    if devices is None:
+        devices = sorted(jax.devices(), key=lambda d: (d.process_index, d.id))
     # Auto, whatever this jax's default: Explicit breaks gathers by ids.
     return Mesh(np.asarray(devices), (AXIS,), axis_types=(AxisType.Auto,))
 
@@ -104,17 +109,73 @@ def pmapped(step: Callable, devices: Sequence[Any] | None = None) -> Callable:
 
 
 def replicate(tree: Any, mesh: Mesh) -> Any:
-    """Return a tree of arrays that every device of a mesh holds whole."""
-    return jax.device_put(tree, NamedSharding(mesh, P()))
+    """Return a tree of arrays that every device of a mesh holds whole.
+
+    With many processes all of them come here with a tree of one structure, and the
+    numbers are those of process 0.
+    """
+    places = NamedSharding(mesh, P())
+    if places.is_fully_addressable:
+        return jax.device_put(tree, places)
+    leaves, structure = jax.tree.flatten(tree)
+    here = [i for i, leaf in enumerate(leaves) if _is_local(leaf)]
+    if here:
+        found = multihost_utils.broadcast_one_to_all([_raw(leaves[i]) for i in here])
+        for i, value in zip(here, found, strict=True):
+            leaves[i] = _whole(value, leaves[i], places)
+    return jax.tree.unflatten(structure, leaves)
+
+
+def _is_local(leaf: Any) -> bool:
+    return not isinstance(leaf, jax.Array) or leaf.is_fully_addressable
+
+
+def _raw(leaf: Any) -> np.ndarray:
+    """Return a leaf's numbers on the host; a random key's are its data."""
+    return np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
+
+
+def _whole(value: np.ndarray, like: Any, places: NamedSharding) -> jax.Array:
+    array = jax.make_array_from_process_local_data(places, value, value.shape)
+    if _is_key(like):
+        return jax.random.wrap_key_data(array, impl=jax.random.key_impl(like))
+    return array
+
+
+def _is_key(leaf: Any) -> bool:
+    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def local(tree: Any) -> Any:
+    """Return a replicated tree as arrays of this process alone."""
+    if jax.process_count() == 1:
+        return tree
+    return jax.tree.map(lambda x: jnp.asarray(np.asarray(x)), tree)
 
 
 def shard_batch(batch: Batch, mesh: Mesh) -> dict[str, jax.Array]:
     """Return a global batch with its rows shared out over a mesh's devices.
 
-    With many hosts each gives the rows of its own devices.
+    With many processes each gives the rows of its own devices: the ``i``-th of ``n``
+    equal parts.
     """
     sharding = NamedSharding(mesh, P(AXIS))
     return {
         name: jax.make_array_from_process_local_data(sharding, np.asarray(value))
         for name, value in batch.items()
     }
+
+
+def own_rows(array: jax.Array) -> np.ndarray:
+    """Return the rows of a sharded array that this process's devices hold, in order."""
+    if array.is_fully_addressable:
+        return np.asarray(array)
+    shards = {s.index[0].start or 0: s.data for s in array.addressable_shards}
+    return np.concatenate([np.asarray(shards[start]) for start in sorted(shards)])
+
+
+def summed(array: np.ndarray) -> np.ndarray:
+    """Return the sum of an array over all processes, on each of them."""
+    if jax.process_count() == 1:
+        return array
+    return np.asarray(multihost_utils.process_allgather(array)).sum(axis=0)

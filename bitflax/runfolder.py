@@ -6,24 +6,20 @@ with RunFolder("runs/quickstart") as folder:
     folder.finish("model.safetensors", "report.html", "report.json")
 """
 
-import errno
 import importlib.metadata
+import io
 import json
-import os
 import platform
 import re
-import socket
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from bitflax import progressbar, runlog, storage
-from bitflax.errors import ConfigError, DamagedFile, FolderBusy, OutputError
+from bitflax import folderlock, hosts, progressbar, runlog, storage
+from bitflax.errors import ConfigError, DamagedFile
 
-# What a run may have made before its recipe is written.
-_OURS = {"cache", "tensorboard", "log.jsonl"}
 _PACKAGES = (
     "bitflax",
     "jax",
@@ -40,12 +36,16 @@ _PACKAGES = (
 class RunFolder:
     """A run's folder, held by this process alone while the ``with`` lasts.
 
+    With many processes process 0 holds it and writes; the others call the same methods,
+    which write nothing, and read what it wrote: the folder is on a disk they share.
+
     Args:
       path: new, empty, or the folder of an earlier run.
 
     Raises:
-      OutputError: it is a file, cannot be made or written, or holds other things.
-      FolderBusy: another process runs there.
+      OutputError: it is a file, cannot be made or written, or holds other things; or
+        is not the same for all processes.
+      FolderBusy: another run is there.
     """
 
     def __init__(self, path: str | Path):
@@ -55,8 +55,11 @@ class RunFolder:
 
     def __enter__(self) -> "RunFolder":
         """Make the folder and lock it."""
-        _make(self.path)
-        self._lock = _lock(self.path)
+        if hosts.first():
+            folderlock.make(self.path)
+            self._lock = folderlock.lock(self.path)
+        if hosts.part()[1] > 1:
+            folderlock.check_shared(self.path)
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -100,15 +103,18 @@ class RunFolder:
         Raises:
           StorageError: the disk is full or broken.
         """
-        self._log.write(line)
+        if hosts.first():
+            self._log.write(line)
 
     def rewind(self, stage: str, step: int | None = None) -> None:
         """Drop a stage's log lines after ``step`` (None: all): they come again."""
-        self._log.rewind(stage, step)
+        if hosts.first():
+            self._log.rewind(stage, step)
 
     def progress(self, total: int, desc: str, initial: int = 0) -> progressbar.Progress:
-        """Return a progress bar on stderr."""
-        return progressbar.Progress(total, desc, initial=initial)
+        """Return a progress bar on stderr; process 0's alone is seen."""
+        stream = None if hosts.first() else io.StringIO()
+        return progressbar.Progress(total, desc, initial=initial, stream=stream)
 
     def write_recipe(
         self, text: str, resolved: Mapping[str, Any], overrides: Sequence[str] = ()
@@ -124,6 +130,8 @@ class RunFolder:
           ConfigError: a stage began with another recipe; says what differs.
           DamagedFile: ``recipe.json`` cannot be read.
         """
+        if not hosts.first():
+            return
         mine = json.loads(json.dumps(resolved))
         known = self._read()
         if known is not None and any(self.path.glob("[0-9]*-*")):  # a stage began
@@ -147,6 +155,8 @@ class RunFolder:
     def pin(self, name: str, value: str) -> None:
         """Record the hash of an input, once; a resumed run must have the same.
 
+        With many processes all of them must have the same.
+
         >>> import tempfile
         >>> with tempfile.TemporaryDirectory() as tmp, RunFolder(tmp) as folder:
         ...     folder.write_recipe("", {"seed": 0})
@@ -160,6 +170,13 @@ class RunFolder:
         Raises:
           ConfigError: it has changed since the folder began.
         """
+        others = hosts.share(lambda: value)
+        if value != others:
+            problem = f"{name} is {others!r} on process 0, {value!r} on "
+            problem += f"process {hosts.part()[0]}"
+            raise ConfigError(self.path, problem, fix="give all hosts the same files")
+        if not hosts.first():
+            return
         record = self._read()
         if record is None:
             raise RuntimeError("pin comes after write_recipe")
@@ -171,6 +188,9 @@ class RunFolder:
     @property
     def finished(self) -> bool:
         """Whether a run came to its end here and its results are still there."""
+        return hosts.share(self._finished)
+
+    def _finished(self) -> bool:
         marker = self.path / ".finished"
         if not marker.is_file():
             return False
@@ -183,7 +203,8 @@ class RunFolder:
         Args:
           results: the files, relative to the folder, that make it done.
         """
-        storage.write_text(self.path / ".finished", "\n".join(results) + "\n")
+        if hosts.first():
+            storage.write_text(self.path / ".finished", "\n".join(results) + "\n")
 
     def need(self, size: int) -> None:
         """Check that ``size`` bytes are free.
@@ -253,46 +274,3 @@ def _differences(there: Any, here: Any, path: str = "") -> Iterator[str]:
         return
     for name, x, y in pairs:
         yield from _differences(x, y, f"{path}.{name}" if path else str(name))
-
-
-def _make(path: Path) -> None:
-    fix = "choose another --out"
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        names = {p.name for p in path.iterdir() if not p.name.startswith(".")}
-    except FileExistsError:
-        raise OutputError(path, "is a file, not a folder", fix=fix) from None
-    except OSError as error:
-        raise OutputError(path, f"cannot be made: {error.strerror}", fix=fix) from error
-    foreign = sorted(names - _OURS)
-    if foreign and not (path / "recipe.json").is_file():
-        raise OutputError(path, f"is no run folder: it holds {foreign[0]}", fix=fix)
-
-
-def _lock(path: Path) -> IO[str]:
-    import fcntl
-
-    try:
-        file = open(path / ".lock", "a+", encoding="utf-8")  # noqa: SIM115
-    except OSError as error:
-        raise OutputError(
-            path, f"cannot be written: {error.strerror}", fix="choose another --out"
-        ) from error
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
-            # Some network folders have no locks; that is no reason not to train.
-            print(f"bitflax: note: {path}: cannot be locked", file=sys.stderr)
-            return file
-        file.seek(0)
-        holder = file.read().strip() or "another process"
-        file.close()
-        raise FolderBusy(
-            path, f"in use by {holder}", fix="wait for it, or choose another --out"
-        ) from None
-    since = time.strftime("%Y-%m-%d %H:%M:%S")
-    file.truncate(0)
-    file.write(f"process {os.getpid()} on {socket.gethostname()} since {since}\n")
-    file.flush()
-    return file

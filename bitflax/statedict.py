@@ -32,10 +32,10 @@ def targets(template: TrainState) -> dict[str, jax.ShapeDtypeStruct]:
 
     Args:
       template: a state of arrays or of ``jax.ShapeDtypeStruct``; a leaf without a
-        sharding is wanted on the first device.
+        sharding is wanted on this process's first device.
     """
     found = {}
-    first = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    first = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     for name, leaf in _named(template):
         raw = jax.eval_shape(jax.random.key_data, leaf) if _is_key(leaf) else leaf
         sharding = getattr(leaf, "sharding", None) or first

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import bitflax as bf
-from bitflax import loop, training
+from bitflax import loop, pauses, training
 from bitflax.errors import Diverged
 from bitflax.runfolder import RunFolder
 
@@ -244,7 +244,7 @@ def test_seconds_count_all_runs(step, sigterm, tmp_path, monkeypatch):
         return ten_seconds
 
     clock = types.SimpleNamespace(monotonic=lambda: now[0])
-    monkeypatch.setattr(loop, "time", clock)
+    monkeypatch.setattr(pauses, "time", clock)
     with pytest.raises(Stopped):
         run(tmp_path / "run", step, batch=slow(stopping(signal.SIGTERM, 2)))
     now[0] = 1e6

@@ -8,6 +8,8 @@ from jaxtyping import Integer
 
 from bitflax.data.text import Tokens
 
+Part = tuple[int, int]
+"""``(i, n)``: the ``i``-th of ``n`` equal parts of a batch's rows, a process's own."""
 LENGTHS = (8, 12, 16, 24, 32, 48, 64, 80, 96, 128, 192, 256, 384, 512)
 MOST_BUCKETS = 8
 COMPILE_TOKENS = 4096
@@ -58,26 +60,44 @@ def buckets_for(
     )
 
 
+def rows_of(part: Part, rows: int) -> slice:
+    """Return which rows the ``i``-th of ``n`` equal parts of a batch has.
+
+    Raises:
+      ValueError: the rows are no multiple of the parts.
+
+    >>> rows_of((1, 4), 8)
+    slice(2, 4, None)
+    """
+    number, count = part
+    if rows % count or not 0 <= number < count:
+        raise ValueError(f"{rows} rows, part {number} of {count}")
+    share = rows // count
+    return slice(number * share, (number + 1) * share)
+
+
 class Batches:
     """Training batches by step, and evaluation batches in a fixed order.
 
-    Every batch is ``[batch_size, bucket]``, so that no step after the first of its
-    bucket compiles. An epoch has ``ceil(examples / batch_size)`` steps; rows that do
-    not fill a batch of their bucket go up into the next one, and the few filler rows
-    that an epoch needs lie in its shortest batch.
+    Every batch is ``[rows, bucket]``, so that no step after the first of its bucket
+    compiles. An epoch has ``ceil(examples / batch_size)`` steps; rows that do not fill
+    a batch of their bucket go up into the next one, and the few filler rows that an
+    epoch needs lie in its shortest batch.
 
     A batch is a dict of arrays: ``input_ids``, ``attention_mask``, ``token_type_ids``
-    int32 [batch_size, bucket]; ``weight`` float32 [batch_size], 0 in a filler row, 1
-    elsewhere; ``index`` int32 [batch_size], the example's number in ``tokens``, -1 in a
-    filler row; ``labels`` [batch_size] where there are any (0 in a filler row).
+    int32 [rows, bucket]; ``weight`` float32 [rows], 0 in a filler row, 1 elsewhere;
+    ``index`` int32 [rows], the example's number in ``tokens``, -1 in a filler row;
+    ``labels`` [rows] where there are any (0 in a filler row).
 
     Args:
       tokens: the examples.
       labels: int32 or float32 [examples], or None.
-      batch_size: rows a batch; rounded up to a multiple of ``multiple_of``.
+      batch_size: examples a batch.
       seed: of the order.
       buckets: the lengths to pad to, ascending; the last one holds every example.
-      multiple_of: the number of devices that share a batch.
+      multiple_of: the number of devices that share a batch: where ``batch_size`` is no
+        multiple of it, filler rows stand at the end of every batch, so that the
+        examples of a step do not depend on the number of devices.
       pad_id: the token that fills up.
 
     Raises:
@@ -106,7 +126,8 @@ class Batches:
         if labels is not None and len(labels) != len(tokens):
             raise ValueError(f"{len(tokens)} examples but {len(labels)} labels")
         self.tokens, self.labels, self.seed, self.pad_id = tokens, labels, seed, pad_id
-        self.batch_size = -(-batch_size // multiple_of) * multiple_of
+        self.batch_size = batch_size
+        self.rows = -(-batch_size // multiple_of) * multiple_of
         self.buckets = tuple(buckets)
         self._bucket = np.searchsorted(self.buckets, tokens.lengths)
         self._epoch: tuple[int, list[tuple[int, np.ndarray]]] | None = None
@@ -122,28 +143,32 @@ class Batches:
 
         The same in every epoch: it depends on how many examples each bucket has.
         """
-        return sum(bucket * len(rows) for bucket, rows in self._plan(None))
+        return sum(bucket * self.rows for bucket, _ in self._plan(None))
 
     def shapes(self) -> tuple[tuple[int, int], ...]:
         """Return the shapes that occur, ascending: what will be compiled."""
         used = {bucket for bucket, _ in self._plan(None)}
-        return tuple((self.batch_size, bucket) for bucket in sorted(used))
+        return tuple((self.rows, bucket) for bucket in sorted(used))
 
-    def batch(self, step: int) -> dict[str, np.ndarray]:
+    def batch(self, step: int, part: Part = (0, 1)) -> dict[str, np.ndarray]:
         """Return the batch of a global step, counted from 0 over all epochs.
 
         It depends on the seed and the step alone, so that training goes on exactly
         where it stopped.
+
+        Args:
+          step: counted from 0.
+          part: ``(i, n)``: only the ``i``-th of ``n`` equal parts of its rows.
         """
         epoch, place = divmod(step, self.steps_per_epoch)
         if self._epoch is None or self._epoch[0] != epoch:
             self._epoch = epoch, self._plan(epoch)
-        return self._padded(*self._epoch[1][place])
+        return self._padded(*self._epoch[1][place], part)
 
-    def evaluation(self) -> Iterator[dict[str, np.ndarray]]:
+    def evaluation(self, part: Part = (0, 1)) -> Iterator[dict[str, np.ndarray]]:
         """Yield every example once, shortest first; ``index`` says which is where."""
         for bucket, rows in self._plan(None):
-            yield self._padded(bucket, rows)
+            yield self._padded(bucket, rows, part)
 
     def _plan(self, epoch: int | None) -> list[tuple[int, np.ndarray]]:
         """Return ``(bucket, example numbers)`` of each batch of an epoch.
@@ -169,8 +194,12 @@ class Batches:
             return plan
         return [plan[place] for place in rng.permutation(len(plan))]
 
-    def _padded(self, bucket: int, rows: np.ndarray) -> dict[str, np.ndarray]:
-        """Return the arrays of one batch."""
+    def _padded(
+        self, bucket: int, rows: np.ndarray, part: Part
+    ) -> dict[str, np.ndarray]:
+        """Return the arrays of one batch, or of a part of it."""
+        rows = np.pad(rows, (0, self.rows - len(rows)), constant_values=-1)
+        rows = rows[rows_of(part, self.rows)]
         real = rows >= 0
         lengths = np.where(real, self.tokens.lengths[rows], 0)
         mask = np.arange(bucket) < lengths[:, None]

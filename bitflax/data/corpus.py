@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from bitflax.data import corpus_tfds, icd10, passages, pieces
+from bitflax.data.batches import Part, rows_of
 from bitflax.data.piececounts import PieceCounts
 from bitflax.data.pieces import Pieces
 from bitflax.data.text import Tokenizer
@@ -38,23 +39,23 @@ class CorpusBatches:
     Of all passages 1 %, by the SHA-256 of their text, are held out: training never sees
     them, or copies of them; ``evaluation`` shows them.
 
-    With many hosts, each takes its rows of the same global batch, and each reads and
-    tokenises the whole corpus. Reading only a share would make the batches depend on
-    the number of hosts; a core tokenises a megabyte a second or more.
+    With many hosts, each takes its part of the rows of the same global batch, and each
+    reads and tokenises every window: a window's pieces go to all of them. Reading only
+    a share would make the batches depend on the number of hosts; a core tokenises a
+    megabyte a second or more, and all of a host's cores do.
 
     Args:
       source: a ``.txt`` file, a passage a line; a folder of such files; a text data set
         of TFDS (``wiki40b/en``); or ``icd10cm``, the texts of its training categories.
       tokenizer: of the teacher.
       length: tokens a piece, [CLS] and [SEP] included.
-      batch_size: rows of a global batch; rounded up to a multiple of ``multiple_of``.
+      batch_size: pieces of a global batch.
       seed: of the order.
       cache: the run's cache folder: how many pieces each window has is kept there, so
         that a resume reads nothing twice. None, or a deleted file: they are counted
         again, by tokenising what came before.
-      multiple_of: the number of devices that share a batch.
-      shard: this host's number.
-      shards: how many hosts there are.
+      multiple_of: the number of devices that share a batch: where ``batch_size`` is no
+        multiple of it, rows of weight 0 stand at the end of every batch.
       data_dir: for TFDS: where it has prepared the data set.
       window: bytes of text a window.
 
@@ -75,8 +76,6 @@ class CorpusBatches:
         seed: int,
         cache: str | Path | None,
         multiple_of: int = 1,
-        shard: int = 0,
-        shards: int = 1,
         data_dir: str | Path | None = None,
         window: int = passages.WINDOW,
     ):
@@ -87,11 +86,9 @@ class CorpusBatches:
             problem = "expected [CLS] and [SEP] among the tokens, found none"
             raise ConfigError("tokenizer", problem, fix="give a BERT's tokenizer")
         self._cls, self._sep = tokenizer.cls_id, tokenizer.sep_id
-        self.batch_size = -(-batch_size // multiple_of) * multiple_of
-        if self.batch_size % shards or not 0 <= shard < shards:
-            raise ValueError(f"{self.batch_size} rows, shard {shard} of {shards}")
+        self.batch_size = batch_size
+        self.rows = -(-batch_size // multiple_of) * multiple_of
         self.length, self._tokenizer, self._seed = length, tokenizer, seed
-        self._shard, self._share = shard, self.batch_size // shards
         self._source = _source(source, data_dir, window)
         about = f"pieces 1 {self._source.name} {length} {window} {tokenizer.to_json()}"
         self._counts = PieceCounts(self._source, about, cache)
@@ -117,19 +114,23 @@ class CorpusBatches:
                 self._load(window)
         return -(-int(self._counts.pieces.sum()) // self.batch_size)
 
-    def batch(self, step: int) -> dict[str, np.ndarray]:
-        """Return this host's rows of the batch of a global step, counted from 0.
+    def batch(self, step: int, part: Part = (0, 1)) -> dict[str, np.ndarray]:
+        """Return the batch of a global step, counted from 0.
 
         It depends on the corpus, the settings and the step alone. A batch that an epoch
         does not fill runs on into the next one: all batches have one shape.
 
+        Args:
+          step: counted from 0.
+          part: ``(i, n)``: only the ``i``-th of ``n`` equal parts of its rows.
+
         Returns:
           ``input_ids``, ``attention_mask``, ``token_type_ids`` int32 [rows, length];
-          ``weight`` float32 [rows], all 1.
+          ``weight`` float32 [rows], 0 in rows that only fill up.
         """
-        row, left = step * self.batch_size + self._shard * self._share, self._share
-        parts: list[Pieces] = []
-        while True:
+        first, left = self._share(part, self.batch_size)
+        row, parts = step * self.batch_size + first, [self._none()]
+        while left:
             epoch, place, first = self._find(row)
             window = int(self._order(epoch)[place])
             found = self._load(window)
@@ -137,24 +138,33 @@ class CorpusBatches:
             parts.append(found.take(order[first : first + left]))
             row, left = row + len(parts[-1]), left - len(parts[-1])
             if not left:
-                break
-        self._read_ahead(epoch, place)
-        return pieces.joined(parts).batch(self._share, self._tokenizer.pad_id)
+                self._read_ahead(epoch, place)
+        return self._batch(pieces.joined(parts), part)
 
-    def evaluation(self) -> Iterator[dict[str, np.ndarray]]:
-        """Yield this host's rows of one to 64 batches of held-out text.
+    def evaluation(self, part: Part = (0, 1)) -> Iterator[dict[str, np.ndarray]]:
+        """Yield one to 64 batches of held-out text, or a part of each one's rows.
 
         The last one is filled up with rows of weight 0.
         """
         if self._held is None:
             self._held = self._pool.submit(self._read_held).result()
         for start in range(0, len(self._held), self.batch_size):
-            first = start + self._shard * self._share
-            rows = np.arange(
-                first, max(first, min(first + self._share, len(self._held)))
+            first, count = self._share(
+                part, min(self.batch_size, len(self._held) - start)
             )
-            part = self._held.take(rows)
-            yield part.batch(self._share, self._tokenizer.pad_id)
+            found = self._held.take(start + first + np.arange(count))
+            yield self._batch(found, part)
+
+    def _share(self, part: Part, real: int) -> tuple[int, int]:
+        """Return the first of a part's rows that are no filler, and their number."""
+        rows = rows_of(part, self.rows)
+        return rows.start, max(0, min(rows.stop, real) - rows.start)
+
+    def _batch(self, found: Pieces, part: Part) -> dict[str, np.ndarray]:
+        return found.batch(self.rows // part[1], self._tokenizer.pad_id)
+
+    def _none(self) -> Pieces:
+        return Pieces(np.zeros((0, self.length), np.int32), np.zeros(0, np.int32))
 
     def _find(self, row: int) -> tuple[int, int, int]:
         """Return (epoch, place of the window in its order, row within the window)."""

@@ -72,7 +72,7 @@ def test_rows_hold_their_examples():
 
 def test_kinds_and_shapes():
     data = made(pad_id=7, multiple_of=3)
-    assert data.batch_size == 9
+    assert (data.batch_size, data.rows) == (8, 9)
     shapes = set()
     for batch in epoch(data, 0):
         ids = batch["input_ids"]
@@ -93,6 +93,30 @@ def test_order_depends_on_seed_and_step_alone():
     assert not all(same(made(seed=2).batch(step), forward[step]) for step in steps)
     first, second = forward[: one.steps_per_epoch], forward[one.steps_per_epoch :]
     assert not all(same(a, b) for a, b in zip(first, second, strict=False))
+
+
+@pytest.mark.parametrize("devices", [2, 3, 16])
+def test_the_examples_of_a_step_do_not_depend_on_the_devices(devices):
+    one, many = made(), made(multiple_of=devices)
+    for batch, expected in zip(epoch(many, 1), epoch(one, 1), strict=True):
+        assert len(batch["index"]) % devices == 0
+        assert same({name: x[:8] for name, x in batch.items()}, expected)
+        assert (batch["index"][8:] == -1).all()
+        assert not batch["weight"][8:].any()
+
+
+def test_parts_are_a_batch_s_rows_in_order():
+    data = made(multiple_of=3)
+    for step in range(data.steps_per_epoch):
+        parts = [data.batch(step, (i, 3)) for i in range(3)]
+        joined = {n: np.concatenate([p[n] for p in parts]) for n in parts[0]}
+        assert same(joined, data.batch(step))
+    parts = zip(*(data.evaluation((i, 3)) for i in range(3)), strict=True)
+    for part, whole in zip(parts, data.evaluation(), strict=True):
+        joined = {n: np.concatenate([p[n] for p in part]) for n in whole}
+        assert same(joined, whole)
+    with pytest.raises(ValueError, match="9 rows, part 0 of 2"):
+        data.batch(0, (0, 2))
 
 
 def test_lengths_do_not_come_in_order():

@@ -243,28 +243,35 @@ def test_memory_holds_two_windows_at_most(make):
 # --------------------------------------------------------------------------- many hosts
 
 
-@pytest.mark.parametrize("shards", [2, 4])
-def test_hosts_share_the_batches_of_one(make, shards):
-    whole = make()
-    hosts = [make(shard=i, shards=shards) for i in range(shards)]
+@pytest.mark.parametrize(("rows", "hosts"), [(4, 2), (4, 4), (5, 4), (2, 8)])
+def test_hosts_share_the_batches_of_one(make, rows, hosts):
+    whole = make(batch_size=rows, multiple_of=hosts)
     for step in range(2 * whole.steps_per_epoch):
-        parts = [host.batch(step) for host in hosts]
+        parts = [whole.batch(step, (i, hosts)) for i in range(hosts)]
+        assert len({len(part["weight"]) for part in parts}) == 1
         joined = {n: np.concatenate([p[n] for p in parts]) for n in parts[0]}
         assert same(joined, whole.batch(step))
     expected = list(whole.evaluation())
-    parts = [list(host.evaluation()) for host in hosts]
+    parts = [list(whole.evaluation((i, hosts))) for i in range(hosts)]
     assert {len(part) for part in parts} == {len(expected)}
     for number, batch in enumerate(expected):
         joined = {n: np.concatenate([p[number][n] for p in parts]) for n in batch}
         assert same(joined, batch)
 
 
-def test_rows_are_a_multiple_of_the_devices(make):
-    assert make(batch_size=5, multiple_of=4).batch(0)["input_ids"].shape[0] == 8
-    with pytest.raises(ValueError, match="4 rows, shard 0 of 3"):
-        make(shards=3)
-    with pytest.raises(ValueError, match="shard 2 of 2"):
-        make(shard=2, shards=2)
+def test_the_pieces_of_a_step_do_not_depend_on_the_devices(make):
+    one, four = make(batch_size=5), make(batch_size=5, multiple_of=4)
+    for step in range(2 * one.steps_per_epoch):
+        batch = four.batch(step)
+        assert batch["weight"].tolist() == [1.0] * 5 + [0.0] * 3
+        assert same({n: x[:5] for n, x in batch.items()}, one.batch(step))
+
+
+def test_rows_that_hosts_cannot_share_are_refused(make):
+    with pytest.raises(ValueError, match="4 rows, part 0 of 3"):
+        make().batch(0, (0, 3))
+    with pytest.raises(ValueError, match="4 rows, part 2 of 2"):
+        make().batch(0, (2, 2))
 
 
 # ------------------------------------------------------------------------------ held out
