@@ -23,7 +23,7 @@ from bitflax import pretrained
 from bitflax.data import augment as augmenting
 from bitflax.data import maskedlm, tasks, words
 from bitflax.data.text import Tokenizer
-from tests.benchmarks import common
+from tests.benchmarks import common, steps
 
 COUNT = 15
 
@@ -98,8 +98,8 @@ def main() -> None:
     args = common.parse(options)
     if "BITFLAX_DATA" not in os.environ:
         options.error("BITFLAX_DATA is unset: it names a folder with glue/ in it")
-    config = common.configs(args.model)[0]
-    params = common.teacher_params(args.model)
+    config = steps.configs(args.model)[0]
+    params = steps.teacher_params(args.model)
     tokenizer = Tokenizer.from_folder(pretrained.resolve("minilm"))
     splitter = words.Splitter(tokenizer)
     head = random_head(config, params["embeddings"]["word"]["embedding"])

@@ -7,7 +7,6 @@ turns from round to round, and a ratio is the median of the rounds' own ratios.
 
 import argparse
 import dataclasses
-import functools
 import gc
 import json
 import os
@@ -21,10 +20,7 @@ from typing import Any
 import jax
 import numpy as np
 
-import bitflax as bf
-from bitflax import model, runfolder, teaching
-from bitflax.data.batches import Batches
-from bitflax.data.text import Tokens
+from bitflax import runfolder
 
 MODELS = {
     "minilm": dict(
@@ -37,8 +33,6 @@ MODELS = {
         intermediate_size=64, vocab_size=500, num_labels=3,
     ),
 }  # fmt: skip
-STEPS = ("fine-tuning", "fp32", "1-bit", "fp32 kept", "1-bit kept")
-"""Kinds of steps; "kept" reads teacher outputs that were computed before."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,105 +88,6 @@ def ratio(above: Times, below: Times) -> dict[str, Any]:
     }
 
 
-def configs(name: str) -> tuple[bf.BertConfig, bf.BertConfig, tuple[int, ...]]:
-    """Return the teacher's and the student's shape, and the layers that it takes.
-
-    Every second layer, the last one among them. Dropout is 0, so that the sides differ
-    by what they are named after alone.
-    """
-    off = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
-    shape: Any = MODELS[name]
-    teacher = bf.BertConfig(**shape, **off)
-    layers = tuple(range(1, teacher.num_hidden_layers, 2))
-    return teacher, dataclasses.replace(teacher, num_hidden_layers=len(layers)), layers
-
-
-@functools.cache
-def teacher_params(name: str):
-    """Return a teacher's fresh parameters; what they hold does not change the time."""
-    return bf.init_params(configs(name)[0], jax.random.key(0))
-
-
-def single_stage_loss(layers: Sequence[int]) -> Any:
-    """Return the single-stage loss: logits, hidden states, attention scores."""
-    hidden = bf.layer_pairs(layers, hidden=True)
-    scores = bf.layer_pairs(layers)
-    return bf.weighted(
-        logits=(1.0, bf.soft_cross_entropy),
-        hidden=(1.0, functools.partial(bf.hidden_mse, pairs=hidden)),
-        scores=(1.0, functools.partial(bf.score_mse, pairs=scores)),
-    )
-
-
-class Stepper:
-    """A student in training, as a run trains it: batch from the host, all devices.
-
-    Args:
-      kind: one of ``STEPS``.
-      name: of ``MODELS``.
-      batches: what it learns from.
-    """
-
-    def __init__(self, kind: str, name: str, batches: Batches):
-        self.batches, self.count = batches, 0
-        teacher, student, layers = configs(name)
-        params = teacher_params(name)
-        quantised = kind.startswith("1-bit")
-        optimizer = bf.make_optimizer(bf.Optim(), 10_000)
-        loss = single_stage_loss(layers)
-        apply = bf.bert(student, bf.symmetric(bits=8) if quantised else None)
-        teach, self._teacher, self._kept = bf.bert(teacher), params, None
-        if kind == "fine-tuning":
-            loss = bf.weighted(labels=(1.0, bf.label_cross_entropy))
-            teach = self._teacher = None
-        elif kind.endswith("kept"):
-            self._kept = keep(name, batches, loss)
-            teach, self._teacher = teaching.reader(self._kept.outputs), None
-        rules = bf.xtc_1bit() if quantised else ()
-        quantize = functools.partial(bf.quantize, rules=rules, lazy=True)
-        step = bf.make_train_step(
-            apply, teach, loss, optimizer, quantize=quantize if rules else None
-        )
-        self._step = bf.data_parallel(step, bf.mesh())
-        start = bf.take_layers(params, layers)
-        self._state = bf.init_state(start, optimizer, key=jax.random.key(1))
-
-    def __call__(self, batch: dict[str, np.ndarray] | None = None) -> Any:
-        """Take a step, on the next batch or on this one; return its metrics."""
-        if batch is None:
-            batch = self.batches.batch(self.count)
-            self.count += 1
-        batch = batch if self._kept is None else self._kept.add_to(batch)
-        batch = {key: value for key, value in batch.items() if key != "index"}
-        self._state, metrics = self._step(self._state, self._teacher, batch)
-        return metrics
-
-
-def keep(name: str, batches: Batches, loss: Any) -> teaching.Kept:
-    """Return the teacher's outputs of all examples that the loss reads."""
-    teacher, student, layers = configs(name)
-    params = teacher_params(name)
-    batch = {k: v for k, v in batches.batch(0).items() if k != "index"}
-    told = jax.eval_shape(model.bert(teacher), params, batch)
-    start = bf.take_layers(params, layers)
-    said = jax.eval_shape(model.bert(student), start, batch)
-    used = teaching.used_outputs(loss, said, told, batch)
-    *_, kept = teaching.keep(model.bert(teacher), params, batches, told, used)
-    return kept
-
-
-def full_batches(name: str, rows: int, length: int, count: int = 2) -> Batches:
-    """Return batches [rows, length] without padding, of random words."""
-    rng = np.random.default_rng(0)
-    config, _, _ = configs(name)
-    size = rows * length * count
-    ids = rng.integers(1, config.vocab_size, size).astype(np.int32)
-    offsets = np.arange(0, size + 1, length, dtype=np.int64)
-    labels = rng.integers(0, config.num_labels, rows * count).astype(np.int32)
-    tokens = Tokens(ids, np.zeros(size, np.uint8), offsets)
-    return Batches(tokens, labels, batch_size=rows, seed=0, buckets=(length,))
-
-
 def machine() -> dict[str, Any]:
     """Return what the numbers depend on: processor, load, versions, commit."""
     try:
@@ -207,10 +102,16 @@ def machine() -> dict[str, Any]:
         "cores": len(usable(0)) if usable else os.cpu_count(),
         "load": list(os.getloadavg()),
         "devices": [str(device) for device in jax.devices()],
-        "versions": runfolder.versions(),
+        "versions": runfolder.versions() | _torch(),
         "commit": _commit(),
         "date": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
+
+
+def _torch() -> dict[str, str]:
+    """Return PyTorch's version where the peer took part."""
+    torch = sys.modules.get("torch")
+    return {} if torch is None else {"torch": torch.__version__}
 
 
 def _commit() -> str:

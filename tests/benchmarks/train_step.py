@@ -1,17 +1,21 @@
-"""What a training step costs, and what distillation and one bit add to it.
+"""What a training step costs, what distillation and one bit add, and the peer's step.
 
 Sides, which alternate within this process: plain fine-tuning of the student; FP32
 distillation; 1-bit distillation with 8-bit activations; both again with the teacher's
-outputs kept from an earlier pass. Each step is what a run does: it takes its batch from
-the host, runs on all devices, and updates the parameters.
+outputs kept from an earlier pass; 1-bit distillation in bfloat16; and the PyTorch
+peer's 1-bit distillation, in float32 and under bfloat16 autocast. Each step is what a
+run does: it takes its batch from the host and updates the parameters.
 
-    python -m tests.benchmarks.train_step > train_step.json
+    taskset -c 0 python -m tests.benchmarks.train_step > train_step.json
 """
 
 import argparse
+from collections.abc import Callable
 from typing import Any
 
-from tests.benchmarks import common
+from bitflax import memory
+from bitflax.data.batches import Batches
+from tests.benchmarks import common, steps
 
 RATIOS = (
     ("1-bit / fp32", "1-bit", "fp32"),
@@ -19,7 +23,12 @@ RATIOS = (
     ("fp32 kept / fp32", "fp32 kept", "fp32"),
     ("fp32 kept / fine-tuning", "fp32 kept", "fine-tuning"),
     ("1-bit kept / 1-bit", "1-bit kept", "1-bit"),
+    ("1-bit / peer 1-bit", "1-bit", "peer 1-bit"),
+    ("peer 1-bit bf16 / peer 1-bit", "peer 1-bit bf16", "peer 1-bit"),
+    ("1-bit / peer 1-bit bf16", "1-bit", "peer 1-bit bf16"),
 )
+PEERS = ("peer fine-tuning", "peer fp32", "peer 1-bit", "peer 1-bit bf16")
+DEFAULT = (*steps.KINDS, *PEERS[2:])
 
 
 def shape(text: str) -> tuple[int, int]:
@@ -31,17 +40,29 @@ def shape(text: str) -> tuple[int, int]:
     return rows, length
 
 
-def measure(name: str, rows: int, length: int, rounds: int) -> dict[str, Any]:
-    """Time all kinds of steps on batches [rows, length], alternating."""
-    batches = common.full_batches(name, rows, length)
-    sides = {kind: common.Stepper(kind, name, batches) for kind in common.STEPS}
-    times = common.alternate(sides, rounds)
+def side(kind: str, name: str, batches: Batches) -> Callable[..., Any]:
+    """Return a side's step; PyTorch is imported for the peer's alone."""
+    if not kind.startswith("peer "):
+        return steps.Stepper(kind, name, batches)
+    from tests.benchmarks import peer
+
+    kind, half = kind.removeprefix("peer "), kind.endswith(" bf16")
+    kind = kind.removesuffix(" bf16")
+    return peer.Stepper(kind, name, batches, bfloat16=half)
+
+
+def measure(args: Any, rows: int, length: int) -> dict[str, Any]:
+    """Time all sides on batches [rows, length], alternating."""
+    batches = steps.full_batches(args.model, rows, length)
+    sides = {kind: side(kind, args.model, batches) for kind in args.sides}
+    times = common.alternate(sides, args.rounds)
     return {
         "shape": [rows, length],
         "steps": {kind: found.summary() for kind, found in times.items()},
         "ratios": {
             title: common.ratio(times[above], times[below])
             for title, above, below in RATIOS
+            if {above, below} <= set(times)
         },
     }
 
@@ -50,12 +71,16 @@ def main() -> None:
     """Measure every shape; the table goes to stderr, the JSON to stdout."""
     options = common.parser(__doc__)
     options.add_argument(
-        "--shapes", type=shape, nargs="+", default=[(16, 128), (32, 64)]
+        "--shapes", type=shape, nargs="+", default=[(16, 64), (32, 128)]
+    )
+    options.add_argument(
+        "--sides", nargs="+", choices=(*steps.KINDS, *PEERS), default=DEFAULT
     )
     args = common.parse(options)
+    memory.keep_freed_pages()  # as a run does; the peer, in this process, has it too
     results = []
     for rows, length in args.shapes:
-        found = measure(args.model, rows, length, args.rounds)
+        found = measure(args, rows, length)
         results.append(found)
         common.say(f"\n{args.model}, {rows} x {length} tokens, {args.rounds} rounds")
         lines = [[kind, *common.spread(s)] for kind, s in found["steps"].items()]

@@ -1,0 +1,65 @@
+"""The PyTorch peer of the benchmarks computes what we compute; the programs run."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+import bitflax as bf
+from tests.benchmarks import steps
+
+ROOT = pathlib.Path(__file__).parent.parent
+PROGRAMS = {
+    "train_step": ["--shapes", "2x8", "--sides", "fp32", "1-bit"],
+    "scaling": ["--shape", "8x8"],
+    "estimate": ["--rows", "4"],
+}
+
+
+@pytest.fixture(scope="module")
+def peer():
+    pytest.importorskip("torch")
+    from tests.benchmarks import peer
+
+    return peer
+
+
+@pytest.mark.parametrize("kind", ["fine-tuning", "fp32", "1-bit"])
+def test_the_peer_learns_as_we_do(kind, peer):
+    # A sign or a level that flips in between would show as more than this.
+    lengths, optim = np.array([12, 16, 7, 9]), bf.Optim(lr=1e-3, warmup=1e-3)
+    batches = steps.random_batches("tiny", lengths, batch_size=4, buckets=(16,))
+    one = jax.devices()[:1]
+    ours = steps.Stepper(
+        kind, "tiny", batches, devices=one, optim=optim, count_padding=True
+    )
+    theirs = peer.Stepper(kind, "tiny", batches, optim=optim)
+    first = None
+    for _ in range(6):
+        metrics, parts = ours(), theirs()
+        first = first or parts
+        for name, value in parts.items():
+            assert float(metrics[name]) == pytest.approx(value, rel=1e-4, abs=1e-7)
+    assert parts != first
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_a_program_writes_its_json(name):
+    rounds = [] if name == "estimate" else ["--rounds", "1"]
+    command = [sys.executable, "-m", f"tests.benchmarks.{name}", "--model", "tiny"]
+    found = subprocess.run(
+        [*command, *rounds, *PROGRAMS[name]],
+        cwd=ROOT,
+        env=os.environ | {"XLA_FLAGS": ""},
+        stdout=subprocess.PIPE,
+        check=True,
+    )
+    record = json.loads(found.stdout)
+    assert record["benchmark"] == name
+    assert record["machine"]["versions"]["jax"] == jax.__version__
