@@ -15,13 +15,16 @@ import traceback
 from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn
 
-from bitflax import __version__, commands, overrides
+from bitflax import __version__, commands, engines, exporting, hosts, overrides
 from bitflax.errors import BitflaxError, InputMissing, StorageError, UsageError
 
-_COMMANDS = ("ls", "show", "run", "eval", "predict", "inspect", "augment")
+_COMMANDS = ("ls", "show", "run", "eval", "predict", "inspect", "verify", "export")
+_COMMANDS += ("augment",)
 _OPTIONS = ("--set", "--out", "--until", "--task", "--data-dir", "--text", "--label")
 _OPTIONS += ("--debug", "--help", "--version", "--dev", "--copies", "--masked-lm")
 _OPTIONS += ("--vectors", "--probability", "--candidates", "--seed", "--limit")
+_OPTIONS += ("--coordinator", "--processes", "--process")
+_OPTIONS += ("--engine", "--format", "--sha256")
 _MODEL = "a run's folder, a model's folder, or a packed model.safetensors"
 
 
@@ -35,7 +38,7 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Raise a usage error that names the nearest command or option."""
         fix = f"see `{self.prog} --help`"
-        choice = re.search(r"invalid choice: '(.*?)'", message)
+        choice = re.search(r"COMMAND: invalid choice: '(.*?)'", message)
         option = re.search(r"unrecognized arguments: (--[\w-]+)", message)
         if choice:
             message = f"no such command: {choice[1]}"
@@ -81,13 +84,17 @@ def make_parser() -> _Parser:
     _add_recipe(run)
     run.add_argument("--out", required=True, metavar="DIR", help="the run's folder")
     run.add_argument("--until", metavar="STAGE", help="stop after this stage")
+    _add_hosts(run)
     _add_eval(add("eval", help="measure a model on a task"))
     predict = add("predict", help="print label, probability and text")
     predict.add_argument("model", metavar="DIR|FILE", help=_MODEL)
     texts = "texts; a pair has a tab between; none: a text a line from stdin"
     predict.add_argument("texts", nargs="*", metavar="TEXT", help=texts)
+    _add_engine(predict)
     inspect = add("inspect", help="print every tensor's bits and bytes")
     inspect.add_argument("model", metavar="DIR|FILE", help=_MODEL)
+    _add_verify(add("verify", help="read all of a packed file strictly, and say so"))
+    _add_export(add("export", help="write a model for ONNX Runtime or transformers"))
     _add_augment(add("augment", help="write a task's training examples, many varied"))
     return parser
 
@@ -105,12 +112,45 @@ def _add_recipe(parser: _Parser) -> None:
     )
 
 
+def _add_hosts(parser: _Parser) -> None:
+    group = parser.add_argument_group(
+        "many hosts", "one command a host; on TPU pods and under Slurm without these"
+    )
+    at = "where process 0 is to be reached; the same for all"
+    group.add_argument("--coordinator", metavar="HOST:PORT", help=at)
+    group.add_argument("--processes", type=int, metavar="N", help="how many there are")
+    this = "which of them this is, from 0"
+    group.add_argument("--process", type=int, metavar="I", help=this)
+
+
 def _add_eval(parser: _Parser) -> None:
     parser.add_argument("model", metavar="DIR|FILE", help=_MODEL)
     parser.add_argument(
         "--task", required=True, metavar="T", help="a named task or a data file"
     )
     _add_data(parser)
+    _add_engine(parser)
+
+
+def _add_engine(parser: _Parser) -> None:
+    engine = "jax (default), or onnx: ONNX Runtime, pip install 'bitflax[onnx]'"
+    parser.add_argument("--engine", choices=engines.ENGINES, default="jax", help=engine)
+
+
+def _add_verify(parser: _Parser) -> None:
+    model = "a packed model.safetensors, or a run's folder"
+    parser.add_argument("model", metavar="DIR|FILE", help=model)
+    sha256 = "what the whole file's SHA-256 has to be"
+    parser.add_argument("--sha256", metavar="HEX", help=sha256)
+
+
+def _add_export(parser: _Parser) -> None:
+    parser.add_argument("model", metavar="DIR|FILE", help=_MODEL)
+    form = "a file for ONNX Runtime (8-bit products, 2-bit or float32 weights), or a "
+    form += "folder for transformers (hf: float32, with a model card)"
+    parser.add_argument("--format", required=True, choices=exporting.KINDS, help=form)
+    out = "the file or folder to write; by default beside the model"
+    parser.add_argument("--out", metavar="PATH", help=out)
 
 
 def _add_data(parser: _Parser) -> None:
@@ -163,7 +203,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BaseException as error:
         if "--debug" in argv and not isinstance(error, SystemExit | BrokenPipeError):
             traceback.print_exc()
-        return _status(error)
+        error = hosts.lost(error) or error
+        status = _status(error)
+        hosts.leave(error, status)
+        return status
     return 0
 
 

@@ -4,16 +4,22 @@ What costs seconds to import is imported by the command that needs it.
 """
 
 import inspect
-import itertools
 import sys
 from argparse import Namespace
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from bitflax import outline, overrides, recipe, recipefiles
+from bitflax import (
+    answering,
+    hosts,
+    outline,
+    overrides,
+    progressbar,
+    recipe,
+    recipefiles,
+)
 from bitflax.data import tasks
-from bitflax.errors import ConfigError, DataError, InputMissing
+from bitflax.errors import ConfigError, InputMissing
 
 
 def ls_command(args: Namespace) -> None:
@@ -66,6 +72,7 @@ def _dial(default: Any) -> str:
 
 def run_command(args: Namespace) -> None:
     """Run a recipe, or go on with it."""
+    hosts.initialize(args.coordinator, args.processes, args.process)
     file = recipefiles.read_recipe(args.recipe)
     made = file.build(args.settings)
     recipe.check_until(made, args.until)
@@ -85,7 +92,7 @@ def eval_command(args: Namespace) -> None:
     from bitflax import predict
 
     named = args.task in tasks.task_names()
-    predictor = predict.load(args.model)
+    predictor = predict.load(args.model, args.engine)
     config, known = predictor.config, {}
     if not named:  # the model knows which classes there are, and in which order
         known["regression"] = config.regression
@@ -101,7 +108,9 @@ def eval_command(args: Namespace) -> None:
     )
     for note in task.notes:
         print(f"note: {note}", file=sys.stderr)
-    for name, value in predictor.score(task).items():
+    with progressbar.throughput(len(task.dev), "eval") as done:
+        scores = predictor.score(task, done=done)
+    for name, value in scores.items():
         print(f"{name}\t{value:.4f}")
     print(f"examples\t{len(task.dev)}")
 
@@ -144,49 +153,16 @@ def predict_command(args: Namespace) -> None:
     """Print label, probability and text, a line each."""
     from bitflax import predict
 
-    predictor = predict.load(args.model)
-    lines = enumerate(args.texts, 1) if args.texts else _stdin()
-    place, width = "TEXT" if args.texts else "stdin", 0
-    # In pieces, so that a pipe of any length is answered as it comes.
-    while piece := list(itertools.islice(lines, 1024)):
-        texts = []
-        for number, line in piece:
-            parts = line.split("\t")
-            width = width or len(parts)
-            if len(parts) != width or width > 2:
-                raise _bad_text(f"{place}:{number}", width, len(parts))
-            texts.append(line if width == 1 else tuple(parts))
-        for label, probability, text in predictor.predict(texts):
-            _print_prediction(label, probability, text)
-        sys.stdout.flush()
+    answering.answer(predict.load(args.model, args.engine), args.texts)
 
 
-def _bad_text(place: str, width: int, found: int) -> DataError:
-    if width > 2:
-        problem = f"expected a text or a pair, found {found} fields"
-    else:
-        problem = f"expected {'a text' if width == 1 else 'a pair'} as in the first"
-        problem += f" line, found {found} field{'' if found == 1 else 's'}"
-    return DataError(place, problem, fix="a tab parts the two texts of a pair")
+def export_command(args: Namespace) -> None:
+    """Write a model for ONNX Runtime or for transformers; print path and bytes."""
+    from bitflax import exporting
 
-
-def _print_prediction(label: str | float, probability: float, text: Any) -> None:
-    shown = text if isinstance(text, str) else "\t".join(text)
-    if isinstance(label, float):
-        print(f"{label:.4f}\t-\t{shown}")
-    else:
-        print(f"{label}\t{probability:.4f}\t{shown}")
-
-
-def _stdin() -> Iterator[tuple[int, str]]:
-    if sys.stdin.isatty():
-        print("one text a line; Ctrl-D ends", file=sys.stderr)
-    for number, raw in enumerate(sys.stdin.buffer, 1):
-        try:
-            yield number, raw.decode("utf-8").rstrip("\r\n")
-        except UnicodeDecodeError as error:
-            problem, fix = f"not UTF-8 ({error.reason})", "convert it to UTF-8"
-            raise DataError(f"stdin:{number}", problem, fix=fix) from error
+    out = exporting.export(args.model, args.out, args.format)
+    files = [path for path in (out, *out.glob("*")) if path.is_file()]
+    print(f"{out}\t{sum(path.stat().st_size for path in files)}")
 
 
 def inspect_command(args: Namespace) -> None:
@@ -202,6 +178,13 @@ def inspect_command(args: Namespace) -> None:
     else:
         rows = packing.size_report(path)
     print(packing.size_table(rows))
+
+
+def verify_command(args: Namespace) -> None:
+    """Read all of a packed file strictly, and print what it is."""
+    from bitflax import verifying
+
+    print(verifying.report(verifying.verify(args.model, args.sha256)))
 
 
 def _weights(path: Path) -> Path:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from bitflax import leaves, metrics, packing, predict, report, trees
+from bitflax import hosts, leaves, metrics, packing, predict, provenance, report, trees
 from bitflax.errors import InputMissing
 from bitflax.lesson import Model
 from bitflax.recipe import Stage
@@ -36,8 +36,9 @@ def kept_share(score: float, whole: Any) -> float | None:
 
 
 def say(text: str) -> None:
-    """Print a line on stderr."""
-    print(text, file=sys.stderr, flush=True)
+    """Print a line on stderr; process 0 alone does."""
+    if hosts.first():
+        print(text, file=sys.stderr, flush=True)
 
 
 def say_scores(name: str, scores: dict[str, float]) -> None:
@@ -72,9 +73,14 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def ending(
-    setting: Setting, rows: list[report.Row], teacher: Result, result: Result
+    setting: Setting, rows: list[report.Row], result: Result
 ) -> list[report.Row]:
     """Pack the last student, score the file, and write the report.
+
+    Args:
+      setting: what all stages share.
+      rows: the teacher's and every stage's.
+      result: the last stage's.
 
     Returns:
       The packed file's row, or nothing where the last stage is FP32.
@@ -84,8 +90,10 @@ def ending(
     extra, made = [], ["report.html", "report.json"]
     last = recipe.stages[-1] if recipe.stages else None
     if last is not None and last.packs:
-        row, moved = _packed(setting, last, teacher, result)
-        extra, made = [row], [PACKED, *made]
+        small = setting.lesson.small(result.model)
+        whole = setting.lesson.scorer(last, small.config).logits(small.params)
+        values, moved = hosts.share(lambda: _packed(setting, last, rows, result, whole))
+        extra, made = [report.Row(*values)], [PACKED, *made]
         notes += moved
     meta = {
         "task": task.name if task else "general distillation",
@@ -93,42 +101,61 @@ def ending(
         "name": recipe.name,
         "notes": notes,
     }
-    report.write_report(setting.run.path, [*rows, *extra], setting.run.log_path, meta)
+    if hosts.first():
+        log = setting.run.log_path
+        report.write_report(setting.run.path, [*rows, *extra], log, meta)
     for note in notes:
         say(f"note: {note}")
     setting.run.finish(*made)
     return extra
 
 
-def _packed(setting: Setting, stage: Stage, teacher: Result, result: Result):
-    """Write the packed file; return its row, and a note on the labels that it moves."""
+def _packed(
+    setting: Setting,
+    stage: Stage,
+    rows: list[report.Row],
+    result: Result,
+    whole: np.ndarray,
+) -> tuple[list[Any], list[str]]:
+    """Write the packed file; return its row, and a note on the labels that it moves.
+
+    ``whole`` are the logits of the student before it is packed.
+    """
     began = time.monotonic()
     config, params = result.model
     packed = packing.pack(params, stage.rules, setting.recipe.rest)
     path = setting.run.path / PACKED
     text = setting.tokenizer.to_json()
     lesson = setting.lesson
-    length = {"max_length": lesson.data.max_length}
-    packing.save_packed(path, config, packed, stage.act, text, length)
+
+    def save(rows: list[report.Row]) -> None:
+        length = {"max_length": lesson.data.max_length}
+        extras = length | _provenance(setting, rows).to_extras()
+        packing.save_packed(path, config, packed, stage.act, text, extras)
+
+    save(rows)
     predictor = predict.load(path)
     dev = lesson.task.dev
     assert dev.labels is not None
     texts = list(dev.texts[0])
     if len(dev.texts) == 2:
         texts = list(zip(*dev.texts, strict=True))
-    small = lesson.small(result.model)
-    whole = lesson.scorer(stage, small.config).logits(small.params)
     real = lesson.task.regression
     said = metrics.predictions(predictor.logits(texts), regression=real)
     before = metrics.predictions(whole, regression=real)
     score = metrics.score(lesson.metric, said, dev.labels)[lesson.metric]
     row = report.Row(
-        "packed",
-        score,
-        kept_share(score, teacher.row.score),
-        weight_bits(stage, params),
-        path.stat().st_size,
-        time.monotonic() - began,
+        "packed", score, kept_share(score, rows[0].score), weight_bits(stage, params)
     )
+    save([*rows, row])  # once more: a file carries its own score
+    size, seconds = path.stat().st_size, time.monotonic() - began
+    row = dataclasses.replace(row, bytes=size, seconds=seconds)
     moved = f"packing moves {int(np.sum(said != before))} of {len(said)} labels"
-    return row, [] if real else [moved]
+    return list(dataclasses.astuple(row)), [] if real else [moved]
+
+
+def _provenance(setting: Setting, rows: list[report.Row]) -> provenance.Provenance:
+    recipe, task = setting.recipe, setting.lesson.task
+    return provenance.make(
+        recipe.name, task.name, task.metric, recipe.teacher.model, rows
+    )

@@ -57,7 +57,7 @@ def make(name: str, config: BertConfig, params: Params, act: Any = None) -> Engi
 
     Args:
       name: ``"jax"``, or ``"onnx"``: ONNX Runtime on the processor, with integer
-        matrix products where ``onnx_kind`` says so.
+        matrix products where the student has 8-bit activations.
       config: the model's shape.
       params: dense parameters, or a packed tree.
       act: activation quantizers, as ``bitflax.bert`` takes them.
@@ -71,7 +71,10 @@ def make(name: str, config: BertConfig, params: Params, act: Any = None) -> Engi
         return _jax(config, params, act)
     from bitflax import onnxbert
 
-    graph = onnxbert.build(config, params, act, onnx_kind(config, act))
+    try:
+        graph = onnxbert.build(config, params, act, onnx_kind(config, act))
+    except ConfigError:  # weights without integers; float32 computes the same
+        graph = onnxbert.build(config, params, act, "onnx-fp32")
     return run_onnx(graph.SerializeToString())
 
 
@@ -82,9 +85,9 @@ def onnx_kind(config: BertConfig, act: Any) -> str:
     >>> onnx_kind(BertConfig(), symmetric(8)), onnx_kind(BertConfig(), None)
     ('onnx-int8', 'onnx-fp32')
     """
-    found = activations.at_sites(act, config)
-    eight = any(getattr(quantizer, "bits", None) == 8 for quantizer in found.values())
-    return "onnx-int8" if eight else "onnx-fp32"
+    found = activations.at_sites(act, config).values()
+    short = any(getattr(quantizer, "bits", 32) <= 8 for quantizer in found)
+    return "onnx-int8" if short else "onnx-fp32"
 
 
 def run_onnx(graph: bytes, threads: int | None = None) -> Engine:

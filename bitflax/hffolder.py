@@ -5,7 +5,7 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from pathlib import Path
 from typing import Any
 
@@ -23,22 +23,18 @@ WRITTEN = frozenset(
 )
 
 
-@contextlib.contextmanager
-def replacing(folder: Path) -> Iterator[Path]:
-    """Give an empty folder to write in, which then takes the place of ``folder``.
+def check(folder: Path, also: Set[str] = frozenset()) -> None:
+    """Refuse to write where something else lies than an earlier model.
 
-    Where the body fails, ``folder`` is what it was. Nothing but an earlier model is
-    ever replaced.
+    Args:
+      folder: where to write; it need not be there.
+      also: names of files that may lie there besides ``WRITTEN``.
 
     Raises:
-      OutputError: the folder cannot be made, or holds something else than a model.
-      StorageError: writing failed, or the disk is full.
+      OutputError: it cannot be read, or holds something else than a model.
     """
-    folder = Path(folder)
-    new = folder.parent / f".{folder.name}.{secrets.token_hex(4)}.new"
-    old = new.with_suffix(".old")
     try:
-        foreign = sorted({p.name for p in folder.iterdir()} - WRITTEN)
+        foreign = sorted({p.name for p in folder.iterdir()} - WRITTEN - also)
     except FileNotFoundError:
         foreign = []
     except OSError as error:
@@ -51,6 +47,27 @@ def replacing(folder: Path) -> Iterator[Path]:
             f"holds what is no part of a model: {', '.join(foreign[:3])}",
             fix="give a new folder",
         )
+
+
+@contextlib.contextmanager
+def replacing(folder: Path, also: Set[str] = frozenset()) -> Iterator[Path]:
+    """Give an empty folder to write in, which then takes the place of ``folder``.
+
+    Where the body fails, ``folder`` is what it was. Nothing but an earlier model is
+    ever replaced.
+
+    Args:
+      folder: where to write.
+      also: as ``check`` takes it.
+
+    Raises:
+      OutputError: the folder cannot be made, or holds something else than a model.
+      StorageError: writing failed, or the disk is full.
+    """
+    folder = Path(folder)
+    new = folder.parent / f".{folder.name}.{secrets.token_hex(4)}.new"
+    old = new.with_suffix(".old")
+    check(folder, also)
     try:
         new.mkdir(parents=True)
     except OSError as error:

@@ -6,7 +6,7 @@
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -110,10 +110,20 @@ class Predictor:
         names = [self.config.labels[i] for i in best]
         return [Prediction(*said) for said in zip(names, top, texts, strict=True)]
 
-    def score(self, task: Task, batch_size: int = 32) -> dict[str, float]:
+    def score(
+        self,
+        task: Task,
+        batch_size: int = 32,
+        done: Callable[[int], None] | None = None,
+    ) -> dict[str, float]:
         """Return the task's metrics on its dev examples.
 
         Classes are matched by their names, where the model has names.
+
+        Args:
+          task: what to score on.
+          batch_size: texts that run together.
+          done: called after each batch with the number of its texts.
 
         Raises:
           ConfigError: the model's labels are not the task's.
@@ -124,7 +134,7 @@ class Predictor:
                 task.name, "the dev examples have no labels", fix="give a labelled file"
             )
         order = self._label_order(task)
-        logits = self._logits(task.dev.texts, batch_size)
+        logits = self._logits(task.dev.texts, batch_size, done)
         said = logits[:, 0] if order is None else order[np.argmax(logits, axis=1)]
         return metrics.score(task.metric, said, task.dev.labels)
 
@@ -145,7 +155,12 @@ class Predictor:
             fix="give a model that was trained on this task",
         )
 
-    def _logits(self, columns: Sequence[Any], batch_size: int) -> np.ndarray:
+    def _logits(
+        self,
+        columns: Sequence[Any],
+        batch_size: int,
+        done: Callable[[int], None] | None = None,
+    ) -> np.ndarray:
         tokens = self.tokenizer.encode(columns, self.max_length)
         out = np.zeros((len(tokens), self.config.num_labels), np.float32)
         if not len(tokens):
@@ -159,8 +174,10 @@ class Predictor:
             pad_id=self.tokenizer.pad_id,
         )
         for batch in cut.evaluation():
-            index = batch["index"]
-            out[index[index >= 0]] = self._engine(batch)[index >= 0]
+            real = batch["index"] >= 0
+            out[batch["index"][real]] = self._engine(batch)[real]
+            if done is not None:
+                done(int(real.sum()))
         return out
 
 

@@ -4,13 +4,16 @@ import contextlib
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 _FORMAT = (
     "{desc} {percentage:3.0f}%|{bar:20}| {n_fmt}/{total_fmt} "
     "[{elapsed}, {remaining} left{postfix}]"
 )
+
+FEW = 1000
+"""So many texts are done before anybody asks how far they are."""
 
 
 class Progress:
@@ -108,6 +111,39 @@ class Progress:
     def _numbers(self) -> str:
         values = ((name, float(value)) for name, value in self._values.items())
         return " ".join(f"{name} {_number(value)}" for name, value in values)
+
+
+@contextlib.contextmanager
+def throughput(
+    total: int | None, name: str, *, shown: bool = True
+) -> Iterator[Callable[[int], None]]:
+    """Show on stderr how far many texts are, and how many a second there were.
+
+    Up to ``FEW`` of them nothing is shown.
+
+    Args:
+      total: the number of texts; None: unknown, so that only the end is said.
+      name: what is done with them.
+      shown: whether the way there is shown too.
+
+    Yields:
+      A function to call with the number of texts that were done since the last call.
+    """
+    count, began = 0, time.monotonic()
+    bar = Progress(total, name) if shown and total and total > FEW else None
+
+    def done(more: int) -> None:
+        nonlocal count
+        count += more
+        if bar is not None:
+            bar.update(count)
+
+    with bar or contextlib.nullcontext():
+        yield done
+    if count > FEW:
+        seconds = time.monotonic() - began
+        rate = f"{count:,} texts in {seconds:.1f} s, {count / seconds:,.0f} a second"
+        print(f"{name}: {rate}", file=sys.stderr, flush=True)
 
 
 def clock(seconds: float | int | None) -> str:

@@ -5,18 +5,17 @@ Everything that can be checked is checked before the first step.
 
 import functools
 import json
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 import optax
 
 from bitflax import (
     compiling,
+    hosts,
     judging,
     loop,
     losses,
@@ -36,6 +35,7 @@ from bitflax.ending import (
     Result,
     ending,
     kept_share,
+    say,
     say_scores,
     weight_bits,
     weight_files,
@@ -60,6 +60,9 @@ def run(
 ) -> list[report.Row]:
     """Run a recipe in a folder, or go on with it; print the table at the end.
 
+    Many processes that ``bitflax.initialize`` brought together run it as one: each
+    calls this, with a folder that all of them see.
+
     Args:
       recipe: from ``bitflax.load_recipe``.
       out: the run folder; the same recipe again goes on where it stopped, and a
@@ -81,7 +84,7 @@ def run(
     with RunFolder(out) as folder:
         folder.write_recipe(source, resolved(recipe), overrides)
         if folder.finished:
-            print(f"{folder.path} is finished: see report.html there", file=sys.stderr)
+            say(f"{folder.path} is finished: see report.html there")
             return []
         with compiling.kept_in(folder.cache / "compiled"):
             return _run(prepare(recipe, folder), until)
@@ -98,9 +101,10 @@ def _run(setting: Setting, until: str | None) -> list[report.Row]:
         done[name] = run_stage(setting, number, done)
     rows = [result.row for result in done.values()]
     if len(done) > len(names) and (until is None or until in names[-1:]):
-        rows += ending(setting, rows, teacher, list(done.values())[-1])
+        rows += ending(setting, rows, list(done.values())[-1])
     metric = setting.task.metric if setting.task else "loss"
-    print(report.table(rows, metric))
+    if hosts.first():
+        print(report.table(rows, metric))
     return rows
 
 
@@ -190,7 +194,7 @@ def _trained(
     """Return the trained model, its scores and seconds; from disk if it was done."""
     folder = setting.run.stage(number, name)
     done = folder / "result.json"
-    if done.is_file():
+    if hosts.share(done.is_file):
         record = json.loads(done.read_text("utf-8"))
         config, params = pretrained.load_pretrained(folder / "params")
         return Model(config, params), record["scores"], record["seconds"]
@@ -207,6 +211,7 @@ def _trained(
     setup = time.monotonic() - began
     key = jax.random.fold_in(jax.random.key(setting.recipe.seed), number)
     state = training.init_state(small.params, optimizer, key=key)
+    state = parallel.replicate(state, setting.mesh)
     work = loop.Training(
         name=folder.name,
         folder=folder,
@@ -222,12 +227,14 @@ def _trained(
     )
     trained = loop.train(work, state, setting.run)
     seconds = setup + trained.seconds
-    params = lesson.whole(trained.params, start.params)
-    pretrained.save_pretrained(
-        folder / "params", start.config, params, setting.tokenizer, extra=True
-    )
-    record = {"scores": trained.scores, "seconds": seconds, "steps": steps}
-    storage.write_text(done, json.dumps(record, indent=2) + "\n")
+    params = lesson.whole(parallel.local(trained.params), start.params)
+    if hosts.first():
+        pretrained.save_pretrained(
+            folder / "params", start.config, params, setting.tokenizer, extra=True
+        )
+        record = {"scores": trained.scores, "seconds": seconds, "steps": steps}
+        storage.write_text(done, json.dumps(record, indent=2) + "\n")
+    hosts.barrier()
     return Model(start.config, params), trained.scores, seconds
 
 
@@ -268,10 +275,11 @@ def _step(
         else None,
     )
 
-    def batch(number: int) -> dict[str, np.ndarray]:
-        found = batches.batch(number)
+    def batch(number: int) -> dict[str, jax.Array]:
+        found = batches.batch(number, hosts.part())
         found = found if kept is None else kept.add_to(found)
-        return {name: x for name, x in found.items() if name != "index"}
+        found = {name: x for name, x in found.items() if name != "index"}
+        return parallel.shard_batch(found, setting.mesh)
 
     mapped = parallel.data_parallel(step, setting.mesh)
     params = None

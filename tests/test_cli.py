@@ -36,6 +36,9 @@ def fails(monkeypatch):
         (["run", "quickstart", "--ou", "x"], "required: --out", "--help"),
         (["show", "quickstart", "more"], "unrecognized arguments: more", "--help"),
         (["eval", "x"], "required: --task", "bitflax eval --help"),
+        (["export", "x"], "required: --format", "bitflax export --help"),
+        (["export", "x", "--format", "onnx"], "invalid choice: 'onnx'", "--help"),
+        (["predict", "x", "--engine", "tf"], "invalid choice: 'tf'", "--help"),
         (["run", "quickstart", "--out", "x", "--until", "z"], "no such stage", "teach"),
     ],
 )

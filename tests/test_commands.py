@@ -25,7 +25,7 @@ class Echo:
 @pytest.fixture
 def echo(monkeypatch):
     made = Echo()
-    monkeypatch.setattr(predict, "load", lambda path: made)
+    monkeypatch.setattr(predict, "load", lambda path, engine: made)
     return made
 
 
@@ -155,6 +155,27 @@ def test_inspect_names_the_stage_of_an_unfinished_run(capsys, tmp_path):
     (tmp_path / "1-fp32" / "params").mkdir(parents=True)
     assert cli.main(["inspect", str(tmp_path)]) == 66
     assert "1-fp32/params" in capsys.readouterr().err
+
+
+def test_predict_hands_the_engine_on(monkeypatch, capsys):
+    asked = []
+
+    def load(path, engine):
+        asked.append((path, engine))
+        return Echo()
+
+    monkeypatch.setattr(predict, "load", load)
+    assert cli.main(["predict", "m", "a", "--engine", "onnx"]) == 0
+    assert cli.main(["predict", "m", "a"]) == 0
+    assert asked == [("m", "onnx"), ("m", "jax")]
+
+
+def test_export_prints_path_and_bytes(capsys, packed, tmp_path):
+    out = tmp_path / "hf"
+    argv = ["export", str(packed), "--format", "hf", "--out", str(out)]
+    assert cli.main(argv) == 0
+    size = sum(path.stat().st_size for path in out.iterdir())
+    assert capsys.readouterr().out == f"{out}\t{size}\n"
 
 
 def test_run_hands_everything_to_stages(monkeypatch, tmp_path):

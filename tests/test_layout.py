@@ -16,16 +16,20 @@ ROOT = PACKAGE.parent
 # The rows of one level keep order inside it.
 ROWS = """
 L0  types errors data.examples
-L0  memory trees fieldtypes storage svg progressbar torchpickle
-L0  tensorfile
-L1  overrides quantizers losses weighting depth metrics leaves
-L1  activations bertadam learned liveness
+L0  memory trees onnxgraph fieldtypes storage svg progressbar torchpickle
+L0  tensorfile hosts
+L1  products
+L1  overrides quantizers losses weighting depth metrics
+L1  leaves
+L1  activations numerics bertadam learned liveness provenance
 L1  hfconfig hfnames hffolder hub statedict torchfile runlog
+L1  folderlock pauses
 L1  data.tables data.text data.icd10 data.passages data.pieces compiling
 L1  data.wordvectors data.growing
-L2  rules model projection encoding packedfile packedmeta hfstate
+L2  layers
+L2  rules model projection encoding packedact packedmeta packedtokenizer hfstate
 L2  data.columns data.batches data.piececounts
-L2  splitting width profiles hfextra
+L2  packedfile splitting width profiles hfextra
 L2  data.words
 L2  data.variants
 L2  data.glue data.own
@@ -35,14 +39,17 @@ L2  data.corpus
 L2  data.tasks
 L3  packedreader
 L3  packing pretrained training parallel checkpoints runfolder teaching
-L3  vocabulary
+L3  vocabulary onnxact onnxweights
+L3  onnxlinear
+L3  onnxbert
 L4  data.maskedlm
 L4  data.augment
 L4  sources
 L4  recipe
 L4  resolving opening evaluate loop
 L4  engines
-L4  predict
+L4  predict modelcard
+L4  exporting answering verifying
 L5  report recipefiles expected
 L5  outline
 L5  lesson
@@ -65,7 +72,7 @@ ONLY = {
     "transformers": {"data/text.py", "pretrained.py"},
     "tensorflow_datasets": {"data/glue_tfds.py", "data/corpus_tfds.py"},
     "orbax": {"checkpoints.py"},
-    "flax.linen": {"model.py"},
+    "flax.linen": {"layers.py"},
     "flax.nnx": set(),
     "tensorflow": set(),
     "torch": set(),
@@ -80,6 +87,8 @@ LAZY = (
     "tensorboardX",
     "tqdm",
     "pyarrow",
+    "onnx",
+    "onnxruntime",
 )
 HEAVY = (
     "transformers",
@@ -92,6 +101,8 @@ HEAVY = (
     "tensorboardX",
     "huggingface_hub",
     "pyarrow",
+    "onnx",
+    "onnxruntime",
 )
 TOP = {"pyproject.toml", "bitflax", "recipes", "tests", "colab", "README.md", "LICENSE"}
 

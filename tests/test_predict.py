@@ -296,6 +296,13 @@ def test_the_score_matches_labels_by_their_names(predictor):
     assert predictor.score(task((right + 1) % 3, names)) == {"accuracy": 0.0}
 
 
+def test_the_score_says_how_far_it_is(predictor):
+    right, seen = np.zeros(len(TEXTS), np.int32), []
+    predictor.score(task(right, ("no", "yes", "perhaps")), 4, seen.append)
+    assert sum(seen) == len(TEXTS)
+    assert len(seen) == 2
+
+
 def test_the_score_of_a_model_without_names_goes_by_number():
     found = predict.Predictor(small.config(2), params(), tokenizer())
     right = np.argmax(found.logits(TEXTS), axis=1).astype(np.int32)

@@ -143,3 +143,32 @@ def test_without_tqdm_a_terminal_gets_lines():
         80,
     )
     assert shown.strip() == "a 2/2 100% (0:00, 0:00 left)"
+
+
+@pytest.mark.parametrize("count", [0, 1, 1000])
+def test_a_few_texts_are_not_worth_a_word(capsys, count):
+    with progressbar.throughput(count, "eval") as done:
+        done(count)
+    assert capsys.readouterr().err == ""
+
+
+def test_many_texts_are_shown_and_timed(capsys, now):
+    with progressbar.throughput(3000, "eval") as done:
+        for _ in range(3):
+            now[0] += 20
+            done(1000)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == [
+        "eval 1000/3000 33% (0:20, ? left)",
+        "eval 2000/3000 67% (0:40, 0:20 left)",
+        "eval 3000/3000 100% (1:00, 0:00 left)",
+        "eval: 3,000 texts in 60.0 s, 50 a second",
+    ]
+
+
+@pytest.mark.parametrize(("total", "shown"), [(None, True), (3000, False)])
+def test_the_way_there_may_be_hidden(capsys, now, total, shown):
+    with progressbar.throughput(total, "eval", shown=shown) as done:
+        now[0] += 30
+        done(3000)
+    assert capsys.readouterr().err == "eval: 3,000 texts in 30.0 s, 100 a second\n"

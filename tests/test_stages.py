@@ -10,7 +10,7 @@ import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
 import bitflax as bf
-from bitflax import metrics, predict, pretrained, runlog
+from bitflax import metrics, packing, predict, pretrained, provenance, runlog
 from bitflax.data import batches as batching
 from bitflax.data import tasks
 from bitflax.errors import (
@@ -153,6 +153,21 @@ def test_the_packed_file_predicts_what_the_last_stage_does(whole, place):
     assert moved <= 1
     right = np.array(task.labels)[task.dev.labels]
     assert np.mean(np.array(before) == right) == rows[-2].score
+
+
+def test_the_packed_file_says_where_it_comes_from(whole):
+    out, rows = whole
+    found = provenance.from_extras(
+        packing.read_packed(out / "model.safetensors").extras
+    )
+    assert (found.recipe, found.task, found.metric) == ("tiny", "kinds.tsv", "accuracy")
+    assert found.teacher is None  # a folder on this machine
+    assert [stage.name for stage in found.stages] == NAMES
+    assert [stage.score for stage in found.stages] == [row.score for row in rows]
+    assert found.stages[0].bytes == rows[0].bytes
+    said = provenance.from_run(out)
+    assert said.stages[:3] == found.stages[:3]
+    assert said.stages[3].bytes == len(result(out))
 
 
 def test_a_finished_run_is_left_alone(whole, place, capsys):

@@ -1,0 +1,171 @@
+"""A model as others run it: one ONNX file, or a folder that transformers loads.
+
+An ONNX file takes ``input_ids``, ``attention_mask`` and ``token_type_ids``, int64
+[batch, sequence], and gives ``logits``, float32 [batch, labels]. Its metadata carry
+what else it takes to run it: ``tokenizer`` (the text of ``tokenizer.json``),
+``id2label`` (JSON), ``max_length`` and ``kind``. So, with no more than NumPy, ONNX
+Runtime and tokenizers::
+
+    import json, numpy as np, onnxruntime, tokenizers
+
+    session = onnxruntime.InferenceSession("model-int8.onnx")
+    said = session.get_modelmeta().custom_metadata_map
+    tokenizer = tokenizers.Tokenizer.from_str(said["tokenizer"])
+    tokenizer.enable_truncation(int(said["max_length"]))
+    tokenizer.enable_padding()
+    texts = tokenizer.encode_batch(["a text", "a longer text"])
+    feed = {
+        "input_ids": np.array([text.ids for text in texts]),
+        "attention_mask": np.array([text.attention_mask for text in texts]),
+        "token_type_ids": np.array([text.type_ids for text in texts]),
+    }
+    (logits,) = session.run(["logits"], feed)
+    labels = json.loads(said["id2label"])
+    print([labels[str(i)] for i in logits.argmax(axis=-1)])
+"""
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from bitflax import (
+    engines,
+    hfconfig,
+    hffolder,
+    leaves,
+    modelcard,
+    pretrained,
+    provenance,
+    storage,
+    trees,
+)
+from bitflax.errors import ConfigError, OutputError
+from bitflax.opening import Opened, locate, open_model
+from bitflax.rules import ACT_PARAMS
+from bitflax.types import Params
+
+KINDS = ("onnx-int8", "onnx-2bit", "onnx-fp32", "hf")
+CARD = "README.md"
+# A ModelProto's fields in the order of their numbers: version, producer's name, ...
+_OURS = re.compile(rb"\x08.\x12\x07bitflax")
+
+
+def export(model: str | Path, out: str | Path | None = None, kind: str = "hf") -> Path:
+    """Write a model for other programs, whole or not at all.
+
+    Args:
+      model: as ``bitflax.opening.open_model`` takes it.
+      out: the ONNX file or the folder to write; None: beside the model. What an
+        earlier export wrote there is replaced, nothing else.
+      kind: ``"onnx-fp32"``; ``"onnx-int8"``: integer matrix products, for a student
+        with 8-bit activations; ``"onnx-2bit"``: weights of 2 bits; or ``"hf"``: a
+        folder of dense float32 weights and a model card, without what activation
+        quantizers do.
+
+    Returns:
+      The file or folder.
+
+    Raises:
+      ConfigError: there is no such kind, or it cannot hold this model.
+      InputMissing: there is no model, or ONNX is not installed.
+      OutputError: it cannot be written there, or something else lies there.
+      DamagedFile: a file is damaged.
+      StorageError: the disk is full.
+    """
+    if kind not in KINDS:
+        raise ConfigError(
+            "format", f"no format {kind!r}", fix=f"one of {', '.join(KINDS)}"
+        )
+    if kind != "hf":
+        engines.need("onnx")
+    model = Path(model)
+    place = locate(model)
+    out = _beside(model, place, kind) if out is None else Path(out)
+    (_check_folder if kind == "hf" else _check_file)(out)
+    found = open_model(place)
+    if kind == "hf":
+        origin = provenance.from_run(model) if model != place else None
+        _write_folder(out, found, origin or provenance.from_extras(found.extras))
+    else:
+        _write_onnx(out, found, kind)
+    return out
+
+
+def _beside(model: Path, place: Path, kind: str) -> Path:
+    """Return where an export goes that nobody said a place for."""
+    stem = model.absolute()
+    if model != place:  # a run
+        stem = stem / "model"
+    elif place.is_file():
+        stem = stem.with_suffix("")
+    ending = "hf" if kind == "hf" else f"{kind.removeprefix('onnx-')}.onnx"
+    return stem.with_name(f"{stem.name}-{ending}")
+
+
+def _check_file(path: Path) -> None:
+    """Refuse a place where no ONNX file can be written."""
+    problem = ""
+    if not path.parent.is_dir():
+        problem = "there is no such folder"
+    elif path.is_dir():
+        problem = "is a folder"
+    elif not os.access(path.parent, os.W_OK):
+        problem = "the folder cannot be written"
+    elif path.exists():
+        with storage.disk(path), path.open("rb") as file:
+            if not _OURS.match(file.read(64)):
+                problem = "is a file that bitflax export did not write"
+    if problem:
+        raise OutputError(path, problem, fix="give another --out")
+
+
+def _check_folder(path: Path) -> None:
+    """Refuse a folder that holds anything but an earlier export."""
+    hffolder.check(path, also={CARD})
+    card = path / CARD
+    if path.exists() and any(path.iterdir()):
+        if card.is_file() and modelcard.MARK in card.read_text("utf-8", "replace"):
+            return
+        problem = "holds a model that bitflax export did not write"
+        raise OutputError(path, problem, fix="give another --out")
+
+
+def _write_onnx(out: Path, model: Opened, kind: str) -> None:
+    from bitflax import __version__, onnxbert
+
+    graph = onnxbert.build(model.config, model.params, model.act, kind)
+    graph.producer_version = __version__
+    limit = model.max_length or model.config.max_position_embeddings
+    graph.metadata_props.add(key="max_length", value=str(limit))
+    if model.tokenizer is not None:
+        graph.metadata_props.add(key="tokenizer", value=model.tokenizer.to_json())
+    with storage.disk(out), storage.atomic(out) as file:
+        file.write(graph.SerializeToString())
+
+
+def _write_folder(out: Path, model: Opened, origin: provenance.Provenance) -> None:
+    hfconfig.config_to_hf(model.config)  # before the work: does this BERT fit there?
+    size = model.place.stat().st_size if model.place.is_file() else None
+    card = modelcard.card(model, origin, size)
+    with hffolder.replacing(out, also={CARD}) as new:
+        pretrained.save_pretrained(new, model.config, _dense(model), model.tokenizer)
+        (new / CARD).write_text(card, "utf-8")
+
+
+def _dense(model: Opened) -> Params:
+    """Return dense weights, without what activation quantizers have learned.
+
+    Latent halves stay halves, which ``save_pretrained`` refuses: their sum is not what
+    they compute.
+    """
+
+    def dense(leaf: Any) -> Any:
+        latent = isinstance(leaf, leaves.Split) and not isinstance(
+            leaf.a, leaves.Packed
+        )
+        return leaf if latent else leaves.dense(leaf)
+
+    flat = trees.flatten(model.params).items()
+    kept = {p: dense(x) for p, x in flat if not re.fullmatch(ACT_PARAMS, p)}
+    return trees.unflatten(kept)

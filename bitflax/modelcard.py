@@ -1,0 +1,215 @@
+"""The ``README.md`` of an exported folder: a model card that Hugging Face reads.
+
+It says what is known of the model, and leaves out what is not.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from bitflax import activations, engines, packing
+from bitflax.opening import Opened
+from bitflax.provenance import PACKAGED, Provenance, Scored
+from bitflax.types import BertConfig
+
+MARK = "<!-- written by bitflax export -->"
+"""Where a card has it, the folder is an export, and may be replaced by another."""
+
+_METRICS = {
+    "accuracy": ["accuracy"],
+    "matthews": ["matthews_correlation"],
+    "f1_accuracy": ["f1", "accuracy"],
+    "pearson_spearman": ["pearsonr", "spearmanr"],
+}
+_MOST_LABELS = 60
+
+_TRANSFORMERS = """With transformers, in this folder:
+
+```python
+from transformers import pipeline
+
+classify = pipeline("text-classification", "."{options})
+classify("a text")
+```"""
+
+_BITFLAX = """With bitflax{where}:
+
+```python
+import bitflax as bf
+
+bf.load({path}).predict(["a text"])
+```"""
+
+_ONNX = "With ONNX Runtime, as one file: `bitflax export {path} --format {kind}`."
+
+
+def card(model: Opened, origin: Provenance, size: int | None = None) -> str:
+    """Return the card of a folder with a model's dense weights.
+
+    Args:
+      model: what was exported.
+      origin: where it comes from.
+      size: the bytes of the packed file; None: it was none.
+    """
+    parts = [
+        _front(model, origin),
+        MARK,
+        f"# {_title(model, origin)}",
+        " ".join(_what(model.config, origin)),
+        *_labels(model.config),
+        *_scores(origin, size),
+        "\n".join(["## Limitations", "", *(f"- {t}" for t in _limits(model, size))]),
+        *_loading(model, packed=size is not None),
+    ]
+    return "\n\n".join(part.rstrip("\n") for part in parts) + "\n"
+
+
+def _front(model: Opened, origin: Provenance) -> str:
+    """Return the YAML that a hub reads; its values are JSON, which YAML includes."""
+    task, bits = origin.task or "", _bits(model)
+    tags = ["bitflax", "bert", "knowledge-distillation"]
+    fields: dict[str, Any] = {
+        "library_name": "transformers",
+        "pipeline_tag": "text-classification",
+        "language": ["en"] if _is_named(task) else None,
+        "base_model": _base(origin),
+        "datasets": ["nyu-mll/glue"] if task.startswith("glue/") else None,
+        "metrics": _METRICS.get(origin.metric or ""),
+        "tags": [*tags, f"{bits}-bit"] if bits < 32 else tags,
+    }
+    lines = (f"{k}: {json.dumps(v)}" for k, v in fields.items() if v is not None)
+    return "\n".join(["---", *lines, "---"])
+
+
+def _is_named(task: str) -> bool:
+    return task == "icd10cm" or task.startswith("glue/")
+
+
+def _base(origin: Provenance) -> str | None:
+    return PACKAGED.get(origin.teacher or "", origin.teacher)
+
+
+def _bits(model: Opened) -> int:
+    """Return the bits that most of the weights take in the packed file; 32: dense."""
+    return max(_counts(model).items(), key=lambda pair: pair[1])[0]
+
+
+def _counts(model: Opened) -> Counter[int]:
+    """Return how many values are stored with how many bits."""
+    counts: Counter[int] = Counter()
+    for row in packing.size_report(model.params):
+        counts[row.bits] += row.values
+    return counts
+
+
+def _title(model: Opened, origin: Provenance) -> str:
+    layers, bits = model.config.num_hidden_layers, _bits(model)
+    name = f"{_plain(origin.recipe)}: a" if origin.recipe else "A"
+    weights = f" with {bits}-bit weights" if bits < 32 else ""
+    return f"{name} BERT of {layers} layer{'s' if layers > 1 else ''}{weights}"
+
+
+def _what(config: BertConfig, origin: Provenance) -> Iterator[str]:
+    if config.regression:
+        yield "It gives a text, or a pair of texts, a real number."
+    else:
+        yield f"It sorts a text, or a pair, into one of {config.num_labels} classes."
+    yield (
+        f"It has {config.num_hidden_layers} layers, {config.hidden_size} wide, with "
+        f"{config.num_attention_heads} heads and {config.intermediate_size:,} neurons "
+        f"each, and knows {config.vocab_size:,} words."
+    )
+    made = [f"by bitflax's recipe {_code(origin.recipe)}"] if origin.recipe else []
+    made += [f"on the task {_code(origin.task)}"] if origin.task else []
+    base = _base(origin)
+    made += [f"from {_code(base)}"] if base else []
+    if made:
+        yield f"It was made {' '.join(made)}."
+
+
+def _labels(config: BertConfig) -> Iterator[str]:
+    if config.id2label and config.num_labels <= _MOST_LABELS:
+        yield "Classes: " + ", ".join(map(_code, config.labels)) + "."
+
+
+def _scores(origin: Provenance, size: int | None) -> Iterator[str]:
+    """Return the table of all stages, where a score is known."""
+    rows = [row for row in origin.stages if row.score is not None]
+    if not rows:
+        return
+    first = rows[0].score if rows[0].name == "teacher" else None
+    lines = [
+        f"| | {_plain(origin.metric or 'score')} | of the teacher's | bits | MB |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for row in rows:
+        if row.name == "packed" and size:
+            row = row._replace(bytes=size)
+        lines.append(f"| {' | '.join(_cells(row, first))} |")
+    task = f" of {_code(origin.task)}" if origin.task else ""
+    yield f"## Scores\n\nOn the dev examples{task}, as the run measured them:"
+    yield "\n".join(lines)
+
+
+def _cells(row: Scored, first: float | None) -> Sequence[str]:
+    kept = f"{row.score / first:.1%}" if first and row.score is not None else ""
+    size = f"{row.bytes / 1e6:.2f}" if row.bytes else ""
+    score = "" if row.score is None else f"{row.score:.4f}"
+    return _plain(row.name), score, kept, str(row.bits or ""), size
+
+
+def _limits(model: Opened, size: int | None) -> Iterator[str]:
+    if size:
+        values = sum(_counts(model).values())
+        counts = ", ".join(
+            f"{count:,} of {bits} bit{'s' if bits > 1 else ''}"
+            for bits, count in sorted(_counts(model).items())
+        )
+        yield (
+            f"The packed file has {size:,} bytes: {counts}. This folder holds the same "
+            f"{values:,} values as float32: it is as large and as fast as any other "
+            "BERT of this shape."
+        )
+    found = activations.at_sites(model.act, model.config).values()
+    bits = sorted({q.bits for q in found if getattr(q, "bits", None)})
+    if found:
+        learns = any(map(activations.learns, found))
+        ranges = ", in ranges that it learned" if learns else ""
+        rounded = f" to {' and '.join(map(str, bits))} bits" if bits else ""
+        yield (
+            f"The student was trained with activations rounded{rounded}{ranges}; "
+            "transformers does not round them. The logits differ a little from those "
+            "of the packed file, and so may the label of a text between two classes. "
+            "The scores above are those of the rounded student."
+        )
+    if model.max_length:
+        yield (
+            f"It was trained on texts of at most {model.max_length} tokens; bitflax "
+            "cuts longer ones there."
+        )
+    yield "No licence is stated here: those of the teacher and of the data apply."
+
+
+def _loading(model: Opened, packed: bool) -> Iterator[str]:
+    yield "## How to load"
+    options = ""
+    if model.max_length is not None:
+        options = f", truncation=True, max_length={model.max_length}"
+    yield _TRANSFORMERS.format(options=options)
+    place = "model.safetensors" if packed else "."
+    where = ' (the packed file; this folder is `bf.load(".")`)' if packed else ""
+    yield _BITFLAX.format(where=where, path=f'"{place}"')
+    kind = engines.onnx_kind(model.config, model.act)
+    yield _ONNX.format(path=place, kind=kind)
+
+
+def _plain(text: str | None) -> str:
+    """Return a text of one line that Markdown takes as it is."""
+    line = " ".join((text or "").split())
+    return "".join(f"\\{c}" if c in "\\`*_{}[]<>()#+!|~" else c for c in line)
+
+
+def _code(text: str | None) -> str:
+    line = " ".join((text or "").split()).replace("`", "'")
+    return f"`{line}`"

@@ -1,0 +1,153 @@
+"""Where a student comes from: its teacher, its task, and what every stage scored.
+
+A packed file says it in its ``extras``, a run in its ``report.json``. Neither is taken
+on trust: what is not of the kind that it should be is left out.
+"""
+
+import dataclasses
+import json
+import math
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+PACKAGED = {"minilm": "sentence-transformers/all-MiniLM-L6-v2"}
+"""Hub names of the models that packages ship."""
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.\-]*/[A-Za-z0-9][\w.\-]*")
+_MOST_STAGES = 50
+
+
+class Scored(NamedTuple):
+    """A stage's line: its score, the bits of its weights, its bytes on the disk."""
+
+    name: str
+    score: float | None
+    bits: int | None
+    bytes: int | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Provenance:
+    """What is known of where a student comes from; None is unknown.
+
+    Attributes:
+      recipe: the recipe's name.
+      task: the named task, or the name of its data file.
+      metric: what the scores are.
+      teacher: the name of a packaged model or of a hub's, no local path.
+      stages: the teacher first, the packed student last.
+    """
+
+    recipe: str | None = None
+    task: str | None = None
+    metric: str | None = None
+    teacher: str | None = None
+    stages: tuple[Scored, ...] = ()
+
+    def to_extras(self) -> dict[str, Any]:
+        """Return it as JSON has it, without what is unknown.
+
+        >>> Provenance("xtc", stages=(Scored("onebit", 0.8, 1, None),)).to_extras()
+        {'recipe': 'xtc', 'stages': [['onebit', 0.8, 1, None]]}
+        """
+        found = {**dataclasses.asdict(self), "stages": [list(s) for s in self.stages]}
+        return {name: value for name, value in found.items() if value}
+
+
+def make(
+    recipe: str,
+    task: str,
+    metric: str,
+    teacher: str,
+    rows: Iterable[Any],
+) -> Provenance:
+    """Return what a run knows of its student.
+
+    Args:
+      recipe: the recipe's name.
+      task: the task's name or path.
+      metric: its metric.
+      teacher: the name, hub id or folder of what the run began with.
+      rows: what has ``name``, ``score``, ``bits`` and ``bytes`` (``report.Row``).
+    """
+    stages = (_scored([r.name, r.score, r.bits, r.bytes]) for r in rows)
+    known = tuple(stage for stage in stages if stage is not None)
+    return Provenance(recipe, _file_name(task), metric, _public(teacher), known)
+
+
+def from_extras(extras: Mapping[str, Any]) -> Provenance:
+    """Return what the ``extras`` of a packed file say.
+
+    >>> from_extras({"task": "icd10cm", "metric": 7, "stages": [["onebit"], 3]})
+    Provenance(recipe=None, task='icd10cm', metric=None, teacher=None, stages=())
+    """
+    stages = extras.get("stages")
+    found = map(_scored, stages[:_MOST_STAGES] if isinstance(stages, list) else ())
+    texts = {name: _text(extras.get(name)) for name in ("recipe", "task", "metric")}
+    teacher = _text(extras.get("teacher"))
+    return Provenance(
+        **texts,
+        teacher=teacher and _public(teacher),
+        stages=tuple(stage for stage in found if stage is not None),
+    )
+
+
+def from_run(folder: Path) -> Provenance | None:
+    """Return what a finished run's ``report.json`` says; None where there is none."""
+    try:
+        found = json.loads((folder / "report.json").read_bytes())
+        recipe = json.loads((folder / "recipe.json").read_bytes())["recipe"]
+        taught = recipe["teacher"]
+        rows = [
+            [row["name"], row["score"], row["bits"], row["bytes"]]
+            for row in found["stages"]
+        ]
+        return from_extras(
+            {
+                "recipe": recipe["name"],
+                "task": _file_name(found["task"]),
+                "metric": found["metric"],
+                "teacher": taught["folder"] or taught["pretrained"],
+                "stages": rows,
+            }
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def _scored(row: Any) -> Scored | None:
+    """Return a stage of ``[name, score, bits, bytes]``; None where it is none."""
+    if not isinstance(row, (list, tuple)) or len(row) != 4 or not _text(row[0]):
+        return None
+    name, score, *counts = row
+    real = type(score) in (int, float) and math.isfinite(score)
+    bits, size = (n if type(n) is int and n > 0 else None for n in counts)
+    return Scored(name, float(score) if real else None, bits, size)
+
+
+def _text(value: Any) -> str | None:
+    fits = isinstance(value, str) and 0 < len(value) <= 100 and value.isprintable()
+    return value if fits else None
+
+
+def _file_name(task: str) -> str:
+    """Return a task's name; of a data file only what it is called, not where it lies.
+
+    >>> _file_name("glue/cola"), _file_name("/home/me/mine.tsv")
+    ('glue/cola', 'mine.tsv')
+    """
+    return task if task.startswith("glue/") else Path(task).name
+
+
+def _public(teacher: str) -> str | None:
+    """Return a name that others know too; a folder on this machine is none.
+
+    >>> _public("minilm"), _public("google/mobilebert-uncased"), _public("/tmp/mine")
+    ('minilm', 'google/mobilebert-uncased', None)
+    """
+    if teacher in PACKAGED:
+        return teacher
+    path = Path(teacher).expanduser()
+    local = path.exists() or path.parent.exists()
+    return teacher if _HUB_ID.fullmatch(teacher) and not local else None

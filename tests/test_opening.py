@@ -1,0 +1,51 @@
+"""What a path holds, as it was stored; ``test_predict`` runs it."""
+
+import numpy as np
+import pytest
+
+import bitflax as bf
+from bitflax import opening, packing, pretrained
+from bitflax.errors import InputMissing
+from bitflax.leaves import Packed
+from tests.test_predict import CONFIG, params, tokenizer
+
+
+def save(path, extras=None, tokenizer=None):
+    packed = packing.pack(params(), bf.xtc_1bit())
+    act = bf.symmetric(bits=8)
+    packing.save_packed(path, CONFIG, packed, act, tokenizer, extras)
+    return path
+
+
+def test_a_packed_file_is_opened_as_it_is(tmp_path):
+    path = save(tmp_path / "m", {"max_length": 6, "task": "mine"}, tokenizer())
+    found = opening.open_model(path)
+    assert (found.config, found.act) == (CONFIG, bf.symmetric(bits=8))
+    assert isinstance(found.params["encoder"]["layer_0"]["ffn"]["in"]["kernel"], Packed)
+    assert found.tokenizer.to_json() == tokenizer().to_json()
+    assert (found.extras["task"], found.max_length, found.place) == ("mine", 6, path)
+
+
+def test_a_file_without_tokenizer_is_opened(tmp_path):
+    found = opening.open_model(save(tmp_path / "m"))
+    assert (found.tokenizer, found.max_length) == (None, None)
+
+
+def test_a_folder_is_dense(tmp_path):
+    pretrained.save_pretrained(tmp_path / "m", CONFIG, params(), tokenizer())
+    found = opening.open_model(tmp_path / "m")
+    assert (found.config, found.act, found.extras) == (CONFIG, None, {})
+    kernel = found.params["pooler"]["kernel"]
+    np.testing.assert_array_equal(kernel, params()["pooler"]["kernel"])
+
+
+def test_a_folder_needs_a_tokenizer(tmp_path):
+    pretrained.save_pretrained(tmp_path / "m", CONFIG, params())
+    with pytest.raises(InputMissing, match=r"tokenizer\.json"):
+        opening.open_model(tmp_path / "m")
+
+
+def test_a_run_stands_for_its_packed_file(tmp_path):
+    path = save(tmp_path / "model.safetensors")
+    assert opening.locate(tmp_path) == path
+    assert opening.locate(path) == path
