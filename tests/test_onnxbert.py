@@ -1,0 +1,195 @@
+"""Whole students in ONNX Runtime against ``bitflax.bert`` in float32."""
+
+import functools
+import json
+
+import jax
+import numpy as np
+import pytest
+
+import bitflax as bf
+from bitflax import learned, onnxbert, packing, profiles, splitting
+from bitflax.errors import ConfigError
+from tests import onnxrun, small
+
+CONFIG = small.config(2, id2label={0: "no", 1: "yes", 2: "perhaps"}, hidden_size=32)
+BATCHES = [small.batch(24, seed=1), small.batch(8, seed=2, length=13)]
+ACTS = {
+    "none": None,
+    "token": bf.symmetric(8),
+    "token, full": bf.symmetric(8, levels="full"),
+    "token, 4 bits": bf.symmetric(4),
+    "tensor": bf.symmetric(8, axis=None),
+    "groups": bf.symmetric(8, axis=None, groups=4),
+    "asymmetric": bf.asymmetric(8),
+    "asymmetric, wide": bf.asymmetric(8, axis=None, levels="full"),
+    "binarybert": profiles.binarybert_act(8),
+    "lsq": profiles.lsq_act(4),
+    # All sites of one bit make of equal terms sums of +-0, whose sign is chance.
+    "elastic": (
+        (".*/ffn/in/input", learned.elastic()),
+        (".*/ffn/out/input", learned.elastic(4, signed=False)),
+        (".*", learned.elastic(4)),
+    ),
+    "uneven": (
+        (".*/query/input", bf.symmetric(8)),
+        (".*/key/input", bf.asymmetric(8)),
+        (".*/probs", bf.symmetric(8, axis=(-2, -1))),
+        (".*/ffn/in/input", bf.symmetric(12)),
+    ),
+}
+RULES = {
+    "tensor": bf.xtc_1bit(),
+    "channel": bf.xtc_1bit("channel"),
+    "2bit": bf.xtc_2bit(),
+    "pooler": bf.binarybert_1bit(),
+    "rows": ((r"encoder/.*/kernel", functools.partial(bf.binarize, axis=-1)),),
+}
+"""Of "rows", none can be multiplied as integers."""
+CODED = {*ACTS} - {"none", "groups"}
+CASES = [("tensor", act) for act in ACTS] + [(rules, "token") for rules in RULES][1:]
+
+
+@functools.cache
+def latent():
+    made = bf.init_params(CONFIG, jax.random.key(3))
+    noise = np.random.default_rng(0)
+    return jax.tree.map(
+        lambda w: 5 * w + 0.1 * noise.normal(size=w.shape).astype(np.float32), made
+    )
+
+
+@functools.cache
+def student(rules, act):
+    """A packed student and the quantizers of its activations."""
+    params, rules, act = latent(), RULES[rules], ACTS[act]
+    if act is not None and not callable(act):
+        params = bf.init_act(params, act, BATCHES[0], CONFIG)
+    return packing.pack(params, rules, rest="float32"), act
+
+
+@functools.cache
+def expected(rules, act):
+    packed, act = student(rules, act)
+    apply = jax.jit(bf.bert(CONFIG, act))
+    return [np.asarray(apply(packed, batch).logits) for batch in BATCHES]
+
+
+COARSE = {"elastic"}
+"""Of two levels, a flip is the whole of a value."""
+
+
+def assert_agrees(model, rules, act):
+    """Logits are equal within float32, in most texts where a rounding may flip.
+
+    Where the two sides' float32 differ across the middle of two levels, one value of an
+    activation moves by a level, and with it the logits of its text.
+    """
+    for batch, wanted in zip(BATCHES, expected(rules, act), strict=True):
+        found = onnxrun.logits(model, batch)
+        assert found.shape == wanted.shape
+        apart = np.abs(found - wanted).max(axis=1) / wanted.std()
+        exact = apart < 2e-5
+        assert exact.all() if act == "none" else exact.mean() > 0.5, apart
+        assert act in COARSE or apart.max() < 0.1, apart
+
+
+@pytest.mark.parametrize(("rules", "act"), CASES)
+def test_fp32_computes_what_jax_does(rules, act):
+    packed, quantizers = student(rules, act)
+    model = onnxbert.build(CONFIG, packed, quantizers, "onnx-fp32")
+    assert_agrees(model, rules, act)
+
+
+@pytest.mark.parametrize(
+    ("rules", "act"), [c for c in CASES if c[1] in CODED and c[0] != "rows"]
+)
+def test_int8_computes_what_jax_does(rules, act):
+    packed, quantizers = student(rules, act)
+    model = onnxbert.build(CONFIG, packed, quantizers, "onnx-int8")
+    assert "MatMulInteger" in {node.op_type for node in model.graph.node}
+    assert_agrees(model, rules, act)
+
+
+def test_a_split_student_has_two_products_a_matrix():
+    tree = splitting.split(latent(), bf.xtc_2bit())
+    packed = packing.pack(tree, bf.xtc_1bit(), rest="float32")
+    model = onnxbert.build(CONFIG, packed, ACTS["token"], "onnx-int8")
+    products = [n for n in model.graph.node if n.op_type == "MatMulInteger"]
+    assert len(products) == 2 * 6 * CONFIG.num_hidden_layers
+    wanted = jax.jit(bf.bert(CONFIG, ACTS["token"]))(packed, BATCHES[0]).logits
+    apart = np.abs(onnxrun.logits(model, BATCHES[0]) - wanted).max(axis=1)
+    assert np.mean(apart < 2e-5 * np.std(wanted)) > 0.5
+    assert apart.max() < 0.1 * np.std(wanted)
+
+
+def test_dense_quantised_weights_are_taken_as_integers():
+    packed, act = student("channel", "token")
+    dense = packing.unpack(packed)
+    models = [onnxbert.build(CONFIG, p, act, "onnx-int8") for p in (packed, dense)]
+    assert models[0].SerializeToString() == models[1].SerializeToString()
+
+
+@pytest.mark.parametrize("kind", ["onnx-fp32", "onnx-int8"])
+def test_a_row_without_tokens_is_no_nan(kind):
+    packed, act = student("tensor", "token")
+    batch = {**BATCHES[0], "attention_mask": np.zeros((24, 8), np.int32)}
+    found = onnxrun.logits(onnxbert.build(CONFIG, packed, act, kind), batch)
+    wanted = jax.jit(bf.bert(CONFIG, act))(packed, batch).logits
+    assert np.isfinite(found).all()
+    assert np.median(np.abs(found - wanted)) < 2e-5
+
+
+def test_without_a_runtimes_optimisations_the_numbers_are_the_same():
+    packed, act = student("channel", "token")
+    model = onnxbert.build(CONFIG, packed, act, "onnx-int8")
+    plain, optimised = (
+        onnxrun.logits(model, BATCHES[0], level) for level in ("none", "all")
+    )
+    assert np.mean(np.abs(plain - optimised).max(axis=1) < 2e-5) > 0.5
+
+
+@pytest.mark.parametrize("kind", ["onnx-fp32", "onnx-int8"])
+def test_what_a_reader_finds(kind):
+    packed, act = student("tensor", "token")
+    model = onnxbert.build(CONFIG, packed, act, kind)
+    found = {p.key: p.value for p in model.metadata_props}
+    assert found["kind"] == kind
+    assert json.loads(found["id2label"]) == {"0": "no", "1": "yes", "2": "perhaps"}
+    session = onnxrun.session(model)
+    inputs = {i.name: (i.type, i.shape) for i in session.get_inputs()}
+    assert inputs == {
+        name: ("tensor(int64)", ["batch", "sequence"])
+        for name in ("input_ids", "attention_mask", "token_type_ids")
+    }
+    (output,) = session.get_outputs()
+    assert (output.name, output.shape) == ("logits", ["batch", 3])
+
+
+def test_codes_are_stored_in_their_bits():
+    packed, act = student("tensor", "token")
+    model = onnxbert.build(CONFIG, packed, act, "onnx-int8")
+    sizes = {tuple(c.dims): c.data_type for c in model.graph.initializer}
+    uint8 = 2
+    # The word table, a kernel of the attention and one of the feed-forward: 8 a byte.
+    assert sizes[50, 4] == sizes[32, 4] == uint8
+
+
+def test_an_unknown_kind_is_refused():
+    with pytest.raises(ConfigError, match="onnx-fp32, onnx-int8"):
+        onnxbert.build(CONFIG, latent(), None, "onnx-int4")
+
+
+@pytest.mark.parametrize(
+    ("rules", "act"), [("tensor", "none"), ("rows", "token"), ("tensor", "groups")]
+)
+def test_a_student_without_integers_is_refused(rules, act):
+    packed, quantizers = student(rules, act)
+    with pytest.raises(ConfigError, match=r"onnx-int8: no matrix .* 8 bits"):
+        onnxbert.build(CONFIG, packed, quantizers, "onnx-int8")
+
+
+def test_an_own_activation_quantizer_is_refused():
+    own = ((".*/ffn/in/input", np.round),)
+    with pytest.raises(ConfigError, match="encoder/layer_0/ffn/in/input: ONNX cannot"):
+        onnxbert.build(CONFIG, latent(), own, "onnx-fp32")

@@ -1,0 +1,97 @@
+"""Weights in ONNX Runtime against ``bitflax.leaves``, exactly."""
+
+import functools
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import bitflax as bf
+from bitflax import encoding, leaves, onnxweights
+from bitflax.leaves import Packed, Split
+from bitflax.onnxgraph import Graph
+from tests import onnxrun
+
+
+def matrix(seed=0, shape=(20, 24)):
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
+
+
+def packed(quantizer, seed=0, **options):
+    values = np.asarray(quantizer(matrix(seed), **options))
+    found = encoding.read_off(values)
+    assert found is not None
+    return found
+
+
+LEAVES = {
+    "dense": matrix(),
+    "1 bit": packed(bf.binarize),
+    "1 bit, columns": packed(bf.binarize, axis=0),
+    "1 bit, rows": packed(bf.binarize, axis=-1),
+    "1 bit, groups": packed(bf.binarize, groups=4),
+    "2 bits": packed(bf.ternarize),
+    "2 bits, rows": packed(bf.ternarize, axis=-1),
+    "8 bits": encoding.eight_bits(np.asarray(matrix())),
+    "split": Split(packed(bf.binarize), packed(bf.binarize, 1, axis=0)),
+    "odd width": encoding.read_off(np.asarray(bf.binarize(matrix(shape=(9, 13))))),
+    "odd width, 2 bits": encoding.read_off(
+        np.asarray(bf.ternarize(matrix(shape=(9, 13))))
+    ),
+}
+CODED = {
+    "1 bit": 1,
+    "1 bit, columns": 1,
+    "1 bit, groups": 1,
+    "2 bits": 1,
+    "split": 2,
+    "odd width": 1,
+    "odd width, 2 bits": 1,
+}
+
+
+@pytest.mark.parametrize("name", LEAVES)
+def test_the_array_is_that_of_leaves(name):
+    graph, expected = Graph(), np.asarray(leaves.dense(LEAVES[name]))
+    y = graph.op("Identity", onnxweights.dense(graph, LEAVES[name]))
+    np.testing.assert_array_equal(onnxrun.run(graph, y, list("nm")), expected)
+
+
+@pytest.mark.parametrize("name", LEAVES)
+def test_looked_up_rows_are_those_of_leaves(name):
+    graph, ids = Graph(), np.array([3, 0, 8, 3])
+    y = onnxweights.rows(graph, LEAVES[name], graph.input("ids", np.int64, ["n"]))
+    found = onnxrun.run(graph, y, list("nm"), ids=ids)
+    expected = leaves.lookup(LEAVES[name], jnp.asarray(ids))
+    np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("name", LEAVES)
+def test_integers_times_scales_are_the_matrix(name):
+    parts = onnxweights.integers(LEAVES[name])
+    assert len(parts) == CODED.get(name, 0)
+    if parts:
+        total = sum(part.fields * part.scale for part in parts)
+        np.testing.assert_array_equal(total, leaves.dense(LEAVES[name]))
+
+
+@pytest.mark.parametrize("name", CODED)
+def test_what_is_stored_are_the_integers_in_few_bits(name):
+    fields = onnxweights.integers(LEAVES[name])[0].fields
+    graph = Graph()
+    y = graph.op("Identity", onnxweights.stored(graph, fields))
+    found = onnxrun.run(graph, y, list("nm"), dtype=np.int8)
+    np.testing.assert_array_equal(found, fields)
+    largest = max(c.ByteSize() for c in graph.model({}, {}).graph.initializer)
+    assert largest < 256 * 8 + 40  # the table of fields, larger than these matrices
+
+
+def test_dense_values_of_few_bits_are_read():
+    table = functools.partial(bf.binarize, axis=-1)(matrix())
+    read = onnxweights.read(table)
+    assert isinstance(read, Packed)
+    assert read.bits == 1
+    assert onnxweights.read(matrix()).dtype == jnp.float32
+    assert onnxweights.read(np.zeros(3)).shape == (3,)
+    halves = Split(bf.binarize(matrix()), bf.binarize(matrix(1)))
+    assert len(onnxweights.integers(halves)) == 2
