@@ -33,6 +33,7 @@ _FLAGS = "bitflax/flags"
 _numbers = itertools.count()
 _watcher: threading.Thread | None = None
 _together = False
+_leaving = False
 
 
 def initialize(
@@ -186,15 +187,18 @@ def leave(error: BaseException, status: int) -> None:
     if _watcher is None or _together:
         return
     text = str(error) or type(error).__name__
-    _tell({"process": jax.process_index(), "error": text, "status": status})
-    time.sleep(LINGER)
-    _exit(status)
+    what = {"process": jax.process_index(), "error": text, "status": status}
+    _exit(status, wait=_tell(what))
 
 
 def lost(error: BaseException) -> HostLost | None:
     """Return what a runtime's error says of another process; None: nothing."""
+    global _leaving
+    if _watcher is None:
+        return None
+    _leaving = True
     runtime = isinstance(error, jax.errors.JaxRuntimeError)
-    if not runtime or _watcher is None or "RESOURCE_EXHAUSTED" in str(error):
+    if not runtime or "RESOURCE_EXHAUSTED" in str(error):
         return None
     first_line = str(error).splitlines()[0]
     return HostLost(
@@ -220,24 +224,25 @@ def _watch() -> None:
     atexit.register(_at_exit)  # runs before jax's own, which waits for minutes
 
 
-def _tell(what: dict[str, Any]) -> None:
-    # Refused where another process has told already, or the service is gone.
-    with contextlib.suppress(jax.errors.JaxRuntimeError):
+def _tell(what: dict[str, Any]) -> bool:
+    try:
         _client().key_value_set(_ENDED, json.dumps(what))
+    except jax.errors.JaxRuntimeError:
+        return False  # another process has told already, or the service is gone
+    return True
 
 
 def _listen() -> None:
     try:
         said = json.loads(_client().blocking_key_value_get(_ENDED, _FOREVER))
     except jax.errors.JaxRuntimeError as error:
-        gone = lost(error)
-        if gone is not None and not _together:
+        if not (_together or _leaving) and (gone := lost(error)):
             _say(f"bitflax: error: {gone}")
             _exit(gone.status)
         return
     if said and said["process"] != jax.process_index():
         _say(f"bitflax: error: process {said['process']} failed: {said['error']}")
-        _exit(said["status"])
+        _exit(said["status"], wait=first())
 
 
 def _at_exit() -> None:
@@ -257,7 +262,9 @@ def _say(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
 
-def _exit(status: int) -> None:
+def _exit(status: int, wait: bool = False) -> None:
+    # Process 0 takes the service along: it goes last.
+    time.sleep(LINGER * (1 + first()) if wait else 0)
     with contextlib.suppress(OSError, ValueError):
         sys.stdout.flush()
     os._exit(status)

@@ -1,0 +1,243 @@
+"""Many processes are one run: the same numbers, the same end, whoever is stopped."""
+
+import functools
+import os
+import signal
+import time
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from bitflax import hosts
+from bitflax.errors import ConfigError, HostLost, UsageError
+from tests import hosted, tinyrun
+
+PLACE = "10.0.0.1:8476"
+
+
+# ---------------------------------------------------------------------- one process
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        ((PLACE, None, None), "--processes and --process: not given"),
+        ((None, 2, 0), "--coordinator: not given"),
+        ((PLACE, 2, None), "--process: not given"),
+        (("10.0.0.1", 2, 0), "expected HOST:PORT, found '10.0.0.1'"),
+        (("host:99999", 2, 0), "expected HOST:PORT, found 'host:99999'"),
+        (("host:port", 2, 0), "expected HOST:PORT, found 'host:port'"),
+        ((PLACE, 0, 0), "--processes: expected 1 or more, found 0"),
+        ((PLACE, 2, 2), "--process: expected 0 to 1, found 2"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused(options, problem):
+    with pytest.raises(UsageError, match=problem):
+        hosts.initialize(*options)
+
+
+def test_it_comes_before_any_computation():
+    jax.numpy.ones(1)
+    with pytest.raises(UsageError, match="must be called before any JAX calls"):
+        hosts.initialize(PLACE, 2, 0)
+
+
+def test_alone_nothing_happens():
+    hosts.initialize()
+    hosts.initialize(PLACE, 1, 0)
+    assert not jax.distributed.is_initialized()
+    assert hosts.part() == (0, 1)
+    assert hosts.share(lambda: (1, "as it is")) == (1, "as it is")
+    hosts.barrier()
+    hosts.leave(ConfigError("a", "b", fix="c"), 78)  # returns
+    assert hosts.lost(jax.errors.JaxRuntimeError("Gloo: connection reset")) is None
+
+
+def test_slurm_and_open_mpi_say_by_themselves_who_takes_part(monkeypatch):
+    called = []
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *a, **k: called.append(a))
+    monkeypatch.setattr(hosts, "_watch", lambda: called.append("watched"))
+    names = ("JOB_ID", "STEP_NODELIST", "PROCID", "LOCALID")
+    for name in names:
+        monkeypatch.setenv(f"SLURM_{name}", "1")
+    monkeypatch.setenv("SLURM_NTASKS", "1")
+    hosts.initialize()
+    assert called == []
+    monkeypatch.setenv("SLURM_NTASKS", "2")
+    before = signal.getsignal(signal.SIGTERM)
+    hosts.initialize()
+    assert called == [(None, None, None), "watched"]
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+# ------------------------------------------------------------------- many processes
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    """What the processes compile, once for all tests."""
+    return tmp_path_factory.mktemp("xla")
+
+
+@functools.cache
+def here(kind, steps):
+    """Return the parameters that one process trains."""
+    step, state, teacher, batch = hosted.student(kind)
+    step = jax.jit(step)
+    for number in range(steps):
+        state, _ = step(state, teacher, batch(number))
+    return jax.device_get(jax.tree.leaves(state.params))
+
+
+@pytest.mark.parametrize(
+    ("count", "kind"),
+    [
+        (2, "linear"),
+        pytest.param(2, "fp32", marks=pytest.mark.slow),
+        pytest.param(2, "1-bit", marks=pytest.mark.slow),
+        pytest.param(4, "fp32", marks=pytest.mark.slow),
+        pytest.param(4, "1-bit", marks=pytest.mark.slow),
+    ],
+)
+def test_processes_train_as_one(count, kind, tmp_path, cache):
+    steps, place = 20, f"127.0.0.1:{hosted.free_port()}"
+    base = ["-m", "tests.hosted", place, count]
+    commands = [[*base, i, kind, steps, tmp_path] for i in range(count)]
+    with hosted.Processes(commands, tmp_path, cache) as processes:
+        assert processes.statuses() == [0] * count, processes.said(0)
+    for process in range(count):
+        with np.load(tmp_path / f"{process}.npz") as found:
+            for number, leaf in enumerate(here(kind, steps)):
+                assert np.abs(found[f"arr_{number}"] - leaf).max() < 1e-5
+
+
+# ----------------------------------------------------------------------- whole runs
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with a recipe, a pretrained teacher, a task and a text."""
+    folder = tmp_path_factory.mktemp("hosts")
+    tinyrun.write_recipe(folder)
+    tinyrun.write_teacher(folder / "pretrained")
+    tinyrun.write_task(folder)
+    return folder
+
+
+# Twenty steps a stage.
+SETTINGS = ("epochs=5", "stages.fp32.optim.lr=1e-3", "stages.onebit.optim.lr=1e-3")
+LONG = ("epochs=500", *SETTINGS[1:])
+
+
+def command(place, out, *settings, task="kinds.tsv", recipe="tiny.py"):
+    usual = (f"task={place / task}", f"teacher={place / 'pretrained'}")
+    options = [x for text in (*usual, *settings) for x in ("--set", text)]
+    return ["-m", "bitflax.cli", "run", place / recipe, "--out", out, *options]
+
+
+def run(place, out, cache, count, *settings, **options):
+    """Run to the end on so many processes."""
+    base = command(place, out, *settings, **options)
+    extra = hosted.together(count) if count > 1 else [[]]
+    logs = out.with_name(f"{out.name}.logs")
+    with hosted.Processes([base + e for e in extra], logs, cache) as processes:
+        assert processes.statuses() == [0] * count, processes.said(0)
+        return [path.read_text() for path in processes.outputs]
+
+
+def weights(out, stage):
+    return load_file(out / stage / "params" / "model.safetensors")
+
+
+def assert_agree(out, whole, stages=("0-teacher", "1-fp32", "2-onebit")):
+    for stage in stages:
+        expected = weights(whole, stage)
+        for name, found in weights(out, stage).items():
+            assert np.abs(found - expected[name]).max() < 1e-5, (stage, name)
+
+
+@pytest.fixture(scope="module")
+def whole(place, cache):
+    """The folder of a run by one process."""
+    run(place, place / "whole", cache, 1, *SETTINGS)
+    return place / "whole"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [2, 4])
+def test_a_run_on_many_processes_is_the_run_on_one(count, place, whole, cache):
+    out = place / f"on{count}"
+    printed = run(place, out, cache, count, *SETTINGS)
+    assert "packed" in printed[0]
+    assert all("teacher" not in text for text in printed[1:])  # process 0 alone writes
+    assert_agree(out, whole)
+    size = os.path.getsize(whole / "model.safetensors")
+    assert os.path.getsize(out / "model.safetensors") == pytest.approx(size, abs=200)
+    lines = [(f / "log.jsonl").read_text().count("\n") for f in (out, whole)]
+    assert lines[0] == lines[1]
+    run(place, out, cache, count, *SETTINGS)  # finished: nothing to do
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_killed_process_ends_the_others(victim, place, cache):
+    out = place / f"killed{victim}"
+    base = command(place, out, *LONG)
+    commands = [base + extra for extra in hosted.together(2)]
+    with hosted.Processes(commands, place / f"k{victim}", cache) as processes:
+        processes.wait_for(out / "log.jsonl")
+        processes.send(victim, signal.SIGKILL)
+        began = time.monotonic()
+        assert processes.started[1 - victim].wait(30) in (HostLost.status, -6)
+        assert time.monotonic() - began < 30
+        said = processes.said(1 - victim)
+    assert "another process is gone" in said or "another task died" in said
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("first", "then", "asked"), [(2, 1, 1), (1, 2, 0), (4, 2, 3)])
+def test_a_stopped_run_goes_on_with_other_processes(
+    first, then, asked, place, whole, cache
+):
+    # The log begins at step 20; the teacher alone takes 96.
+    out = place / f"stopped{first}{then}"
+    base = command(place, out, *SETTINGS)
+    extra = hosted.together(first) if first > 1 else [[]]
+    logs = out.with_name(f"{out.name}.first")
+    with hosted.Processes([base + e for e in extra], logs, cache) as processes:
+        processes.wait_for(out / "log.jsonl")
+        processes.send(asked, signal.SIGTERM)
+        assert processes.statuses() == [143] * first, processes.said(0)
+        assert "saved at step" in processes.said(0)
+    run(place, out, cache, then, *SETTINGS)
+    assert_agree(out, whole)
+
+
+@pytest.mark.slow
+def test_an_error_of_one_process_ends_all(place, cache):
+    other = tinyrun.write_tsv(place / "other.tsv", tinyrun.texts(seed=5))
+    extra = hosted.together(2)
+    commands = [
+        command(place, place / "odd", *SETTINGS, task=task) + more
+        for task, more in zip(("kinds.tsv", other.name), extra, strict=True)
+    ]
+    with hosted.Processes(commands, place / "odd.logs", cache) as processes:
+        assert processes.statuses() == [78, 78]
+        for number in range(2):
+            assert "data is '" in processes.said(number)
+            assert "give all hosts the same files" in processes.said(number)
+        assert "process 1 failed" in processes.said(0)
+
+
+@pytest.mark.slow
+def test_folders_that_are_not_shared_are_refused(place, cache):
+    commands = [
+        command(place, place / f"own{i}", *SETTINGS) + more
+        for i, more in enumerate(hosted.together(2))
+    ]
+    with hosted.Processes(commands, place / "own.logs", cache) as processes:
+        assert processes.statuses() == [73, 73]
+        assert "not the folder that process 0 writes" in processes.said(0)
+        assert "not the folder that process 0 writes" in processes.said(1)
