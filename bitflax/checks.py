@@ -12,7 +12,9 @@ from bitflax import (
     hfconfig,
     leaves,
     model,
+    packedact,
     packedmeta,
+    packedtokenizer,
     pretrained,
     projection,
     splitting,
@@ -71,7 +73,9 @@ def check_stages(setting: Setting) -> dict[str, Params]:
             raise ConfigError(place, str(error), fix="change the recipe") from error
     stages = setting.recipe.stages
     if stages and stages[-1].packs:
-        _check_packs(stages[-1], setting.recipe.rest)
+        assert before is not None
+        packedtokenizer.checked(setting.tokenizer.to_json(), before.config)
+        _check_packs(stages[-1], setting.recipe.rest, before)
     return {name: model.params for name, model in done.items()}
 
 
@@ -147,9 +151,10 @@ def _source(name: str, teacher: BertConfig, setting: Setting) -> Model:
     return _like(starting.loaded(name, teacher, jax.random.key(0)))
 
 
-def _check_packs(stage: Stage, rest: str) -> None:
+def _check_packs(stage: Stage, rest: str, last: Model) -> None:
     """Check that what the last stage trains can be packed."""
-    packedmeta.act_to_json(stage.act)
+    packedmeta.config_to_json(last.config)
+    packedact.to_json(stage.act, last.config)
     for regex, quantizer in stage.rules:
         values = np.asarray(quantizer(jnp.asarray(_SOME)))
         encoding.pack_leaf(f"{stage.name}: {regex}", values, True, rest)

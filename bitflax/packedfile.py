@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import UInt8
 
+from bitflax import tensorfile
 from bitflax.errors import ConfigError
 from bitflax.leaves import Packed, Split
 from bitflax.tensorfile import Entry
@@ -204,14 +205,18 @@ def check_codes(codes: UInt8[np.ndarray, "rows bytes"], bits: int, cols: int) ->
     used = cols * bits - 8 * (codes.shape[1] - 1)
     if used < 8 and (codes[:, -1] >> used).any():
         raise ValueError("padding bits are not zero")
-    if bits == 2 and (codes & (codes >> 1) & 0x55).any():
-        raise ValueError("a 2-bit field holds 3")
+    for block in tensorfile.blocks(codes) if bits == 2 else ():
+        if (block & (block >> 1) & 0x55).any():
+            raise ValueError("a 2-bit field holds 3")
 
 
 def to_leaves(
-    tensors: Mapping[str, np.ndarray], shapes: Shapes, packed: Mapping[str, dict]
+    tensors: dict[str, np.ndarray], shapes: Shapes, packed: Mapping[str, dict]
 ) -> dict[str, Any]:
     """Return the leaves of checked tensors, in the model's order, float32.
+
+    Each tensor is taken out of ``tensors``: where its memory cannot be taken over, it
+    is given free before the next one's is needed.
 
     Raises:
       ValueError: a value is not finite, a scale negative, a code impossible.
@@ -224,7 +229,7 @@ def to_leaves(
                 _packed(tensors, name, packed[name]["bits"], shape) for name in names
             ]
             if not found:
-                found = [_floats(tensors[path])]
+                found = [_floats(tensors.pop(path))]
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
         flat[path] = found[0] if len(found) == 1 else Split(*found)
@@ -232,17 +237,19 @@ def to_leaves(
 
 
 def _packed(
-    tensors: Mapping[str, np.ndarray], name: str, bits: int, shape: tuple[int, ...]
+    tensors: dict[str, np.ndarray], name: str, bits: int, shape: tuple[int, ...]
 ) -> Packed:
-    codes, scale = tensors[f"{name}.codes"], tensors[f"{name}.scale"]
+    codes, scale = tensors.pop(f"{name}.codes"), tensors.pop(f"{name}.scale")
     check_codes(codes, bits, shape[1])
-    if np.signbit(scale).any():
+    # As unsigned integers, floats with a sign lie above all others.
+    if scale.view(np.uint32).max() >= 1 << 31:
         raise ValueError("a scale is negative")
-    return Packed(jnp.asarray(codes), _floats(scale), bits, shape)
+    return Packed(jnp.asarray(codes, jnp.uint8), _floats(scale), bits, shape)
 
 
 def _floats(x: np.ndarray) -> Any:
-    if not np.isfinite(x).all():
+    # NaN is its own minimum; unlike np.isfinite(x), this takes no memory.
+    if not (np.isfinite(x.min()) and np.isfinite(x.max())):
         raise ValueError("holds NaN or infinity")
     return jnp.asarray(x, jnp.float32)
 

@@ -5,9 +5,16 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, BinaryIO, NamedTuple, TypeVar
 
-from bitflax import packedfile, packedmeta, tensorfile, trees
+from bitflax import (
+    packedact,
+    packedfile,
+    packedmeta,
+    packedtokenizer,
+    tensorfile,
+    trees,
+)
 from bitflax.errors import DamagedFile, InputMissing, StorageError
 from bitflax.packedfile import SizeRow
 from bitflax.types import BertConfig, Params
@@ -15,6 +22,7 @@ from bitflax.types import BertConfig, Params
 FORMAT = "bitflax-packed"
 VERSIONS = ("1", "2")
 _KEYS = {"format", "version", "config", "act", "packed", "extras", "sha256"}
+_TENSORS_A_LAYER = 16
 T = TypeVar("T")
 
 
@@ -39,7 +47,7 @@ def read_packed(path: str | Path) -> PackedModel:
       StorageError: reading failed.
       DamagedFile: something in it is not as it was written; says what.
     """
-    return _guarded(_read, Path(path))
+    return guarded(_read, Path(path))
 
 
 def load_packed(path: str | Path) -> tuple[BertConfig, Params]:
@@ -66,24 +74,33 @@ def size_report(packed: Params | str | Path) -> list[SizeRow]:
         specs, tensors = packedfile.specs(flat), packedfile.to_tensors(flat)
         found = {name: (t.shape, t.nbytes, t.itemsize) for name, t in tensors.items()}
         return packedfile.rows(found, specs)
-    header, *_, specs = _guarded(_header, Path(packed))
-    found = {
-        name: (e.shape, e.stop - e.start, tensorfile.DTYPES[e.dtype].itemsize)
-        for name, e in header.entries.items()
-    }
-    return [
-        *packedfile.rows(found, specs),
-        SizeRow("header", 8, header.size, header.size),
-    ]
+    return describe(Path(packed))[1]
 
 
-def _header(path: Path) -> tuple[tensorfile.Header, BertConfig, Any, dict]:
-    """Read all that stands before the tensors; it fits the configuration.
+def describe(path: Path) -> tuple[str, list[SizeRow]]:
+    """Return the version of a packed file's format, and its ``size_report``."""
+    header = guarded(_header, path)
+    file, found = header.file, {}
+    for name, entry in file.entries.items():
+        item = tensorfile.DTYPES[entry.dtype].itemsize
+        found[name] = entry.shape, entry.stop - entry.start, item
+    own = SizeRow("header", 8, file.size, file.size)
+    return file.metadata["version"], [*packedfile.rows(found, header.specs), own]
 
-    Returns:
-      The header, the configuration, the activation quantizers, and what is packed.
-    """
-    header = tensorfile.read_header(path)
+
+class _Header(NamedTuple):
+    """All that stands before the tensors; it fits the configuration."""
+
+    file: tensorfile.Header
+    config: BertConfig
+    act: Any
+    extras: dict[str, Any]
+    shapes: packedfile.Shapes
+    specs: dict[str, dict]
+
+
+def _header(file: BinaryIO) -> _Header:
+    header = tensorfile.read_header(file)
     found = header.metadata
     if found.get("format") != FORMAT:
         raise ValueError("a safetensors file, but no packed student")
@@ -95,35 +112,41 @@ def _header(path: Path) -> tuple[tensorfile.Header, BertConfig, Any, dict]:
         odd = sorted(set(found) ^ _KEYS)
         raise ValueError(f"metadata: unknown or missing keys: {odd!r:.80}")
     config = packedmeta.config_from_json(found["config"])
-    if config.num_hidden_layers > len(header.entries):
+    if _TENSORS_A_LAYER * config.num_hidden_layers > len(header.entries):
         raise ValueError("config: more layers than there are tensors")
-    act = packedmeta.act_from_json(found["act"])
+    act = packedact.from_json(found["act"], config)
     shapes = packedmeta.parameter_shapes(config, act)
     packed = tensorfile.strict_json(found["packed"], "packed")
     specs = packedfile.check_specs(packed, shapes, split=version != "1")
     packedfile.check_entries(header.entries, shapes, specs)
-    return header, config, act, specs
-
-
-def _read(path: Path) -> PackedModel:
-    header, config, act, specs = _header(path)
-    extras = tensorfile.strict_json(header.metadata["extras"], "extras")
+    extras = tensorfile.strict_json(found["extras"], "extras")
     if not isinstance(extras, dict):
         raise ValueError("extras: not a JSON object")
-    tensors = tensorfile.read_tensors(path, header)
-    xz = tensors.pop("tokenizer", None)
-    shapes = packedmeta.parameter_shapes(config, act)
-    packed = packedfile.to_leaves(tensors, shapes, specs)
-    text = None
+    return _Header(header, config, act, extras, shapes, specs)
+
+
+def _read(file: BinaryIO) -> PackedModel:
+    header, config, act, extras, shapes, specs = _header(file)
+    tensors = tensorfile.read_tensors(file, header)
+    xz, text = tensors.pop("tokenizer", None), None
     if xz is not None:
-        text = packedmeta.tokenizer_from_bytes(xz.tobytes(), config.vocab_size)
+        text = packedtokenizer.from_bytes(xz.tobytes(), config)
+    packed = packedfile.to_leaves(tensors, shapes, specs)
     return PackedModel(config, trees.unflatten(packed), act, text, extras)
 
 
-def _guarded(read: Callable[[Path], T], path: Path) -> T:
+def guarded(read: Callable[[BinaryIO], T], path: Path) -> T:
+    """Return what ``read`` makes of a file; its errors name the file and the mend.
+
+    Raises:
+      InputMissing: there is no such file.
+      StorageError: it is not a regular file, or reading failed.
+      DamagedFile: ``read`` raised a ValueError.
+    """
     try:
-        return read(path)
-    except FileNotFoundError:
+        with tensorfile.open_file(path) as file:
+            return read(file)
+    except (FileNotFoundError, NotADirectoryError):
         raise InputMissing(path, "no such file", fix="check the path") from None
     except OSError as error:
         raise StorageError(

@@ -65,7 +65,16 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from bitflax import encoding, leaves, packedfile, packedmeta, tensorfile, trees
+from bitflax import (
+    encoding,
+    leaves,
+    packedact,
+    packedfile,
+    packedmeta,
+    packedtokenizer,
+    tensorfile,
+    trees,
+)
 from bitflax.errors import OutputError, StorageError
 from bitflax.leaves import Split
 from bitflax.packedfile import SizeRow, size_table
@@ -166,12 +175,12 @@ def _parts(
 ) -> list:
     """Return the file as its parts, after checking that it may be written."""
     flat = trees.flatten(packed)
-    named = packedmeta.act_to_json(act)
+    named = packedact.to_json(act, config)
     packedfile.check_tree(flat, packedmeta.parameter_shapes(config, act))
     tensors = packedfile.to_tensors(flat)
     if tokenizer is not None:
         text = tokenizer if isinstance(tokenizer, str) else tokenizer.to_json()
-        xz = packedmeta.tokenizer_to_bytes(text)
+        xz = packedtokenizer.to_bytes(text, config)
         tensors["tokenizer"] = np.frombuffer(xz, np.uint8)
     metadata = {
         "format": FORMAT,

@@ -6,20 +6,26 @@ that its own library reads our files; what is stricter here is named in
 ``bitflax.packing`` puts the file's name to it.
 """
 
+import errno
 import hashlib
 import json
 import math
 import os
+import stat
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
 from bitflax import storage
 
 MAX_HEADER = 1 << 20
+_BLOCK = 1 << 18
+"""Values that are read, checked and widened at once: small beside the file."""
+_ALIGNED = 64
+"""Bytes at which jax takes an array over as it lies, without a copy."""
 DTYPES = {
     "F32": np.dtype("<f4"),
     "F16": np.dtype("<f2"),
@@ -45,12 +51,21 @@ class Header(NamedTuple):
     size: int
 
 
+def shown(name: str) -> str:
+    """Return a name as an error may print it: short, and without control characters.
+
+    >>> shown("pooler/bias"), shown("\\x1b[2J")
+    ('pooler/bias', "'\\\\x1b[2J'")
+    """
+    return name if name.isprintable() and 0 < len(name) <= 80 else f"{name[:80]!r}"
+
+
 def _pairs(found: list) -> dict:
     table = dict(found)
     if len(table) != len(found):
         seen: set[str] = set()
         double = next(key for key, _ in found if key in seen or seen.add(key))
-        raise ValueError(f"the key {double!r} is there twice")
+        raise ValueError(f"the key {double[:80]!r} is there twice")
     return table
 
 
@@ -61,13 +76,20 @@ def _constant(name: str) -> None:
 def strict_json(text: str | bytes, what: str) -> Any:
     """Parse JSON; refuse double keys, NaN, infinities and nesting without end.
 
+    Texts that are no Unicode (half a surrogate pair) are refused too: whoever prints
+    one fails.
+
     >>> strict_json('{"a": 1, "a": 2}', "config")
     Traceback (most recent call last):
     ValueError: config: the key 'a' is there twice
     """
-
     try:
-        return json.loads(text, object_pairs_hook=_pairs, parse_constant=_constant)
+        if isinstance(text, bytes):
+            text = text.decode("utf-8")
+        found = json.loads(text, object_pairs_hook=_pairs, parse_constant=_constant)
+        if "\\ud" in text or "\\uD" in text:
+            json.dumps(found, ensure_ascii=False).encode()
+        return found
     except RecursionError:
         raise ValueError(f"{what}: nested too deeply") from None
     except UnicodeDecodeError:
@@ -83,16 +105,21 @@ def digest(tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> st
     ``sha256``, sorted, the key and its value; then for every tensor, sorted by name:
     name, dtype, shape with commas between, and the tensor's bytes.
     """
-    state = hashlib.sha256()
-    for key in sorted(metadata):
-        if key != "sha256":
-            state.update(f"{key}\0{metadata[key]}\0".encode())
+    state = hashlib.sha256(_metadata(metadata))
     for name in sorted(tensors):
         array = tensors[name]
-        shape = ",".join(map(str, array.shape))
-        state.update(f"{name}\0{_NAMES[array.dtype]}\0{shape}\0".encode())
+        state.update(_title(name, _NAMES[array.dtype], array.shape))
         state.update(np.ascontiguousarray(array).data)
     return state.hexdigest()
+
+
+def _metadata(found: Mapping[str, str]) -> bytes:
+    keys = sorted(set(found) - {"sha256"})
+    return "".join(f"{key}\0{found[key]}\0" for key in keys).encode()
+
+
+def _title(name: str, dtype: str, shape: tuple[int, ...]) -> bytes:
+    return f"{name}\0{dtype}\0{','.join(map(str, shape))}\0".encode()
 
 
 def encode(tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> list:
@@ -139,15 +166,15 @@ def write(path: Path, parts: list) -> None:
 def _entry(name: str, found: Any) -> Entry:
     """Read one tensor's line of the header."""
     if not isinstance(found, dict) or set(found) != {"dtype", "shape", "data_offsets"}:
-        raise ValueError(f"{name}: the header says more or less than a tensor has")
+        raise ValueError(f"{shown(name)}: says more or less than a tensor has")
     dtype, shape, offsets = found["dtype"], found["shape"], found["data_offsets"]
-    if dtype not in DTYPES if isinstance(dtype, str) else True:
-        raise ValueError(f"{name}: the dtype is none of {', '.join(DTYPES)}")
+    if not isinstance(dtype, str) or dtype not in DTYPES:
+        raise ValueError(f"{shown(name)}: the dtype is none of {', '.join(DTYPES)}")
     if not _naturals(shape, (0, 1, 2)) or not _naturals(offsets, (2,)):
-        raise ValueError(f"{name}: shape or offsets are not whole numbers")
+        raise ValueError(f"{shown(name)}: shape or offsets are not whole numbers")
     start, stop = offsets
     if stop - start != DTYPES[dtype].itemsize * math.prod(shape):
-        raise ValueError(f"{name}: shape and offsets disagree")
+        raise ValueError(f"{shown(name)}: shape and offsets disagree")
     return Entry(dtype, tuple(shape), start, stop)
 
 
@@ -155,7 +182,7 @@ def _naturals(found: Any, lengths: tuple[int, ...]) -> bool:
     return (
         isinstance(found, list)
         and len(found) in lengths
-        and all(type(n) is int and n >= 0 for n in found)
+        and all(type(n) is int and 0 <= n < 1 << 63 for n in found)
     )
 
 
@@ -173,7 +200,9 @@ def _parse(raw: bytes, size: int) -> Header:
     end = 0
     for name, entry in sorted(entries.items(), key=lambda item: item[1].start):
         if entry.start != end:
-            raise ValueError(f"{name}: does not start where the tensor before ends")
+            raise ValueError(
+                f"{shown(name)}: does not start where the tensor before ends"
+            )
         end = entry.stop
     data = size - 8 - len(raw)
     if end != data:
@@ -181,32 +210,88 @@ def _parse(raw: bytes, size: int) -> Header:
     return Header(entries, metadata, 8 + len(raw))
 
 
-def read_header(path: Path) -> Header:
+def open_file(path: Path) -> BinaryIO:
+    """Open a regular file for reading, and nothing that could keep a reader waiting.
+
+    Raises:
+      OSError: it is not there, cannot be read, or is a folder, a pipe or a device.
+    """
+
+    def opener(name: str, flags: int) -> int:
+        # A pipe that nobody writes to would block, were it opened like a file.
+        return os.open(name, flags | getattr(os, "O_NONBLOCK", 0))
+
+    file = open(path, "rb", opener=opener)  # noqa: SIM115
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    return file
+
+
+def read_header(file: BinaryIO) -> Header:
     """Read and check a file's header; nothing else of the file is read."""
-    with open(path, "rb") as file:
-        size = os.fstat(file.fileno()).st_size
-        if size < 8:
-            raise ValueError(f"the file ends after {size} bytes")
-        (length,) = struct.unpack("<Q", file.read(8))
-        if length > MAX_HEADER:
-            raise ValueError(f"a header of {length} bytes, over {MAX_HEADER}")
-        if length > size - 8:
-            raise ValueError("the file ends in its header")
-        return _parse(file.read(length), size)
+    size = os.fstat(file.fileno()).st_size
+    raw = file.read(8)
+    if len(raw) < 8:
+        raise ValueError(f"the file ends after {len(raw)} bytes")
+    (length,) = struct.unpack("<Q", raw)
+    if length > MAX_HEADER:
+        raise ValueError(f"a header of {length} bytes, over {MAX_HEADER}")
+    raw = file.read(length)
+    if len(raw) < length:
+        raise ValueError("the file ends in its header")
+    return _parse(raw, size)
 
 
-def read_tensors(path: Path, header: Header) -> dict[str, np.ndarray]:
-    """Read the tensors, as views of one buffer, and check the SHA-256."""
-    total = max((entry.stop for entry in header.entries.values()), default=0)
-    with open(path, "rb") as file:
-        file.seek(header.size)
-        data = file.read(total)
-    if len(data) != total:
-        raise ValueError("the file became shorter while it was read")
+def read_tensors(file: BinaryIO, header: Header) -> dict[str, np.ndarray]:
+    """Read the tensors of the file whose header that is, and check the SHA-256.
+
+    Returns:
+      Arrays of bytes (U8) and of float32 (F16, F32), each in memory of its own that
+      jax can take over without a copy: altogether the file's size, or twice that of
+      what is float16.
+    """
+    state = hashlib.sha256(_metadata(header.metadata))
     tensors = {}
-    for name, entry in header.entries.items():
-        view = np.frombuffer(data, np.uint8)[entry.start : entry.stop]
-        tensors[name] = view.view(DTYPES[entry.dtype]).reshape(entry.shape)
-    if digest(tensors, header.metadata) != header.metadata.get("sha256"):
+    for name in sorted(header.entries):
+        entry = header.entries[name]
+        state.update(_title(name, entry.dtype, entry.shape))
+        file.seek(header.size + entry.start)
+        tensors[name] = _tensor(file, entry, state)
+    if state.hexdigest() != header.metadata.get("sha256"):
         raise ValueError("the SHA-256 of its contents is not the one that it names")
     return tensors
+
+
+def _tensor(file: BinaryIO, entry: Entry, state: Any) -> np.ndarray:
+    """Read one tensor block by block, and feed its bytes to the checksum."""
+    stored = DTYPES[entry.dtype]
+    values = _aligned(
+        math.prod(entry.shape), np.dtype("u1" if entry.dtype == "U8" else "f4")
+    )
+    for block in blocks(values):
+        raw = file.read(block.size * stored.itemsize)
+        if len(raw) < block.size * stored.itemsize:
+            raise ValueError("the file became shorter while it was read")
+        state.update(raw)
+        block[:] = np.frombuffer(raw, stored)
+    return values.reshape(entry.shape)
+
+
+def _aligned(size: int, dtype: np.dtype) -> np.ndarray:
+    raw = np.empty(size * dtype.itemsize + _ALIGNED, np.uint8)
+    start = -raw.ctypes.data % _ALIGNED
+    return raw[start : start + size * dtype.itemsize].view(dtype)
+
+
+def blocks(array: np.ndarray) -> Iterator[np.ndarray]:
+    """Yield an array in short runs along its first axis, as views.
+
+    What is computed of a run takes little memory beside the array.
+
+    >>> [block.shape for block in blocks(np.zeros((3, 200_000)))]
+    [(1, 200000), (1, 200000), (1, 200000)]
+    """
+    rows = max(1, _BLOCK // max(1, math.prod(array.shape[1:])))
+    for start in range(0, len(array), rows):
+        yield array[start : start + rows]

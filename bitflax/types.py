@@ -17,6 +17,12 @@ Batch = Mapping[str, Any]
 Quantizer = Callable[[jax.Array], jax.Array]
 """An array to the array of its quantised values, with a gradient of its own."""
 
+_DROPOUTS = (
+    "hidden_dropout_prob",
+    "attention_probs_dropout_prob",
+    "classifier_dropout",
+)
+
 
 @dataclasses.dataclass(frozen=True)
 class BertConfig:
@@ -26,8 +32,8 @@ class BertConfig:
     ``problem_type`` is ``"regression"`` or None (classes).
 
     Raises:
-      ValueError: a size is not positive, the heads do not divide the width, or the
-        activation function is not known.
+      ValueError: a size is not positive, the heads do not divide the width, a rate is
+        none, or the activation function is not known.
 
     >>> BertConfig(hidden_size=64, num_attention_heads=4).head_width
     16
@@ -76,6 +82,11 @@ class BertConfig:
             raise ValueError(
                 f"BertConfig.hidden_act must be gelu or relu, not {self.hidden_act!r}"
             )
+        if not 0 < self.layer_norm_eps <= 1:
+            raise ValueError("BertConfig.layer_norm_eps must lie between 0 and 1")
+        for name in _DROPOUTS:
+            if not 0 <= (getattr(self, name) or 0) < 1:
+                raise ValueError(f"BertConfig.{name} must lie between 0 and 1")
         if not 0 <= self.pad_token_id < self.vocab_size:
             raise ValueError("BertConfig.pad_token_id lies outside the vocabulary")
         if self.id2label is not None:

@@ -361,7 +361,35 @@ HOSTILE = {
         meta("act", lambda a: [["(a+)+b", a]]),
         "no plain regex",
     ),
-    "many repeats": (meta("act", lambda a: [[".*.*.*.*.*b", a]]), "no plain regex"),
+    "many repeats": (meta("act", lambda a: [[".*.*.*.*.*b", a]]), "too intricate"),
+    "many ways": (
+        meta("act", lambda a: [[r"(.|\w)" * 28 + "x", a]]),
+        "too many or too intricate",
+    ),
+    "groups that do not divide": (
+        meta("act", lambda a: a.update(groups=5)),
+        "5 groups do not divide encoder/layer_0/attention/query/input",
+    ),
+    "labels without end": (
+        meta("config", lambda c: c.update(num_labels=10**18, id2label={"0": "a"})),
+        "does not number 1000000000000000000 labels",
+    ),
+    "a label that commands": (
+        meta("config", lambda c: c.update(id2label=dict.fromkeys("012", "\x1b[2J"))),
+        "control characters",
+    ),
+    "a huge number": (
+        meta("config", lambda c: c.update(layer_norm_eps=10**400)),
+        "layer_norm_eps cannot be 1000",
+    ),
+    "a negative epsilon": (
+        meta("config", lambda c: c.update(layer_norm_eps=-1.0)),
+        "layer_norm_eps must lie between",
+    ),
+    "layers for a few names": (
+        meta("config", lambda c: c.update(num_hidden_layers=3)),
+        "more layers than there are tensors",
+    ),
     "no regex": (meta("act", lambda a: [["a(", a]]), "no regex"),
     "half a surrogate": (text("extras", '{"a": "\ud800"}'), "surrogates not allowed"),
     "no tokenizer": (tokenizer(b"no xz data, but text"), "not whole xz data"),
@@ -372,10 +400,23 @@ HOSTILE = {
         tokenizer(lzma.compress(b"[" + b"[]," * 600_000 + b"[]]")),
         "more parts",
     ),
-    "a tokenizer of no text": (tokenizer(lzma.compress(b"\xff")), "can't decode"),
+    "a tokenizer of no text": (tokenizer(lzma.compress(b"\xff")), "not UTF-8"),
     "a vocabulary without place": (
         tokenizer(lzma.compress(b'{"model":{"vocab":{}}}\n[PAD]')),
         "no place for it",
+    ),
+    "a tokenizer with a regex": (
+        tokenizer(
+            lzma.compress(
+                b'{"model":{"type":"WordPiece","vocab":{"[UNK]":0}},"normalizer":'
+                b'{"type":"Replace","pattern":{"Regex":"(a+)+b"},"content":""}}'
+            )
+        ),
+        "its normalizer is 'Replace', none of",
+    ),
+    "a token of a row beyond": (
+        tokenizer(lzma.compress(b'{"model":{"type":"BPE","vocab":{"[UNK]":20}}}')),
+        "an id that the model has no row for",
     ),
     "double tokens": (
         tokenizer(lzma.compress(b'{"model":{"vocab":null}}\na\na')),
@@ -387,7 +428,7 @@ HOSTILE = {
                 b'{"model":{"vocab":null}}' + b"".join(b"\n%d" % i for i in range(21))
             )
         ),
-        "more than the model's",
+        "more tokens than the model's",
     ),
 }
 

@@ -225,7 +225,8 @@ def test_a_packed_file_without_tokenizer_is_said(tmp_path):
 
 def test_a_packed_file_with_something_else_for_a_tokenizer_is_said(tmp_path):
     packed = packing.pack(params(), ())
-    packing.save_packed(tmp_path / "m", CONFIG, packed, tokenizer='{"model":{}}')
+    text = '{"model":{"type":"WordPiece","vocab":{"[UNK]":0}}}'
+    packing.save_packed(tmp_path / "m", CONFIG, packed, tokenizer=text)
     with pytest.raises(DamagedFile, match="expected a tokenizer"):
         predict.load(tmp_path / "m")
 

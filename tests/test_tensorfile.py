@@ -1,6 +1,10 @@
 import json
+import os
+import pathlib
 import threading
+import tracemalloc
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -13,15 +17,92 @@ TENSORS = {
 }
 
 
-def test_what_is_written_is_read(tmp_path):
+@pytest.fixture
+def path(tmp_path):
     path = tmp_path / "m"
     tensorfile.write(path, tensorfile.encode(TENSORS, {"who": "\u2603"}))
-    header = tensorfile.read_header(path)
+    return path
+
+
+def test_what_is_written_is_read(path):
+    with tensorfile.open_file(path) as file:
+        header = tensorfile.read_header(file)
+        found = tensorfile.read_tensors(file, header)
     assert header.metadata["who"] == "\u2603"
-    found = tensorfile.read_tensors(path, header)
     for name, array in TENSORS.items():
-        assert found[name].dtype == array.dtype
+        wide = np.float32 if array.dtype == np.float16 else array.dtype
+        assert found[name].dtype == wide
         np.testing.assert_array_equal(found[name], array)
+
+
+def test_jax_takes_over_what_is_read(path):
+    with tensorfile.open_file(path) as file:
+        found = tensorfile.read_tensors(file, tensorfile.read_header(file))
+    for array in found.values():
+        taken = jnp.asarray(array, array.dtype)
+        assert taken.unsafe_buffer_pointer() == array.ctypes.data
+
+
+def test_reading_takes_the_memory_of_its_result(tmp_path):
+    path, size = tmp_path / "m", 8 << 20
+    halves = np.ones(size // 2, np.float16)
+    tensorfile.write(path, tensorfile.encode({"a": halves}, {}))
+    tracemalloc.start()
+    try:
+        with tensorfile.open_file(path) as file:
+            tensorfile.read_tensors(file, tensorfile.read_header(file))
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert 2 * size < peak < 2.4 * size
+
+
+def test_a_file_that_changes_while_it_is_read_is_refused(path):
+    # Longer than what is read ahead with the header.
+    tensorfile.write(path, tensorfile.encode({"a": np.ones(99_999, np.uint8)}, {}))
+    raw = path.read_bytes()
+    for changed, problem in (
+        (raw[:-1], "became shorter"),
+        (raw[:-1] + b"!", "SHA-256"),
+        (raw + b"!", None),
+    ):
+        path.write_bytes(raw)
+        with tensorfile.open_file(path) as file:
+            header = tensorfile.read_header(file)
+            path.write_bytes(changed)
+            if problem is None:  # what is read is what was there
+                tensorfile.read_tensors(file, header)
+                continue
+            with pytest.raises(ValueError, match=problem):
+                tensorfile.read_tensors(file, header)
+
+
+def test_a_file_that_is_replaced_is_read_as_it_was(path):
+    with tensorfile.open_file(path) as file:
+        header = tensorfile.read_header(file)
+        tensorfile.write(path, tensorfile.encode({"z": np.zeros(3, np.uint8)}, {}))
+        found = tensorfile.read_tensors(file, header)
+    np.testing.assert_array_equal(found["b"], TENSORS["b"])
+
+
+def test_a_pipe_or_a_device_is_no_file(tmp_path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)  # nobody writes to it: opened like a file, it would block
+    for odd in (pipe, pathlib.Path(os.devnull), pathlib.Path("/dev/zero")):
+        with pytest.raises(OSError, match="not a regular file"):
+            tensorfile.open_file(odd)
+    with pytest.raises(IsADirectoryError):
+        tensorfile.open_file(tmp_path)
+
+
+def test_a_link_is_followed(path, tmp_path):
+    link = tmp_path / "link"
+    link.symlink_to(path)
+    tensorfile.open_file(link).close()
+    link.unlink()
+    link.symlink_to(link)
+    with pytest.raises(OSError, match="symbolic links"):
+        tensorfile.open_file(link)
 
 
 def test_every_tensor_is_aligned(tmp_path):
@@ -114,6 +195,9 @@ def test_a_reader_sees_the_old_file_or_the_new_one(tmp_path):
         (b"\xff\xfe\xff", "what: not UTF-8"),
         ("[" * 200_000, "what: nested too deeply"),
         ("1" * 5000, "what: "),
+        ('["\\ud800"]', "what: .*surrogates not allowed"),
+        ('["\\uDC00"]', "what: .*surrogates not allowed"),
+        ('{"%s": 1, "%s": 2}' % (("k" * 5000,) * 2), "^.{,120}$"),
     ],
 )
 def test_strict_json_refuses(text, problem):
@@ -125,3 +209,4 @@ def test_strict_json_reads_the_rest():
     assert tensorfile.strict_json('{"a": [1, 2.5, null, "\\u00e4"]}', "what") == {
         "a": [1, 2.5, None, "ä"]
     }
+    assert tensorfile.strict_json('"\\ud83d\\ude00"', "what") == "\U0001f600"

@@ -95,7 +95,9 @@ class Tokenizer:
 
         try:
             return cls(tokenizers.Tokenizer.from_str(text))
-        except Exception as error:  # the library raises nothing narrower
+        except BaseException as error:  # the library raises nothing narrower
+            if not isinstance(error, Exception) and not _is_panic(error):
+                raise
             raise _damaged(place, error) from error
 
     def to_json(self) -> str:
@@ -247,7 +249,12 @@ def _from_vocabulary(folder: Path) -> Any:
         raise _damaged(folder / "vocab.txt", error) from error
 
 
-def _damaged(place: object, error: Exception) -> DamagedFile:
+def _is_panic(error: BaseException) -> bool:
+    """Whether the library, which is written in Rust, stumbled over its input."""
+    return type(error).__name__ == "PanicException"
+
+
+def _damaged(place: object, error: BaseException) -> DamagedFile:
     """Return the error of a file that is no tokenizer."""
     return DamagedFile(
         place,

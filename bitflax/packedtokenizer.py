@@ -1,0 +1,235 @@
+"""A tokenizer in a packed file: small, and of parts that can do no harm.
+
+The text of Hugging Face's ``tokenizer.json`` is compressed with xz, the vocabulary as
+lines. It comes back through a closed list of parts: none of them runs a regex out of
+the file, makes a text longer without bound, or gives an id that the model has no row
+for. What comes back wrong raises ValueError with what is wrong.
+"""
+
+import json
+import lzma
+from collections.abc import Iterator
+from typing import Any
+
+from bitflax import tensorfile
+from bitflax.errors import ConfigError
+from bitflax.types import BertConfig
+
+MOST = 4 << 20
+"""Bytes of a tokenizer's text; this and the next two bound the memory it takes."""
+_TOKENS = 131_072
+_PARTS = 300_000
+_ADDED = 4096
+_DICTIONARY = 1 << 23
+_KEYS = {"version", "truncation", "padding", "added_tokens", "model"}
+_KINDS = {
+    "normalizer": "BertNormalizer Lowercase NFC NFD NFKC NFKD Strip StripAccents",
+    "pre_tokenizer": "BertPreTokenizer ByteLevel CharDelimiterSplit Digits Metaspace "
+    "Punctuation UnicodeScripts Whitespace WhitespaceSplit",
+    "post_processor": "BertProcessing ByteLevel RobertaProcessing TemplateProcessing",
+    "decoder": "BPEDecoder ByteFallback ByteLevel Fuse Metaspace Strip WordPiece",
+}
+_SEQUENCE = {
+    "normalizer": "normalizers",
+    "pre_tokenizer": "pretokenizers",
+    "post_processor": "processors",
+    "decoder": "decoders",
+}
+_MODELS = ("WordPiece", "WordLevel", "BPE")
+
+
+def to_bytes(text: str, config: BertConfig) -> bytes:
+    """Compress a ``tokenizer.json`` with xz, the vocabulary as lines.
+
+    The first line is the JSON. Where its ``model.vocab`` gives the ids 0, 1, ... in
+    order, that field is null and the tokens follow, one a line: without their ids
+    they take 30 % less.
+
+    Raises:
+      ConfigError: as ``checked``.
+    """
+    plain = checked(text, config)
+    return lzma.compress(plain, lzma.FORMAT_XZ, lzma.CHECK_CRC32, filters=_filters())
+
+
+def checked(text: str, config: BertConfig) -> bytes:
+    """Return what is compressed of a ``tokenizer.json``.
+
+    Raises:
+      ConfigError: a reader would not take it; says why.
+    """
+    try:
+        plain = _plain(json.loads(text))
+        if len(plain) > MOST:
+            raise ValueError(f"{len(plain)} bytes, over {MOST}")
+        _text(plain, config)
+    except ValueError as error:
+        raise ConfigError(
+            "tokenizer",
+            f"a packed file cannot carry it: {str(error).removeprefix('tokenizer: ')}",
+            fix="save without a tokenizer, and hand it to Predictor yourself",
+        ) from None
+    return plain
+
+
+def _plain(found: Any) -> bytes:
+    model, lines = found.get("model") if isinstance(found, dict) else None, []
+    vocab = model.get("vocab") if isinstance(model, dict) else None
+    if isinstance(vocab, dict) and not any("\n" in token for token in vocab):
+        tokens = sorted(vocab, key=vocab.__getitem__)
+        if tokens and [vocab[t] for t in tokens] == list(range(len(tokens))):
+            lines, found = tokens, {**found, "model": {**model, "vocab": None}}
+    first = json.dumps(found, separators=(",", ":"), ensure_ascii=False)
+    return "\n".join([first, *lines]).encode()
+
+
+def _filters() -> list[dict]:
+    """LZMA2 for text (pb=0), and a dictionary that bounds the reader's memory."""
+    preset = 9 | lzma.PRESET_EXTREME
+    lzma2 = {"id": lzma.FILTER_LZMA2, "preset": preset, "dict_size": _DICTIONARY}
+    return [{**lzma2, "lc": 4, "lp": 0, "pb": 0}]
+
+
+def from_bytes(packed: bytes, config: BertConfig) -> str:
+    """Return the text of ``tokenizer.json``; the inverse of ``to_bytes``."""
+    reader = lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=4 * _DICTIONARY)
+    try:
+        plain = reader.decompress(packed, MOST + 1)
+    except (lzma.LZMAError, EOFError):
+        raise ValueError("tokenizer: not whole xz data") from None
+    if not reader.eof or reader.unused_data:
+        raise ValueError("tokenizer: too long, or cut, or followed by more")
+    return _text(plain, config)
+
+
+def _text(plain: bytes, config: BertConfig) -> str:
+    """Return the JSON with its vocabulary in its place, all of it checked."""
+    first, line, rest = plain.partition(b"\n")
+    if sum(first.count(mark) for mark in b",[{:") > _PARTS:
+        raise ValueError("tokenizer: more parts than a tokenizer has")
+    found = tensorfile.strict_json(first, "tokenizer")
+    if line:
+        if rest.count(b"\n") >= min(_TOKENS, config.vocab_size):
+            raise ValueError("tokenizer: more tokens than the model's, or than 131,072")
+        _put_tokens(found, rest.decode("utf-8").split("\n"))
+    check(found, config)
+    return json.dumps(found, separators=(",", ":"), ensure_ascii=False)
+
+
+def _put_tokens(found: Any, tokens: list[str]) -> None:
+    model = found.get("model") if isinstance(found, dict) else None
+    if not isinstance(model, dict) or model.get("vocab", "") is not None:
+        raise ValueError("tokenizer: a vocabulary, but no place for it")
+    model["vocab"] = {token: i for i, token in enumerate(tokens)}
+    if len(model["vocab"]) != len(tokens):
+        raise ValueError("tokenizer: double tokens")
+
+
+def check(found: Any, config: BertConfig) -> None:
+    """Refuse the JSON of a tokenizer that has other parts than the known ones.
+
+    Raises:
+      ValueError: says which part, or which id that the model has no row for.
+    """
+    if not isinstance(found, dict) or not set(found) <= _KEYS | set(_KINDS):
+        raise ValueError("tokenizer: not an object of a tokenizer's parts")
+    for place, kinds in _KINDS.items():
+        for kind, part in _parts_of(found.get(place), place):
+            if kind not in kinds.split():
+                raise ValueError(
+                    f"tokenizer: its {place} is {str(kind)[:40]!r}, none of "
+                    f"{', '.join(kinds.split())}"
+                )
+            if place == "post_processor":
+                _check_special(part, config)
+    _check_model(found.get("model"), config)
+    added = found.get("added_tokens") or []
+    if not isinstance(added, list) or len(added) > _ADDED:
+        raise ValueError(f"tokenizer: added_tokens are no list of at most {_ADDED}")
+    if not all(_is_text(_get(token, "content"), 1, 64) for token in added):
+        raise ValueError("tokenizer: an added token is not of 1 to 64 characters")
+
+
+def _parts_of(found: Any, place: str) -> Iterator[tuple[Any, Any]]:
+    """Yield (type, part) of a place: none, one, or those of a sequence."""
+    parts = [found] if found is not None else []
+    if _get(found, "type") == "Sequence":
+        parts = found.get(_SEQUENCE[place])
+        if not isinstance(parts, list) or len(parts) > 8:
+            raise ValueError(f"tokenizer: its {place} is no sequence of at most 8")
+    for part in parts:
+        yield _get(part, "type"), part
+
+
+def _check_model(model: Any, config: BertConfig) -> None:
+    """Check a model's kind, its ids, and what it does with unknown words."""
+    kind, vocab = _get(model, "type"), _get(model, "vocab")
+    if kind not in _MODELS:
+        raise ValueError(f"tokenizer: its model is none of {', '.join(_MODELS)}")
+    if not isinstance(vocab, dict) or not vocab or len(vocab) > _TOKENS:
+        raise ValueError(f"tokenizer: its vocabulary is not of 1 to {_TOKENS:,} tokens")
+    if not all(_is_below(i, config.vocab_size) for i in vocab.values()):
+        raise ValueError("tokenizer: an id that the model has no row for")
+    unknown = model.get("unk_token", "[UNK]")
+    known = unknown in vocab if isinstance(unknown, str) else unknown is None
+    if not known or (unknown is None and kind != "BPE"):
+        raise ValueError("tokenizer: its unknown token is not in the vocabulary")
+    if not _is_below(model.get("max_input_chars_per_word", 100), 1001):
+        raise ValueError("tokenizer: max_input_chars_per_word is over 1000")
+    for name in ("continuing_subword_prefix", "end_of_word_suffix"):
+        if not _is_text(model.get(name) or "", 0, 16):
+            raise ValueError(f"tokenizer: {name} is not of at most 16 characters")
+    if model.get("dropout") is not None:
+        raise ValueError("tokenizer: its model drops merges at random")
+
+
+def _check_special(part: dict, config: BertConfig) -> None:
+    """Check the ids and the token types that a post-processor adds."""
+    if part["type"] == "ByteLevel":
+        return
+    adds = _template if part["type"] == "TemplateProcessing" else _sep_and_cls
+    ids, types = adds(part)
+    if not all(_is_below(i, config.vocab_size) for i in ids):
+        raise ValueError("tokenizer: a special id that the model has no row for")
+    if not all(_is_below(i, max(2, config.type_vocab_size)) for i in types):
+        raise ValueError("tokenizer: a token type that the model has no row for")
+
+
+def _template(part: dict) -> tuple[list, list]:
+    """Return the ids and the types of ``TemplateProcessing``."""
+    special, pieces = part.get("special_tokens"), []
+    for name in ("single", "pair"):
+        found = part.get(name)
+        if not isinstance(found, list) or len(found) > 16:
+            raise ValueError("tokenizer: a template is no list of at most 16 pieces")
+        pieces += found
+    if not isinstance(special, dict) or len(special) > 16:
+        raise ValueError("tokenizer: a template has no table of special tokens")
+    ids: list = []
+    for token in special.values():
+        found = _get(token, "ids")
+        if not isinstance(found, list) or len(found) > 8:
+            raise ValueError("tokenizer: special tokens without their ids")
+        ids += found
+    inner = [x for p in pieces if isinstance(p, dict) for x in p.values()]
+    return ids, [_get(x, "type_id") for x in inner]
+
+
+def _sep_and_cls(part: dict) -> tuple[list, list]:
+    """Return the ids of ``BertProcessing`` and ``RobertaProcessing``."""
+    pairs = [part.get("sep"), part.get("cls")]
+    if not all(isinstance(pair, list) and len(pair) == 2 for pair in pairs):
+        raise ValueError("tokenizer: special tokens without their ids")
+    return [i for _, i in pairs], []
+
+
+def _get(found: Any, key: str) -> Any:
+    return found.get(key) if isinstance(found, dict) else None
+
+
+def _is_below(found: Any, limit: int) -> bool:
+    return type(found) is int and 0 <= found < limit
+
+
+def _is_text(found: Any, least: int, most: int) -> bool:
+    return isinstance(found, str) and least <= len(found) <= most
