@@ -24,10 +24,14 @@ def mesh(devices: Sequence[Any] | None = None) -> Mesh:
     >>> dict(mesh(jax.devices()[:1]).shape)
     {'data': 1}
     """
-    if devices is None:
-        devices = sorted(jax.devices(), key=lambda d: (d.process_index, d.id))
+    devices = by_process(jax.devices()) if devices is None else devices
     # Auto, whatever this jax's default: Explicit breaks gathers by ids.
     return Mesh(np.asarray(devices), (AXIS,), axis_types=(AxisType.Auto,))
+
+
+def by_process(devices: Sequence[Any]) -> list[Any]:
+    """Return devices in the order of their processes; TPU slices may mix them."""
+    return sorted(devices, key=lambda device: (device.process_index, device.id))
 
 
 def _check_rows(batch: Batch, devices: int) -> None:
@@ -80,13 +84,14 @@ def pmapped(step: Callable, devices: Sequence[Any] | None = None) -> Callable:
 
     Args:
       step: from ``make_train_step``, un-jitted.
-      devices: all local ones where None.
+      devices: of this process; where None, all of every process.
 
     Raises:
       ValueError: the batch's rows are no multiple of the number of devices.
     """
-    devices = jax.local_devices() if devices is None else devices
-    n = len(devices)
+    places = mesh(jax.local_devices() if devices is None else devices)
+    n = places.size
+    share = n * jax.process_count() if devices is None else n
     compiled = jax.pmap(
         functools.partial(step, axis_name=AXIS),
         axis_name=AXIS,
@@ -95,15 +100,18 @@ def pmapped(step: Callable, devices: Sequence[Any] | None = None) -> Callable:
         devices=devices,
         donate_argnums=0,
     )
-    places = mesh(devices)
+
+    def shared(x):
+        # With many processes each hands in the rows of its own devices.
+        x = x if getattr(x, "is_fully_addressable", True) else own_rows(x)
+        return x.reshape(n, -1, *x.shape[1:])
 
     @functools.wraps(step)
     def call(state, teacher_params, batch):
-        _check_rows(batch, n)
+        _check_rows(batch, share)
         # Where they already are, this does nothing; else the step compiles twice.
-        state, teacher_params = replicate((state, teacher_params), places)
-        shares = jax.tree.map(lambda x: x.reshape(n, -1, *x.shape[1:]), dict(batch))
-        return compiled(state, teacher_params, shares)
+        state, teacher_params = replicate(local((state, teacher_params)), places)
+        return compiled(state, teacher_params, jax.tree.map(shared, dict(batch)))
 
     return call
 
@@ -137,9 +145,11 @@ def _raw(leaf: Any) -> np.ndarray:
 
 def _whole(value: np.ndarray, like: Any, places: NamedSharding) -> jax.Array:
     array = jax.make_array_from_process_local_data(places, value, value.shape)
-    if _is_key(like):
-        return jax.random.wrap_key_data(array, impl=jax.random.key_impl(like))
-    return array
+    return _key_like(like, array) if _is_key(like) else array
+
+
+def _key_like(key: jax.Array, data: jax.Array) -> jax.Array:
+    return jax.random.wrap_key_data(data, impl=jax.random.key_impl(key))
 
 
 def _is_key(leaf: Any) -> bool:
@@ -148,9 +158,14 @@ def _is_key(leaf: Any) -> bool:
 
 def local(tree: Any) -> Any:
     """Return a replicated tree as arrays of this process alone."""
-    if jax.process_count() == 1:
-        return tree
-    return jax.tree.map(lambda x: jnp.asarray(np.asarray(x)), tree)
+
+    def own(leaf):
+        if _is_local(leaf):
+            return leaf
+        here = jnp.asarray(_raw(leaf))
+        return _key_like(leaf, here) if _is_key(leaf) else here
+
+    return tree if jax.process_count() == 1 else jax.tree.map(own, tree)
 
 
 def shard_batch(batch: Batch, mesh: Mesh) -> dict[str, jax.Array]:

@@ -115,7 +115,7 @@ def _linear():
     return step, bf.init_state(params, tx, key=jax.random.key(0))
 
 
-def train(place: str, processes: int, process: int, kind: str, steps: int, out: str):
+def train(place, processes, process, how, kind, steps, out) -> None:
     """Train on all processes' devices; each writes the parameters that it has."""
     import jax
     import numpy as np
@@ -131,7 +131,7 @@ def train(place: str, processes: int, process: int, kind: str, steps: int, out: 
     # Only process 0's numbers count.
     teacher = jax.tree.map(lambda x: x + 7 * process, teacher)
     state, teacher = parallel.replicate((state, teacher), mesh)
-    step = bf.data_parallel(step, mesh)
+    step = bf.pmapped(step) if how == "pmap" else bf.data_parallel(step, mesh)
     rows = slice(process * 16 // processes, (process + 1) * 16 // processes)
     for number in range(steps):
         own = {name: array[rows] for name, array in batch(number).items()}
@@ -147,5 +147,5 @@ def train(place: str, processes: int, process: int, kind: str, steps: int, out: 
 
 
 if __name__ == "__main__":
-    place, processes, process, kind, steps, out = sys.argv[1:]
-    train(place, int(processes), int(process), kind, int(steps), out)
+    place, processes, process, how, kind, steps, out = sys.argv[1:]
+    train(place, int(processes), int(process), how, kind, int(steps), out)

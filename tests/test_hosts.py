@@ -15,6 +15,33 @@ from bitflax.errors import ConfigError, HostLost, UsageError
 from tests import hosted, tinyrun
 
 PLACE = "10.0.0.1:8476"
+RECIPE = '''
+"""A corpus, then 2 bits with learned activations, split."""
+
+import functools
+
+import bitflax as bf
+
+
+def recipe(*, task: str, teacher: str, text: str) -> bf.Recipe:
+    loss = bf.weighted(
+        hidden=(1.0, functools.partial(bf.hidden_mse, pairs=((0, 0), (1, 2)))),
+        scores=(1.0, functools.partial(bf.score_mse, pairs=((0, 1),))),
+    )
+    stage = functools.partial(bf.Stage, loss=loss, optim=bf.Optim(lr=1e-3), evals=2)
+    ternary = bf.xtc_2bit()
+    corpus = bf.Corpus(source=text, length=12, batch_size=6)
+    return bf.Recipe(
+        data=bf.Data(task=task, max_length=16, batch_size=6),
+        teacher=bf.Teacher(pretrained=teacher, epochs=1),
+        stages=(
+            stage(name="general", init=bf.Init(layers=(1,)), corpus=corpus, steps=20),
+            stage(name="two", rules=ternary, act=bf.lsq(8), steps=20, keep="best"),
+            stage(name="one", init=bf.Init(split=ternary), act=bf.lsq(8), steps=20,
+                  rules=bf.binary_rules(ternary)),
+        ),
+    )
+'''
 
 
 # ---------------------------------------------------------------------- one process
@@ -92,19 +119,20 @@ def here(kind, steps):
 
 
 @pytest.mark.parametrize(
-    ("count", "kind"),
+    ("count", "how", "kind"),
     [
-        (2, "linear"),
-        pytest.param(2, "fp32", marks=pytest.mark.slow),
-        pytest.param(2, "1-bit", marks=pytest.mark.slow),
-        pytest.param(4, "fp32", marks=pytest.mark.slow),
-        pytest.param(4, "1-bit", marks=pytest.mark.slow),
+        (2, "shard_map", "linear"),
+        pytest.param(2, "pmap", "1-bit", marks=pytest.mark.slow),
+        pytest.param(2, "shard_map", "fp32", marks=pytest.mark.slow),
+        pytest.param(2, "shard_map", "1-bit", marks=pytest.mark.slow),
+        pytest.param(4, "shard_map", "fp32", marks=pytest.mark.slow),
+        pytest.param(4, "shard_map", "1-bit", marks=pytest.mark.slow),
     ],
 )
-def test_processes_train_as_one(count, kind, tmp_path, cache):
+def test_processes_train_as_one(count, how, kind, tmp_path, cache):
     steps, place = 20, f"127.0.0.1:{hosted.free_port()}"
     base = ["-m", "tests.hosted", place, count]
-    commands = [[*base, i, kind, steps, tmp_path] for i in range(count)]
+    commands = [[*base, i, how, kind, steps, tmp_path] for i in range(count)]
     with hosted.Processes(commands, tmp_path, cache) as processes:
         assert processes.statuses() == [0] * count, processes.said(0)
     for process in range(count):
@@ -123,6 +151,9 @@ def place(tmp_path_factory):
     tinyrun.write_recipe(folder)
     tinyrun.write_teacher(folder / "pretrained")
     tinyrun.write_task(folder)
+    (folder / "many.py").write_text(RECIPE.lstrip())
+    lines = [f"{text}\n" for text, _ in tinyrun.texts(150, seed=1)]
+    (folder / "text.txt").write_text("".join(lines))
     return folder
 
 
@@ -178,6 +209,16 @@ def test_a_run_on_many_processes_is_the_run_on_one(count, place, whole, cache):
     lines = [(f / "log.jsonl").read_text().count("\n") for f in (out, whole)]
     assert lines[0] == lines[1]
     run(place, out, cache, count, *SETTINGS)  # finished: nothing to do
+
+
+@pytest.mark.slow
+def test_a_corpus_and_uneven_batches_on_many_processes(place, cache):
+    # Six rows over four processes: two rows that fill up.
+    outs = place / "six1", place / "six4"
+    for count, out in zip((1, 4), outs, strict=True):
+        text = f"text={place / 'text.txt'}"
+        run(place, out, cache, count, text, recipe="many.py")
+    assert_agree(outs[1], outs[0], ("1-general", "2-two", "3-one"))
 
 
 @pytest.mark.slow

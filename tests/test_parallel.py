@@ -1,6 +1,7 @@
 """One device and many, shard_map and pmap, one batch and many: the same step."""
 
 import functools
+import types
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 
 import bitflax as bf
+from bitflax import parallel
 from tests import small
 
 # Uneven padding everywhere; filler rows land on one device alone.
@@ -61,10 +63,14 @@ def assert_agree(found, expected):
 @pytest.mark.parametrize(
     ("devices", "accumulate", "bits"),
     [
-        pytest.param(1, 1, "1-bit", marks=pytest.mark.slow),
         (4, 2, "1-bit"),
         (8, 1, "1-bit"),
         pytest.param(8, 1, "fp32", marks=pytest.mark.slow),
+        *(
+            pytest.param(devices, 1, bits, marks=pytest.mark.slow)
+            for devices in (1, 2, 4)
+            for bits in RULES
+        ),
     ],
 )
 def test_twenty_steps_agree_with_one_device(how, devices, accumulate, bits, one_device):
@@ -107,9 +113,17 @@ def test_a_state_is_donated(mapped):
     np.testing.assert_array_equal(after["w"], expected)
 
 
+def test_the_devices_of_a_process_stand_side_by_side():
+    mixed = [types.SimpleNamespace(process_index=i // 2 % 2, id=i) for i in range(8)]
+    found = parallel.by_process(mixed)
+    assert [device.id for device in found] == [0, 1, 4, 5, 2, 3, 6, 7]
+
+
 def test_shard_batch_lays_rows_on_their_devices():
     mesh = bf.mesh(jax.devices()[:4])
     batch = small.batch(8, 0)
     sharded = bf.shard_batch(batch, mesh)
     assert len(sharded["input_ids"].addressable_shards) == 4
     np.testing.assert_array_equal(sharded["input_ids"], batch["input_ids"])
+    own = parallel.own_rows(sharded["input_ids"])
+    np.testing.assert_array_equal(own, batch["input_ids"])
