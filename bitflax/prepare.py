@@ -90,7 +90,7 @@ def _with_task(
     buckets = batching.buckets_for(lengths, data.max_length)
     measured = batching.Batches(
         dev,
-        batch_size=EVAL_ROWS,
+        batch_size=max(EVAL_ROWS, mesh.size),
         seed=0,
         buckets=buckets,
         multiple_of=mesh.size,

@@ -127,12 +127,14 @@ class RunFolder:
           overrides: what ``--set`` was given.
 
         Raises:
-          ConfigError: a stage began with another recipe; says what differs.
+          ConfigError: a stage began with another recipe, or another process has
+            another one; says what differs.
           DamagedFile: ``recipe.json`` cannot be read.
         """
+        mine = json.loads(json.dumps(resolved))
+        self._check_same(mine)
         if not hosts.first():
             return
-        mine = json.loads(json.dumps(resolved))
         known = self._read()
         if known is not None and any(self.path.glob("[0-9]*-*")):  # a stage began
             differ = list(_differences(known["recipe"], mine))
@@ -170,11 +172,7 @@ class RunFolder:
         Raises:
           ConfigError: it has changed since the folder began.
         """
-        others = hosts.share(lambda: value)
-        if value != others:
-            problem = f"{name} is {others!r} on process 0, {value!r} on "
-            problem += f"process {hosts.part()[0]}"
-            raise ConfigError(self.path, problem, fix="give all hosts the same files")
+        self._check_same({name: value})
         if not hosts.first():
             return
         record = self._read()
@@ -244,6 +242,15 @@ class RunFolder:
             f"the folder began with other settings: {'; '.join(differ[:5])}{more}",
             fix="choose another --out, or set it back",
         )
+
+    def _check_same(self, mine: Mapping[str, Any]) -> None:
+        """Check that all processes have what process 0 has."""
+        differ = list(_differences(hosts.share(lambda: mine), mine))
+        if differ:
+            text = "; ".join(differ[:5]).replace(" now", " here")
+            problem = f"process {hosts.part()[0]} differs from process 0: {text}"
+            fix = "give all the same command and the same files"
+            raise ConfigError(self.path, problem, fix=fix)
 
     def _compare_versions(self, known: Mapping[str, Any]) -> None:
         for line in _differences(known, versions()):

@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import json
 import os
+import secrets
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -91,7 +92,8 @@ def atomic(path: str | Path) -> Iterator[BinaryIO]:
       OSError: the folder is not there or cannot be written, or the disk is full.
     """
     path = Path(path)
-    draft = path.with_name(f".{path.name}.{os.getpid()}.part")
+    # Processes of two hosts may have one number.
+    draft = path.with_name(f".{path.name}.{secrets.token_hex(8)}.part")
     try:
         with open(draft, "wb") as file:
             yield file

@@ -266,9 +266,9 @@ def test_an_error_of_one_process_ends_all(place, cache):
     ]
     with hosted.Processes(commands, place / "odd.logs", cache) as processes:
         assert processes.statuses() == [78, 78]
-        for number in range(2):
-            assert "data is '" in processes.said(number)
-            assert "give all hosts the same files" in processes.said(number)
+        for said in map(processes.said, range(2)):
+            assert "process 1 differs from process 0: data was" in said
+            assert "give all the same command and the same files" in said
         assert "process 1 failed" in processes.said(0)
 
 
