@@ -11,6 +11,7 @@ import itertools
 import json
 import os
 import signal
+import socket
 import sys
 import threading
 import time
@@ -25,6 +26,7 @@ T = TypeVar("T")
 
 HEARTBEAT_SECONDS = 20
 """After so many without a sign of life the other processes give one up."""
+REACH_SECONDS = 240.0
 LINGER = 2.0
 """Seconds that a process which failed waits, so that the others hear why."""
 _FOREVER = 7 * 24 * 3600 * 1000
@@ -67,6 +69,9 @@ def initialize(
         _check_processes(missing, **given)
         if processes == 1:
             return
+        _say(f"process {process} of {processes} waits for the others at {coordinator}")
+        if process:
+            _reach(str(coordinator))
     # jax installs its own handler of SIGTERM, which saves nothing.
     before = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -80,8 +85,8 @@ def initialize(
         raise UsageError(
             coordinator or "jax.distributed",
             f"the processes did not come together: {str(error).splitlines()[0]}",
-            fix="start all of them, each with its own --process, within five minutes; "
-            "--coordinator is process 0's address, as the others reach it",
+            fix="start each of them, before it uses jax, with its own --process and a "
+            "free port",
         ) from error
     for number, handler in before.items():
         with contextlib.suppress(ValueError):  # not in the main thread
@@ -97,8 +102,11 @@ def _known_cluster() -> bool:
 
     names = ("gcetpu", "gketpu", "slurm", "ompi")
     known = [c for c in clusters.ClusterEnv._cluster_types if c.name in names]
-    here = next((c for c in known if c.is_env_present()), None)
-    return here is not None and here.get_process_count() > 1
+    try:
+        here = next((c for c in known if c.is_env_present()), None)
+        return here is not None and here.get_process_count() > 1
+    except (OSError, RuntimeError):  # a TPU's host that has nobody to ask
+        return False
 
 
 def _check_processes(
@@ -117,6 +125,22 @@ def _check_processes(
     if not 0 <= process < processes:
         problem = f"expected 0 to {processes - 1}, found {process}"
         raise UsageError("--process", problem, fix=fix)
+
+
+def _reach(coordinator: str) -> None:
+    """Wait until process 0 listens: where jax gives up it aborts without a word."""
+    host, _, port = coordinator.rpartition(":")
+    until = time.monotonic() + REACH_SECONDS
+    while True:
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
+            return
+        except OSError as error:
+            if time.monotonic() > until:
+                problem = f"process 0 is not reached at {coordinator}: {error}"
+                fix = "start process 0; give its address as this host reaches it"
+                raise UsageError("--coordinator", problem, fix=fix) from error
+        time.sleep(0.2)
 
 
 def part() -> tuple[int, int]:

@@ -71,6 +71,15 @@ def test_it_comes_before_any_computation():
         hosts.initialize(PLACE, 2, 0)
 
 
+def test_a_place_where_nobody_listens_is_named(monkeypatch, capsys):
+    monkeypatch.setattr(hosts, "REACH_SECONDS", 0.1)
+    place = f"127.0.0.1:{hosted.free_port()}"
+    with pytest.raises(UsageError, match=f"process 0 is not reached at {place}"):
+        hosts.initialize(place, 2, 1)
+    said = "process 1 of 2 waits for the others at"
+    assert capsys.readouterr().err == f"{said} {place}\n"
+
+
 def test_alone_nothing_happens():
     hosts.initialize()
     hosts.initialize(PLACE, 1, 0)
@@ -157,9 +166,10 @@ def place(tmp_path_factory):
     return folder
 
 
-# Twenty steps a stage.
-SETTINGS = ("epochs=5", "stages.fp32.optim.lr=1e-3", "stages.onebit.optim.lr=1e-3")
-LONG = ("epochs=500", *SETTINGS[1:])
+RATES = ("stages.fp32.optim.lr=1e-3", "stages.onebit.optim.lr=1e-3")
+# Twenty steps a stage, 24 for the teacher.
+SETTINGS = ("teacher.epochs=6", "epochs=5", *RATES)
+LONG = ("teacher.epochs=6", "epochs=500", *RATES)
 
 
 def command(place, out, *settings, task="kinds.tsv", recipe="tiny.py"):
@@ -242,7 +252,7 @@ def test_a_killed_process_ends_the_others(victim, place, cache):
 def test_a_stopped_run_goes_on_with_other_processes(
     first, then, asked, place, whole, cache
 ):
-    # The log begins at step 20; the teacher alone takes 96.
+    # The log begins at step 20: two stages are still to come.
     out = place / f"stopped{first}{then}"
     base = command(place, out, *SETTINGS)
     extra = hosted.together(first) if first > 1 else [[]]
