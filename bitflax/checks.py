@@ -151,13 +151,18 @@ def _source(name: str, teacher: BertConfig, setting: Setting) -> Model:
     return _like(starting.loaded(name, teacher, jax.random.key(0)))
 
 
-def _check_packs(stage: Stage, rest: str, last: Model) -> None:
+def _check_packs(stage: Stage, rest: encoding.Rest, last: Model) -> None:
     """Check that what the last stage trains can be packed."""
     packedmeta.config_to_json(last.config)
     packedact.to_json(stage.act, last.config)
+    try:
+        encoding.rest_of(rest, trees.flatten(last.params))
+    except ValueError as error:
+        fix = "correct the rule's regular expression"
+        raise ConfigError("Recipe.rest", str(error), fix=fix) from error
     for regex, quantizer in stage.rules:
         values = np.asarray(quantizer(jnp.asarray(_SOME)))
-        encoding.pack_leaf(f"{stage.name}: {regex}", values, True, rest)
+        encoding.pack_leaf(f"{stage.name}: {regex}", values, True, "int8")
 
 
 def _check_stage(stage: Stage, teacher: Model, start: Model, batch: dict) -> Model:

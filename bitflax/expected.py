@@ -4,7 +4,7 @@ import functools
 import math
 from typing import Any, NamedTuple
 
-from bitflax import encoding, hfnames, rules, trees
+from bitflax import bitfields, encoding, hfnames, rules, trees
 from bitflax.errors import ConfigError
 from bitflax.recipe import Stage
 from bitflax.types import BertConfig
@@ -17,12 +17,15 @@ class Line(NamedTuple):
 
     path: str
     shape: Shape
-    bits: int | None
+    bits: int | float | None
     size: int
 
 
 def parameter_bits(
-    stage: Stage, config: BertConfig, rest: str = "int8", split: rules.Rules = ()
+    stage: Stage,
+    config: BertConfig,
+    rest: encoding.Rest = "int8",
+    split: rules.Rules = (),
 ) -> list[Line]:
     """Return what the packed file spends on each parameter after a stage.
 
@@ -39,30 +42,36 @@ def parameter_bits(
         entry.path: entry.shape[::-1] if entry.transposed else entry.shape
         for entry in hfnames.entries(config)
     }
+    fix = "correct the rule's regular expression"
     try:
         matched = trees.match(stage.rules, shapes)
     except ValueError as error:
-        fix = "correct the rule's regular expression"
         place = f"Stage {stage.name!r}.rules"
         raise ConfigError(place, str(error), fix=fix) from error
+    try:
+        rests = encoding.rest_of(rest, shapes)
+    except ValueError as error:
+        raise ConfigError("Recipe.rest", str(error), fix=fix) from error
     # Halves that no rule quantises are packed as their sum.
     halved = trees.match(split, shapes).keys() & matched.keys()
     return [
-        Line(path, shape, *_halves(path in halved, matched.get(path), shape, rest))
+        Line(
+            path, shape, *_halves(path in halved, matched.get(path), shape, rests[path])
+        )
         for path, shape in shapes.items()
     ]
 
 
 def _halves(
     halved: bool, quantizer: Any, shape: Shape, rest: str
-) -> tuple[int | None, int]:
+) -> tuple[int | float | None, int]:
     bits, size = _stored(quantizer, shape, rest)
     return (bits and 2 * bits, 2 * size) if halved else (bits, size)
 
 
 def _stored(
     quantizer: Any, shape: tuple[int, ...], rest: str
-) -> tuple[int | None, int]:
+) -> tuple[int | float | None, int]:
     """Return bits and bytes of a parameter, as ``bitflax.packing`` stores it."""
     values = math.prod(shape)
     if quantizer is None or len(shape) == 1:
@@ -75,7 +84,8 @@ def _stored(
         return None, 4 * values
     count, by_row = _scales(quantizer, shape)
     width = 2 if by_row and rest != "float32" else 4
-    return bits, shape[0] * math.ceil(shape[1] * bits / 8) + count * width
+    bits = bitfields.stored_bits(bits, shape[1])
+    return bits, shape[0] * bitfields.row_bytes(bits, shape[1]) + count * width
 
 
 def _scales(quantizer: Any, shape: Shape) -> tuple[int, bool]:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from bitflax import encoding, leaves
+from bitflax import bitfields, encoding, leaves
 from bitflax.leaves import Packed, Split
 from bitflax.onnxgraph import FLOAT, INT32, Graph, Value
 
@@ -59,7 +59,7 @@ def integers(leaf: Any) -> list[Integers]:
 def stored(graph: Graph, fields: np.ndarray) -> str:
     """Store a matrix of -1, 0 and 1 in the bits that it takes; return it as int8."""
     bits = 1 if (np.abs(fields) == 1).all() else 2
-    packed = encoding.to_bytes((fields + 1) // (3 - bits), bits)
+    packed = bitfields.to_bytes((fields + 1) // (3 - bits), bits)
     return _unpacked(graph, packed, bits, fields.shape[1])
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from bitflax import (
+    encoding,
     expected,
     hfconfig,
     hfnames,
@@ -100,11 +101,17 @@ def describe(of: Recipe, config: BertConfig | None = None) -> str:
     blocks = [*_data(of), _teacher(of, config)]
     blocks += [_stage(i, stage, of) for i, stage in enumerate(of.stages)]
     if of.stages and of.stages[-1].packs:
-        blocks.append(f"model.safetensors  packed; the rest as {of.rest}")
+        blocks.append(f"model.safetensors  packed; the rest as {_rest(of.rest)}")
     text = f"\n{_ARROW}\n".join(blocks)
     if config is None or not of.stages:
         return text
     return f"{text}\n\n{_sizes(of, config)}"
+
+
+def _rest(rest: encoding.Rest) -> str:
+    if isinstance(rest, str):
+        return rest
+    return ", ".join([*(f"{kind} {regex}" for regex, kind in rest), "int8"])
 
 
 def _rows(title: str, rows: list[str]) -> str:

@@ -4,15 +4,13 @@
 which ``bitflax.packing`` turns into a ``DamagedFile`` with the file's name.
 """
 
-import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import UInt8
 
-from bitflax import tensorfile
+from bitflax import bitfields
 from bitflax.errors import ConfigError
 from bitflax.leaves import Packed, Split
 from bitflax.tensorfile import Entry
@@ -25,11 +23,11 @@ class SizeRow(NamedTuple):
     """A parameter's, the tokenizer's or the header's share of the file.
 
     ``values`` are positions of the matrix; a split one has ``bits`` of both halves for
-    each.
+    each. A ternary one has 1.6 bits, five in a byte.
     """
 
     name: str
-    bits: int
+    bits: int | float
     values: int
     bytes: int
 
@@ -100,7 +98,7 @@ def specs(flat: Mapping[str, Any]) -> dict[str, dict]:
     """Return bits, shape and groups of every packed leaf, as the metadata has them."""
     return {
         path: {
-            "bits": leaf.bits,
+            "bits": bitfields.stored_bits(leaf.bits, leaf.rows_cols[1]),
             "shape": list(leaf.shape),
             "groups": list(leaf.scale.shape),
         }
@@ -114,33 +112,49 @@ def to_tensors(flat: Mapping[str, Any]) -> dict[str, np.ndarray]:
     tensors = {}
     for path, leaf in _parts(flat).items():
         if isinstance(leaf, Packed):
-            tensors[f"{path}.codes"] = np.asarray(leaf.codes, np.uint8)
+            codes = np.asarray(leaf.codes, np.uint8)
+            stored = bitfields.stored(codes, leaf.bits, leaf.rows_cols[1])
+            tensors[f"{path}.codes"] = stored
             tensors[f"{path}.scale"] = narrow(leaf.scale)
         else:
             tensors[path] = narrow(leaf)
     return tensors
 
 
-def check_specs(found: Any, shapes: Shapes, split: bool = False) -> dict[str, dict]:
+def version(specs: Mapping[str, dict], new: bool) -> str:
+    """Return the lowest version that knows all that a file holds.
+
+    Args:
+      specs: what is packed.
+      new: whether a parameter has halves or belongs to an activation's quantizer.
+    """
+    if any(spec["bits"] == bitfields.FIFTHS for spec in specs.values()):
+        return "3"
+    return "2" if new else "1"
+
+
+def check_specs(found: Any, shapes: Shapes, version: str = "1") -> dict[str, dict]:
     """Read the metadata's table of packed parameters.
 
     Args:
       found: the JSON.
       shapes: ``{path: shape}`` of the configuration.
-      split: whether a matrix may have two halves, by their names.
+      version: of the file; from 2 on a matrix may have two halves, by their names,
+        from 3 on a field 1.6 bits.
     """
+    known = ("1", "2", "8", "1.6")[: 4 if version == "3" else 3]
     if not isinstance(found, dict):
         raise ValueError("packed: not a JSON object")
     for name, spec in found.items():
-        path = _owner(name, found) if split and name not in shapes else name
+        path = _owner(name, found) if version > "1" and name not in shapes else name
         if path not in shapes or len(shapes[path]) != 2:
             raise ValueError(f"packed: {name[:80]!r} is no matrix of this model")
         if not isinstance(spec, dict) or set(spec) != {"bits", "shape", "groups"}:
             raise ValueError(f"packed: {path}: expected bits, shape and groups")
         rows, cols = shapes[path]
         bits, groups = spec["bits"], spec["groups"]
-        if type(bits) is not int or bits not in (1, 2, 8):
-            raise ValueError(f"packed: {path}: bits are 1, 2 or 8")
+        if repr(bits) not in known:
+            raise ValueError(f"packed: {path}: bits are one of {', '.join(known)}")
         if spec["shape"] != [rows, cols]:
             raise ValueError(f"packed: {path}: the configuration asks for {rows, cols}")
         if not _are_groups(groups, rows, cols):
@@ -176,7 +190,7 @@ def check_entries(
             expected[path] = _FLOATS, shape
         for name in names:
             spec, (rows, cols) = packed[name], shape
-            size = math.ceil(cols * spec["bits"] / 8)
+            size = bitfields.row_bytes(spec["bits"], cols)
             expected[f"{name}.codes"] = ("U8",), (rows, size)
             expected[f"{name}.scale"] = _FLOATS, tuple(spec["groups"])
     names = set(entries) - {"tokenizer"}
@@ -194,20 +208,6 @@ def check_entries(
     tokenizer = entries.get("tokenizer")
     if tokenizer and (tokenizer.dtype != "U8" or len(tokenizer.shape) != 1):
         raise ValueError("tokenizer: expected a row of bytes")
-
-
-def check_codes(codes: UInt8[np.ndarray, "rows bytes"], bits: int, cols: int) -> None:
-    """Refuse bytes that no packing writes.
-
-    Raises:
-      ValueError: a padding bit is set, or a 2-bit field holds 3.
-    """
-    used = cols * bits - 8 * (codes.shape[1] - 1)
-    if used < 8 and (codes[:, -1] >> used).any():
-        raise ValueError("padding bits are not zero")
-    for block in tensorfile.blocks(codes) if bits == 2 else ():
-        if (block & (block >> 1) & 0x55).any():
-            raise ValueError("a 2-bit field holds 3")
 
 
 def to_leaves(
@@ -237,14 +237,14 @@ def to_leaves(
 
 
 def _packed(
-    tensors: dict[str, np.ndarray], name: str, bits: int, shape: tuple[int, ...]
+    tensors: dict[str, np.ndarray], name: str, bits: int | float, shape: tuple[int, ...]
 ) -> Packed:
     codes, scale = tensors.pop(f"{name}.codes"), tensors.pop(f"{name}.scale")
-    check_codes(codes, bits, shape[1])
+    codes, whole = bitfields.loaded(codes, bits, shape[1])
     # As unsigned integers, floats with a sign lie above all others.
     if scale.view(np.uint32).max() >= 1 << 31:
         raise ValueError("a scale is negative")
-    return Packed(jnp.asarray(codes, jnp.uint8), _floats(scale), bits, shape)
+    return Packed(jnp.asarray(codes, jnp.uint8), _floats(scale), whole, shape)
 
 
 def _floats(x: np.ndarray) -> Any:

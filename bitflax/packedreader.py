@@ -20,7 +20,7 @@ from bitflax.packedfile import SizeRow
 from bitflax.types import BertConfig, Params
 
 FORMAT = "bitflax-packed"
-VERSIONS = ("1", "2")
+VERSIONS = ("1", "2", "3")
 _KEYS = {"format", "version", "config", "act", "packed", "extras", "sha256"}
 _TENSORS_A_LAYER = 16
 T = TypeVar("T")
@@ -106,7 +106,7 @@ def _header(file: BinaryIO) -> _Header:
         raise ValueError("a safetensors file, but no packed student")
     version = found.get("version")
     if version not in VERSIONS:
-        known = " and ".join(VERSIONS)
+        known = ", ".join(VERSIONS)
         raise ValueError(f"version {version!r:.20}, where {known} are known")
     if set(found) != _KEYS:
         odd = sorted(set(found) ^ _KEYS)
@@ -117,7 +117,7 @@ def _header(file: BinaryIO) -> _Header:
     act = packedact.from_json(found["act"], config)
     shapes = packedmeta.parameter_shapes(config, act)
     packed = tensorfile.strict_json(found["packed"], "packed")
-    specs = packedfile.check_specs(packed, shapes, split=version != "1")
+    specs = packedfile.check_specs(packed, shapes, version)
     packedfile.check_entries(header.entries, shapes, specs)
     extras = tensorfile.strict_json(found["extras"], "extras")
     if not isinstance(extras, dict):

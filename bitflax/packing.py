@@ -1,60 +1,26 @@
 """The 1-bit file: a student of 1, 2 and 8 bits a weight, and all it takes to run it.
 
-Format, versions 1 and 2
-------------------------
-A safetensors file: a little-endian uint64, the bytes of the header; the header, a
-UTF-8 JSON object; the tensors' bytes, without a gap, from the header's end to the
-file's. The header names every tensor with ``dtype``, ``shape`` and ``data_offsets``
-(counted from the header's end). The dtypes are U8, F16 and F32, little-endian; a
-float tensor is F16 where that holds its values exactly, F32 otherwise.
+Format, versions 1 to 3
+-----------------------
+``FORMAT.md`` beside this module says it whole, with a reader in plain NumPy; in short:
 
-**Tensors.** For each parameter path ``P`` (``encoder/layer_0/ffn/in/kernel``; kernels
-are [in, out]) there is either
+A safetensors file of U8, F16 and F32 tensors. A parameter of path ``P`` is there as
 
-- ``P``: F16 or F32 of the parameter's shape, or
-- ``P.codes``, U8 [rows, ceil(cols bits / 8)], and ``P.scale``, F16 or F32 [1 or rows,
-  groups], where ``P`` is a matrix [rows, cols], or
-- the sum of two such matrices, ``P_1.codes``, ``P_1.scale``, ``P_2.codes`` and
-  ``P_2.scale``: the halves of a split student (``bitflax.splitting``), which takes two
-  planes of one bit for each position. Version 2 alone has such.
+- ``P``, float16 where that is exact, else float32; or
+- ``P.codes``, whole bytes a row, and ``P.scale`` [1 or rows, groups]: fields of 1 bit
+  (-1 or +1), 2 bits (-1, 0 or +1; since version 3 five of them share a byte: 1.6 bits)
+  or 8 bits (a signed integer), times the scale of their row and run of columns; or
+- the sum of two such matrices, ``P_1`` and ``P_2``: the halves of a split student
+  (``bitflax.splitting``), two planes of one bit for each position (since version 2).
 
-What an activation's quantizer learns is a parameter whose path is its site
-(``encoder/layer_0/ffn/in/input``): the two ends of a clip [2], or a step [].
-
-A row of codes is packed by itself, the lowest bits of a byte first, its last byte
-filled with zero bits. The field ``c`` in column ``j`` of row ``i`` stands for
-``scale[i or 0, j * groups // cols]`` times ``2 c - 1`` (1 bit), ``c - 1`` (2 bits, 3
-never occurs) or ``c`` as a signed byte (8 bits). ``groups`` divides ``cols``; scales
-are finite and not negative. Vectors (biases, LayerNorm) are always plain.
-
-``tokenizer``, U8 [bytes], is optional: xz data of a text whose first line is the
-JSON of Hugging Face's ``tokenizer.json``. Where more lines follow, they are the
-tokens of ids 0, 1, ..., and ``model.vocab`` of the JSON is null in their place.
-
-**Metadata.** ``__metadata__`` of the header holds these texts, and no other:
-
-==========  ======================================================================
-format      ``bitflax-packed``
-version     ``1``, or ``2`` where a parameter has halves or an activation's quantizer
-            learns
-config      JSON of ``BertConfig``, all its fields; ``id2label`` are the labels
-act         JSON of the activation quantizers: null; ``{"quantizer": "symmetric" or
-            "asymmetric", "bits", "axis", "levels", "groups"}``; ``{"quantizer":
-            "clipped", "inner": one of these two, "at"}`` or ``{"quantizer": "lsq" or
-            "elastic", "bits", "signed"}``, which learn; or a list of pairs [regex of a
-            site, quantizer], of which the first match decides
-packed      JSON ``{P: {"bits": 1, 2 or 8, "shape": [rows, cols], "groups": [1 or
-            rows, groups]}}`` of every parameter that is stored as codes; where it has
-            halves, ``P_1`` and ``P_2`` both, and no ``P``
-extras      JSON object of whatever the writer adds; readers may ignore it
-sha256      64 hex digits, as ``bitflax.tensorfile.digest`` says: over, each text
-            ended by a zero byte, key and value of the other metadata in sorted order,
-            then name, dtype, shape ("384,48") and bytes of each tensor in sorted order
-==========  ======================================================================
+``tokenizer`` is ``tokenizer.json``, its vocabulary as lines, compressed with xz. The
+header's metadata are ``format``, ``version``, ``config``, ``act`` (the activation
+quantizers), ``packed`` (bits, shape and groups of each matrix that is codes),
+``extras``, and ``sha256`` of all of it (``bitflax.tensorfile.digest``).
 
 A reader takes nothing on trust: the header has at most 2^20 bytes, keys are neither
 unknown nor double, names and shapes are those that ``config`` asks for, all this
-before a tensor is read; then the checksum, scales, padding bits and fields.
+before a tensor is read; then the checksum, scales, padding and fields.
 """
 
 import json
@@ -80,7 +46,6 @@ from bitflax.leaves import Split
 from bitflax.packedfile import SizeRow, size_table
 from bitflax.packedreader import (
     FORMAT,
-    VERSIONS,
     PackedModel,
     load_packed,
     read_packed,
@@ -101,10 +66,8 @@ __all__ = [
     "unpack",
 ]
 
-RESTS = ("int8", "float16", "float32")
 
-
-def pack(params: Params, rules: Rules, rest: str = "int8") -> Params:
+def pack(params: Params, rules: Rules, rest: encoding.Rest = "int8") -> Params:
     """Quantise by ``rules`` and pack the result; pack the rest by ``rest``.
 
     The bits are read off the quantised *values*, not off the quantizer: -s and s take
@@ -118,13 +81,15 @@ def pack(params: Params, rules: Rules, rest: str = "int8") -> Params:
       rules: as ``bitflax.quantize`` takes them; () packs all of it as ``rest``.
       rest: what is kept of the other parameters. ``"int8"``: matrices 8 bits with a
         scale a row or a column, whichever errs less; vectors and matrices of one or
-        two rows float16. ``"float16"``: all float16. ``"float32"``: exact.
+        two rows float16. ``"float16"``: all float16. ``"float32"``: exact. Or pairs
+        (path regex, one of the three), of which the first match decides;
+        ``"int8"`` where none does.
 
     Returns:
       The tree with ``Packed`` for matrices that are codes (a ``Split`` of two where it
       was split), float32 arrays else; the model function takes it in place of
-      ``params``. With a rest that is not float32, the scales of rows are rounded to
-      float16 (one part in 2048).
+      ``params``. Of a quantised matrix whose rest is not float32, the scales of rows
+      are rounded to float16 (one part in 2048).
 
     Raises:
       ValueError: ``rest`` is none of the three, or a rule matches no path.
@@ -136,14 +101,12 @@ def pack(params: Params, rules: Rules, rest: str = "int8") -> Params:
     >>> packed["kernel"].bits, packed["kernel"].codes, packed["bias"]
     (1, Array([[1]], dtype=uint8), Array([0.5 , 0.25], dtype=float32))
     """
-    if rest not in RESTS:
-        raise ValueError(f"rest must be one of {', '.join(RESTS)}, not {rest!r}")
-    chosen = trees.match(rules, trees.flatten(params))
-    packed = {
-        path: _pack(path, leaf, path in chosen, rest)
-        for path, leaf in trees.flatten(quantize(params, rules)).items()
-        if not path.startswith("projection/")
-    }
+    flat = trees.flatten(params)
+    chosen = trees.match(rules, flat)
+    kept = [path for path in flat if not path.startswith("projection/")]
+    rests = encoding.rest_of(rest, kept)
+    quantised = trees.flatten(quantize(params, rules))
+    packed = {p: _pack(p, quantised[p], p in chosen, rests[p]) for p in kept}
     return trees.unflatten(packed)
 
 
@@ -182,12 +145,14 @@ def _parts(
         text = tokenizer if isinstance(tokenizer, str) else tokenizer.to_json()
         xz = packedtokenizer.to_bytes(text, config)
         tensors["tokenizer"] = np.frombuffer(xz, np.uint8)
+    packed_specs = packedfile.specs(flat)
+    new = any(map(_is_new, flat, flat.values()))
     metadata = {
         "format": FORMAT,
-        "version": VERSIONS[any(map(_is_new, flat, flat.values()))],
+        "version": packedfile.version(packed_specs, new),
         "config": packedmeta.config_to_json(config),
         "act": named,
-        "packed": json.dumps(packedfile.specs(flat), separators=(",", ":")),
+        "packed": json.dumps(packed_specs, separators=(",", ":")),
         "extras": json.dumps(extras or {}, separators=(",", ":")),
     }
     return tensorfile.encode(tensors, metadata)

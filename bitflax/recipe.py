@@ -16,6 +16,7 @@ from bitflax.sources import Corpus, Data, Teacher, check_optim, check_rules, nee
 from bitflax.types import BertConfig, LossFn, Optim
 
 override = overrides.override
+Kept = Literal["int8", "float16", "float32"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -160,15 +161,16 @@ class Recipe:
     """A whole run: data, teacher, stages, and how the rest of the file is packed.
 
     ``data`` None is a run of general distillation alone, with no task. ``rest`` says
-    what becomes of the parameters that no rule quantises: ``"int8"`` by rows,
-    ``"float16"``, or ``"float32"`` (exact).
+    what becomes of the parameters that no rule quantises, as ``bitflax.pack`` takes
+    it: ``"int8"``, ``"float16"``, ``"float32"`` (exact), or pairs (path regex, one of
+    these).
     """
 
     data: Data | None = Data()  # noqa: RUF009 (frozen)
     teacher: Teacher = Teacher()  # noqa: RUF009 (frozen)
     stages: tuple[Stage, ...] = ()
     seed: int = 0
-    rest: Literal["int8", "float16", "float32"] = "int8"
+    rest: Kept | tuple[tuple[str, Kept], ...] = "int8"
     name: str = ""
 
     def __post_init__(self):
@@ -177,6 +179,8 @@ class Recipe:
         names = [stage.name for stage in self.stages]
         once = len(set(names)) == len(names)
         need(once, "Recipe.stages", "a name of its own for each stage", names)
+        if not isinstance(self.rest, str):
+            check_rules(self.rest, "Recipe.rest")
         need(self.seed >= 0, "Recipe.seed", "at least 0", self.seed)
         full = {"teacher"}
         for stage in self.stages:

@@ -2,10 +2,11 @@
 
 import dataclasses
 import re
+from collections.abc import Sequence
+from typing import Any
 
 from bitflax import overrides
 from bitflax.errors import ConfigError
-from bitflax.rules import Rules
 from bitflax.types import Optim
 
 PACKAGED = "minilm"
@@ -33,7 +34,7 @@ def check_optim(optim: Optim, place: str) -> None:
     need(clip, f"{place}.clip", "a norm above 0, or none", optim.clip)
 
 
-def check_rules(rules: Rules, place: str) -> None:
+def check_rules(rules: Sequence[tuple[str, Any]], place: str) -> None:
     """Check that every rule has a regular expression."""
     for regex, _ in rules:
         try:

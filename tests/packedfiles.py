@@ -1,6 +1,6 @@
 """A second implementation of the packed format, from its description alone.
 
-``bitflax.packing``'s docstring is all that it goes by: it shares no code with the
+``bitflax/FORMAT.md`` is all that it goes by: it shares no code with the
 package, so that it can judge what the package writes, and can write what it refuses.
 """
 
@@ -66,17 +66,23 @@ def dense(header, data):
         values = np.zeros((rows, cols), np.float32)
         for i in range(rows):
             for j in range(cols):
-                bit = j * spec["bits"]
-                field = int(codes[i, bit // 8]) >> bit % 8 & (2 ** spec["bits"] - 1)
-                meant = {1: 2 * field - 1, 2: field - 1, 8: (field ^ 128) - 128}
+                meant = _meant(codes[i], spec["bits"], j)
                 s = scale[i if len(scale) > 1 else 0, j * groups // cols]
-                values[i, j] = np.float32(s) * meant[spec["bits"]]
+                values[i, j] = np.float32(s) * meant
         out[path] = values
     for name in [name for name in out if name.endswith("_1")]:
         path = name.removesuffix("_1")
         out[path] = out.pop(name) + out.pop(f"{path}_2")
     tensors.pop("tokenizer", None)
     return out | {name: array.astype(np.float32) for name, array in tensors.items()}
+
+
+def _meant(row, bits, j):
+    """Return the integer that a row's field in column ``j`` stands for."""
+    if bits == 1.6:
+        return int(row[j // 5]) // 3 ** (j % 5) % 3 - 1
+    field = int(row[j * bits // 8]) >> j * bits % 8 & (2**bits - 1)
+    return {1: 2 * field - 1, 2: field - 1, 8: (field ^ 128) - 128}[bits]
 
 
 def tokenizer(header, data):

@@ -11,7 +11,16 @@ from bitflax import expected, hfnames, outline, packing, trees
 from tests.test_outline import CONFIG, made
 
 
-@pytest.mark.parametrize("rest", ["int8", "float16", "float32"])
+@pytest.mark.parametrize(
+    "rest",
+    [
+        "int8",
+        "float16",
+        "float32",
+        ((r"pooler/.*", "float32"), (r".*/(kernel|embedding)", "float16")),
+    ],
+    ids=["int8", "float16", "float32", "pairs"],
+)
 @pytest.mark.parametrize(
     "rules",
     [

@@ -18,7 +18,7 @@ ROWS = """
 L0  types errors data.examples
 L0  memory trees onnxgraph fieldtypes storage svg progressbar torchpickle
 L0  tensorfile hosts
-L1  products
+L1  products bitfields
 L1  overrides quantizers losses weighting depth metrics
 L1  leaves
 L1  activations numerics bertadam learned liveness provenance
@@ -29,7 +29,7 @@ L1  data.wordvectors data.growing
 L2  layers
 L2  rules model projection encoding packedact packedmeta packedtokenizer hfstate
 L2  data.columns data.batches data.piececounts
-L2  packedfile splitting width profiles hfextra
+L2  packedfile splitting width profiles hfextra unpacking
 L2  data.words
 L2  data.variants
 L2  data.glue data.own

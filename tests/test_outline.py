@@ -53,6 +53,17 @@ def test_a_rule_that_matches_nothing_is_named():
         outline.describe(made((("encoder/.*/kernels", bf.binarize),)), CONFIG)
 
 
+def test_a_rest_of_nothing_is_named():
+    with pytest.raises(ConfigError, match=r"Recipe.rest: rule 'poler/\.\*' matches no"):
+        outline.describe(made(bf.xtc_1bit(), rest=(("poler/.*", "int8"),)), CONFIG)
+
+
+def test_describe_says_how_the_rest_is_packed():
+    rest = (("pooler/.*", "float32"), ("classifier/.*", "float16"))
+    text = outline.describe(made(bf.xtc_1bit(), rest=rest))
+    assert "the rest as float32 pooler/.*, float16 classifier/.*, int8" in text
+
+
 def test_describe_draws_every_stage():
     text = outline.describe(made(bf.xtc_1bit(), teacher=bf.Teacher(epochs=1)), CONFIG)
     order = ["data ", "teacher ", "fp32 ", "low ", "model.safetensors", "expected:"]

@@ -29,7 +29,7 @@ TOKENIZER = '{"model":{"type":"WordPiece","vocab":{"[PAD]":0,"[UNK]":1}}}'
 
 @functools.cache
 def good() -> bytes:
-    """The bytes of a file with 1, 2 and 8 bits, halves, padding, act and tokenizer."""
+    """The bytes of a file with 1, 1.6 and 8 bits, halves, padding, act and tokenizer."""
     rules = (
         (r"encoder/.*/in/kernel", bf.ternarize),
         (r"encoder/.*/kernel", bf.binarize),
@@ -179,7 +179,20 @@ HOSTILE = {
     "a NaN scale": (put(f"{WORD}.scale", np.float16(np.nan)), "NaN or infinity"),
     "a NaN bias": (put("pooler/bias", np.float16(np.nan)), "NaN or infinity"),
     "a padding bit": (put(f"{WORD}.codes", np.uint8([0, 0x10])), "padding bits"),
-    "a field of 3": (put(f"{FFN}.codes", np.uint8([0b110000])), "2-bit field holds 3"),
+    "a byte of no trits": (put(f"{FFN}.codes", np.uint8([243])), f"{FFN}: .*over 242"),
+    "a padding trit": (
+        put(f"{FFN}.codes", np.uint8([0] * 6 + [9])),
+        "padding fields are not zero",
+    ),
+    "1.6 bits in version 2": (text("version", "2"), r"bits are one of 1, 2, 8\n"),
+    "two bits as a fraction": (
+        meta("packed", lambda p: p[FFN].update(bits=2.0)),
+        "bits are one of 1, 2, 8, 1.6",
+    ),
+    "one bit as a truth": (
+        meta("packed", lambda p: p[WORD].update(bits=True)),
+        "bits are one of",
+    ),
     "a wrong dtype": (entry("pooler/bias", dtype="I16"), "dtype is none of"),
     "a dtype that is no text": (
         entry("pooler/bias", dtype=["F16"]),
@@ -214,7 +227,7 @@ HOSTILE = {
     "more in an entry": (entry("pooler/bias", more=1), "more or less than a tensor"),
     "a missing tensor": (drop, "does not start where"),
     "an unknown key": (text("more", "1"), "unknown or missing keys: .'more'."),
-    "another version": (text("version", "3"), "version '3', where 1 and 2 are"),
+    "another version": (text("version", "4"), "version '4', where 1, 2, 3 are"),
     "another format": (text("format", "gguf"), "no packed student"),
     "a number among the texts": (text("version", 1), "not a table of texts"),
     "a config of a list": (text("config", "[]"), "not those of a BertConfig"),
@@ -260,7 +273,10 @@ HOSTILE = {
         meta("config", lambda c: c.update(id2label={"0": "a", "1": "b", "2": 3})),
         "not a text",
     ),
-    "3 bits": (meta("packed", lambda p: p[FFN].update(bits=3)), "bits are 1, 2 or 8"),
+    "3 bits": (
+        meta("packed", lambda p: p[FFN].update(bits=3)),
+        "bits are one of 1, 2, 8",
+    ),
     "other bits": (
         meta("packed", lambda p: p[FFN].update(bits=1)),
         r"expected U8 \(12, 4\)",
@@ -441,21 +457,63 @@ def test_a_hostile_file_with_the_right_checksum_is_refused(name, file):
         packing.read_packed(file)
 
 
-def test_a_file_of_version_1_is_read_as_ever(golden):
-    found = packing.read_packed(golden / "packed_v1.safetensors")
+@pytest.mark.parametrize("version", ["1", "2"])
+def test_an_older_version_is_read_as_ever(version, golden):
+    path = golden / f"packed_v{version}.safetensors"
+    found = packing.read_packed(path)
     assert found.config == CONFIG
-    header, data = packedfiles.split(golden / "packed_v1.safetensors")
-    assert header["__metadata__"]["version"] == "1"
+    header, data = packedfiles.split(path)
+    assert header["__metadata__"]["version"] == version
     values = packedfiles.dense(header, data)
     for path, leaf in trees.flatten(packing.unpack(found.packed)).items():
         np.testing.assert_array_equal(leaf, values[path])
 
 
-def test_what_has_no_halves_is_written_as_version_1(file, golden):
-    old = golden / "packed_v1.safetensors"
+@pytest.mark.parametrize(
+    ("rules", "halved", "version"),
+    [
+        (bf.xtc_1bit(), False, "1"),
+        (bf.xtc_1bit(), True, "2"),
+        (bf.xtc_2bit(), False, "3"),
+        (bf.xtc_2bit(), True, "3"),
+    ],
+)
+def test_a_file_names_the_lowest_version_that_knows_it(rules, halved, version, file):
+    params = bf.init_params(CONFIG, jax.random.key(0))
+    params = bf.split(params, bf.xtc_2bit()) if halved else params
+    packing.save_packed(file, CONFIG, packing.pack(params, rules))
+    header, _ = packedfiles.split(file)
+    assert header["__metadata__"]["version"] == version
+    packing.read_packed(file)
+
+
+@pytest.mark.parametrize("version", ["1", "2"])
+def test_an_older_version_is_written_again_as_the_same_weights(version, file, golden):
+    old = golden / f"packed_v{version}.safetensors"
     found = packing.read_packed(old)
     packing.save_packed(file, *found)
-    assert file.read_bytes() == old.read_bytes()
+    assert said(packing.read_packed(file)) == said(found)
+    # Ternary fields shrink; nothing else changes.
+    before, after = (packedfiles.split(path) for path in (old, file))
+    shrunk = packedfiles.arrays(*after)
+    for name, array in packedfiles.arrays(*before).items():
+        if name == f"{FFN}.codes":
+            assert (array.shape, shrunk[name].shape) == ((12, 8), (12, 7))
+        else:
+            np.testing.assert_array_equal(array, shrunk[name])
+
+
+@pytest.mark.parametrize(
+    ("fields", "problem"), [([0b110000], "holds 3"), ([0] * 7 + [0x40], None)]
+)
+def test_two_bits_of_an_older_version_are_checked(fields, problem, file, golden):
+    file.write_bytes((golden / "packed_v1.safetensors").read_bytes())
+    forged(file, put(f"{FFN}.codes", np.uint8(fields)))
+    if problem is None:  # 32 fields fill their bytes
+        packing.read_packed(file)
+    else:
+        with pytest.raises(DamagedFile, match=f"{FFN}: .*{problem}"):
+            packing.read_packed(file)
 
 
 def test_a_split_whose_halves_are_not_packed_is_not_written(file):
@@ -517,25 +575,3 @@ def test_narrow_keeps_every_value():
         exact = packedfile.narrow(np.array([*x, other], np.float32))
         assert exact.dtype == np.float32
         assert exact[-1] == np.float32(other)
-
-
-@pytest.mark.parametrize(
-    ("bits", "cols", "last", "problem"),
-    [
-        (1, 3, 0b0111, None),
-        (1, 3, 0b1000, "padding"),
-        (1, 8, 0xFF, None),
-        (2, 3, 0b00_10_01_00, None),
-        (2, 3, 0b01_00_00_00, "padding"),
-        (2, 4, 0b11_00_00_00, "holds 3"),
-        (2, 4, 0b01_10_10_01, None),
-        (8, 1, 0x80, None),
-    ],
-)
-def test_check_codes(bits, cols, last, problem):
-    codes = np.array([[last]], np.uint8)
-    if problem is None:
-        packedfile.check_codes(codes, bits, cols)
-    else:
-        with pytest.raises(ValueError, match=problem):
-            packedfile.check_codes(codes, bits, cols)

@@ -1,5 +1,7 @@
 import functools
 import json
+import re
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +11,7 @@ import safetensors
 import safetensors.numpy
 
 import bitflax as bf
-from bitflax import leaves, packedmeta, packing, splitting, trees
+from bitflax import encoding, leaves, packedmeta, packing, splitting, trees
 from bitflax.errors import (
     ConfigError,
     DamagedFile,
@@ -159,9 +161,35 @@ def test_the_projection_of_training_is_dropped():
     assert set(packing.pack(tree, ())) == set(params())
 
 
-def test_pack_refuses_an_unknown_rest():
+@pytest.mark.parametrize("rest", ["int4", ((".*", "int4"),)])
+def test_pack_refuses_an_unknown_rest(rest):
     with pytest.raises(ValueError, match="int8, float16, float32"):
-        packing.pack(params(), (), rest="int4")
+        packing.pack(params(), (), rest=rest)
+
+
+def test_rules_choose_the_rest_of_each_parameter():
+    rest = (
+        (r"pooler/.*", "float32"),
+        (r".*/(kernel|bias)", "float16"),
+        (r"embeddings/word/.*", "float32"),
+    )
+    packed = trees.flatten(packing.pack(params(), bf.xtc_1bit(), rest))
+    exact = trees.flatten(packing.pack(params(), bf.xtc_1bit(), "float32"))
+    short = trees.flatten(packing.pack(params(), bf.xtc_1bit(), "float16"))
+    usual = trees.flatten(packing.pack(params(), bf.xtc_1bit()))
+    for path, leaf in packed.items():
+        expected = usual
+        if path.startswith(("pooler", "embeddings/word")):
+            expected = exact
+        elif path.endswith(("kernel", "bias")):
+            expected = short
+        assert jax.tree.structure(leaf) == jax.tree.structure(expected[path])
+        jax.tree.map(np.testing.assert_array_equal, leaf, expected[path])
+
+
+def test_pack_refuses_a_rest_of_no_parameter():
+    with pytest.raises(ValueError, match=r"rule 'poler/.\*' matches no parameter"):
+        packing.pack(params(), (), rest=(("poler/.*", "float32"),))
 
 
 def test_pack_refuses_a_rule_without_a_parameter():
@@ -201,7 +229,7 @@ def test_saving_what_was_loaded_gives_the_same_bytes(saved, tmp_path):
     assert again.read_bytes() == saved.read_bytes()
 
 
-@pytest.mark.parametrize("rest", packing.RESTS)
+@pytest.mark.parametrize("rest", encoding.RESTS)
 @pytest.mark.parametrize("rules", RULES)
 def test_a_reader_of_the_documentation_alone_agrees(rules, rest, tmp_path):
     path = tmp_path / "m"
@@ -215,6 +243,41 @@ def test_a_reader_of_the_documentation_alone_agrees(rules, rest, tmp_path):
     assert set(theirs) == set(ours)
     for name, array in theirs.items():
         np.testing.assert_array_equal(array, ours[name], err_msg=name)
+
+
+@functools.cache
+def read_of_the_page():
+    """Return ``read`` as the format's page prints it."""
+    page = (Path(packing.__file__).parent / "FORMAT.md").read_text("utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    found = {}
+    exec(compile(code, "FORMAT.md", "exec"), found)
+    return found["read"]
+
+
+@pytest.mark.parametrize("halved", [False, True], ids=["whole", "split"])
+@pytest.mark.parametrize("rules", RULES)
+def test_the_reader_on_the_formats_page_agrees(rules, halved, tmp_path):
+    tree = split_params() if halved else params()
+    packed = packing.pack(tree, RULES[rules])
+    text = None if halved else TOKENIZER
+    packing.save_packed(tmp_path / "m", CONFIG, packed, ACT, text)
+    meta, theirs, tokenizer = read_of_the_page()(tmp_path / "m")
+    assert json.loads(meta["config"])["id2label"]["1"] == "yes"
+    assert tokenizer == json.loads(text or "null")
+    ours = trees.flatten(packing.unpack(packed))
+    assert set(theirs) == set(ours)
+    for name, array in theirs.items():
+        assert array.dtype == np.float32
+        np.testing.assert_array_equal(array, ours[name], err_msg=name)
+
+
+def test_the_reader_on_the_formats_page_sees_damage(saved):
+    raw = bytearray(saved.read_bytes())
+    raw[-1] ^= 1
+    saved.write_bytes(raw)
+    with pytest.raises(AssertionError):
+        read_of_the_page()(saved)
 
 
 def test_the_safetensors_library_reads_the_file(saved):

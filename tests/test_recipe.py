@@ -59,6 +59,8 @@ WRONG_TYPES = {
     "bf.Stage(name='a', loss=abs, act=8)": "Stage 'a'.act",
     "bf.Stage(name='a', loss=abs, rules=(('.*', 1),))": "Stage 'a'.rules",
     "bf.Recipe(rest='int4')": "Recipe.rest",
+    "bf.Recipe(rest=(('pooler/.*', 'int4'),))": "Recipe.rest",
+    "bf.Recipe(rest=(('pooler/(', 'int8'),))": "Recipe.rest",
     "bf.Recipe(stages=(bf.Data(),))": "Recipe.stages",
 }
 BUILD = """

@@ -1,0 +1,136 @@
+"""Small integers in whole bytes: the fields of a packed matrix, a row after the other.
+
+A leaf has 1, 2 or 8 bits a field (``bitflax.leaves.Packed``); in a file, five ternary
+fields share a byte where that is less.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+from jaxtyping import Integer, UInt8
+
+from bitflax import tensorfile
+
+FIFTHS = 1.6
+"""The bits of a ternary field where five of them share a byte, as in a file."""
+_TRITS = (np.arange(3**5)[:, None] // 3 ** np.arange(5) % 3).astype(np.uint8)
+_BLOCK = 1 << 20
+
+
+def to_bytes(fields: Integer[np.ndarray, "rows cols"], bits: int) -> np.ndarray:
+    """Pack fields row by row, the lowest bits of a byte first.
+
+    Args:
+      fields: 0 or 1 (1 bit), 0 to 2 (2 bits), -128 to 127 (8 bits).
+      bits: 1, 2 or 8.
+
+    Returns:
+      uint8 [rows, ceil(cols bits / 8)], the rest of each row's last byte 0.
+
+    >>> to_bytes(np.array([[1, 0, 1]]), 1), to_bytes(np.array([[2, 0, 1]]), 2)
+    (array([[5]], dtype=uint8), array([[18]], dtype=uint8))
+    """
+    if bits == 8:
+        return fields.astype(np.int8).view(np.uint8)
+    if bits == 1:
+        return np.packbits(fields.astype(np.uint8), axis=-1, bitorder="little")
+    short = -fields.shape[1] % 4
+    quads = np.pad(fields.astype(np.uint8), ((0, 0), (0, short)))
+    quads = quads.reshape(len(fields), -1, 4)
+    return np.bitwise_or.reduce(quads << np.array([0, 2, 4, 6], np.uint8), axis=-1)
+
+
+def stored_bits(bits: int, cols: int) -> int | float:
+    """Return the bits a field takes in a file: five ternary ones share a byte.
+
+    >>> [stored_bits(bits, cols) for bits, cols in ((1, 384), (2, 384), (2, 4))]
+    [1, 1.6, 2]
+    """
+    saves = bits == 2 and row_bytes(FIFTHS, cols) < row_bytes(2, cols)
+    return FIFTHS if saves else bits
+
+
+def row_bytes(bits: int | float, cols: int) -> int:
+    """Return the bytes of a row of fields: the last byte is filled up.
+
+    >>> row_bytes(1, 9), row_bytes(2, 9), row_bytes(FIFTHS, 9)
+    (2, 3, 2)
+    """
+    return -(-cols // 5) if bits == FIFTHS else -(-cols * int(bits) // 8)
+
+
+def stored(codes: UInt8[np.ndarray, "rows bytes"], bits: int, cols: int) -> np.ndarray:
+    """Return a leaf's codes as a file holds them, of ``stored_bits``."""
+    return to_trits(codes, cols) if stored_bits(bits, cols) == FIFTHS else codes
+
+
+def loaded(
+    codes: UInt8[np.ndarray, "rows bytes"], bits: int | float, cols: int
+) -> tuple[np.ndarray, int]:
+    """Return the codes of a file, checked, and their bits, as a leaf holds them.
+
+    Raises:
+      ValueError: a byte is one that no packing writes.
+    """
+    if bits == FIFTHS:
+        return from_trits(codes, cols), 2
+    check(codes, int(bits), cols)
+    return codes, int(bits)
+
+
+def to_trits(codes: UInt8[np.ndarray, "rows quarters"], cols: int) -> np.ndarray:
+    """Pack 2-bit codes anew, five fields a byte: ``c0 + 3 c1 + 9 c2 + 27 c3 + 81 c4``.
+
+    Returns:
+      uint8 [rows, ceil(cols / 5)], each at most 242; fields beyond ``cols`` are 0.
+
+    >>> to_trits(np.array([[0b010010]], np.uint8), 3)
+    array([[11]], dtype=uint8)
+    """
+    out = np.empty((len(codes), row_bytes(FIFTHS, cols)), np.uint8)
+    for rows in _blocks(codes):
+        fields = (codes[rows, :, None] >> np.array([0, 2, 4, 6], np.uint8)) & 3
+        fields = fields.reshape(len(fields), -1)[:, :cols]
+        fields = np.pad(fields, ((0, 0), (0, -cols % 5))).reshape(len(fields), -1, 5)
+        out[rows] = fields @ (3 ** np.arange(5)).astype(np.uint8)
+    return out
+
+
+def from_trits(trits: UInt8[np.ndarray, "rows fifths"], cols: int) -> np.ndarray:
+    """Return the 2-bit codes of ``to_trits``'s bytes: uint8 [rows, ceil(cols / 4)].
+
+    Raises:
+      ValueError: a byte is over 242, or a field beyond ``cols`` is not 0.
+
+    >>> from_trits(np.array([[11]], np.uint8), 3)
+    array([[18]], dtype=uint8)
+    """
+    if trits.max(initial=0) >= len(_TRITS):
+        raise ValueError("a byte of five ternary fields is over 242")
+    out = np.empty((len(trits), row_bytes(2, cols)), np.uint8)
+    for rows in _blocks(trits):
+        fields = _TRITS[trits[rows]].reshape(len(trits[rows]), -1)
+        if fields[:, cols:].any():
+            raise ValueError("padding fields are not zero")
+        out[rows] = to_bytes(fields[:, :cols], 2)
+    return out
+
+
+def _blocks(codes: np.ndarray) -> Iterator[slice]:
+    """Cut rows into runs of about a megabyte, so that what is in between is small."""
+    step = max(1, _BLOCK // max(1, codes.shape[1]))
+    return (slice(i, i + step) for i in range(0, len(codes), step))
+
+
+def check(codes: UInt8[np.ndarray, "rows bytes"], bits: int, cols: int) -> None:
+    """Refuse bytes that no packing writes.
+
+    Raises:
+      ValueError: a padding bit is set, or a 2-bit field holds 3.
+    """
+    used = cols * bits - 8 * (codes.shape[1] - 1)
+    if used < 8 and (codes[:, -1] >> used).any():
+        raise ValueError("padding bits are not zero")
+    for block in tensorfile.blocks(codes) if bits == 2 else ():
+        if (block & (block >> 1) & 0x55).any():
+            raise ValueError("a 2-bit field holds 3")
