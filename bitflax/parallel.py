@@ -90,7 +90,7 @@ def pmapped(step: Callable, devices: Sequence[Any] | None = None) -> Callable:
       ValueError: the batch's rows are no multiple of the number of devices.
     """
     places = mesh(jax.local_devices() if devices is None else devices)
-    n = places.size
+    n, holders = places.size, set(places.devices.flat)
     share = n * jax.process_count() if devices is None else n
     compiled = jax.pmap(
         functools.partial(step, axis_name=AXIS),
@@ -101,6 +101,17 @@ def pmapped(step: Callable, devices: Sequence[Any] | None = None) -> Callable:
         donate_argnums=0,
     )
 
+    def put(tree):
+        if jax.process_count() == 1:
+            return replicate(tree, places)
+        # jax 0.7 cannot put what a pmap of many processes returned.
+        return jax.tree.map(
+            lambda x: x if held(x) else replicate(local(x), places), tree
+        )
+
+    def held(x):
+        return isinstance(x, jax.Array) and x.sharding.device_set == holders
+
     def shared(x):
         # With many processes each hands in the rows of its own devices.
         x = x if getattr(x, "is_fully_addressable", True) else own_rows(x)
@@ -110,7 +121,7 @@ def pmapped(step: Callable, devices: Sequence[Any] | None = None) -> Callable:
     def call(state, teacher_params, batch):
         _check_rows(batch, share)
         # Where they already are, this does nothing; else the step compiles twice.
-        state, teacher_params = replicate(local((state, teacher_params)), places)
+        state, teacher_params = put((state, teacher_params))
         return compiled(state, teacher_params, jax.tree.map(shared, dict(batch)))
 
     return call
