@@ -8,9 +8,10 @@ import importlib.util
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax
 import numpy as np
 
-from bitflax import activations, leaves, model, training, trees
+from bitflax import activations, model, training, trees, unpacking
 from bitflax.errors import ConfigError, InputMissing
 from bitflax.evaluate import INPUTS
 from bitflax.types import BertConfig, Params
@@ -119,8 +120,9 @@ def _jax(config: BertConfig, params: Params, act: Any) -> Engine:
     # Tables stay packed, since few of their rows are looked up; matrices are unpacked
     # once and not in every batch. Both give the packed tree's numbers.
     held = trees.map_paths(
-        lambda path, leaf: leaf if _is_table(path) else leaves.dense(leaf), params
+        lambda path, leaf: leaf if _is_table(path) else unpacking.on_host(leaf), params
     )
+    held = jax.device_put(held)
     step = training.make_eval_step(model.bert(config, act))
 
     def engine(batch: Mapping[str, np.ndarray]) -> np.ndarray:

@@ -1,0 +1,45 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from bitflax import leaves, unpacking
+from bitflax.leaves import Packed, Split
+
+
+def made(bits, cols, scales, rows=6):
+    """A random packed matrix with padding."""
+    rng = np.random.default_rng(bits * cols)
+    top = {1: 2, 2: 3, 8: 256}[bits]
+    fields = rng.integers(0, top, (rows, cols)).astype(np.uint8)
+    short = -cols % (8 // bits)
+    cut = np.pad(fields, ((0, 0), (0, short))).reshape(rows, -1, 8 // bits)
+    codes = np.bitwise_or.reduce(cut << np.arange(0, 8, bits, dtype=np.uint8), axis=-1)
+    scale = rng.random(scales).astype(np.float32)
+    return Packed(jnp.asarray(codes), jnp.asarray(scale), bits, (rows, cols))
+
+
+@pytest.mark.parametrize("bits", [1, 2, 8])
+@pytest.mark.parametrize("scales", [(1, 1), (6, 1), (1, 15), (6, 3)])
+def test_the_host_gives_the_numbers_of_jit(bits, scales):
+    leaf = made(bits, 15, scales)
+    expected = jax.jit(leaves.dense)(leaf)
+    found = unpacking.on_host(leaf)
+    assert found.dtype == np.float32
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_halves_are_added():
+    leaf = Split(made(1, 8, (1, 1)), made(1, 8, (6, 1)))
+    np.testing.assert_array_equal(unpacking.on_host(leaf), leaves.dense(leaf))
+
+
+def test_a_vector_has_one_row():
+    row = made(1, 10, (1, 2), rows=1)
+    vector = Packed(row.codes, row.scale, 1, (10,))
+    np.testing.assert_array_equal(unpacking.on_host(vector), leaves.dense(vector))
+
+
+def test_an_array_is_itself():
+    array = jnp.ones(3)
+    assert unpacking.on_host(array) is array
