@@ -161,7 +161,7 @@ def _check_packs(stage: Stage, rest: encoding.Rest, last: Model) -> None:
         fix = "correct the rule's regular expression"
         raise ConfigError("Recipe.rest", str(error), fix=fix) from error
     for regex, quantizer in stage.rules:
-        values = np.asarray(quantizer(jnp.asarray(_SOME)))
+        values = np.asarray(jax.jit(quantizer)(_SOME))
         encoding.pack_leaf(f"{stage.name}: {regex}", values, True, "int8")
 
 

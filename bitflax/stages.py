@@ -81,7 +81,7 @@ def run(
     """
     check_until(recipe, until)
     memory.keep_freed_pages()
-    with RunFolder(out) as folder:
+    with memory.rare_collections(), RunFolder(out) as folder:
         folder.write_recipe(source, resolved(recipe), overrides)
         if folder.finished:
             say(f"{folder.path} is finished: see report.html there")
