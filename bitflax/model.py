@@ -1,200 +1,31 @@
 """BERT for classification and regression: ``apply(params, batch) -> Outputs``.
 
 Devlin et al. 2018 (arXiv:1810.04805), as Hugging Face computes it in
-``BertForSequenceClassification``. Weights may be arrays or any kind of leaf that
-``bitflax.leaves`` knows; bits are none of the model's business, save those of its
-activations.
+``BertForSequenceClassification``; ``bitflax.layers`` has its parts.
 """
 
-import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
-from bitflax import activations, leaves
+from bitflax import activations
 from bitflax.activations import Act
-from bitflax.types import ApplyFn, Batch, BertConfig, Outputs, Params, Quantizer
-
-_MASKED = -1e9
-_normal = nn.initializers.normal(0.02)
-
-
-class Embed(nn.Module):
-    """A table of rows; the row ``pad`` gets no gradient."""
-
-    rows: int
-    width: int
-    pad: int | None = None
-
-    @nn.compact
-    def __call__(self, ids: jax.Array) -> jax.Array:
-        """Return the rows of ids [...]: [..., width]."""
-        if self.is_initializing():
-            self.param("embedding", _normal, (self.rows, self.width))
-        return leaves.lookup(self.get_variable("params", "embedding"), ids, self.pad)
+from bitflax.layers import Bert
+from bitflax.numerics import Numerics
+from bitflax.types import ApplyFn, Batch, BertConfig, Outputs, Params
 
 
-class Linear(nn.Module):
-    """``x @ kernel + bias`` over the last axis, for any kind of kernel."""
-
-    width: int
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Return [..., width] of x [..., n]."""
-        # Not self.param(): it refuses leaves that are not arrays.
-        if self.is_initializing():
-            self.param("kernel", _normal, (x.shape[-1], self.width))
-            self.param("bias", nn.initializers.zeros, (self.width,))
-        kernel = self.get_variable("params", "kernel")
-        bias = self.get_variable("params", "bias")
-        # One matrix product over all tokens: a batched one is 7 % slower on a CPU.
-        y = leaves.matmul(x.reshape(-1, x.shape[-1]), kernel) + bias[None]
-        return y.reshape(*x.shape[:-1], self.width)
-
-
-class Part(nn.Module):
-    """What the parts of a layer share: configuration, sites of activations, dropout."""
-
-    config: BertConfig
-    act: Mapping[str, Quantizer]
-    site: str
-
-    def at(self, name: str, x: jax.Array) -> jax.Array:
-        """Quantise an activation, if its site has a quantizer."""
-        quantizer = self.act.get(f"{self.site}/{name}")
-        return x if quantizer is None else quantizer(x)
-
-    def norm(self, x: jax.Array) -> jax.Array:
-        """Normalise the last axis; the exact variance, not E[x^2] - E[x]^2."""
-        eps = self.config.layer_norm_eps
-        return nn.LayerNorm(eps, use_fast_variance=False, name="norm")(x)
-
-
-def _dropout(rate: float, x: jax.Array, on: bool) -> jax.Array:
-    return nn.Dropout(rate)(x, deterministic=not on) if rate else x
-
-
-class Attention(Part):
-    """Multi-head attention, its output matrix, residual and LayerNorm."""
-
-    @nn.compact
-    def __call__(self, x, mask, dropout):
-        """Return [batch, seq, width] and the scores [batch, heads, seq, seq]."""
-        config = self.config
-        heads, head = config.num_attention_heads, config.head_width
-
-        def project(name, axes):
-            y = Linear(heads * head, name=name)(self.at(f"{name}/input", x))
-            y = self.at(f"{name}/output", y)
-            return y.reshape(*x.shape[:2], heads, head).transpose(axes)
-
-        # Transposes and plain products: einsum is 5-25 % slower on a CPU.
-        query = project("query", (0, 2, 1, 3)) * head**-0.5
-        scores = query @ project("key", (0, 2, 3, 1))
-        probs = jax.nn.softmax(scores + mask)
-        probs = _dropout(config.attention_probs_dropout_prob, probs, dropout)
-        probs = self.at("probs", probs)
-        y = (probs @ project("value", (0, 2, 1, 3))).transpose(0, 2, 1, 3)
-        y = self.at("out/input", y.reshape(*x.shape[:2], heads * head))
-        y = Linear(config.hidden_size, name="out")(y)
-        y = _dropout(config.hidden_dropout_prob, y, dropout)
-        return self.norm(x + y), scores
-
-
-class FeedForward(Part):
-    """The two matrices of a layer's second half, residual and LayerNorm."""
-
-    @nn.compact
-    def __call__(self, x, dropout):
-        """Return [batch, seq, width]."""
-        config = self.config
-        gelu = functools.partial(jax.nn.gelu, approximate=False)
-        activation = {"gelu": gelu, "relu": jax.nn.relu}[config.hidden_act]
-        y = Linear(config.intermediate_size, name="in")(self.at("in/input", x))
-        y = self.at("out/input", activation(y))
-        y = Linear(config.hidden_size, name="out")(y)
-        y = _dropout(config.hidden_dropout_prob, y, dropout)
-        return self.norm(x + y)
-
-
-class Layer(Part):
-    """One encoder layer."""
-
-    @nn.compact
-    def __call__(self, x, mask, dropout):
-        """Return the layer's output and its attention scores."""
-        attention = Attention(
-            self.config, self.act, f"{self.site}/attention", name="attention"
-        )
-        x, scores = attention(x, mask, dropout)
-        ffn = FeedForward(self.config, self.act, f"{self.site}/ffn", name="ffn")
-        return ffn(x, dropout), scores
-
-
-class Embeddings(Part):
-    """The sum of word, position and token-type rows, normalised."""
-
-    @nn.compact
-    def __call__(self, ids, types, dropout):
-        """Return [batch, seq, width]."""
-        config, width = self.config, self.config.hidden_size
-        positions = jnp.arange(ids.shape[1])
-        word = Embed(config.vocab_size, width, config.pad_token_id, name="word")
-        position = Embed(config.max_position_embeddings, width, name="position")
-        token_type = Embed(config.type_vocab_size, width, name="token_type")
-        x = word(ids) + position(positions)[None] + token_type(types)
-        return _dropout(config.hidden_dropout_prob, self.norm(x), dropout)
-
-
-class Encoder(Part):
-    """The layers, one after another, unrolled: a scan is 8 % slower on a CPU."""
-
-    @nn.compact
-    def __call__(self, x, mask, dropout):
-        """Return all hidden states and all attention scores."""
-        hidden, scores = [x], []
-        for i in range(self.config.num_hidden_layers):
-            name = f"layer_{i}"
-            layer = Layer(self.config, self.act, f"{self.site}/{name}", name=name)
-            x, score = layer(x, mask, dropout)
-            hidden.append(x)
-            scores.append(score)
-        return tuple(hidden), tuple(scores)
-
-
-class Bert(nn.Module):
-    """Embeddings, encoder, pooler and classifier."""
-
-    config: BertConfig
-    act: Mapping[str, Quantizer]
-
-    @nn.compact
-    def __call__(self, batch, dropout=False):
-        """Return the outputs of a batch."""
-        config = self.config
-        ids, mask = jnp.asarray(batch["input_ids"]), batch["attention_mask"]
-        x = Embeddings(config, self.act, "embeddings", name="embeddings")(
-            ids, jnp.asarray(batch["token_type_ids"]), dropout
-        )
-        masked = (1 - jnp.asarray(mask)[:, None, None, :].astype(x.dtype)) * _MASKED
-        encoder = Encoder(config, self.act, "encoder", name="encoder")
-        hidden, scores = encoder(x, masked, dropout)
-        first = hidden[-1][:, 0]
-        if "pooler/input" in self.act:
-            first = self.act["pooler/input"](first)
-        pooled = jnp.tanh(Linear(config.hidden_size, name="pooler")(first))
-        rate = config.classifier_dropout
-        rate = config.hidden_dropout_prob if rate is None else rate
-        pooled = _dropout(rate, pooled, dropout)
-        logits = Linear(config.num_labels, name="classifier")(pooled)
-        return Outputs(logits, hidden, scores)
-
-
-def bert(config: BertConfig, act: Act = None) -> ApplyFn:
+def bert(
+    config: BertConfig,
+    act: Act = None,
+    *,
+    dtype: DTypeLike | None = None,
+    integers: DTypeLike | None = None,
+    recompute: bool = False,
+) -> ApplyFn:
     """Return the model as a pure function ``apply(params, batch, rng=None)``.
 
     Args:
@@ -203,6 +34,16 @@ def bert(config: BertConfig, act: Act = None) -> ApplyFn:
         encoder's matrices; or a tuple of (regex of a site, quantizer), where the
         first match decides (``bitflax.activations.sites`` lists the sites). One
         that learns takes its parameter from ``params``, at the path of its site.
+      dtype: what the operands of all matrix products are rounded to, those of their
+        gradients too: ``"bfloat16"``; None: they are not. Parameters, sums, and all
+        else stay as they are.
+      integers: the dtype in which an activation's integers and those of a kernel are
+        multiplied, their scales factored out, where both have integers:
+        ``"bfloat16"``, ``"float32"`` or ``"int8"``, all exact for up to 8 bits; None:
+        as ``dtype``. A kernel has integers that is packed, or quantised by
+        ``bitflax.quantize(..., lazy=True)``.
+      recompute: for the gradient, keep each layer's input alone and compute the layer
+        again: less memory, the time of one forward pass more.
 
     Returns:
       ``apply``. Its batch holds ``input_ids``, ``attention_mask`` and
@@ -233,7 +74,9 @@ def bert(config: BertConfig, act: Act = None) -> ApplyFn:
         inputs = {
             k: batch[k] for k in ("input_ids", "attention_mask", "token_type_ids")
         }
-        module = Bert(config, activations.bind(chosen, params))
+        bound = activations.bind(chosen, params)
+        numerics = Numerics(bound, dtype, dtype if integers is None else integers)
+        module = Bert(config, numerics, recompute)
         out: Any = module.apply({"params": params}, inputs, rng is not None, rngs=rngs)
         return out
 
@@ -249,7 +92,7 @@ def init_params(config: BertConfig, key: jax.Array) -> Params:
     """
     ids = jnp.zeros((1, 1), jnp.int32)
     batch = {"input_ids": ids, "attention_mask": ids, "token_type_ids": ids}
-    init: Callable[..., Any] = jax.jit(Bert(config, {}).init)
+    init: Callable[..., Any] = jax.jit(Bert(config, Numerics({})).init)
     return init(key, batch)["params"]
 
 

@@ -9,7 +9,7 @@ had been rounded (Bengio et al. 2013, arXiv:1308.3432).
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -37,17 +37,30 @@ straight_through.defvjp(
 )
 
 
-def _grouped(fn: Callable, w: jax.Array, axis: Axis, groups: int | None) -> jax.Array:
-    """Apply ``fn(w, axis)``, where the groups cut the last axis into equal runs."""
+class Codes(NamedTuple):
+    """Integers and what they stand for: ``integers * scale + zero``."""
+
+    integers: jax.Array
+    scale: jax.Array
+    zero: jax.Array
+
+
+def _grouped(fn: Callable, w: jax.Array, axis: Axis, groups: int | None) -> Codes:
+    """Return ``fn(w, axis)``, where the groups cut the last axis into equal runs."""
     if groups is None:
         return fn(w, axis)
     if axis is not None:
         raise ValueError("give axis or groups, not both")
     if w.shape[-1] % groups:
         raise ValueError(f"{groups} groups do not divide the last axis of {w.shape}")
-    cut = w.reshape(*w.shape[:-1], groups, w.shape[-1] // groups)
-    shared = (*range(w.ndim - 1), w.ndim)
-    return fn(cut, shared).reshape(w.shape)
+    run = w.shape[-1] // groups
+    found = fn(w.reshape(*w.shape[:-1], groups, run), (*range(w.ndim - 1), w.ndim))
+
+    def spread(x: jax.Array) -> jax.Array:
+        return jnp.repeat(x[..., 0], run, axis=-1)
+
+    integers = found.integers.reshape(w.shape)
+    return Codes(integers, spread(found.scale), spread(found.zero))
 
 
 def _limited(w: jax.Array, clip: float | None) -> jax.Array:
@@ -57,19 +70,19 @@ def _limited(w: jax.Array, clip: float | None) -> jax.Array:
     return jnp.where(jnp.abs(w) < clip, w, clip * jax.lax.stop_gradient(jnp.sign(w)))
 
 
-def _binary(w: jax.Array, axis: Axis, *, zero: int) -> jax.Array:
+def _binary(w: jax.Array, axis: Axis, *, zero: int) -> Codes:
     scale = jnp.mean(jnp.abs(w), axis=axis, keepdims=True)
     sign = jnp.sign(w) if zero == 0 else jnp.where(w >= 0, 1.0, -1.0).astype(w.dtype)
-    return sign * scale
+    return Codes(sign, scale, jnp.zeros_like(scale))
 
 
-def _ternary(w: jax.Array, axis: Axis) -> jax.Array:
+def _ternary(w: jax.Array, axis: Axis) -> Codes:
     size = jnp.abs(w)
     kept = size > 0.7 * jnp.mean(size, axis=axis, keepdims=True)
     count = jnp.sum(kept, axis=axis, keepdims=True)
     total = jnp.sum(size * kept, axis=axis, keepdims=True)
-    scale = jnp.where(count == 0, 0.0, total / jnp.maximum(count, 1))
-    return jnp.sign(w) * kept * scale.astype(w.dtype)
+    scale = jnp.where(count == 0, 0.0, total / jnp.maximum(count, 1)).astype(w.dtype)
+    return Codes(jnp.sign(w) * kept, scale, jnp.zeros_like(scale))
 
 
 def binarize(
@@ -103,8 +116,8 @@ def binarize(
     >>> binarize(jnp.array([1.0, -2.0, 3.0]))
     Array([ 2., -2.,  2.], dtype=float32)
     """
-    fn = functools.partial(_binary, zero=zero)
-    return straight_through(lambda w: _grouped(fn, w, axis, groups), _limited(w, clip))
+    codes = functools.partial(_binary_codes, axis=axis, groups=groups, zero=zero)
+    return straight_through(lambda w: _scaled(codes(w)), _limited(w, clip))
 
 
 def ternarize(
@@ -133,21 +146,28 @@ def ternarize(
     >>> ternarize(jnp.array([1.0, -2.0, 0.1]))
     Array([ 1.5, -1.5,  0. ], dtype=float32)
     """
-    return straight_through(
-        lambda w: _grouped(_ternary, w, axis, groups), _limited(w, clip)
-    )
+    codes = functools.partial(_ternary_codes, axis=axis, groups=groups)
+    return straight_through(lambda w: _scaled(codes(w)), _limited(w, clip))
 
 
-binarize.bits = 1  # type: ignore[attr-defined]
-ternarize.bits = 2  # type: ignore[attr-defined]
+def _binary_codes(w, axis=None, *, groups=None, zero=1, clip=None) -> Codes:
+    w = _limited(w, clip)
+    return _grouped(functools.partial(_binary, zero=zero), w, axis, groups)
 
 
-class Codes(NamedTuple):
-    """Integers and what they stand for: ``integers * scale + zero``."""
+def _ternary_codes(w, axis=None, *, groups=None, clip=None) -> Codes:
+    return _grouped(_ternary, _limited(w, clip), axis, groups)
 
-    integers: jax.Array
-    scale: jax.Array
-    zero: jax.Array
+
+def _scaled(codes: Codes) -> jax.Array:
+    return codes.integers * codes.scale
+
+
+for _fn, _bits, _codes in (
+    (binarize, 1, _binary_codes),
+    (ternarize, 2, _ternary_codes),
+):
+    _fn.bits, _fn.codes, _fn.centred = _bits, _codes, True  # type: ignore[attr-defined]
 
 
 def _safe_scale(scale: jax.Array) -> jax.Array:
@@ -159,16 +179,12 @@ class _Activation:
 
     axis: Axis
     groups: int | None
+    centred: ClassVar[bool]
+    """Whether the zero point is always 0."""
 
     def codes(self, x: Float[Array, "..."]) -> Codes:
-        """Return the integers of ``x``, their scale and their zero point.
-
-        Raises:
-          ValueError: the quantizer has groups, which cut ``x`` into another shape.
-        """
-        if self.groups:
-            raise ValueError("codes of a quantizer with groups have no one shape")
-        return self._codes(x, self.axis)
+        """Return the integers of ``x``, their scale and their zero point."""
+        return _grouped(self._codes, x, None if self.groups else self.axis, self.groups)
 
     def _codes(self, x: jax.Array, axis: Axis) -> Codes:
         raise NotImplementedError
@@ -176,12 +192,11 @@ class _Activation:
     def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
         """Return the quantised values of ``x``, with the gradient of ``x``."""
 
-        def values(x: jax.Array, axis: Axis) -> jax.Array:
-            integers, scale, zero = self._codes(x, axis)
+        def values(x: jax.Array) -> jax.Array:
+            integers, scale, zero = self.codes(x)
             return (integers * scale + zero).astype(x.dtype)
 
-        axis = None if self.groups else self.axis
-        return straight_through(lambda x: _grouped(values, x, axis, self.groups), x)
+        return straight_through(values, x)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -207,6 +222,7 @@ class symmetric(_Activation):  # noqa: N801
     axis: Axis = -1
     levels: str = "restricted"
     groups: int | None = None
+    centred: ClassVar[bool] = True
 
     def __post_init__(self):
         """Refuse unknown settings."""
@@ -246,6 +262,7 @@ class asymmetric(_Activation):  # noqa: N801
     axis: Axis = -1
     levels: str = "restricted"
     groups: int | None = None
+    centred: ClassVar[bool] = False
 
     def __post_init__(self):
         """Refuse unknown settings."""

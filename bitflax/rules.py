@@ -27,9 +27,10 @@ def quantize(params: Params, rules: Rules, *, lazy: bool = False) -> Params:
     Args:
       params: a parameter tree of latent float weights.
       rules: pairs (regex of a whole path, quantizer); first match wins.
-      lazy: hand a table over as a leaf that is quantised row by row after the
-        look-up, where its quantizer scales each row by itself: the same numbers, at
-        the cost of the rows that a batch uses.
+      lazy: hand a matrix over as a leaf that is quantised when it is used: a kernel,
+        whose integers a model may then multiply exactly; and a table, row by row after
+        the look-up, where its quantizer scales each row by itself. The same numbers,
+        a table's at the cost of the rows that a batch uses.
 
     Raises:
       ValueError: a rule matches no path; the message holds its text.
@@ -50,7 +51,7 @@ def _quantised(path: str, leaf: Any, quantizer: Quantizer, lazy: bool) -> Any:
         halves = (_quantised(path, half, quantizer, lazy) for half in (leaf.a, leaf.b))
         return leaves.Split(*halves)
     table = path.startswith("embeddings/")
-    if lazy and table and by_row(quantizer):
+    if lazy and (by_row(quantizer) if table else path.endswith("/kernel")):
         return leaves.Lazy(leaf, quantizer)
     return quantizer(leaf)
 

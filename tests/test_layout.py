@@ -18,7 +18,7 @@ ROWS = """
 L0  types errors data.examples
 L0  memory trees onnxgraph fieldtypes storage svg progressbar torchpickle
 L0  tensorfile hosts
-L1  products bitfields
+L1  products bitfields recompute outputfiles
 L1  overrides quantizers losses weighting depth metrics
 L1  leaves
 L1  activations numerics bertadam learned liveness provenance
