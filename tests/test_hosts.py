@@ -150,6 +150,31 @@ def test_processes_train_as_one(count, how, kind, tmp_path, cache):
                 assert np.abs(found[f"arr_{number}"] - leaf).max() < 1e-5
 
 
+SCRIPT = """
+import sys
+from bitflax import hosts
+
+place, process, odd = sys.argv[1:]
+hosts.initialize(place, 2, int(process))
+hosts.barrier()
+if process == odd:
+    raise ValueError("my own mistake")
+hosts.share(hosts.barrier)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("odd", [0, 1])
+def test_a_script_s_own_error_ends_the_other_process(odd, tmp_path, cache):
+    place = f"127.0.0.1:{hosted.free_port()}"
+    commands = [["-c", SCRIPT, place, i, odd] for i in range(2)]
+    with hosted.Processes(commands, tmp_path, cache) as processes:
+        assert processes.statuses() == [1, 1]
+        assert "ValueError: my own mistake" in processes.said(odd)
+        failed = f"bitflax: error: process {odd} failed: my own mistake"
+        assert failed in processes.said(1 - odd)
+
+
 # ----------------------------------------------------------------------- whole runs
 
 
