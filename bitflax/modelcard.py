@@ -76,7 +76,7 @@ def _front(model: Opened, origin: Provenance) -> str:
         "base_model": _base(origin),
         "datasets": ["nyu-mll/glue"] if task.startswith("glue/") else None,
         "metrics": _METRICS.get(origin.metric or ""),
-        "tags": [*tags, f"{bits}-bit"] if bits < 32 else tags,
+        "tags": [*tags, f"{bits:g}-bit"] if bits < 32 else tags,
     }
     lines = (f"{k}: {json.dumps(v)}" for k, v in fields.items() if v is not None)
     return "\n".join(["---", *lines, "---"])
@@ -90,14 +90,14 @@ def _base(origin: Provenance) -> str | None:
     return PACKAGED.get(origin.teacher or "", origin.teacher)
 
 
-def _bits(model: Opened) -> int:
+def _bits(model: Opened) -> float:
     """Return the bits that most of the weights take in the packed file; 32: dense."""
     return max(_counts(model).items(), key=lambda pair: pair[1])[0]
 
 
-def _counts(model: Opened) -> Counter[int]:
+def _counts(model: Opened) -> Counter[float]:
     """Return how many values are stored with how many bits."""
-    counts: Counter[int] = Counter()
+    counts: Counter[float] = Counter()
     for row in packing.size_report(model.params):
         counts[row.bits] += row.values
     return counts
@@ -106,7 +106,7 @@ def _counts(model: Opened) -> Counter[int]:
 def _title(model: Opened, origin: Provenance) -> str:
     layers, bits = model.config.num_hidden_layers, _bits(model)
     name = f"{_plain(origin.recipe)}: a" if origin.recipe else "A"
-    weights = f" with {bits}-bit weights" if bits < 32 else ""
+    weights = f" with {bits:g}-bit weights" if bits < 32 else ""
     return f"{name} BERT of {layers} layer{'s' if layers > 1 else ''}{weights}"
 
 
@@ -163,7 +163,7 @@ def _limits(model: Opened, size: int | None) -> Iterator[str]:
     if size:
         values = sum(_counts(model).values())
         counts = ", ".join(
-            f"{count:,} of {bits} bit{'s' if bits > 1 else ''}"
+            f"{count:,} of {bits:g} bit{'s' if bits > 1 else ''}"
             for bits, count in sorted(_counts(model).items())
         )
         yield (

@@ -1,0 +1,102 @@
+"""How many labels an engine changes: every engine against the student as trained.
+
+The last stage's latent weights are quantised by the run's own rules, and JAX runs them
+with the run's activation quantizers: that is the student. It is packed anew, by today's
+code, and every engine answers the task's whole dev set from what was packed.
+
+    python -m tests.benchmarks.agreement RUN [RUN ...] > agreement.json
+"""
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import bitflax as bf
+from bitflax import metrics, onnxbert, packing, pretrained, recipefiles
+from bitflax.data import tasks
+from bitflax.data.text import Tokenizer
+from bitflax.engines import run_onnx
+from tests.benchmarks import common
+
+
+def answers(
+    run: Path, kinds: Sequence[str]
+) -> tuple[dict[str, np.ndarray], Any, bf.BertConfig]:
+    """Return ``{engine: logits}`` of the dev set, the student first; task and shape."""
+    record = json.loads((run / "recipe.json").read_text())
+    recipe = recipefiles.load_recipe(run / "recipe.py", record["overrides"])
+    data, stage = recipe.data, recipe.stages[-1]
+    assert data is not None
+    folder = run / f"{len(recipe.stages)}-{stage.name}" / "params"
+    config, latent = pretrained.load_pretrained(folder)
+    task = tasks.load_task(data.task, data_dir=data.data_dir)
+    texts = list(task.dev.texts[0])
+    if len(task.dev.texts) == 2:
+        texts = list(zip(*task.dev.texts, strict=True))
+    tokenizer = Tokenizer.from_folder(folder)
+
+    def logits(params: Any, act: Any, graph: Any = None) -> np.ndarray:
+        made = bf.Predictor(config, params, tokenizer, act, data.max_length)
+        if graph is not None:
+            made._engine = run_onnx(graph.SerializeToString())
+        return made.logits(texts)
+
+    packed = packing.pack(latent, stage.rules)
+    plain = packing.unpack(packed)
+    found = {"as trained": logits(bf.quantize(latent, stage.rules), stage.act)}
+    found["jax, packed"] = logits(packed, stage.act)
+    for kind in kinds:
+        graph = onnxbert.build(config, packed, stage.act, kind)
+        found[kind] = logits(plain, None, graph)
+    found["hf (no rounding of activations)"] = logits(plain, None)
+    return found, task, config
+
+
+def measure(run: Path, kinds: Sequence[str]) -> list[dict[str, Any]]:
+    """Return a row an engine: agreement with the student, score, largest difference."""
+    found, task, config = answers(run, kinds)
+    names = [name.casefold() for name in config.labels]
+    right = task.dev.labels
+    if not task.regression:
+        right = np.array([names.index(task.labels[i].casefold()) for i in right])
+    whole = found["as trained"]
+    before = metrics.predictions(whole, regression=task.regression)
+    rows = []
+    for engine, logits in found.items():
+        said = metrics.predictions(logits, regression=task.regression)
+        rows.append(
+            {
+                "run": str(run),
+                "engine": engine,
+                "agreement": metrics.agreement(said, before),
+                "moved": int(np.sum(said != before)),
+                "examples": len(said),
+                task.metric: metrics.score(task.metric, said, right)[task.metric],
+                "largest difference of logits": float(np.abs(logits - whole).max()),
+            }
+        )
+    return rows
+
+
+def main() -> None:
+    """Measure every run; the table goes to stderr, the JSON to stdout."""
+    options = argparse.ArgumentParser(description=__doc__)
+    options.add_argument("runs", nargs="+", metavar="RUN")
+    options.add_argument("--kinds", nargs="*", choices=onnxbert.KINDS)
+    args = options.parse_args()
+    args.kinds = onnxbert.KINDS if args.kinds is None else args.kinds
+    rows = [row for run in args.runs for row in measure(Path(run), args.kinds)]
+    lines = [
+        [f"{cell:.4f}" if isinstance(cell, float) else cell for cell in row.values()]
+        for row in rows
+    ]
+    common.say(common.table(list(rows[0]), lines))
+    common.write("agreement", args, {"results": rows})
+
+
+if __name__ == "__main__":
+    main()

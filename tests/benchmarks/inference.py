@@ -1,0 +1,237 @@
+"""What a packed student costs to run: our engines against ONNX Runtime's own forms.
+
+A 1-bit student of random weights, 8-bit activations, every second layer of the model.
+Sides: the packed file in JAX; our ONNX files; and the same student without rounding of
+activations in float32 and as onnxruntime's own quantiser makes it int8. All of a number
+of threads alternate within one process, which may use that many cores. Load time (from
+the imports' end to the first answer, caches warm) and memory (the most that a process
+held above what its imports took) come from processes of their own.
+
+    python -m tests.benchmarks.inference --model bert-base --threads 1 2 > inference.json
+"""
+
+import functools
+import json
+import logging
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+SHAPES = ((1, 32), (1, 128), (32, 128))
+PACKED = "jax, packed file"
+FLOAT, DYNAMIC = "ORT float32", "ORT dynamic int8"
+ONNX = {
+    "onnx-int8": ("onnx-int8", -1),
+    "onnx-int8, scale a tensor": ("onnx-int8", None),
+    "onnx-2bit": ("onnx-2bit", -1),
+    "onnx-fp32": ("onnx-fp32", -1),
+}
+"""Our files: the kind, and the axis of the activations' scales."""
+SIDES = (PACKED, *ONNX, FLOAT, DYNAMIC)
+
+
+def write_models(model: str, folder: Path) -> dict[str, int]:
+    """Write a student's file of every side; return their bytes."""
+    import jax
+
+    import bitflax as bf
+    from bitflax import onnxbert, packing
+    from bitflax.errors import ConfigError
+    from tests.benchmarks import common, steps
+
+    _, config, _ = steps.configs(model)
+    params = bf.init_params(config, jax.random.key(0))
+    packed = packing.pack(params, bf.xtc_1bit())
+    packing.save_packed(place(folder, PACKED), config, packed, bf.symmetric(bits=8))
+    for side, (kind, axis) in ONNX.items():
+        act = bf.symmetric(bits=8, axis=axis)
+        try:
+            graph = onnxbert.build(config, packed, act, kind)
+        except ConfigError as error:  # too small a shape for it
+            common.say(f"left out: {error.problem}")
+            continue
+        place(folder, side).write_bytes(graph.SerializeToString())
+    graph = onnxbert.build(config, packed, None, "onnx-fp32")
+    place(folder, FLOAT).write_bytes(graph.SerializeToString())
+    logging.disable(logging.WARNING)  # it recommends a step that changes nothing here
+    from onnxruntime import quantization
+
+    quantization.quantize_dynamic(place(folder, FLOAT), place(folder, DYNAMIC))
+    return {side: place(folder, side).stat().st_size for side in sides(folder)}
+
+
+def sides(folder: Path) -> list[str]:
+    """Return the sides whose files are there."""
+    return [side for side in SIDES if place(folder, side).exists()]
+
+
+def place(folder: Path, side: str) -> Path:
+    """Return the file of a side."""
+    return folder / f"{side.replace(' ', '_').replace(',', '')}.model"
+
+
+def batch(rows: int, length: int) -> dict[str, np.ndarray]:
+    """Return random words without padding."""
+    rng = np.random.default_rng(0)
+    ids = rng.integers(1, 500, (rows, length)).astype(np.int64)
+    return {
+        "input_ids": ids,
+        "attention_mask": np.ones_like(ids),
+        "token_type_ids": np.zeros_like(ids),
+    }
+
+
+def use(threads: int) -> None:
+    """Keep this process, and what XLA starts in it, to so many cores."""
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
+
+
+def engine(folder: Path, side: str, threads: int) -> Callable[[dict], np.ndarray]:
+    """Return the engine that runs a side's file."""
+    if side == PACKED:
+        from bitflax import engines, packing
+
+        found = packing.read_packed(place(folder, side))
+        return engines.make("jax", found.config, found.packed, found.act)
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    # Threads that wait for work must not take the cores of the side that comes next.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    session = onnxruntime.InferenceSession(
+        place(folder, side), options, providers=["CPUExecutionProvider"]
+    )
+    return lambda feed: session.run(["logits"], feed)[0]
+
+
+def child_load(folder: Path, side: str, threads: int) -> dict[str, float]:
+    """Load one side in this process: seconds to the first answer, and bytes."""
+    use(threads)
+    if side == PACKED:
+        import jax
+
+        import bitflax  # noqa: F401
+
+        jax.config.update("jax_compilation_cache_dir", str(folder / "compiled"))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+        jax.devices()
+    else:
+        import onnxruntime  # noqa: F401
+    Path("/proc/self/clear_refs").write_text("5")  # the peak is now what is held
+    before, began = peak(), time.perf_counter()
+    engine(folder, side, threads)(batch(1, 32))
+    return {"seconds": time.perf_counter() - began, "bytes": peak() - before}
+
+
+def peak() -> int:
+    """Return the most bytes that this process has held; Linux alone says it.
+
+    ``ru_maxrss`` would be at least what the parent held when it started this one.
+    """
+    lines = Path("/proc/self/status").read_text().splitlines()
+    (found,) = (line.split()[1] for line in lines if line.startswith("VmHWM"))
+    return 1024 * int(found)
+
+
+def child_time(folder: Path, threads: int, rounds: int) -> dict[str, Any]:
+    """Time all sides in this process, alternating, at every shape."""
+    use(threads)
+    from tests.benchmarks import common
+
+    made = {side: engine(folder, side, threads) for side in sides(folder)}
+    found: dict[str, Any] = {}
+    for rows, length in SHAPES:
+        feed = batch(rows, length)
+        calls = {side: functools.partial(run, feed) for side, run in made.items()}
+        times = common.alternate(calls, rounds)
+        found[f"{rows}x{length}"] = {
+            side: each.summary() | {"float32 / this": common.ratio(times[FLOAT], each)}
+            for side, each in times.items()
+        }
+    return found
+
+
+def child(name: str, *arguments: Any) -> dict[str, Any]:
+    """Run one of the two above in a process of its own."""
+    command = [sys.executable, "-m", "tests.benchmarks.inference", "--child", name]
+    found = subprocess.run(
+        [*command, *map(str, arguments)], stdout=subprocess.PIPE, text=True, check=True
+    )
+    return json.loads(found.stdout.splitlines()[-1])
+
+
+def measure(folder: Path, threads: int, rounds: int) -> dict[str, Any]:
+    """Return load, memory and times of all sides with a number of threads."""
+    loads: dict[str, list[dict[str, float]]] = {side: [] for side in sides(folder)}
+    for number in range(4):
+        for side in loads:
+            found = child("load", folder, side, threads)
+            if number or side != PACKED:  # the first one fills the cache
+                loads[side].append(found)
+    middle = {
+        side: {key: float(np.median([f[key] for f in found])) for key in found[0]}
+        for side, found in loads.items()
+    }
+    return {"load": middle, "times": child("time", folder, threads, rounds)}
+
+
+def rows_of(sizes: dict[str, int], found: dict[str, Any]) -> list[list[str]]:
+    """Return the table's lines: a side each."""
+    lines = []
+    for side, load in found["load"].items():
+        line = [side, f"{sizes[side] / 1e6:.1f}"]
+        line += [f"{load['seconds']:.2f}", f"{load['bytes'] / 1e6:.0f}"]
+        for rows, length in SHAPES:
+            times = found["times"][f"{rows}x{length}"][side]
+            line.append(f"{1e3 * times['wall'] / rows:.2f}")
+            line.append(f"{times['float32 / this']['wall']:.2f}")
+        lines.append(line)
+    return lines
+
+
+def main() -> None:
+    """Measure every number of threads; table to stderr, JSON to stdout."""
+    from tests.benchmarks import common
+
+    options = common.parser(__doc__)
+    options.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    args = common.parse(options)
+    results = {}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        sizes = write_models(args.model, folder)
+        for threads in args.threads:
+            found = measure(folder, threads, args.rounds)
+            results[threads] = found
+            common.say(
+                f"\n{args.model}, {threads} threads, {args.rounds} rounds; ms a row"
+            )
+            head = ["side", "MB", "load s", "memory MB"]
+            for rows, length in SHAPES:
+                head += [f"{rows}x{length}", "faster"]
+            common.say(common.table(head, rows_of(sizes, found)))
+    common.write("inference", args, {"bytes": sizes, "threads": results})
+
+
+def run_child(name: str, folder: str, *rest: str) -> None:
+    """Do what ``child`` asks for, and print it."""
+    if name == "load":
+        found: dict[str, Any] = child_load(Path(folder), rest[0], int(rest[1]))
+    else:
+        found = child_time(Path(folder), int(rest[0]), int(rest[1]))
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--child"]:
+        run_child(*sys.argv[2:])
+    else:
+        main()
