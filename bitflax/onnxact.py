@@ -17,6 +17,7 @@ from bitflax.quantizers import Axis, asymmetric, symmetric
 _LEAST = np.float32(1e-30)
 """In place of a step of 0, which only zeros have."""
 _FLAT = np.array([-1])
+_LAST = (-1, (-1,))
 
 
 class _Grid(NamedTuple):
@@ -77,11 +78,30 @@ def has_codes(quantizer: Any) -> bool:
     [True, False, False, False]
     """
     inner = _inner(quantizer)
-    if isinstance(inner, lsq | elastic):
-        return inner.bits <= 8
-    if not isinstance(inner, symmetric | asymmetric) or inner.bits > 8:
+    if not isinstance(inner, symmetric | asymmetric | lsq | elastic) or inner.bits > 8:
         return False
-    return not inner.groups and inner.axis in (None, -1, (-1,))
+    return not getattr(inner, "groups", None) and is_flat(quantizer)
+
+
+def is_flat(quantizer: Any) -> bool:
+    """Whether all that it has to know of axes is which one is the last."""
+    inner = _inner(quantizer)
+    grouped = bool(getattr(inner, "groups", None))
+    return grouped or getattr(inner, "axis", None) in (None, *_LAST)
+
+
+def is_by_token(quantizer: Any) -> bool:
+    """Whether a token's values depend on no other token.
+
+    >>> [is_by_token(q) for q in (None, symmetric(8), symmetric(8, axis=None), lsq(4))]
+    [True, True, False, True]
+    """
+    inner = _inner(quantizer)
+    if isinstance(inner, symmetric | asymmetric):
+        return not inner.groups and inner.axis in _LAST
+    if isinstance(inner, lsq):
+        return inner.signed  # the other kind takes off the smallest value of all
+    return inner is None or isinstance(inner, elastic)
 
 
 def codes(graph: Graph, site: str, quantizer: Any, x: str, p: Any = None) -> Codes:

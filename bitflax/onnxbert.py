@@ -13,8 +13,9 @@ In the last two, tables and the rest are stored as they are packed, and a matrix
 is not of 1 or 2 bits, or whose input is not of integers, is multiplied in float32.
 """
 
+import functools
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,7 @@ from bitflax.types import BertConfig, Params
 
 FP32, INT8, TWO_BIT = KINDS = ("onnx-fp32", "onnx-int8", "onnx-2bit")
 _MASKED = np.float32(-1e9)
+_ROW = np.array([-1])
 
 
 def build(config: BertConfig, params: Params, act: Any, kind: str) -> Any:
@@ -69,7 +71,11 @@ def build(config: BertConfig, params: Params, act: Any, kind: str) -> Any:
 
 
 class _Student:
-    """The graph of one student, part by part as in ``bitflax.model``."""
+    """The graph of one student, part by part as in ``bitflax.model``.
+
+    Hidden states are matrices: a row is a token [batch * sequence, width], or, where
+    ``first``, the first token of a text [batch, width].
+    """
 
     def __init__(
         self, config: BertConfig, flat: Mapping[str, Any], act: Mapping, kind: str
@@ -92,12 +98,17 @@ class _Student:
         mask = graph.op("Sub", np.float32(1), graph.op("Cast", mask, to=FLOAT))
         mask = graph.op("Mul", mask, _MASKED)
         x = self.embeddings()
-        for i in range(self.config.num_hidden_layers):
-            x = self.attention(f"encoder/layer_{i}/attention", x, mask)
-            x = self.feed_forward(f"encoder/layer_{i}/ffn", x)
-        first = graph.op("Gather", x, np.array(0), axis=1)
-        pooled = graph.op("Tanh", self.linear("pooler", first, rank=2))
-        return self.linear("classifier", pooled, rank=2)
+        *layers, last = range(self.config.num_hidden_layers)
+        for i in layers:
+            x = self.layer(f"encoder/layer_{i}", x, x, mask, first=False)
+        # Of the last layer, only what becomes of first tokens is used.
+        path = f"encoder/layer_{last}"
+        if self.by_token(path):
+            x = self.layer(path, self.first(x), x, mask, first=True)
+        else:
+            x = self.first(self.layer(path, x, x, mask, first=False))
+        x = graph.op("Tanh", self.linear("pooler", x, first=True))
+        return self.linear("classifier", x, first=True)
 
     def embeddings(self) -> str:
         """Add the sum of word, position and token-type rows, normalised."""
@@ -105,46 +116,58 @@ class _Student:
         word, position, token_type = (
             self.flat[path.format(n)] for n in ("word", "position", "token_type")
         )
-        flat = np.array([-1])
-        x = onnxweights.rows(graph, word, graph.op("Reshape", self.ids, flat))
-        types = graph.op("Reshape", self.types, flat)
+        ids, types = (graph.op("Reshape", x, _ROW) for x in (self.ids, self.types))
+        x = onnxweights.rows(graph, word, ids)
         x = graph.op("Add", x, onnxweights.rows(graph, token_type, types))
-        x = graph.op("Reshape", x, self._split_last(-1))
         length = graph.op("Slice", self.shape, np.array([1]), np.array([2]))
         table = onnxweights.dense(graph, position)
-        x = graph.op("Add", x, graph.op("Slice", table, np.array([0]), length))
-        return self.norm("embeddings/norm", x)
+        positions = graph.op("Slice", table, np.array([0]), length)
+        x = graph.op("Add", self.by_text(x), positions)
+        return self.norm("embeddings/norm", self.by_row(x, self.config.hidden_size))
 
-    def attention(self, path: str, x: str, mask: str) -> str:
-        """Add multi-head attention with its residual."""
-        graph, head = self.graph, self.config.head_width
+    def layer(self, path: str, x: str, tokens: str, mask: str, *, first: bool) -> str:
+        """Add a layer that makes of ``x`` new rows, attending to all ``tokens``."""
+        y = self.attention(f"{path}/attention", x, tokens, mask, first)
+        x = self.norm(f"{path}/attention/norm", self.graph.op("Add", x, y))
+        y = self.linear(f"{path}/ffn/in", x, first)
+        gelu = self.config.hidden_act == "gelu"
+        y = self.gelu(y) if gelu else self.graph.op("Relu", y)
+        y = self.linear(f"{path}/ffn/out", y, first)
+        return self.norm(f"{path}/ffn/norm", self.graph.op("Add", x, y))
 
-        def project(name, axes):
-            y = self.at(f"{path}/{name}/output", self.linear(f"{path}/{name}", x))
-            cut = self._split_last(self.config.num_attention_heads, head)
-            return graph.op("Transpose", graph.op("Reshape", y, cut), perm=axes)
+    def attention(self, path: str, x: str, tokens: str, mask: str, first: bool) -> str:
+        """Add multi-head attention of the rows ``x`` to all ``tokens``."""
+        graph, config = self.graph, self.config
+        heads, head = config.num_attention_heads, config.head_width
 
-        query = project("query", (0, 2, 1, 3))
+        def project(name, x, axes, first=False):
+            y = self.linear(f"{path}/{name}", x, first)
+            y = self.at(f"{path}/{name}/output", y, first)
+            y = self.by_text(y, heads, head, first=first)
+            return graph.op("Transpose", y, perm=axes)
+
+        query = project("query", x, (0, 2, 1, 3), first)
         query = graph.op("Mul", query, np.float32(head**-0.5))
-        scores = graph.op("MatMul", query, project("key", (0, 2, 3, 1)))
+        scores = graph.op("MatMul", query, project("key", tokens, (0, 2, 3, 1)))
         probs = graph.op("Softmax", graph.op("Add", scores, mask), axis=-1)
-        probs = self.at(f"{path}/probs", probs, rank=4)
-        y = graph.op("MatMul", probs, project("value", (0, 2, 1, 3)))
+        if f"{path}/probs" in self.act:
+            probs = self.values(f"{path}/probs", probs, rank=4)
+        y = graph.op("MatMul", probs, project("value", tokens, (0, 2, 1, 3)))
         y = graph.op("Transpose", y, perm=(0, 2, 1, 3))
-        y = graph.op("Reshape", y, self._split_last(-1))
-        y = self.linear(f"{path}/out", y)
-        return self.norm(f"{path}/norm", graph.op("Add", x, y))
+        return self.linear(f"{path}/out", self.by_row(y, heads * head), first)
 
-    def feed_forward(self, path: str, x: str) -> str:
-        """Add the two matrices of a layer's second half with their residual."""
-        y = self.linear(f"{path}/in", x)
-        y = (
-            self.gelu(y)
-            if self.config.hidden_act == "gelu"
-            else self.graph.op("Relu", y)
-        )
-        y = self.linear(f"{path}/out", y)
-        return self.norm(f"{path}/norm", self.graph.op("Add", x, y))
+    def linear(self, path: str, x: str, first: bool) -> str:
+        """Add ``x @ kernel + bias``, ``x`` quantised as its site says."""
+        graph, site = self.graph, f"{path}/input"
+        kernel, bias = self.flat[f"{path}/kernel"], self.flat[f"{path}/bias"]
+        parts = onnxweights.integers(kernel) if self.kind != FP32 else []
+        if parts and self.kind == INT8 and onnxact.has_codes(self.act.get(site)):
+            self.coded += 1
+            y = onnxlinear.int8(graph, self.codes(site, x), parts)
+        else:
+            weights = onnxweights.dense(graph, kernel)
+            y = graph.op("MatMul", self.at(site, x, first), weights)
+        return graph.op("Add", y, np.asarray(bias, np.float32))
 
     def gelu(self, x: str) -> str:
         """Add ``x (1 + erf(x / sqrt 2)) / 2``, the form that runtimes fuse."""
@@ -159,44 +182,52 @@ class _Student:
         eps = self.config.layer_norm_eps
         return self.graph.op("LayerNormalization", x, scale, bias, epsilon=eps)
 
-    def at(self, site: str, x: str, rank: int = 3) -> str:
-        """Add the quantizer of a site, if it has one; once for equal ones of ``x``."""
-        quantizer, p = self.act.get(site), self.flat.get(site)
+    def at(self, site: str, x: str, first: bool) -> str:
+        """Add the quantizer of rows at a site, if it has one."""
+        quantizer = self.act.get(site)
         if quantizer is None:
             return x
-        key = ("values", x, quantizer, p if p is None else np.asarray(p).tobytes())
-        if key not in self._known:
-            self._known[key] = onnxact.values(
-                self.graph, site, quantizer, x, p, rank=rank
-            )
-        return self._known[key]
+        if first or onnxact.is_flat(quantizer):
+            return self.values(site, x, rank=2)
+        y = self.values(site, self.by_text(x), rank=3)
+        return self.graph.op("Reshape", y, self.graph.op("Shape", x))
+
+    def values(self, site: str, x: str, rank: int) -> str:
+        """Add the quantizer of a site; once for equal ones of the same ``x``."""
+        make = functools.partial(onnxact.values, rank=rank)
+        return self._once(make, site, x)
 
     def codes(self, site: str, x: str) -> onnxact.Codes:
-        """Add the quantizer of a site as integers [rows, n]; once for equal ones."""
+        """Add the quantizer of a site as integers; once for equal ones of ``x``."""
+        return self._once(onnxact.codes, site, x)
+
+    def _once(self, make: Callable, site: str, x: str) -> Any:
         quantizer, p = self.act[site], self.flat.get(site)
-        key = ("codes", x, quantizer, p if p is None else np.asarray(p).tobytes())
+        learned = None if p is None else np.asarray(p).tobytes()
+        key = (getattr(make, "func", make), x, quantizer, learned)
         if key not in self._known:
-            self._known[key] = onnxact.codes(self.graph, site, quantizer, x, p)
+            self._known[key] = make(self.graph, site, quantizer, x, p)
         return self._known[key]
 
-    def linear(self, path: str, x: str, rank: int = 3) -> str:
-        """Add ``x @ kernel + bias``, ``x`` quantised as its site says."""
-        graph, kernel = self.graph, self.flat[f"{path}/kernel"]
-        site = f"{path}/input"
-        parts = onnxweights.integers(kernel) if self.kind != FP32 else []
-        if parts and self.kind == INT8 and onnxact.has_codes(self.act.get(site)):
-            self.coded += 1
-            flat = graph.op("Reshape", x, np.array([-1, kernel.shape[0]]))
-            y = onnxlinear.int8(graph, self.codes(site, flat), parts)
-            y = y if rank == 2 else graph.op("Reshape", y, self._split_last(-1))
-        else:
-            weights = onnxweights.dense(graph, kernel)
-            y = graph.op("MatMul", self.at(site, x, rank), weights)
-        return graph.op("Add", y, np.asarray(self.flat[f"{path}/bias"], np.float32))
+    def by_token(self, path: str) -> bool:
+        """Whether no quantizer of a layer looks at more than one token."""
+        sites = (site for site in self.act if site.startswith(f"{path}/"))
+        return all(onnxact.is_by_token(self.act[site]) for site in sites)
 
-    def _split_last(self, *sizes: int) -> str:
-        """Return the shape [batch, sequence, *sizes]."""
-        if sizes not in self._known:
-            both = (self.shape, np.array(sizes))
-            self._known[sizes] = self.graph.op("Concat", *both, axis=0)
-        return self._known[sizes]
+    def first(self, x: str) -> str:
+        """Return the rows of first tokens [batch, width]."""
+        return self.graph.op("Gather", self.by_text(x), np.array(0), axis=1)
+
+    def by_text(self, x: str, *sizes: int, first: bool = False) -> str:
+        """Return rows as [batch, sequence, *sizes]; -1 is what is left."""
+        tail = np.array(sizes or (-1,))
+        if first:
+            return self.graph.op("Reshape", x, np.array([0, 1, *tail]))
+        key = ("shape", *sizes)
+        if key not in self._known:
+            self._known[key] = self.graph.op("Concat", self.shape, tail, axis=0)
+        return self.graph.op("Reshape", x, self._known[key])
+
+    def by_row(self, x: str, width: int) -> str:
+        """Return [..., width] as rows."""
+        return self.graph.op("Reshape", x, np.array([-1, width]))

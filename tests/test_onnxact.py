@@ -128,3 +128,22 @@ def test_an_own_quantizer_is_refused():
     with pytest.raises(ConfigError, match=r"ffn/in/input: .*cannot express"):
         onnxact.values(graph, "ffn/in/input", jnp.round, x, rank=2)
     assert not onnxact.has_codes(jnp.round)
+
+
+def test_what_depends_on_its_own_token_alone():
+    alone = {name for name in ALL if onnxact.is_by_token(ALL[name])}
+    wide = {name for name in ALL if name.endswith("None")} | {
+        "clipped-symmetric",
+        "lsq4-unsigned",
+        "lsq8-unsigned",
+        *FLOATS,
+    } - {"symmetric12", "asymmetric12", "lsq12"}
+    assert alone == set(ALL) - wide
+    for name, quantizer in ALL.items():
+        x = activation(3)
+        changed = x.copy()
+        changed[1:] *= 3
+        same = np.array_equal(
+            expected(quantizer, x)[0], expected(quantizer, changed)[0]
+        )
+        assert same or name not in alone, name
