@@ -168,7 +168,7 @@ def main() -> None:
     options = common.parser(__doc__)
     options.add_argument("--tasks", nargs="+", choices=FOLDERS, default=list(FOLDERS))
     options.add_argument("--batch-size", type=int, default=32)
-    options.add_argument("--step", choices=steps.KINDS[:3], default="1-bit")
+    options.add_argument("--step", choices=steps.KINDS, default="1-bit")
     options.add_argument("--grid", type=int, default=6, help="lengths that are timed")
     args = common.parse(options)
     if "BITFLAX_DATA" not in os.environ:

@@ -18,8 +18,13 @@ from bitflax.data.batches import Batches
 from bitflax.data.text import Tokens
 from tests.benchmarks import common
 
-KINDS = ("fine-tuning", "fp32", "1-bit", "fp32 kept", "1-bit kept")
-"""Kinds of steps; "kept" reads teacher outputs that were computed before."""
+KINDS = (
+    "fine-tuning", "fp32", "fp32 kept", "1-bit", "1-bit kept", "1-bit exact",
+    "1-bit bf16", "1-bit bf16 kept", "1-bit recompute",
+)  # fmt: skip
+"""Kinds of steps. "kept" reads teacher outputs that were computed before; "exact" has
+integers of student and activations multiplied in bfloat16; "bf16" has bfloat16 operands
+in all products, the teacher's too; "recompute" keeps each layer's input alone."""
 STEPS = 10_000
 """Steps in the stage: what the warm-up is a share of."""
 ACT = bf.symmetric(bits=8, levels="full")
@@ -86,14 +91,23 @@ def train_step(
       optim: of the optimizer.
       **padding: of ``single_stage_loss``.
     """
-    quantised = kind.startswith("1-bit")
+    quantised, words = kind.startswith("1-bit"), kind.split()
+    dtype = "bfloat16" if "bf16" in words else None
+    apply = bf.bert(
+        student,
+        ACT if quantised else None,
+        dtype=dtype,
+        integers="bfloat16" if "exact" in words else None,
+        recompute="recompute" in words,
+    )
     optimizer = bf.make_optimizer(optim or bf.Optim(), STEPS)
-    loss, teach = single_stage_loss(layers, **padding), reader or bf.bert(teacher)
+    loss = single_stage_loss(layers, **padding)
+    teach = reader or bf.bert(teacher, dtype=dtype)
     if kind == "fine-tuning":
         loss, teach = bf.weighted(labels=(1.0, bf.label_cross_entropy)), None
     quantize = functools.partial(bf.quantize, rules=bf.xtc_1bit(), lazy=True)
     step = bf.make_train_step(
-        bf.bert(student, ACT if quantised else None),
+        apply,
         teach,
         loss,
         optimizer,

@@ -2,9 +2,10 @@
 
 Sides, which alternate within this process: plain fine-tuning of the student; FP32
 distillation; 1-bit distillation with 8-bit activations; both again with the teacher's
-outputs kept from an earlier pass; 1-bit distillation in bfloat16; and the PyTorch
-peer's 1-bit distillation, in float32 and under bfloat16 autocast. Each step is what a
-run does: it takes its batch from the host and updates the parameters.
+outputs kept from an earlier pass; 1-bit distillation with the integers' products in
+bfloat16, and with all products in it; and the PyTorch peer's 1-bit distillation, in
+float32 and under bfloat16 autocast. Each step is what a run does: it takes its batch
+from the host and updates the parameters.
 
     taskset -c 0 python -m tests.benchmarks.train_step > train_step.json
 """
@@ -25,10 +26,14 @@ RATIOS = (
     ("1-bit kept / 1-bit", "1-bit kept", "1-bit"),
     ("1-bit / peer 1-bit", "1-bit", "peer 1-bit"),
     ("peer 1-bit bf16 / peer 1-bit", "peer 1-bit bf16", "peer 1-bit"),
-    ("1-bit / peer 1-bit bf16", "1-bit", "peer 1-bit bf16"),
+    ("1-bit bf16 / 1-bit", "1-bit bf16", "1-bit"),
+    ("1-bit exact / 1-bit", "1-bit exact", "1-bit"),
+    ("1-bit bf16 / peer 1-bit", "1-bit bf16", "peer 1-bit"),
+    ("1-bit bf16 / peer 1-bit bf16", "1-bit bf16", "peer 1-bit bf16"),
+    ("1-bit bf16 kept / peer 1-bit bf16", "1-bit bf16 kept", "peer 1-bit bf16"),
 )
 PEERS = ("peer fine-tuning", "peer fp32", "peer 1-bit", "peer 1-bit bf16")
-DEFAULT = (*steps.KINDS, *PEERS[2:])
+DEFAULT = (*steps.KINDS[:-1], *PEERS[2:])
 
 
 def shape(text: str) -> tuple[int, int]:
