@@ -3,13 +3,23 @@
 import dataclasses
 import functools
 import os
+import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from bitflax import evaluate, hosts, model, projection, teaching, vocabulary
+from bitflax import (
+    evaluate,
+    hosts,
+    model,
+    outputfiles,
+    parallel,
+    projection,
+    teaching,
+    vocabulary,
+)
 from bitflax.data import batches as batching
 from bitflax.data.examples import Task
 from bitflax.data.text import Tokens
@@ -17,7 +27,7 @@ from bitflax.recipe import Stage
 from bitflax.rules import quantize
 from bitflax.runfolder import RunFolder
 from bitflax.sources import Data
-from bitflax.types import BertConfig, Params
+from bitflax.types import BertConfig, Outputs, Params
 
 MOST_KEPT_BYTES = 4 << 30
 
@@ -54,7 +64,7 @@ class Lesson:
     dev: batching.Batches
     buckets: tuple[int, ...]
     used: np.ndarray
-    _kept: list[tuple[str, teaching.Kept]] = dataclasses.field(default_factory=list)
+    _kept: list[tuple[Any, teaching.Kept]] = dataclasses.field(default_factory=list)
 
     @property
     def metric(self) -> str:
@@ -113,24 +123,70 @@ class Lesson:
         outputs, used = _used(stage, teacher, start, batches)
         if used is None:
             return None
-        for name, kept in self._kept:
-            if name == stage.teacher and used <= kept.names:
+        source = (stage.teacher, stage.teacher_dtype)
+        for known, kept in self._kept:
+            if known == source and used <= kept.names:
                 return kept
-        shapes = teaching.row_shapes(used, outputs)
-        held = sum(kept.nbytes for _, kept in self._kept)
-        size = teaching.size(shapes, batches)
-        most = min(MOST_KEPT_BYTES, _memory() // 4)
-        if held + size > most:
-            self._kept.clear()
-        if size > most:
+        size = teaching.size(teaching.row_shapes(used, outputs), batches)
+        files = None
+        if stage.cache_teacher == "disk":
+            files = self._files(stage, teacher, used)
+        if not self._fits(size, stage.cache_bytes, files):
             return None
-        apply = model.bert(teacher.config)
-        filling = teaching.keep(apply, teacher.params, batches, outputs, used)
+        kept = self._filled(stage, teacher, batches, outputs, used, files)
+        self._kept.append((source, kept))
+        return kept
+
+    def _files(
+        self, stage: Stage, teacher: Model, used: frozenset[str]
+    ) -> outputfiles.Files:
+        """Return the folder named after all that decides what a teacher says."""
+        tokens = dataclasses.asdict(self.tokens)
+        said = dict(config=repr(teacher.config), dtype=stage.teacher_dtype)
+        named = dict(names=sorted(used), buckets=self.buckets)
+        digest = outputfiles.digest(teacher.params, tokens, **said, **named)
+        return outputfiles.Files(self.run.cache / "teacher" / digest[:32])
+
+    def _fits(
+        self, size: int, most: int | None, files: outputfiles.Files | None
+    ) -> bool:
+        """Whether outputs may be kept; in memory, others make room for them."""
+        if files is not None:
+            free = shutil.disk_usage(self.run.cache).free
+            return files.whole or size <= (free // 2 if most is None else most)
+        most = min(MOST_KEPT_BYTES, _memory() // 4) if most is None else most
+        if sum(kept.in_memory for _, kept in self._kept) + size > most:
+            self._kept.clear()
+        return size <= most
+
+    def _filled(
+        self,
+        stage: Stage,
+        teacher: Model,
+        batches: batching.Batches,
+        outputs: Outputs,
+        used: frozenset[str],
+        files: outputfiles.Files | None,
+    ) -> teaching.Kept:
+        """Return a teacher's outputs: from disk, or computed on all devices."""
+        array = files and files.array
+        if files and files.whole:
+            return teaching.Kept(used, outputs, batches, array)
+        filling = teaching.keep(
+            model.bert(teacher.config, dtype=stage.teacher_dtype),
+            parallel.replicate(teacher.params, self.mesh),
+            batches,
+            outputs,
+            used,
+            array=array,
+            share=functools.partial(parallel.shard_batch, mesh=self.mesh),
+        )
         with self.run.progress(batches.steps_per_epoch, "teacher's outputs") as bar:
             for number, filled in enumerate(filling, 1):
                 bar.update(number)
                 kept = filled
-        self._kept.append((stage.teacher, kept))
+        if files:
+            files.finish()
         return kept
 
 

@@ -177,6 +177,7 @@ def _stage(index: int, stage: Stage, of: Recipe) -> str:
         rows.append("weights     32 bit")
     rows += _act_rows(stage.act)
     size = f", {stage.batch_size} a batch" if stage.batch_size else ""
+    rows += _compute_rows(stage)
     rows.append(f"{_schedule(stage)}{size}; the {stage.keep} parameters are kept")
     return _rows(stage.name, rows)
 
@@ -213,6 +214,19 @@ def _act_rows(act: Any) -> list[str]:
     return [
         f"activations {getattr(fn, 'bits', '?')} bit  {site}  {fn}" for site, fn in act
     ]
+
+
+def _compute_rows(stage: Stage) -> list[str]:
+    """Return what a stage computes with, where that is not the default."""
+    rows = []
+    if stage.dtype or stage.teacher_dtype:
+        names = (stage.dtype or "float32", stage.teacher_dtype or "float32")
+        rows.append("products    {}, the teacher's {}".format(*names))
+    if stage.accumulate > 1:
+        rows.append(f"gradients   added up over {stage.accumulate} parts of a batch")
+    if stage.recompute:
+        rows.append("layers      computed again on the way back")
+    return rows
 
 
 def _sizes(of: Recipe, config: BertConfig) -> str:

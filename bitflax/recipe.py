@@ -16,6 +16,7 @@ from bitflax.sources import Corpus, Data, Teacher, check_optim, check_rules, nee
 from bitflax.types import BertConfig, LossFn, Optim
 
 override = overrides.override
+Dtype = Literal["bfloat16"] | None
 Kept = Literal["int8", "float16", "float32"]
 
 
@@ -108,7 +109,16 @@ class Stage:
     data's. ``steps`` counts in place of ``epochs`` where it is given. ``keep`` says
     which parameters are the result: the ``"last"`` ones, or the ``"best"`` of all
     evaluations, of which there are ``evals``, evenly spread, the last one after the
-    last step. ``cache_teacher`` keeps the teacher's outputs in memory where they fit.
+    last step.
+
+    ``cache_teacher`` keeps the teacher's outputs, as many as the loss reads, in memory,
+    or with ``"disk"`` in the run's cache folder, if they fit into ``cache_bytes``
+    (None: a quarter of the memory, at most 4 GiB; half of what the disk has free).
+    ``dtype`` and ``teacher_dtype`` are what the operands of matrix products are rounded
+    to (``bitflax.bert``; None: they stay float32); parameters, sums and the student's
+    scores on dev are float32 always. ``recompute``
+    saves memory for time, as for long texts; so does ``accumulate``, which cuts a
+    batch into as many parts and adds up their gradients.
 
     With a ``corpus`` it is general distillation: the teacher is the pretrained model,
     before its fine-tuning, there are no labels, and ``steps`` must be given.
@@ -127,7 +137,12 @@ class Stage:
     corpus: Corpus | None = None
     keep: Literal["last", "best"] = "last"
     evals: int = 4
-    cache_teacher: bool = True
+    cache_teacher: bool | Literal["disk"] = True
+    cache_bytes: int | None = None
+    dtype: Dtype = None
+    teacher_dtype: Dtype = None
+    recompute: bool = False
+    accumulate: int = 1
 
     def __post_init__(self):
         """Check types and ranges; the name is a folder's name too."""
@@ -137,10 +152,12 @@ class Stage:
         named = named and self.name != "teacher" and not self.name.isdecimal()
         free = "a name of letters, digits, - and _; no number and not 'teacher'"
         need(named, f"{place}.name", free, self.name)
-        for field in ("epochs", "steps", "batch_size", "evals"):
+        for field in ("epochs", "steps", "batch_size", "evals", "accumulate"):
             value = getattr(self, field)
             least = value is None or value > 0
             need(least, f"{place}.{field}", "at least 1", value)
+        bound = self.cache_bytes is None or self.cache_bytes >= 0
+        need(bound, f"{place}.cache_bytes", "at least 0", self.cache_bytes)
         for field, only in (("keep", "last"), ("teacher", "teacher")):
             value = getattr(self, field)
             fits = self.corpus is None or value == only

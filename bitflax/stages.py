@@ -264,11 +264,14 @@ def _step(
     optimizer: optax.GradientTransformation,
 ):
     """Return the mapped step, its batch function, and what it gets as a teacher."""
-    apply = projection.projected(model.bert(start.config, stage.act))
+    student = model.bert(
+        start.config, stage.act, dtype=stage.dtype, recompute=stage.recompute
+    )
+    apply = projection.projected(student)
     kept, teach = None, None
     if teacher is not None:
         teacher = lesson.small(teacher)
-        teach = model.bert(teacher.config)
+        teach = model.bert(teacher.config, dtype=stage.teacher_dtype)
         kept = lesson.kept(stage, teacher, start, batches)
     step = training.make_train_step(
         apply,
@@ -278,6 +281,7 @@ def _step(
         quantize=functools.partial(quantize, rules=stage.rules, lazy=True)
         if stage.rules
         else None,
+        accumulate=stage.accumulate,
     )
 
     def batch(number: int) -> dict[str, jax.Array]:

@@ -1,4 +1,4 @@
-"""A teacher's outputs, computed once and kept in memory.
+"""A teacher's outputs, computed once and kept in memory or on disk.
 
 A teacher in distillation has no dropout, so what it says of an example is the same in
 every epoch. Kept outputs come with the batch, and ``reader`` is the model function
@@ -6,7 +6,7 @@ that reads them there: the train step does not know the difference.
 """
 
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -101,9 +101,18 @@ class Kept:
       names: which outputs.
       outputs: the teacher's outputs, or their shapes, of any batch.
       batches: the training batches.
+      array: ``(name, shape)`` makes a float32 array, or finds it filled already; None:
+        in memory.
     """
 
-    def __init__(self, names: frozenset[str], outputs: Outputs, batches: Batches):
+    def __init__(
+        self,
+        names: frozenset[str],
+        outputs: Outputs,
+        batches: Batches,
+        array: Callable[[str, tuple[int, ...]], np.ndarray] | None = None,
+    ):
+        array = array or _in_memory
         self.names, self.outputs = names, outputs
         self._shapes = row_shapes(names, outputs)
         lengths = np.asarray(batches.tokens.lengths)
@@ -115,7 +124,7 @@ class Kept:
             rows = np.flatnonzero(self._bucket == number)
             self._place[rows] = np.arange(len(rows))
             self._store[number] = {
-                name: np.empty((len(rows), *shape(size)), np.float32)
+                name: array(f"{size}-{name}", (len(rows), *shape(size)))
                 for name, shape in self._shapes.items()
             }
 
@@ -124,6 +133,12 @@ class Kept:
         """The memory that the outputs take."""
         stores = self._store.values()
         return sum(array.nbytes for store in stores for array in store.values())
+
+    @property
+    def in_memory(self) -> int:
+        """The memory that those take that are not on disk."""
+        arrays = [array for store in self._store.values() for array in store.values()]
+        return sum(a.nbytes for a in arrays if not isinstance(a, np.memmap))
 
     def put(self, index: np.ndarray, outputs: Mapping[str, np.ndarray]) -> None:
         """Keep the outputs of the examples ``index`` (-1: a filler row)."""
@@ -151,6 +166,10 @@ class Kept:
         buckets = np.where(index >= 0, self._bucket[index], -1)
         for number in np.unique(buckets[buckets >= 0]).tolist():
             yield number, np.flatnonzero(buckets == number)
+
+
+def _in_memory(name: str, shape: tuple[int, ...]) -> np.ndarray:
+    return np.empty(shape, np.float32)
 
 
 def row_shapes(names: frozenset[str], teacher: Outputs) -> dict[str, Any]:
@@ -190,6 +209,9 @@ def keep(
     batches: Batches,
     outputs: Outputs,
     names: frozenset[str],
+    *,
+    array: Any = None,
+    share: Callable[[Batch], Batch] = dict,
 ) -> Iterator[Kept]:
     """Compute and keep a teacher's outputs; yields after each batch, for progress.
 
@@ -199,8 +221,11 @@ def keep(
       batches: whose examples are run.
       outputs: the shapes of its outputs.
       names: which of them, from ``used_outputs``.
+      array: as ``Kept`` takes it.
+      share: shares a batch's rows out over devices; where it does, ``params`` are
+        replicated.
     """
-    kept = Kept(names, outputs, batches)
+    kept = Kept(names, outputs, batches, array)
 
     @jax.jit
     def run(params, batch):
@@ -210,5 +235,5 @@ def keep(
 
     for batch in batches.evaluation():
         inputs = {k: v for k, v in batch.items() if k not in ("index", "labels")}
-        kept.put(batch["index"], jax.device_get(run(params, inputs)))
+        kept.put(batch["index"], jax.device_get(run(params, share(inputs))))
         yield kept

@@ -10,7 +10,16 @@ import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
 import bitflax as bf
-from bitflax import metrics, packing, predict, pretrained, provenance, runlog, trees
+from bitflax import (
+    metrics,
+    packing,
+    predict,
+    pretrained,
+    provenance,
+    runlog,
+    teaching,
+    trees,
+)
 from bitflax.data import batches as batching
 from bitflax.data import tasks
 from bitflax.errors import (
@@ -280,6 +289,30 @@ def test_two_devices_give_the_same_run(whole, place, tmp_path):
     for x, y in zip(jax.tree.leaves(mine), jax.tree.leaves(theirs), strict=True):
         np.testing.assert_allclose(x, y, atol=5e-3)
     assert rows[0].score == whole[1][0].score
+
+
+def losses(out, stage):
+    lines = runlog.read(out / "log.jsonl")
+    mine = [line for line in lines if line["stage"] == stage]
+    return [line["loss/loss"] for line in mine if "loss/loss" in line]
+
+
+def test_what_a_stage_computes_with_is_its_own(whole, place, tmp_path, monkeypatch):
+    """Teacher's outputs from disk, computed once for all stages; then other products."""
+    disk = [f"stages.{name}.cache_teacher=disk" for name in ("fp32", "onebit")]
+    other = ("dtype=bfloat16", "recompute=true", "accumulate=2")
+    settings = (ready(whole), *disk, *(f"stages.onebit.{field}" for field in other))
+    start(place, tmp_path / "run", *settings, until="fp32")
+    assert losses(tmp_path / "run", "1-fp32") == losses(whole[0], "1-fp32")
+
+    def never(*args, **kwargs):
+        raise AssertionError("computed again")
+
+    monkeypatch.setattr(teaching, "keep", never)
+    start(place, tmp_path / "run", *settings)
+    found, expected = losses(tmp_path / "run", "2-onebit"), losses(whole[0], "2-onebit")
+    assert found != expected
+    np.testing.assert_allclose(found, expected, rtol=0.2)
 
 
 def test_the_best_of_a_stage_is_kept(place, whole, tmp_path):

@@ -9,7 +9,7 @@ import optax
 import pytest
 
 import bitflax as bf
-from bitflax import teaching
+from bitflax import outputfiles, parallel, teaching
 from bitflax.data.batches import Batches
 from bitflax.data.text import Tokens
 from tests import small
@@ -172,6 +172,49 @@ def test_an_example_gets_its_own_outputs_and_zeros_in_padding(kept):
         assert not found["teacher_hidden_2"][row, end:].any()
     # The batch itself is as it was.
     assert not any(name.startswith("teacher_") for name in batch)
+
+
+def test_on_disk_they_are_the_same_to_the_last_bit(kept, tmp_path):
+    files = outputfiles.Files(tmp_path / "kept")
+    apply, batches = bf.bert(small.config(2)), some_batches()
+    steps = teaching.keep(
+        apply, teacher_params(), batches, shapes(), frozenset(USED), array=files.array
+    )
+    *_, made = steps
+    files.finish()
+    again = outputfiles.Files(tmp_path / "kept")
+    assert again.whole
+    read = teaching.Kept(frozenset(USED), shapes(), batches, again.array)
+    assert kept.in_memory == kept.nbytes == read.nbytes
+    assert read.in_memory == 0
+    for number in range(batches.steps_per_epoch):
+        batch = batches.batch(number)
+        expected = kept.add_to(batch)
+        for found in (made.add_to(batch), read.add_to(batch)):
+            assert found.keys() == expected.keys()
+            for name in expected:
+                np.testing.assert_array_equal(found[name], expected[name])
+
+
+def test_devices_share_the_work(kept):
+    mesh = bf.mesh(jax.devices()[:2])
+    batches, apply = some_batches(), bf.bert(small.config(2))
+    params = parallel.replicate(teacher_params(), mesh)
+    seen = set()
+
+    def share(batch):
+        shared = parallel.shard_batch(batch, mesh)
+        seen.add(len(shared["input_ids"].addressable_shards))
+        return shared
+
+    *_, found = teaching.keep(
+        apply, params, batches, shapes(), frozenset(USED), share=share
+    )
+    assert seen == {2}
+    batch = batches.batch(0)
+    one, two = kept.add_to(batch), found.add_to(batch)
+    for name in one:
+        np.testing.assert_allclose(two[name], one[name], rtol=0, atol=2e-6)
 
 
 def test_what_was_put_for_an_example_comes_back_in_any_order():
