@@ -4,8 +4,9 @@
 """
 
 from collections.abc import Callable
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from bitflax import (
     packedact,
@@ -99,7 +100,7 @@ class _Header(NamedTuple):
     specs: dict[str, dict]
 
 
-def _header(file: BinaryIO) -> _Header:
+def _header(file: BufferedReader) -> _Header:
     header = tensorfile.read_header(file)
     found = header.metadata
     if found.get("format") != FORMAT:
@@ -125,7 +126,7 @@ def _header(file: BinaryIO) -> _Header:
     return _Header(header, config, act, extras, shapes, specs)
 
 
-def _read(file: BinaryIO) -> PackedModel:
+def _read(file: BufferedReader) -> PackedModel:
     header, config, act, extras, shapes, specs = _header(file)
     tensors = tensorfile.read_tensors(file, header)
     xz, text = tensors.pop("tokenizer", None), None
@@ -135,7 +136,7 @@ def _read(file: BinaryIO) -> PackedModel:
     return PackedModel(config, trees.unflatten(packed), act, text, extras)
 
 
-def guarded(read: Callable[[BinaryIO], T], path: Path) -> T:
+def guarded(read: Callable[[BufferedReader], T], path: Path) -> T:
     """Return what ``read`` makes of a file; its errors name the file and the mend.
 
     Raises:

@@ -73,8 +73,8 @@ def checked(text: str, config: BertConfig) -> bytes:
 
 
 def _plain(found: Any) -> bytes:
-    model, lines = found.get("model") if isinstance(found, dict) else None, []
-    vocab = model.get("vocab") if isinstance(model, dict) else None
+    model: Any = _get(found, "model")
+    vocab, lines = _get(model, "vocab"), []
     if isinstance(vocab, dict) and not any("\n" in token for token in vocab):
         tokens = sorted(vocab, key=vocab.__getitem__)
         if tokens and [vocab[t] for t in tokens] == list(range(len(tokens))):
@@ -154,7 +154,7 @@ def _parts_of(found: Any, place: str) -> Iterator[tuple[Any, Any]]:
     """Yield (type, part) of a place: none, one, or those of a sequence."""
     parts = [found] if found is not None else []
     if _get(found, "type") == "Sequence":
-        parts = found.get(_SEQUENCE[place])
+        parts = _get(found, _SEQUENCE[place])
         if not isinstance(parts, list) or len(parts) > 8:
             raise ValueError(f"tokenizer: its {place} is no sequence of at most 8")
     for part in parts:
@@ -164,7 +164,7 @@ def _parts_of(found: Any, place: str) -> Iterator[tuple[Any, Any]]:
 def _check_model(model: Any, config: BertConfig) -> None:
     """Check a model's kind, its ids, and what it does with unknown words."""
     kind, vocab = _get(model, "type"), _get(model, "vocab")
-    if kind not in _MODELS:
+    if not isinstance(model, dict) or kind not in _MODELS:
         raise ValueError(f"tokenizer: its model is none of {', '.join(_MODELS)}")
     if not isinstance(vocab, dict) or not vocab or len(vocab) > _TOKENS:
         raise ValueError(f"tokenizer: its vocabulary is not of 1 to {_TOKENS:,} tokens")
@@ -196,28 +196,45 @@ def _check_special(part: dict, config: BertConfig) -> None:
 
 
 def _template(part: dict) -> tuple[list, list]:
-    """Return the ids and the types of ``TemplateProcessing``."""
-    special, pieces = part.get("special_tokens"), []
-    for name in ("single", "pair"):
+    """Return the ids and the types of ``TemplateProcessing``.
+
+    The library panics where a template names a special token that it has not.
+    """
+    special, types = part.get("special_tokens"), []
+    if not isinstance(special, dict) or len(special) > 16:
+        raise ValueError("tokenizer: a template has no table of special tokens")
+    for name, texts in ("single", ["A"]), ("pair", ["A", "B"]):
         found = part.get(name)
         if not isinstance(found, list) or len(found) > 16:
             raise ValueError("tokenizer: a template is no list of at most 16 pieces")
-        pieces += found
-    if not isinstance(special, dict) or len(special) > 16:
-        raise ValueError("tokenizer: a template has no table of special tokens")
+        pieces = [_piece(piece) for piece in found]
+        if sorted(text for kind, text, _ in pieces if kind == "Sequence") != texts:
+            raise ValueError("tokenizer: a template leaves a text out, or doubles it")
+        if any(kind != "Sequence" and text not in special for kind, text, _ in pieces):
+            raise ValueError("tokenizer: a template has a special token of no id")
+        types += [type_id for _, _, type_id in pieces]
     ids: list = []
     for token in special.values():
         found = _get(token, "ids")
         if not isinstance(found, list) or len(found) > 8:
             raise ValueError("tokenizer: special tokens without their ids")
         ids += found
-    inner = [x for p in pieces if isinstance(p, dict) for x in p.values()]
-    return ids, [_get(x, "type_id") for x in inner]
+    return ids, types
+
+
+def _piece(found: Any) -> tuple[str, str, Any]:
+    """Return (kind, name, type) of a template's piece."""
+    if isinstance(found, dict) and len(found) == 1:
+        ((kind, inner),) = found.items()
+        name = _get(inner, "id")
+        if kind in ("SpecialToken", "Sequence") and isinstance(name, str):
+            return kind, name, _get(inner, "type_id")
+    raise ValueError("tokenizer: a template's piece is no text and no special token")
 
 
 def _sep_and_cls(part: dict) -> tuple[list, list]:
     """Return the ids of ``BertProcessing`` and ``RobertaProcessing``."""
-    pairs = [part.get("sep"), part.get("cls")]
+    pairs: list[Any] = [part.get("sep"), part.get("cls")]
     if not all(isinstance(pair, list) and len(pair) == 2 for pair in pairs):
         raise ValueError("tokenizer: special tokens without their ids")
     return [i for _, i in pairs], []

@@ -14,8 +14,9 @@ import os
 import stat
 import struct
 from collections.abc import Iterator, Mapping
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -210,7 +211,7 @@ def _parse(raw: bytes, size: int) -> Header:
     return Header(entries, metadata, 8 + len(raw))
 
 
-def open_file(path: Path) -> BinaryIO:
+def open_file(path: Path) -> BufferedReader:
     """Open a regular file for reading, and nothing that could keep a reader waiting.
 
     Raises:
@@ -228,7 +229,7 @@ def open_file(path: Path) -> BinaryIO:
     return file
 
 
-def read_header(file: BinaryIO) -> Header:
+def read_header(file: BufferedReader) -> Header:
     """Read and check a file's header; nothing else of the file is read."""
     size = os.fstat(file.fileno()).st_size
     raw = file.read(8)
@@ -243,7 +244,7 @@ def read_header(file: BinaryIO) -> Header:
     return _parse(raw, size)
 
 
-def read_tensors(file: BinaryIO, header: Header) -> dict[str, np.ndarray]:
+def read_tensors(file: BufferedReader, header: Header) -> dict[str, np.ndarray]:
     """Read the tensors of the file whose header that is, and check the SHA-256.
 
     Returns:
@@ -263,7 +264,7 @@ def read_tensors(file: BinaryIO, header: Header) -> dict[str, np.ndarray]:
     return tensors
 
 
-def _tensor(file: BinaryIO, entry: Entry, state: Any) -> np.ndarray:
+def _tensor(file: BufferedReader, entry: Entry, state: Any) -> np.ndarray:
     """Read one tensor block by block, and feed its bytes to the checksum."""
     stored = DTYPES[entry.dtype]
     values = _aligned(

@@ -6,8 +6,9 @@ activation quantizers; and the tokenizer is built.
 
 import hashlib
 import re
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 from bitflax import opening, packedreader, tensorfile
 from bitflax.data.text import Tokenizer
@@ -70,7 +71,7 @@ def verify(path: str | Path, sha256: str | None = None) -> Verified:
     return Verified(place, found, version, model, tokens, rows)
 
 
-def _digest(file: BinaryIO) -> str:
+def _digest(file: BufferedReader) -> str:
     return hashlib.file_digest(file, "sha256").hexdigest()
 
 

@@ -18,7 +18,10 @@ TEMPLATE = {
         {"SpecialToken": {"id": "[CLS]", "type_id": 0}},
         {"Sequence": {"id": "A", "type_id": 0}},
     ],
-    "pair": [{"Sequence": {"id": "B", "type_id": 1}}],
+    "pair": [
+        {"Sequence": {"id": "A", "type_id": 0}},
+        {"Sequence": {"id": "B", "type_id": 1}},
+    ],
     "special_tokens": {"[CLS]": {"id": "[CLS]", "ids": [1], "tokens": ["[CLS]"]}},
 }
 BERT = {"type": "BertProcessing", "sep": ["[SEP]", 1], "cls": ["[CLS]", 1]}
@@ -136,10 +139,17 @@ HOSTILE = {
     "a long template": (template(single=TEMPLATE["single"] * 9), "at most 16 pieces"),
     "no template": (template(pair=None), "at most 16 pieces"),
     "a type beyond": (
-        template(pair=[{"Sequence": {"id": "B", "type_id": 256}}]),
+        template(single=[{"Sequence": {"id": "A", "type_id": 256}}]),
         "a token type that the model has no row for",
     ),
-    "a piece of text": (template(pair=[{"Sequence": "B"}]), "a token type"),
+    "a piece of text": (template(pair=[{"Sequence": "B"}]), "a template's piece"),
+    "a text left out": (template(single=[]), "leaves a text out, or doubles it"),
+    "a text doubled": (template(pair=TEMPLATE["pair"][:1] * 2), "or doubles it"),
+    # At this the library panics, when it first encodes a text.
+    "a special token of no id": (
+        template(special_tokens={}),
+        "a template has a special token of no id",
+    ),
     "[SEP] beyond": ({"post_processor": BERT | {"sep": ["[SEP]", 10]}}, "a special id"),
     "[CLS] alone": ({"post_processor": BERT | {"cls": ["[CLS]"]}}, "without their ids"),
     "half a surrogate": (model(unk_token="\ud800"), "surrogates"),
