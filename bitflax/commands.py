@@ -11,6 +11,7 @@ from typing import Any
 
 from bitflax import (
     answering,
+    compiling,
     hosts,
     outline,
     overrides,
@@ -87,6 +88,7 @@ def run_command(args: Namespace) -> None:
     )
 
 
+@compiling.kept_for_user()
 def eval_command(args: Namespace) -> None:
     """Print a model's scores on a task's dev examples; of an own file, on all."""
     from bitflax import predict
@@ -149,6 +151,7 @@ def augment_command(args: Namespace) -> None:
     print(f"{args.out}\t{rows} rows of {len(task.train)} examples")
 
 
+@compiling.kept_for_user()
 def predict_command(args: Namespace) -> None:
     """Print label, probability and text, a line each."""
     from bitflax import predict

@@ -1,6 +1,9 @@
-"""Compiled programs on the disk, for as long as a run lasts."""
+"""Compiled programs on the disk, for as long as a run or a command lasts."""
 
 import contextlib
+import os
+import platform
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -37,3 +40,28 @@ def kept_in(folder: str | Path, least: float = 0.5) -> Iterator[None]:
         jax.config.update(_PLACE, None)
         jax.config.update(_LEAST, before)
         compilation_cache.reset_cache()
+
+
+@contextlib.contextmanager
+def kept_for_user() -> Iterator[None]:
+    """Keep what jax compiles in this user's cache folder: for commands, not libraries.
+
+    ``$XDG_CACHE_HOME/bitflax/<machine>``, by default in ``~/.cache``; may be deleted.
+    A home folder may be shared by machines of different processors, so each has its
+    own. Where the folder cannot be made, or others could write to it, nothing is kept.
+    """
+    try:
+        folder = _user_folder()
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        found = folder.stat()
+        own = found.st_uid == os.getuid() and not found.st_mode & 0o022
+    except (OSError, RuntimeError):  # no home
+        own = False
+    with kept_in(folder, least=0.2) if own else contextlib.nullcontext():
+        yield
+
+
+def _user_folder() -> Path:
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    machine = re.sub(r"[^\w.-]", "_", platform.node()) or "machine"
+    return Path(base) / "bitflax" / machine

@@ -29,6 +29,12 @@ def _enable_x64():
     return enable_x64()
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _users_cache(tmp_path_factory):
+    """Commands keep what jax compiles elsewhere than in the real user's folder."""
+    os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
+
+
 @pytest.fixture
 def x64():
     """Switch 64-bit numbers on for one test."""

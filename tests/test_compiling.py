@@ -45,3 +45,37 @@ def test_a_cache_that_is_set_is_used(no_cache, tmp_path):
     with compiling.kept_in(tmp_path / "mine", least=0.0):
         assert jax.config.jax_compilation_cache_dir == str(tmp_path / "theirs")
     assert not (tmp_path / "mine").exists()
+
+
+@pytest.fixture
+def home(no_cache, tmp_path, monkeypatch):
+    """An empty cache folder of the user's."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr("platform.node", lambda: "a machine/of mine")
+    return tmp_path / "cache/bitflax/a_machine_of_mine"
+
+
+def test_a_command_keeps_programs_for_its_user_and_machine(home):
+    with compiling.kept_for_user():
+        assert jax.config.jax_compilation_cache_dir == str(home)
+    assert home.stat().st_mode & 0o777 == 0o700
+    assert jax.config.jax_compilation_cache_dir is None
+
+
+def test_what_others_can_write_to_is_not_used(home):
+    home.mkdir(parents=True)
+    home.chmod(0o777)
+    with compiling.kept_for_user():
+        assert jax.config.jax_compilation_cache_dir is None
+
+
+def test_without_a_place_nothing_is_kept(home):
+    home.parent.parent.write_text("a file where a folder should be")
+    with compiling.kept_for_user():
+        compile_something(0.654)
+        assert jax.config.jax_compilation_cache_dir is None
+
+
+def test_errors_pass_through(home):
+    with pytest.raises(OSError, match="mine"), compiling.kept_for_user():
+        raise OSError("mine")
