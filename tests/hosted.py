@@ -26,9 +26,10 @@ class Processes:
       commands: the arguments of each, after ``python``.
       folder: of the files.
       cache: of what they compile.
+      places: where each runs.
     """
 
-    def __init__(self, commands, folder: Path, cache: Path):
+    def __init__(self, commands, folder: Path, cache: Path, places=None):
         flags = "--xla_backend_optimization_level=0"
         more = {"JAX_PLATFORMS": "cpu", "JAX_COMPILATION_CACHE_DIR": str(cache)}
         more |= {"PYTHONPATH": str(ROOT), "XLA_FLAGS": flags}
@@ -36,12 +37,14 @@ class Processes:
         self.errors = [folder / f"{i}.err" for i in range(len(commands))]
         self.outputs = [folder / f"{i}.out" for i in range(len(commands))]
         self.started = []
-        for args, out, err in zip(commands, self.outputs, self.errors, strict=True):
+        for number, args in enumerate(commands):
+            out, err = self.outputs[number], self.errors[number]
             with out.open("w") as stdout, err.open("w") as stderr:
                 self.started.append(
                     subprocess.Popen(
                         [sys.executable, *map(str, args)],
                         env=os.environ | more,
+                        cwd=places and places[number],
                         stdout=stdout,
                         stderr=stderr,
                     )

@@ -292,19 +292,30 @@ def test_a_stopped_run_goes_on_with_other_processes(
 
 
 @pytest.mark.slow
-def test_an_error_of_one_process_ends_all(place, cache):
-    other = tinyrun.write_tsv(place / "other.tsv", tinyrun.texts(seed=5))
-    extra = hosted.together(2)
-    commands = [
-        command(place, place / "odd", *SETTINGS, task=task) + more
-        for task, more in zip(("kinds.tsv", other.name), extra, strict=True)
-    ]
-    with hosted.Processes(commands, place / "odd.logs", cache) as processes:
-        assert processes.statuses() == [78, 78]
+def test_other_data_on_one_process_end_all(place, cache):
+    places = [place / "a", place / "b"]
+    for seed, folder in enumerate(places):
+        folder.mkdir()
+        tinyrun.write_tsv(folder / "kinds.tsv", tinyrun.texts(seed=seed))
+    base = command(place, place / "odd", *SETTINGS, "task=kinds.tsv")
+    commands = [base + extra for extra in hosted.together(2)]
+    with hosted.Processes(commands, place / "odd.logs", cache, places) as processes:
+        assert processes.statuses() == [78, 78], processes.said(0)
         for said in map(processes.said, range(2)):
             assert "process 1 differs from process 0: data was" in said
             assert "give all the same command and the same files" in said
         assert "process 1 failed" in processes.said(0)
+
+
+@pytest.mark.slow
+def test_another_command_on_one_process_ends_all(place, cache):
+    commands = [
+        command(place, place / "other", f"epochs={5 + number}") + extra
+        for number, extra in enumerate(hosted.together(2))
+    ]
+    with hosted.Processes(commands, place / "other.logs", cache) as processes:
+        assert processes.statuses() == [78, 78], processes.said(0)
+        assert "stages.0.epochs was 5, is 6 here" in processes.said(0)
 
 
 @pytest.mark.slow
