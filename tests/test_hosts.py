@@ -40,6 +40,7 @@ def recipe(*, task: str, teacher: str, text: str) -> bf.Recipe:
             stage(name="one", init=bf.Init(split=ternary), act=bf.lsq(8), steps=20,
                   rules=bf.binary_rules(ternary)),
         ),
+        rest="float32",
     )
 '''
 
@@ -191,8 +192,9 @@ def place(tmp_path_factory):
     return folder
 
 
-RATES = ("stages.fp32.optim.lr=1e-3", "stages.onebit.optim.lr=1e-3")
-# Twenty steps a stage, 24 for the teacher.
+RATES = ("rest=float32", "stages.fp32.optim.lr=1e-3", "stages.onebit.optim.lr=1e-3")
+# Twenty steps a stage, 24 for the teacher. What a packed file rounds to 16 bits would
+# turn 1e-7 into 5e-4 where it falls between two numbers.
 SETTINGS = ("teacher.epochs=6", "epochs=5", *RATES)
 LONG = ("teacher.epochs=6", "epochs=500", *RATES)
 
