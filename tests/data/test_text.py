@@ -194,3 +194,23 @@ def test_a_damaged_cache_is_made_anew(tokenizer, tmp_path, damage):
     file.write_bytes({"flip": data, "cut": data[:place], "empty": b""}[damage])
     assert rows(tokenizer.encode((TEXTS,), 32, tmp_path)) == rows(first)
     assert rows(text._read(file)) == rows(first)
+
+
+def test_what_makes_the_library_panic_is_no_crash(monkeypatch):
+    class PanicException(BaseException):  # as the library's own, which has no module
+        pass
+
+    def stumble(error):
+        def from_str(text):
+            raise error
+
+        monkeypatch.setattr(
+            tokenizers, "Tokenizer", type("T", (), {"from_str": staticmethod(from_str)})
+        )
+
+    stumble(PanicException("no entry found for key"))
+    with pytest.raises(DamagedFile, match="no entry found for key"):
+        Tokenizer.from_json("{}")
+    stumble(KeyboardInterrupt())
+    with pytest.raises(KeyboardInterrupt):
+        Tokenizer.from_json("{}")
