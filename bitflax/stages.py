@@ -284,11 +284,12 @@ def _step(
         accumulate=stage.accumulate,
     )
 
-    def batch(number: int) -> dict[str, jax.Array]:
+    def batch(number: int) -> Mapping[str, Any]:
         found = batches.batch(number, hosts.part())
         found = found if kept is None else kept.add_to(found)
         found = {name: x for name, x in found.items() if name != "index"}
-        return parallel.shard_batch(found, setting.mesh)
+        many = hosts.part()[1] > 1  # the step of one process itself shares rows out
+        return parallel.shard_batch(found, setting.mesh) if many else found
 
     mapped = parallel.data_parallel(step, setting.mesh)
     params = None
