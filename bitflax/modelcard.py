@@ -90,14 +90,14 @@ def _base(origin: Provenance) -> str | None:
     return PACKAGED.get(origin.teacher or "", origin.teacher)
 
 
-def _bits(model: Opened) -> float:
+def _bits(model: Opened) -> int | float:
     """Return the bits that most of the weights take in the packed file; 32: dense."""
     return max(_counts(model).items(), key=lambda pair: pair[1])[0]
 
 
-def _counts(model: Opened) -> Counter[float]:
+def _counts(model: Opened) -> Counter[int | float]:
     """Return how many values are stored with how many bits."""
-    counts: Counter[float] = Counter()
+    counts: Counter[int | float] = Counter()
     for row in packing.size_report(model.params):
         counts[row.bits] += row.values
     return counts
