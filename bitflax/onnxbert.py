@@ -9,8 +9,11 @@ where and as in training. The kinds differ in how matrices are stored and multip
 ``onnx-2bit``  matrices of 1 and 2 bits by ONNX Runtime's ``MatMulNBits``
 =============  =====================================================================
 
-In the last two, tables and the rest are stored as they are packed, and a matrix that
-is not of 1 or 2 bits, or whose input is not of integers, is multiplied in float32.
+In the last two, tables and the rest are stored as they are packed. ``onnx-int8``
+multiplies a matrix in float32 that is not of 1 or 2 bits, or whose input has no
+integers of 8 bits. ``onnx-2bit`` rounds, once more or for the first time, inputs that
+have none of at most 127 in size (none at all, asymmetric and full levels of 8 bits, more
+bits); all others give training's numbers.
 """
 
 import functools
@@ -57,7 +60,7 @@ def build(config: BertConfig, params: Params, act: Any, kind: str) -> Any:
     activations.bind(chosen, params)
     student = _Student(config, flat, chosen, kind)
     logits = student.logits()
-    if kind != FP32 and not student.coded:
+    if kind != FP32 and not student.products:
         raise ConfigError(
             kind,
             "no matrix of 1 or 2 bits with one scale a tensor or column"
@@ -87,8 +90,8 @@ class _Student:
             graph.input(name, np.int64, ["batch", "sequence"]) for name in names
         )
         self.shape = graph.op("Shape", self.ids)
-        self.coded = 0
-        """How many matrices are multiplied as codes."""
+        self.products = 0
+        """How many are with matrices of 1 or 2 bits."""
         self._known: dict[tuple, Any] = {}
 
     def logits(self) -> str:
@@ -161,13 +164,25 @@ class _Student:
         graph, site = self.graph, f"{path}/input"
         kernel, bias = self.flat[f"{path}/kernel"], self.flat[f"{path}/bias"]
         parts = onnxweights.integers(kernel) if self.kind != FP32 else []
-        if parts and self.kind == INT8 and onnxact.has_codes(self.act.get(site)):
-            self.coded += 1
-            y = onnxlinear.int8(graph, self.codes(site, x), parts)
-        else:
-            weights = onnxweights.dense(graph, kernel)
-            y = graph.op("MatMul", self.at(site, x, first), weights)
+        y = self.coded(site, x, parts, first) if parts else None
+        if y is None:
+            x = self.at(site, x, first)
+            y = graph.op("MatMul", x, onnxweights.dense(graph, kernel))
         return graph.op("Add", y, np.asarray(bias, np.float32))
+
+    def coded(self, site: str, x: str, parts: list, first: bool) -> str | None:
+        """Add the product with a matrix of 1 or 2 bits, where the kind has one."""
+        graph, quantizer = self.graph, self.act.get(site)
+        # The pooler sees one token a text: rounding its input would save nothing.
+        whole = quantizer is None and site == "pooler/input"
+        if whole or (self.kind == INT8 and not onnxact.has_codes(quantizer)):
+            return None
+        self.products += 1
+        if self.kind == INT8:
+            return onnxlinear.int8(graph, self.codes(site, x), parts)
+        if onnxact.is_small(quantizer):
+            return onnxlinear.two_bits(graph, self.codes(site, x), parts)
+        return onnxlinear.two_bits_rounded(graph, self.at(site, x, first), parts)
 
     def gelu(self, x: str) -> str:
         """Add ``x (1 + erf(x / sqrt 2)) / 2``, the form that runtimes fuse."""

@@ -46,6 +46,7 @@ RULES = {
     "rows": ((r"encoder/.*/kernel", functools.partial(bf.binarize, axis=-1)),),
 }
 """Of "rows", none can be multiplied as integers."""
+SMALL = {"token", "token, 4 bits", "tensor", "lsq", "elastic"}
 CODED = {*ACTS} - {"none", "groups"}
 CASES = [("tensor", act) for act in ACTS] + [(rules, "token") for rules in RULES][1:]
 
@@ -111,6 +112,25 @@ def test_int8_computes_what_jax_does(rules, act):
     assert_agrees(model, rules, act)
 
 
+@pytest.mark.parametrize(("rules", "act"), [c for c in CASES if c[1] in SMALL])
+def test_two_bits_compute_what_jax_does(rules, act):
+    if rules == "rows":
+        pytest.skip("its scales cannot be taken out of the products")
+    packed, quantizers = student(rules, act)
+    model = onnxbert.build(CONFIG, packed, quantizers, "onnx-2bit")
+    assert "MatMulNBits" in {node.op_type for node in model.graph.node}
+    assert_agrees(model, rules, act)
+
+
+@pytest.mark.parametrize("act", [*{*ACTS} - SMALL - {"binarybert"}])
+def test_two_bits_round_activations_that_are_no_small_integers(act):
+    packed, quantizers = student("tensor", act)
+    model = onnxbert.build(CONFIG, packed, quantizers, "onnx-2bit")
+    for batch, wanted in zip(BATCHES, expected("tensor", act), strict=True):
+        apart = np.abs(onnxrun.logits(model, batch) - wanted).max(axis=1) / wanted.std()
+        assert 1e-5 < np.median(apart) < 0.1
+
+
 def test_a_split_student_has_two_products_a_matrix():
     tree = splitting.split(latent(), bf.xtc_2bit())
     packed = packing.pack(tree, bf.xtc_1bit(), rest="float32")
@@ -130,7 +150,7 @@ def test_dense_quantised_weights_are_taken_as_integers():
     assert models[0].SerializeToString() == models[1].SerializeToString()
 
 
-@pytest.mark.parametrize("kind", ["onnx-fp32", "onnx-int8"])
+@pytest.mark.parametrize("kind", onnxbert.KINDS)
 def test_a_row_without_tokens_is_no_nan(kind):
     packed, act = student("tensor", "token")
     batch = {**BATCHES[0], "attention_mask": np.zeros((24, 8), np.int32)}
@@ -149,7 +169,7 @@ def test_without_a_runtimes_optimisations_the_numbers_are_the_same():
     assert np.mean(np.abs(plain - optimised).max(axis=1) < 2e-5) > 0.5
 
 
-@pytest.mark.parametrize("kind", ["onnx-fp32", "onnx-int8"])
+@pytest.mark.parametrize("kind", onnxbert.KINDS)
 def test_what_a_reader_finds(kind):
     packed, act = student("tensor", "token")
     model = onnxbert.build(CONFIG, packed, act, kind)
@@ -187,6 +207,9 @@ def test_a_student_without_integers_is_refused(rules, act):
     packed, quantizers = student(rules, act)
     with pytest.raises(ConfigError, match=r"onnx-int8: no matrix .* 8 bits"):
         onnxbert.build(CONFIG, packed, quantizers, "onnx-int8")
+    if rules == "rows":
+        with pytest.raises(ConfigError, match=r"onnx-2bit: no matrix of 1 or 2 bits"):
+            onnxbert.build(CONFIG, packed, quantizers, "onnx-2bit")
 
 
 def test_an_own_activation_quantizer_is_refused():
