@@ -118,18 +118,20 @@ def run_onnx(graph: bytes, threads: int | None = None) -> Engine:
 def _jax(config: BertConfig, params: Params, act: Any) -> Engine:
     """Compile for each shape that comes."""
     # Tables stay packed, since few of their rows are looked up; matrices are unpacked
-    # once and not in every batch. Both give the packed tree's numbers.
-    held = trees.map_paths(
-        lambda path, leaf: leaf if _is_table(path) else unpacking.on_host(leaf), params
-    )
-    held = jax.device_put(held)
-    step = training.make_eval_step(model.bert(config, act))
+    # once and not in every batch. Both give the packed tree's numbers, save for the
+    # rounding of scales where integers are multiplied.
+    integers, quantised = unpacking.integers_here(), activations.at_sites(act, config)
+
+    def unpack(path: str, leaf: Any) -> Any:
+        if path.startswith("embeddings/"):
+            return leaf
+        site = path.removesuffix("kernel") + "input"
+        return unpacking.on_host(leaf, integers if site in quantised else None)
+
+    held = jax.device_put(trees.map_paths(unpack, params))
+    step = training.make_eval_step(model.bert(config, act, integers=integers))
 
     def engine(batch: Mapping[str, np.ndarray]) -> np.ndarray:
         return np.asarray(step(held, {name: batch[name] for name in INPUTS}))
 
     return engine
-
-
-def _is_table(path: str) -> bool:
-    return path.startswith("embeddings/")

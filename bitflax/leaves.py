@@ -138,26 +138,32 @@ def dense(leaf: Any) -> Any:
         return leaf.quantizer(leaf.table)
     if isinstance(leaf, Split):
         return dense(leaf.a) + dense(leaf.b)
+    if isinstance(leaf, Coded):
+        return leaf.integers * leaf.scale if leaf.value is None else leaf.value
     return leaf
 
 
 def factored(kernel: Any, dtype: DTypeLike) -> tuple[Coded, ...] | None:
     """Return the coded numbers whose sum a kernel is; None where it is none.
 
-    A kernel is coded where its scales lie along its columns, or there is one alone:
-    ``Packed`` so, or ``Lazy`` with a quantizer that has codes, or ``Split`` into these.
+    A kernel is coded where its scales lie along its columns, or there is one alone: it
+    is ``Coded``, or ``Packed`` so, or ``Lazy`` with a quantizer that has codes, or
+    ``Split`` into these.
 
     Args:
       kernel: a leaf that stands for [n, m].
       dtype: of the integers.
     """
+    if isinstance(kernel, Coded):
+        return (kernel,)
     if isinstance(kernel, Split):
         a, b = factored(kernel.a, dtype), factored(kernel.b, dtype)
         return a + b if a and b else None
     if isinstance(kernel, Packed) and kernel.scale.shape[0] == 1:
         _, cols = kernel.rows_cols
         integers = codes_to_values(kernel.codes, kernel.bits, cols).astype(dtype)
-        scale = jnp.repeat(kernel.scale, cols // kernel.scale.shape[-1], axis=-1)
+        scale, groups = kernel.scale, kernel.scale.shape[-1]
+        scale = scale if groups == 1 else jnp.repeat(scale, cols // groups, axis=-1)
         return (Coded(dense(kernel), integers, scale),)
     if isinstance(kernel, Lazy):
         found = products.coded(kernel.quantizer, kernel.table, dtype)

@@ -1,3 +1,5 @@
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -27,6 +29,34 @@ def test_the_host_gives_the_numbers_of_jit(bits, scales):
     found = unpacking.on_host(leaf)
     assert found.dtype == np.float32
     np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("integers", [jnp.bfloat16, jnp.int8])
+@pytest.mark.parametrize("bits", [1, 2, 8])
+@pytest.mark.parametrize("scales", [(1, 1), (1, 15), (1, 3)])
+def test_integers_stay_apart_from_scales_of_columns(bits, scales, integers):
+    leaf = made(bits, 15, scales)
+    found: Any = unpacking.on_host(leaf, integers)
+    assert found.integers.dtype == integers
+    np.testing.assert_array_equal(leaves.dense(found), leaves.dense(leaf))
+    (expected,) = leaves.factored(leaf, integers) or (None,)
+    assert expected is not None
+    np.testing.assert_array_equal(found.integers, expected.integers)
+    np.testing.assert_array_equal(found.scale, expected.scale)
+    halves = unpacking.on_host(Split(leaf, leaf), integers)
+    np.testing.assert_array_equal(leaves.dense(halves), 2 * leaves.dense(leaf))
+    assert len(leaves.factored(halves, integers) or ()) == 2
+
+
+def test_scales_of_rows_do_not_stay_apart():
+    by_row, by_column = made(1, 8, (6, 1)), made(1, 8, (1, 8))
+    for leaf in (by_row, Split(by_column, by_row)):
+        found = unpacking.on_host(leaf, jnp.int8)
+        np.testing.assert_array_equal(found, leaves.dense(leaf))
+
+
+def test_integers_here_are_of_a_dtype_that_holds_them():
+    assert unpacking.integers_here() in (None, jnp.bfloat16, jnp.int8)
 
 
 def test_halves_are_added():
