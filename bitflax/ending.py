@@ -9,7 +9,17 @@ from typing import Any
 
 import numpy as np
 
-from bitflax import hosts, leaves, metrics, packing, predict, provenance, report, trees
+from bitflax import (
+    hosts,
+    leaves,
+    metrics,
+    packing,
+    positions,
+    predict,
+    provenance,
+    report,
+    trees,
+)
 from bitflax.errors import InputMissing
 from bitflax.lesson import Model
 from bitflax.recipe import Stage
@@ -124,6 +134,9 @@ def _packed(
     began = time.monotonic()
     config, params = result.model
     packed = packing.pack(params, stage.rules, setting.recipe.rest)
+    if setting.recipe.positions:
+        found = config, packed, setting.recipe.positions
+        config, packed = positions.take_positions(*found)
     path = setting.run.path / PACKED
     text = setting.tokenizer.to_json()
     lesson = setting.lesson

@@ -3,6 +3,7 @@
 Everything is computed from shapes; no array is made and no device is touched.
 """
 
+import dataclasses
 import math
 import re
 from pathlib import Path
@@ -232,6 +233,8 @@ def _compute_rows(stage: Stage) -> list[str]:
 def _sizes(of: Recipe, config: BertConfig) -> str:
     """Return the table of the last stage's parameters, equal layers on one line."""
     stage, student = of.stages[-1], student_config(of, config)
+    kept = min(of.positions or math.inf, student.max_position_embeddings)
+    student = dataclasses.replace(student, max_position_embeddings=int(kept))
     rest = of.rest if stage.rules else "float32"
     split = [stage.init.split for stage in of.stages if stage.init.split]
     lines = expected.parameter_bits(stage, student, rest, split[-1] if split else ())

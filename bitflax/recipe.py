@@ -180,7 +180,8 @@ class Recipe:
     ``data`` None is a run of general distillation alone, with no task. ``rest`` says
     what becomes of the parameters that no rule quantises, as ``bitflax.pack`` takes
     it: ``"int8"``, ``"float16"``, ``"float32"`` (exact), or pairs (path regex, one of
-    these).
+    these). ``positions`` is how many position embeddings the packed file keeps (None:
+    all): the texts that it reads are no longer than that.
     """
 
     data: Data | None = Data()  # noqa: RUF009 (frozen)
@@ -188,6 +189,7 @@ class Recipe:
     stages: tuple[Stage, ...] = ()
     seed: int = 0
     rest: Kept | tuple[tuple[str, Kept], ...] = "int8"
+    positions: int | None = None
     name: str = ""
 
     def __post_init__(self):
@@ -199,6 +201,9 @@ class Recipe:
         if not isinstance(self.rest, str):
             check_rules(self.rest, "Recipe.rest")
         need(self.seed >= 0, "Recipe.seed", "at least 0", self.seed)
+        least = self.data.max_length if self.data else 1
+        enough = self.positions is None or self.positions >= least
+        need(enough, "Recipe.positions", f"at least max_length {least}", self.positions)
         full = {"teacher"}
         for stage in self.stages:
             place, known = f"Stage {stage.name!r}", stage.teacher in full

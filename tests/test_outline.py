@@ -64,6 +64,18 @@ def test_describe_says_how_the_rest_is_packed():
     assert "the rest as float32 pooler/.*, float16 classifier/.*, int8" in text
 
 
+def test_describe_counts_the_positions_that_are_kept():
+    data = bf.Data(max_length=8)
+    sizes = [
+        outline.describe(made(bf.xtc_1bit(), data=data, positions=positions), CONFIG)
+        for positions in (None, 10, 99)
+    ]
+    table = "embeddings/position/embedding"
+    assert f"{table} [10, 20]" in sizes[1]
+    assert f"{table} [16, 20]" in sizes[0]
+    assert sizes[2] == sizes[0]
+
+
 def test_describe_draws_every_stage():
     text = outline.describe(made(bf.xtc_1bit(), teacher=bf.Teacher(epochs=1)), CONFIG)
     order = ["data ", "teacher ", "fp32 ", "low ", "model.safetensors", "expected:"]

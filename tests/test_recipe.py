@@ -39,6 +39,8 @@ def made(**stage) -> bf.Recipe:
         (lambda: made(optim=bf.Optim(schedule="x")), "Stage 'onebit'.optim.schedule"),
         (lambda: made(optim=bf.Optim(clip=0.0)), "Stage 'onebit'.optim.clip"),
         (lambda: bf.Recipe(stages=made().stages * 2), "Recipe.stages"),
+        (lambda: bf.Recipe(positions=127), "Recipe.positions"),
+        (lambda: bf.Recipe(data=None, positions=0), "Recipe.positions"),
     ],
 )
 def test_a_value_out_of_range_is_refused(build, place):

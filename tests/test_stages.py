@@ -176,6 +176,23 @@ def test_a_stage_that_is_packed_ends_as_the_file_keeps_it(whole):
     assert np.abs(free - kept).max() > 1e-5  # only what is packed is rounded
 
 
+@pytest.mark.slow
+def test_a_packed_file_may_keep_fewer_positions(whole, place, tmp_path):
+    settings = (ready(whole), "data.max_length=12", "positions=12")
+    rows = start(place, tmp_path / "run", *settings)
+    found = packing.read_packed(tmp_path / "run" / "model.safetensors")
+    assert found.config.max_position_embeddings == 12
+    predictor, task = (
+        predict.load(tmp_path / "run"),
+        tasks.load_task(place / "kinds.tsv"),
+    )
+    assert predictor.score(task)["accuracy"] == rows[-1].score
+    _, whole_table = pretrained.load_pretrained(tmp_path / "run/2-onebit/params")
+    path = "embeddings/position/embedding"
+    table = trees.flatten(packing.unpack(found.packed))[path]
+    np.testing.assert_allclose(table, trees.flatten(whole_table)[path][:12], rtol=1e-6)
+
+
 def test_the_packed_file_says_where_it_comes_from(whole):
     out, rows = whole
     found = provenance.from_extras(
