@@ -18,6 +18,7 @@ PROGRAMS = {
     "train_step": ["--shapes", "2x8", "--sides", "fp32", "1-bit"],
     "scaling": ["--shape", "8x8"],
     "estimate": ["--rows", "4"],
+    "inference": ["--threads", "1", "--loads", "1"],
     "memory": ["--shape", "8x16", "--kinds", "1-bit", "1-bit recompute"],
 }
 
