@@ -32,6 +32,8 @@ class Processes:
     def __init__(self, commands, folder: Path, cache: Path, places=None):
         flags = "--xla_backend_optimization_level=0"
         more = {"JAX_PLATFORMS": "cpu", "JAX_COMPILATION_CACHE_DIR": str(cache)}
+        kept = "JAX_PERSISTENT_CACHE_MIN"  # everything, however small
+        more |= {f"{kept}_COMPILE_TIME_SECS": "0", f"{kept}_ENTRY_SIZE_BYTES": "-1"}
         more |= {"PYTHONPATH": str(ROOT), "XLA_FLAGS": flags}
         folder.mkdir(parents=True, exist_ok=True)
         self.errors = [folder / f"{i}.err" for i in range(len(commands))]
