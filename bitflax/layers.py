@@ -4,8 +4,6 @@ Weights may be arrays or any kind of leaf that ``bitflax.leaves`` knows; bits ar
 of the layers' business, save those of activations.
 """
 
-import functools
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -76,6 +74,11 @@ class Part(nn.Module):
         return nn.LayerNorm(eps, use_fast_variance=False, name="norm")(x)
 
 
+def _gelu(x: jax.Array) -> jax.Array:
+    """Return x Phi(x) by erf: erfc, as jax.nn.gelu's, takes 2.5 times as long."""
+    return x * (0.5 + 0.5 * jax.lax.erf(x * 0.5**0.5))
+
+
 def _dropout(rate: float, x: jax.Array, on: bool) -> jax.Array:
     return nn.Dropout(rate)(x, deterministic=not on) if rate else x
 
@@ -114,8 +117,7 @@ class FeedForward(Part):
     def __call__(self, x, dropout):
         """Return [batch, seq, width]."""
         config = self.config
-        gelu = functools.partial(jax.nn.gelu, approximate=False)
-        activation = {"gelu": gelu, "relu": jax.nn.relu}[config.hidden_act]
+        activation = {"gelu": _gelu, "relu": jax.nn.relu}[config.hidden_act]
         y = activation(self.linear("in", x, config.intermediate_size))
         y = self.linear("out", y, config.hidden_size)
         y = _dropout(config.hidden_dropout_prob, y, dropout)
