@@ -130,12 +130,22 @@ class Layer(Part):
     @nn.compact
     def __call__(self, x, mask, dropout):
         """Return the layer's output and its attention scores."""
-        attention = Attention(
-            self.config, self.numerics, f"{self.site}/attention", name="attention"
-        )
-        x, scores = attention(x, mask, dropout)
-        ffn = FeedForward(self.config, self.numerics, f"{self.site}/ffn", name="ffn")
-        return ffn(x, dropout), scores
+        x, scores = self._part(Attention, "attention", dropout, x, mask)
+        return self._part(FeedForward, "ffn", dropout, x), scores
+
+    def _part(self, kind, name, dropout, x, *others):
+        settings = self.config, self.numerics, f"{self.site}/{name}"
+        if not self.numerics.recompute or self.is_initializing():
+            return kind(*settings, name=name)(x, *others, dropout)
+        part = kind(*settings, parent=None)
+
+        def run(x, params, others, rngs):
+            return part.apply({"params": params}, x, *others, dropout, rngs=rngs)
+
+        # Each half by itself: what one keeps for its gradient is gone before the other.
+        rngs = {"dropout": self.make_rng("dropout")} if dropout else {}
+        params = self.get_variable("params", name)
+        return recompute.recomputed(run, x, params, others, rngs)
 
 
 class Embeddings(Part):
@@ -156,34 +166,17 @@ class Embeddings(Part):
 class Encoder(Part):
     """The layers, one after another, unrolled: a scan is 8 % slower on a CPU."""
 
-    recompute: bool = False
-
     @nn.compact
     def __call__(self, x, mask, dropout):
         """Return all hidden states and all attention scores."""
         hidden, scores = [x], []
         for i in range(self.config.num_hidden_layers):
             name = f"layer_{i}"
-            layer = self._again if self.recompute else self._layer
-            x, score = layer(name, x, mask, dropout)
+            layer = Layer(self.config, self.numerics, f"{self.site}/{name}", name=name)
+            x, score = layer(x, mask, dropout)
             hidden.append(x)
             scores.append(score)
         return tuple(hidden), tuple(scores)
-
-    def _layer(self, name, x, mask, dropout):
-        layer = Layer(self.config, self.numerics, f"{self.site}/{name}", name=name)
-        return layer(x, mask, dropout)
-
-    def _again(self, name, x, mask, dropout):
-        """Run a layer that is computed again on the way back."""
-        layer = Layer(self.config, self.numerics, f"{self.site}/{name}", parent=None)
-
-        def run(x, params, mask, rngs):
-            return layer.apply({"params": params}, x, mask, dropout, rngs=rngs)
-
-        rngs = {"dropout": self.make_rng("dropout")} if dropout else {}
-        params = self.get_variable("params", name)
-        return recompute.recomputed(run, x, params, mask, rngs)
 
 
 class Bert(nn.Module):
@@ -191,7 +184,6 @@ class Bert(nn.Module):
 
     config: BertConfig
     numerics: Numerics
-    recompute: bool = False
 
     @nn.compact
     def __call__(self, batch, dropout=False):
@@ -202,7 +194,7 @@ class Bert(nn.Module):
             ids, jnp.asarray(batch["token_type_ids"]), dropout
         )
         masked = (1 - jnp.asarray(mask)[:, None, None, :].astype(x.dtype)) * _MASKED
-        encoder = Encoder(config, numerics, "encoder", self.recompute, name="encoder")
+        encoder = Encoder(config, numerics, "encoder", name="encoder")
         hidden, scores = encoder(x, masked, dropout)
         first = numerics.into("pooler/input", hidden[-1][:, 0])
         pooled = jnp.tanh(Linear(config.hidden_size, numerics, name="pooler")(first))

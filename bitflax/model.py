@@ -42,8 +42,8 @@ def bert(
         ``"bfloat16"``, ``"float32"`` or ``"int8"``, all exact for up to 8 bits; None:
         as ``dtype``. A kernel has integers that is packed, or quantised by
         ``bitflax.quantize(..., lazy=True)``.
-      recompute: for the gradient, keep each layer's input alone and compute the layer
-        again: less memory, the time of one forward pass more.
+      recompute: for the gradient, keep the inputs of a layer's two halves alone and
+        compute the halves again: less memory, the time of one forward pass more.
 
     Returns:
       ``apply``. Its batch holds ``input_ids``, ``attention_mask`` and
@@ -75,8 +75,8 @@ def bert(
             k: batch[k] for k in ("input_ids", "attention_mask", "token_type_ids")
         }
         bound = activations.bind(chosen, params)
-        numerics = Numerics(bound, dtype, dtype if integers is None else integers)
-        module = Bert(config, numerics, recompute)
+        coded = dtype if integers is None else integers
+        module = Bert(config, Numerics(bound, dtype, coded, recompute))
         out: Any = module.apply({"params": params}, inputs, rng is not None, rngs=rngs)
         return out
 

@@ -21,11 +21,13 @@ class Numerics:
       dtype: what operands of products are rounded to; None: they are not.
       integers: the dtype in which integers of quantised activations are multiplied;
         None: their values are.
+      recompute: whether both halves of a layer are computed again on the way back.
     """
 
     act: Mapping[str, Quantizer]
     dtype: DTypeLike | None = None
     integers: DTypeLike | None = None
+    recompute: bool = False
 
     def at(self, site: str, x: jax.Array) -> jax.Array:
         """Quantise an activation, if its site has a quantizer."""
