@@ -86,6 +86,22 @@ def test_describe_draws_every_stage():
     assert "encoder/layer_*/ffn/in/kernel [20, 36] x 2" in text
 
 
+def test_describe_says_what_a_stage_computes_with():
+    def rows(**fields):
+        stage = bf.Stage(name="low", loss=bf.logits_mse, **fields)
+        return outline.describe(bf.Recipe(stages=(stage,)))
+
+    plain, other = (
+        rows(),
+        rows(dtype="bfloat16", teacher_dtype=None, recompute=True, accumulate=4),
+    )
+    for words in ("products", "computed again", "added up"):
+        assert words not in plain
+    assert "products    bfloat16, the teacher's float32" in other
+    assert "computed again on the way back" in other
+    assert "added up over 4 parts" in other
+
+
 def test_describe_without_a_shape_has_no_bytes():
     text = outline.describe(made(bf.xtc_1bit()))
     assert "1 bit" in text

@@ -34,6 +34,8 @@ def made(**stage) -> bf.Recipe:
         (lambda: made(epochs=0), "Stage 'onebit'.epochs"),
         (lambda: made(batch_size=0), "Stage 'onebit'.batch_size"),
         (lambda: made(evals=0), "Stage 'onebit'.evals"),
+        (lambda: made(accumulate=0), "Stage 'onebit'.accumulate"),
+        (lambda: made(cache_bytes=-1), "Stage 'onebit'.cache_bytes"),
         (lambda: made(rules=(("(", bf.binarize),)), "Stage 'onebit'.rules"),
         (lambda: made(optim=bf.Optim(warmup=1.5)), "Stage 'onebit'.optim.warmup"),
         (lambda: made(optim=bf.Optim(schedule="x")), "Stage 'onebit'.optim.schedule"),
