@@ -11,9 +11,9 @@ where and as in training. The kinds differ in how matrices are stored and multip
 
 In the last two, tables and the rest are stored as they are packed. ``onnx-int8``
 multiplies a matrix in float32 that is not of 1 or 2 bits, or whose input has no
-integers of 8 bits. ``onnx-2bit`` rounds, once more or for the first time, inputs that
-have none of at most 127 in size (none at all, asymmetric and full levels of 8 bits, more
-bits); all others give training's numbers.
+integers of 8 bits. ``onnx-2bit`` gives training's numbers, too, where the input has
+integers of at most 127 in size; others (none, more bits, asymmetric or full levels of 8
+bits) it rounds to 8 bits, a scale for each token and block of 128.
 """
 
 import functools
