@@ -8,7 +8,6 @@ for. What comes back wrong raises ValueError with what is wrong.
 
 import json
 import lzma
-from collections.abc import Iterator
 from typing import Any
 
 from bitflax import tensorfile
@@ -22,12 +21,43 @@ _PARTS = 300_000
 _ADDED = 4096
 _DICTIONARY = 1 << 23
 _KEYS = {"version", "truncation", "padding", "added_tokens", "model"}
+_BYTES = "add_prefix_space trim_offsets use_regex"
+_SPACE = "replacement prepend_scheme add_prefix_space split"
 _KINDS = {
-    "normalizer": "BertNormalizer Lowercase NFC NFD NFKC NFKD Strip StripAccents",
-    "pre_tokenizer": "BertPreTokenizer ByteLevel CharDelimiterSplit Digits Metaspace "
-    "Punctuation UnicodeScripts Whitespace WhitespaceSplit",
-    "post_processor": "BertProcessing ByteLevel RobertaProcessing TemplateProcessing",
-    "decoder": "BPEDecoder ByteFallback ByteLevel Fuse Metaspace Strip WordPiece",
+    "model": {
+        "WordPiece": "vocab unk_token continuing_subword_prefix "
+        "max_input_chars_per_word",
+        "WordLevel": "vocab unk_token",
+        "BPE": "vocab merges unk_token continuing_subword_prefix end_of_word_suffix "
+        "dropout fuse_unk byte_fallback ignore_merges",
+    },
+    "normalizer": {
+        "BertNormalizer": "clean_text handle_chinese_chars strip_accents lowercase",
+        "Strip": "strip_left strip_right",
+        **dict.fromkeys(
+            ["Lowercase", "NFC", "NFD", "NFKC", "NFKD", "StripAccents"], ""
+        ),
+    },
+    "pre_tokenizer": {
+        "ByteLevel": _BYTES,
+        "CharDelimiterSplit": "delimiter",
+        "Digits": "individual_digits",
+        "Metaspace": _SPACE,
+        "Punctuation": "behavior",
+        **dict.fromkeys(["BertPreTokenizer", "Whitespace", "WhitespaceSplit"], ""),
+    },
+    "post_processor": {
+        "BertProcessing": "sep cls",
+        "RobertaProcessing": "sep cls trim_offsets add_prefix_space",
+        "TemplateProcessing": "single pair special_tokens",
+        "ByteLevel": _BYTES,
+    },
+    "decoder": {
+        "BPEDecoder": "suffix",
+        "ByteLevel": _BYTES,
+        "Metaspace": _SPACE,
+        "WordPiece": "prefix cleanup",
+    },
 }
 _SEQUENCE = {
     "normalizer": "normalizers",
@@ -35,7 +65,6 @@ _SEQUENCE = {
     "post_processor": "processors",
     "decoder": "decoders",
 }
-_MODELS = ("WordPiece", "WordLevel", "BPE")
 
 
 def to_bytes(text: str, config: BertConfig) -> bytes:
@@ -131,15 +160,11 @@ def check(found: Any, config: BertConfig) -> None:
     Raises:
       ValueError: says which part, or which id that the model has no row for.
     """
-    if not isinstance(found, dict) or not set(found) <= _KEYS | set(_KINDS):
+    if not isinstance(found, dict) or not set(found) <= _KEYS.union(_KINDS):
         raise ValueError("tokenizer: not an object of a tokenizer's parts")
-    for place, kinds in _KINDS.items():
-        for kind, part in _parts_of(found.get(place), place):
-            if kind not in kinds.split():
-                raise ValueError(
-                    f"tokenizer: its {place} is {str(kind)[:40]!r}, none of "
-                    f"{', '.join(kinds.split())}"
-                )
+    for place in _KINDS:
+        for part in _parts_of(found.get(place), place):
+            _check_kind(part, place)
             if place == "post_processor":
                 _check_special(part, config)
     _check_model(found.get("model"), config)
@@ -150,22 +175,38 @@ def check(found: Any, config: BertConfig) -> None:
         raise ValueError("tokenizer: an added token is not of 1 to 64 characters")
 
 
-def _parts_of(found: Any, place: str) -> Iterator[tuple[Any, Any]]:
-    """Yield (type, part) of a place: none, one, or those of a sequence."""
-    parts = [found] if found is not None else []
-    if _get(found, "type") == "Sequence":
-        parts = _get(found, _SEQUENCE[place])
-        if not isinstance(parts, list) or len(parts) > 8:
-            raise ValueError(f"tokenizer: its {place} is no sequence of at most 8")
-    for part in parts:
-        yield _get(part, "type"), part
+def _parts_of(found: Any, place: str) -> list:
+    """Return the parts of a place: none, one, or those of a sequence."""
+    if place not in _SEQUENCE or _get(found, "type") != "Sequence":
+        return [] if found is None else [found]
+    parts = found.get(_SEQUENCE[place])
+    if len(found) != 2 or not isinstance(parts, list) or len(parts) > 8:
+        raise ValueError(f"tokenizer: its {place} is no sequence of at most 8")
+    return parts
+
+
+def _check_kind(part: Any, place: str) -> None:
+    """Refuse what is none of a place's kinds, or has other fields than its kind.
+
+    The library goes by the fields: a part that says one type and has the fields of
+    another becomes the other.
+    """
+    kind, kinds = _get(part, "type"), _KINDS[place]
+    if not isinstance(kind, str) or kind not in kinds:
+        known = ", ".join(kinds)
+        raise ValueError(
+            f"tokenizer: its {place} is {str(kind)[:40]!r}, none of {known}"
+        )
+    odd = set(part) - {"type", *kinds[kind].split()}
+    if odd:
+        raise ValueError(f"tokenizer: {kind} has no {sorted(odd)[0][:40]!r}")
 
 
 def _check_model(model: Any, config: BertConfig) -> None:
-    """Check a model's kind, its ids, and what it does with unknown words."""
-    kind, vocab = _get(model, "type"), _get(model, "vocab")
-    if not isinstance(model, dict) or kind not in _MODELS:
-        raise ValueError(f"tokenizer: its model is none of {', '.join(_MODELS)}")
+    """Check a model's ids, and what it does with unknown and with long words."""
+    if not isinstance(model, dict):
+        raise ValueError("tokenizer: it has no model")
+    kind, vocab = model["type"], model.get("vocab")
     if not isinstance(vocab, dict) or not vocab or len(vocab) > _TOKENS:
         raise ValueError(f"tokenizer: its vocabulary is not of 1 to {_TOKENS:,} tokens")
     if not all(_is_below(i, config.vocab_size) for i in vocab.values()):

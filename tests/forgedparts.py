@@ -89,10 +89,8 @@ def vocabulary(rng, file) -> None:
     file.tensors[f"{name}.scale"] = ["F16", [1, 1], b"\0\x38"]
     file.meta |= {"config": json.dumps(config), "packed": json.dumps(packed)}
     plain = TOKENIZER | {"model": TOKENIZER["model"] | {"vocab": None}}
-    words = [
-        "[UNK]",
-        *(pick(rng, ["%x", "%d\u2603", "##%x"]) % i for i in range(n - 1)),
-    ]
+    named = pick(rng, ["%x", "%d\u2603", "##%x"])
+    words = ["[UNK]", *(named % i for i in range(n - 1))]
     text = "\n".join([json.dumps(plain), *words]).encode()
     file.tensors["tokenizer"] = ["U8", [0], lzma.compress(text, preset=0)]
 
@@ -156,12 +154,19 @@ def tokenizer_bytes(rng, file) -> None:
     size = int(rng.integers(1, 1 << 22))
     head = json.dumps(TOKENIZER | {"model": TOKENIZER["model"] | {"vocab": None}})
     words = lambda n: "".join(f"\n{i:x}" for i in range(n))  # noqa: E731
-    texts = [bytes(1 << 24), b"[" * size, b"[" + b"[]," * (size // 3) + b"[]]"]
-    texts += [b'"' + "\U0001f600".encode() + b"a" * size + b'"', b"\xff" * size]
-    texts += [b"[" + b'"ab",' * (size // 5) + b"1]", b"\n" * size, b"{}" * size]
-    texts += [(head + words(n)).encode() for n in (36, 40, 41, 140_000)]
-    texts += [b"{" + b",".join(b'"%d":{}' % i for i in range(size // 12)) + b"}"]
-    file.tensors["tokenizer"] = ["U8", [0], compressed(rng, pick(rng, texts))]
+    texts = [
+        lambda: bytes(1 << 24),
+        lambda: b"[" * size,
+        lambda: b"[" + b"[]," * (size // 3) + b"[]]",
+        lambda: b'"' + "\U0001f600".encode() + b"a" * size + b'"',
+        lambda: b"\xff" * size,
+        lambda: b"[" + b'"ab",' * (size // 5) + b"1]",
+        lambda: b"\n" * size,
+        lambda: b"{" + b",".join(b'"%d":{}' % i for i in range(size // 12)) + b"}",
+        *[lambda n=n: (head + words(n)).encode() for n in (36, 40, 41, 140_000)],
+    ]
+    text = pick(rng, texts)()
+    file.tensors["tokenizer"] = ["U8", [0], compressed(rng, text)]
 
 
 def compressed(rng, text: bytes) -> bytes:
