@@ -1,7 +1,7 @@
 """Small integers in whole bytes: the fields of a packed matrix, a row after the other.
 
-A leaf has 1, 2 or 8 bits a field (``bitflax.leaves.Packed``); in a file, five ternary
-fields share a byte where that is less.
+A leaf has 1, 2 or 8 bits a field (``bitflax.leaves.Packed``). A file holds the same
+fields in less where they allow it: five ternary ones, or two of 4 bits, share a byte.
 """
 
 from collections.abc import Iterator
@@ -40,14 +40,28 @@ def to_bytes(fields: Integer[np.ndarray, "rows cols"], bits: int) -> np.ndarray:
     return np.bitwise_or.reduce(quads << np.array([0, 2, 4, 6], np.uint8), axis=-1)
 
 
-def stored_bits(bits: int, cols: int) -> int | float:
-    """Return the bits a field takes in a file: five ternary ones share a byte.
+def stored_bits(
+    bits: int, cols: int, codes: UInt8[np.ndarray, "rows bytes"] | None = None
+) -> int | float:
+    """Return the bits a field takes in a file.
+
+    Args:
+      bits: a field's in the leaf.
+      cols: fields in a row.
+      codes: the leaf's; 8 bits shrink to 4 where every field lies in -8..7.
 
     >>> [stored_bits(bits, cols) for bits, cols in ((1, 384), (2, 384), (2, 4))]
     [1, 1.6, 2]
+    >>> stored_bits(8, 2, np.array([[7, 248]], np.uint8))
+    4
     """
-    saves = bits == 2 and row_bytes(FIFTHS, cols) < row_bytes(2, cols)
-    return FIFTHS if saves else bits
+    if bits == 2 and row_bytes(FIFTHS, cols) < row_bytes(2, cols):
+        return FIFTHS
+    if bits == 8 and cols > 1 and codes is not None:
+        # As unsigned bytes, those fields plus 8 are below 16, and no others are.
+        small = all((codes[rows] + np.uint8(8)).max() < 16 for rows in _blocks(codes))
+        return 4 if small else 8
+    return bits
 
 
 def row_bytes(bits: int | float, cols: int) -> int:
@@ -61,7 +75,11 @@ def row_bytes(bits: int | float, cols: int) -> int:
 
 def stored(codes: UInt8[np.ndarray, "rows bytes"], bits: int, cols: int) -> np.ndarray:
     """Return a leaf's codes as a file holds them, of ``stored_bits``."""
-    return to_trits(codes, cols) if stored_bits(bits, cols) == FIFTHS else codes
+    width = stored_bits(bits, cols, codes)
+    if width == 4:
+        pairs = np.pad(codes & 15, ((0, 0), (0, cols % 2)))
+        return pairs[:, ::2] | pairs[:, 1::2] << 4
+    return to_trits(codes, cols) if width == FIFTHS else codes
 
 
 def loaded(
@@ -75,7 +93,21 @@ def loaded(
     if bits == FIFTHS:
         return from_trits(codes, cols), 2
     check(codes, int(bits), cols)
-    return codes, int(bits)
+    return (_from_halves(codes, cols), 8) if bits == 4 else (codes, int(bits))
+
+
+def _from_halves(codes: np.ndarray, cols: int) -> np.ndarray:
+    """Return the signed bytes of fields of 4 bits, the lower half of a byte first."""
+    out = _empty(len(codes), cols)
+    for rows in _blocks(codes):
+        fields = np.stack([codes[rows] & 15, codes[rows] >> 4], axis=-1)
+        # The fourth bit is the sign.
+        out[rows] = (fields.reshape(len(fields), -1)[:, :cols] ^ 8) - np.uint8(8)
+    return out
+
+
+def _empty(rows: int, width: int) -> np.ndarray:
+    return tensorfile.aligned(rows * width, np.dtype("u1")).reshape(rows, width)
 
 
 def to_trits(codes: UInt8[np.ndarray, "rows quarters"], cols: int) -> np.ndarray:
@@ -107,7 +139,7 @@ def from_trits(trits: UInt8[np.ndarray, "rows fifths"], cols: int) -> np.ndarray
     """
     if trits.max(initial=0) >= len(_TRITS):
         raise ValueError("a byte of five ternary fields is over 242")
-    out = np.empty((len(trits), row_bytes(2, cols)), np.uint8)
+    out = _empty(len(trits), row_bytes(2, cols))
     for rows in _blocks(trits):
         fields = _TRITS[trits[rows]].reshape(len(trits[rows]), -1)
         if fields[:, cols:].any():

@@ -14,9 +14,9 @@ from bitflax import bitfields, trees
 from bitflax.errors import ConfigError, Diverged
 from bitflax.leaves import Packed
 
-RESTS = ("int8", "float16", "float32")
+RESTS = ("int4", "int8", "float16", "float32")
 Rest = str | Sequence[tuple[str, str]]
-"""``"int8"``, ``"float16"`` or ``"float32"``, or pairs (path regex, one of these)."""
+"""One of ``RESTS``, or pairs (path regex, one of them)."""
 POSITIONS = "embeddings/position/embedding"
 LEVELS = 127
 HALF_NORMAL = 6.2e-5
@@ -49,7 +49,9 @@ def _packed(fields: np.ndarray, scale: np.ndarray, bits: int, shape: tuple) -> P
 
 
 def eight_bits(
-    matrix: Float32[np.ndarray, "rows cols"], use: np.ndarray | None = None
+    matrix: Float32[np.ndarray, "rows cols"],
+    use: np.ndarray | None = None,
+    levels: int = LEVELS,
 ) -> Packed:
     """Round a matrix to 8 bits: ``s = max|w| / 127``, codes ``round(w / s)``.
 
@@ -63,24 +65,25 @@ def eight_bits(
     Args:
       matrix: what is rounded.
       use: how often each row is used [rows], where some count more than others.
+      levels: in place of 127; with 7, a file holds the fields in 4 bits.
 
     >>> matrix = np.array([[1.27, -0.64], [0.64, 1.27]], np.float32)
     >>> eight_bits(matrix).codes.view(jnp.int8)
     Array([[127, -64],
            [ 64, 127]], dtype=int8)
     """
-    ways = [_rounded(matrix, axis, use) for axis in (1, 0)]
+    ways = [_rounded(matrix, axis, use, levels) for axis in (1, 0)]
     _, fields, scale = min(ways, key=lambda way: way[0])
     return _packed(fields, scale, 8, matrix.shape)
 
 
 def _rounded(
-    matrix: np.ndarray, axis: int, use: np.ndarray | None
+    matrix: np.ndarray, axis: int, use: np.ndarray | None, levels: int
 ) -> tuple[float, np.ndarray, np.ndarray]:
     """Return the squared error, the fields and the scales along an axis."""
-    scale = half(np.abs(matrix).max(axis=axis, keepdims=True) / LEVELS, normal=True)
+    scale = half(np.abs(matrix).max(axis=axis, keepdims=True) / levels, normal=True)
     fields = np.rint(matrix / np.where(scale == 0, 1, scale))
-    fields = np.clip(fields, -LEVELS, LEVELS)
+    fields = np.clip(fields, -levels, levels)
     errors = np.square(fields * scale - matrix, dtype=np.float64).sum(axis=1)
     return float(np.sum(errors if use is None else errors * use)), fields, scale
 
@@ -150,8 +153,8 @@ def rest_bits(shape: tuple[int, ...], rest: str) -> int:
     >>> [rest_bits(shape, "int8") for shape in ((512, 384), (2, 384), (384,))]
     [8, 16, 16]
     """
-    if rest == "int8" and len(shape) == 2 and shape[0] > 2:
-        return 8
+    if rest in ("int4", "int8") and len(shape) == 2 and shape[0] > 2:
+        return int(rest.removeprefix("int"))
     return 32 if rest == "float32" else 16
 
 
@@ -159,7 +162,7 @@ def rest_of(rest: Rest, paths: Iterable[str]) -> dict[str, str]:
     """Return how each parameter is packed where no rule quantises it.
 
     Raises:
-      ValueError: a kind is none of the three, or a rule matches no path.
+      ValueError: a kind is none of ``RESTS``, or a rule matches no path.
 
     >>> rest_of([("pooler/.*", "float32")], ["pooler/bias", "classifier/bias"])
     {'pooler/bias': 'float32', 'classifier/bias': 'int8'}
@@ -195,8 +198,8 @@ def pack_leaf(path: str, leaf: Any, chosen: bool, rest: str) -> Any:
     if values.ndim == 2 and chosen:
         return _pack_quantised(path, values, rest)
     bits = rest_bits(values.shape, rest)
-    if bits == 8:
-        return eight_bits(values, _use(path, len(values)))
+    if bits <= 8:
+        return eight_bits(values, _use(path, len(values)), 2 ** (bits - 1) - 1)
     return jnp.asarray(values if bits == 32 else half(values))
 
 

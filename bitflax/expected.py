@@ -77,8 +77,11 @@ def _stored(
     if quantizer is None or len(shape) == 1:
         bits = encoding.rest_bits(shape, rest)
         # A scale a row or a column: only the values tell which.
-        scales = 2 * max(shape) if bits == 8 else 0
-        return bits, values * bits // 8 + scales
+        if bits <= 8:
+            return bits, shape[0] * bitfields.row_bytes(bits, shape[-1]) + 2 * max(
+                shape
+            )
+        return bits, values * bits // 8
     bits = rules.bits_of(quantizer)
     if bits is None:
         return None, 4 * values

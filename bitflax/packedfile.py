@@ -98,7 +98,9 @@ def specs(flat: Mapping[str, Any]) -> dict[str, dict]:
     """Return bits, shape and groups of every packed leaf, as the metadata has them."""
     return {
         path: {
-            "bits": bitfields.stored_bits(leaf.bits, leaf.rows_cols[1]),
+            "bits": bitfields.stored_bits(
+                leaf.bits, leaf.rows_cols[1], np.asarray(leaf.codes, np.uint8)
+            ),
             "shape": list(leaf.shape),
             "groups": list(leaf.scale.shape),
         }
@@ -128,7 +130,7 @@ def version(specs: Mapping[str, dict], new: bool) -> str:
       specs: what is packed.
       new: whether a parameter has halves or belongs to an activation's quantizer.
     """
-    if any(spec["bits"] == bitfields.FIFTHS for spec in specs.values()):
+    if any(spec["bits"] in (4, bitfields.FIFTHS) for spec in specs.values()):
         return "3"
     return "2" if new else "1"
 
@@ -140,9 +142,9 @@ def check_specs(found: Any, shapes: Shapes, version: str = "1") -> dict[str, dic
       found: the JSON.
       shapes: ``{path: shape}`` of the configuration.
       version: of the file; from 2 on a matrix may have two halves, by their names,
-        from 3 on a field 1.6 bits.
+        from 3 on a field 1.6 or 4 bits.
     """
-    known = ("1", "2", "8", "1.6")[: 4 if version == "3" else 3]
+    known = ("1", "2", "8", "1.6", "4")[: 5 if version == "3" else 3]
     if not isinstance(found, dict):
         raise ValueError("packed: not a JSON object")
     for name, spec in found.items():

@@ -9,7 +9,8 @@ A safetensors file of U8, F16 and F32 tensors. A parameter of path ``P`` is ther
 - ``P``, float16 where that is exact, else float32; or
 - ``P.codes``, whole bytes a row, and ``P.scale`` [1 or rows, groups]: fields of 1 bit
   (-1 or +1), 2 bits (-1, 0 or +1; since version 3 five of them share a byte: 1.6 bits)
-  or 8 bits (a signed integer), times the scale of their row and run of columns; or
+  or 8 bits (a signed integer; since version 3 4 where that is enough), times the scale
+  of their row and run of columns; or
 - the sum of two such matrices, ``P_1`` and ``P_2``: the halves of a split student
   (``bitflax.splitting``), two planes of one bit for each position (since version 2).
 
@@ -82,9 +83,9 @@ def pack(params: Params, rules: Rules, rest: encoding.Rest = "int8") -> Params:
       rules: as ``bitflax.quantize`` takes them; () packs all of it as ``rest``.
       rest: what is kept of the other parameters. ``"int8"``: matrices 8 bits with a
         scale a row or a column, whichever errs less; vectors and matrices of one or
-        two rows float16. ``"float16"``: all float16. ``"float32"``: exact. Or pairs
-        (path regex, one of the three), of which the first match decides;
-        ``"int8"`` where none does.
+        two rows float16. ``"int4"``: the same, but 4 bits. ``"float16"``: all float16.
+        ``"float32"``: exact. Or pairs (path regex, one of these), of which the first
+        match decides; ``"int8"`` where none does.
 
     Returns:
       The tree with ``Packed`` for matrices that are codes (a ``Split`` of two where it
@@ -93,7 +94,7 @@ def pack(params: Params, rules: Rules, rest: encoding.Rest = "int8") -> Params:
       are rounded to float16 (one part in 2048).
 
     Raises:
-      ValueError: ``rest`` is none of the three, or a rule matches no path.
+      ValueError: ``rest`` is none of these, or a rule matches no path.
       ConfigError: a quantizer's values do not fit; names the parameter.
       Diverged: a parameter is not finite.
 

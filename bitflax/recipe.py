@@ -17,7 +17,7 @@ from bitflax.types import BertConfig, LossFn, Optim
 
 override = overrides.override
 Dtype = Literal["bfloat16"] | None
-Kept = Literal["int8", "float16", "float32"]
+Kept = Literal["int4", "int8", "float16", "float32"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -179,9 +179,9 @@ class Recipe:
 
     ``data`` None is a run of general distillation alone, with no task. ``rest`` says
     what becomes of the parameters that no rule quantises, as ``bitflax.pack`` takes
-    it: ``"int8"``, ``"float16"``, ``"float32"`` (exact), or pairs (path regex, one of
-    these). ``positions`` is how many position embeddings the packed file keeps (None:
-    all): the texts that it reads are no longer than that.
+    it: ``"int4"``, ``"int8"``, ``"float16"``, ``"float32"`` (exact), or pairs (path
+    regex, one of these). ``positions`` is how many position embeddings the packed
+    file keeps (None: all): the texts that it reads are no longer than that.
     """
 
     data: Data | None = Data()  # noqa: RUF009 (frozen)

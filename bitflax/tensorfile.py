@@ -267,7 +267,7 @@ def read_tensors(file: BufferedReader, header: Header) -> dict[str, np.ndarray]:
 def _tensor(file: BufferedReader, entry: Entry, state: Any) -> np.ndarray:
     """Read one tensor block by block, and feed its bytes to the checksum."""
     stored = DTYPES[entry.dtype]
-    values = _aligned(
+    values = aligned(
         math.prod(entry.shape), np.dtype("u1" if entry.dtype == "U8" else "f4")
     )
     for block in blocks(values):
@@ -279,7 +279,8 @@ def _tensor(file: BufferedReader, entry: Entry, state: Any) -> np.ndarray:
     return values.reshape(entry.shape)
 
 
-def _aligned(size: int, dtype: np.dtype) -> np.ndarray:
+def aligned(size: int, dtype: np.dtype) -> np.ndarray:
+    """Return an empty array in memory that jax can take over without a copy."""
     raw = np.empty(size * dtype.itemsize + _ALIGNED, np.uint8)
     start = -raw.ctypes.data % _ALIGNED
     return raw[start : start + size * dtype.itemsize].view(dtype)

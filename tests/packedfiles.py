@@ -82,7 +82,8 @@ def _meant(row, bits, j):
     if bits == 1.6:
         return int(row[j // 5]) // 3 ** (j % 5) % 3 - 1
     field = int(row[j * bits // 8]) >> j * bits % 8 & (2**bits - 1)
-    return {1: 2 * field - 1, 2: field - 1, 8: (field ^ 128) - 128}[bits]
+    signed = {4: (field ^ 8) - 8, 8: (field ^ 128) - 128}
+    return ({1: 2 * field - 1, 2: field - 1} | signed)[bits]
 
 
 def tokenizer(header, data):

@@ -98,3 +98,31 @@ def test_what_is_stored_is_loaded(bits, cols):
     again, whole = bitfields.loaded(kept, width, cols)
     assert whole == bits
     np.testing.assert_array_equal(again, codes)
+
+
+@pytest.mark.parametrize("cols", [2, 3, 8, 9])
+def test_two_small_signed_fields_share_a_byte(cols):
+    fields = RNG.integers(-8, 8, (16, cols))
+    fields[:, 0] = np.arange(-8, 8)
+    codes = bitfields.to_bytes(fields, 8)
+    assert bitfields.stored_bits(8, cols, codes) == 4
+    kept = bitfields.stored(codes, 8, cols)
+    assert kept.shape == (16, bitfields.row_bytes(4, cols))
+    for (i, j), field in np.ndenumerate(fields):
+        half = int(kept[i, j // 2]) >> 4 * (j % 2) & 15
+        assert (half ^ 8) - 8 == field
+    again, bits = bitfields.loaded(kept, 4, cols)
+    assert bits == 8
+    np.testing.assert_array_equal(again, codes)
+
+
+@pytest.mark.parametrize("field", [-9, 8, 127, -128])
+def test_one_large_field_keeps_all_8_bits(field):
+    codes = bitfields.to_bytes(np.array([[0, 1], [field, 2]]), 8)
+    assert bitfields.stored_bits(8, 2, codes) == 8
+    np.testing.assert_array_equal(bitfields.stored(codes, 8, 2), codes)
+
+
+def test_a_padding_half_is_refused():
+    with pytest.raises(ValueError, match="padding bits"):
+        bitfields.loaded(np.array([[0, 0x10]], np.uint8), 4, 3)

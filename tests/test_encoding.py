@@ -165,7 +165,7 @@ def test_a_packed_leaf_is_not_packed_again():
         encoding.pack_leaf("pooler/kernel", encoding.eight_bits(W), False, "int8")
 
 
-@pytest.mark.parametrize("rest", ["int8", "float16", "float32"])
+@pytest.mark.parametrize("rest", encoding.RESTS)
 def test_vectors_are_never_codes(rest):
     vector = W[0]
     leaf = encoding.pack_leaf("pooler/bias", vector, False, rest)

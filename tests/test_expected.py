@@ -14,12 +14,13 @@ from tests.test_outline import CONFIG, made
 @pytest.mark.parametrize(
     "rest",
     [
+        "int4",
         "int8",
         "float16",
         "float32",
         ((r"pooler/.*", "float32"), (r".*/(kernel|embedding)", "float16")),
     ],
-    ids=["int8", "float16", "float32", "pairs"],
+    ids=["int4", "int8", "float16", "float32", "pairs"],
 )
 @pytest.mark.parametrize(
     "rules",

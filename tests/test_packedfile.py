@@ -141,6 +141,10 @@ HOSTILE = {
         put(f"{FFN}.codes", np.uint8([0] * 6 + [9])),
         "padding fields are not zero",
     ),
+    "4 bits in place of 8": (
+        meta("packed", lambda p: p[POOLER].update(bits=4)),
+        rf"{POOLER}.codes: expected U8 \(12, 6\)",
+    ),
     "1.6 bits in version 2": (text("version", "2"), r"bits are one of 1, 2, 8\n"),
     "two bits as a fraction": (
         meta("packed", lambda p: p[FFN].update(bits=2.0)),

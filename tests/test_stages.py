@@ -182,11 +182,9 @@ def test_a_packed_file_may_keep_fewer_positions(whole, place, tmp_path):
     rows = start(place, tmp_path / "run", *settings)
     found = packing.read_packed(tmp_path / "run" / "model.safetensors")
     assert found.config.max_position_embeddings == 12
-    predictor, task = (
-        predict.load(tmp_path / "run"),
-        tasks.load_task(place / "kinds.tsv"),
-    )
-    assert predictor.score(task)["accuracy"] == rows[-1].score
+    task = tasks.load_task(place / "kinds.tsv")
+    score = predict.load(tmp_path / "run").score(task)
+    assert score["accuracy"] == rows[-1].score
     _, whole_table = pretrained.load_pretrained(tmp_path / "run/2-onebit/params")
     path = "embeddings/position/embedding"
     table = trees.flatten(packing.unpack(found.packed))[path]
