@@ -250,6 +250,8 @@ def _with_act(
     earlier = setting.recipe.stages[: max(number - 1, 0)]
     before = earlier[-1].act if earlier else None
     batch = batches.batch(0)
+    # How many rows only fill up depends on the devices.
+    batch = {name: x[batch["weight"] > 0] for name, x in batch.items()}
     params = starting.fit_act(small, stage, before, batch)
     return small._replace(params=params)
 

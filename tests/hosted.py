@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-WAIT = 240
+WAIT = 600
 
 
 def free_port() -> int:
