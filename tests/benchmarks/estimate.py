@@ -97,9 +97,9 @@ def by_rule(name: str, length: int) -> float:
     return length * (3 * forward(student) + forward(teacher))
 
 
-def memory(name: str, rows: int) -> dict[str, float]:
+def memory(kind: str, name: str, rows: int) -> dict[str, float]:
     """Return the bytes of a step of so many rows, as this machine's compiler has it."""
-    found = lowered("1-bit", name, rows, LONGEST).compile().memory_analysis()
+    found = lowered(kind, name, rows, LONGEST).compile().memory_analysis()
     held = found.argument_size_in_bytes + found.output_size_in_bytes
     held -= found.alias_size_in_bytes
     return {"held": held, "temporary": found.temp_size_in_bytes}
@@ -116,7 +116,7 @@ def quadratic(kind: str, name: str) -> Any:
 def whole(name: str, positions: float) -> float:
     """Return the FLOP of the recipe: teacher, student, and the student's scores."""
     tuning, student = quadratic("fine-tuning", name), quadratic("1-bit", name)
-    # Scoring is a third of what training the student alone takes: forward only.
+    # Of the teacher's tuning, half the layers and a third of the work: forward only.
     scoring = quadratic("fine-tuning", name)(positions) / 6
     training = TEACHER_EPOCHS * tuning(positions) + EPOCHS * student(positions)
     return EXAMPLES * training + EPOCHS * DEV * scoring
@@ -127,6 +127,7 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--model", choices=common.MODELS, default="bert-base")
     options.add_argument("--rows", type=int, nargs="+", default=[32, 64, 128, 256, 512])
+    options.add_argument("--step", choices=steps.KINDS, default="1-bit")
     options.add_argument("--mean-length", type=float, default=39.0, help="assumed")
     options.add_argument(
         "--filled", type=float, default=0.9, help="assumed: real share"
@@ -154,7 +155,7 @@ def main() -> None:
         for machine, each in hours.items()
     ]
     common.say("\n" + common.table(["hours", *ways], lines))
-    held = {rows: memory(args.model, rows) for rows in args.rows}
+    held = {rows: memory(args.step, args.model, rows) for rows in args.rows}
     lines = [
         [rows, f"{each['held'] / 1e9:.2f}", f"{each['temporary'] / 1e9:.2f}"]
         for rows, each in held.items()
