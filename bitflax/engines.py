@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from bitflax import activations, model, training, trees, unpacking
+from bitflax import activations, model, onnxbert, training, trees, unpacking
 from bitflax.errors import ConfigError, InputMissing
 from bitflax.evaluate import INPUTS
 from bitflax.types import BertConfig, Params
@@ -70,8 +70,6 @@ def make(name: str, config: BertConfig, params: Params, act: Any = None) -> Engi
     check(name)
     if name == "jax":
         return _jax(config, params, act)
-    from bitflax import onnxbert
-
     try:
         graph = onnxbert.build(config, params, act, onnx_kind(config, act))
     except ConfigError:  # weights without integers; float32 computes the same
@@ -91,21 +89,16 @@ def onnx_kind(config: BertConfig, act: Any) -> str:
     return "onnx-int8" if short else "onnx-fp32"
 
 
-def run_onnx(graph: bytes, threads: int | None = None) -> Engine:
+def run_onnx(graph: bytes) -> Engine:
     """Return an engine that runs an ONNX model's bytes in ONNX Runtime.
 
     Args:
       graph: a serialised ``ModelProto`` with the inputs of a batch and ``logits``.
-      threads: of one matrix product; None: as many as ONNX Runtime takes.
     """
     import onnxruntime
 
-    options = onnxruntime.SessionOptions()
-    if threads is not None:
-        options.intra_op_num_threads = threads
-    session = onnxruntime.InferenceSession(
-        graph, options, providers=["CPUExecutionProvider"]
-    )
+    processor = ["CPUExecutionProvider"]
+    session = onnxruntime.InferenceSession(graph, providers=processor)
 
     def engine(batch: Mapping[str, np.ndarray]) -> np.ndarray:
         inputs = {name: np.asarray(batch[name], np.int64) for name in INPUTS}

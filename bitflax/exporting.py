@@ -35,6 +35,7 @@ from bitflax import (
     hffolder,
     leaves,
     modelcard,
+    onnxbert,
     pretrained,
     provenance,
     storage,
@@ -132,7 +133,7 @@ def _check_folder(path: Path) -> None:
 
 
 def _write_onnx(out: Path, model: Opened, kind: str) -> None:
-    from bitflax import __version__, onnxbert
+    from bitflax import __version__
 
     graph = onnxbert.build(model.config, model.params, model.act, kind)
     graph.producer_version = __version__

@@ -9,7 +9,7 @@ import pytest
 import bitflax as bf
 from bitflax import engines, packing, predict
 from bitflax.errors import ConfigError, InputMissing
-from tests import small, test_predict
+from tests import test_predict
 from tests.test_predict import CONFIG, TEXTS, params, tokenizer
 
 ACT = bf.symmetric(bits=8)
@@ -40,17 +40,6 @@ def test_onnx_runs_dense_weights_with_8_bit_activations():
     pytest.importorskip("onnxruntime")
     found = logits(params(), ACT, "onnx")
     np.testing.assert_allclose(found, logits(params(), ACT, "jax"), atol=2e-3)
-
-
-def test_an_onnx_session_takes_a_number_of_threads(packed):
-    pytest.importorskip("onnxruntime")
-    from bitflax import onnxbert
-
-    graph = onnxbert.build(CONFIG, packed, None, "onnx-fp32").SerializeToString()
-    batch = small.batch(3, seed=0, length=8)
-    batch["input_ids"] %= CONFIG.vocab_size
-    one, all_of_them = (engines.run_onnx(graph, n)(batch) for n in (1, None))
-    np.testing.assert_allclose(one, all_of_them, atol=1e-6)
 
 
 @pytest.mark.parametrize("module", ["onnx", "onnxruntime"])
