@@ -19,6 +19,7 @@ import collections
 import ctypes
 import json
 import pathlib
+import shutil
 import sys
 import tempfile
 import time
@@ -240,6 +241,8 @@ def main() -> int:
             print(json.dumps({name: count, **trial.report(), "seconds": seconds}))
         failures += trial.failures
     print("\n".join(failures[:50]))
+    if not failures:
+        shutil.rmtree(folder)
     return 1 if failures else 0
 
 
