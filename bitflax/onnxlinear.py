@@ -54,7 +54,8 @@ def two_bits(graph: Graph, x: onnxact.Codes, parts: list[Integers]) -> str:
     At accuracy level 4 the operator rounds activations to int8 by itself, one scale a
     row and block: that of the largest value over 127. Here each block holds 127
     integers and a 127 that meets a weight of 0, so that the scale is 1 and nothing is
-    rounded again.
+    rounded again. That takes an eighth more time, and moves 1 of 1,952 labels of the
+    quickstart's student, where rounding twice moves 2 and the operator's alone 4.
 
     Args:
       graph: what grows.
