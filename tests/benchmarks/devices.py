@@ -43,6 +43,9 @@ def scores(args: argparse.Namespace, seed: int, devices: int) -> dict[str, float
         "limit": args.limit,
         "fp32_epochs": args.epochs,
         "onebit_epochs": 2 * args.epochs,
+        "max_length": 32,
+        "stages.fp32.evals": 1,
+        "stages.onebit.evals": 1,
         "seed": seed,
     }
     made = bf.load_recipe(RECIPE, [f"{name}={x}" for name, x in settings.items()])
