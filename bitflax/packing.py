@@ -43,7 +43,7 @@ from bitflax import (
     trees,
 )
 from bitflax.errors import OutputError, StorageError
-from bitflax.leaves import Packed, Split
+from bitflax.leaves import Split
 from bitflax.packedfile import SizeRow, size_table
 from bitflax.packedreader import (
     FORMAT,
@@ -62,7 +62,6 @@ __all__ = [
     "pack",
     "read_packed",
     "save_packed",
-    "settle",
     "size_report",
     "size_table",
     "unpack",
@@ -126,52 +125,6 @@ def _pack(path: str, leaf: Any, chosen: bool, rest: str) -> Any:
             return Split(*halves)
         leaf = leaves.dense(leaf)
     return encoding.pack_leaf(path, leaf, chosen, rest)
-
-
-def settle(params: Params, rules: Rules, rest: encoding.Rest = "int8") -> Params:
-    """Return latent weights that packing leaves as they are.
-
-    8-bit activations make much of little: a change of 1 part in 4096 to any parameter
-    moves logits by 0.5 % of their spread, since it makes roundings fall the other way.
-    A student that is settled before it is scored is the one that its file holds.
-
-    Args:
-      params: a tree of latent weights.
-      rules: as ``pack`` takes them.
-      rest: as ``pack`` takes it.
-
-    Returns:
-      ``params`` with what ``pack`` keeps of each parameter that no rule quantises; the
-      rows of a matrix that a rule quantises are stretched to the scales that it keeps,
-      as quantizers of weights follow a factor. It packs as ``params`` do.
-
-    >>> tree = {"kernel": jnp.array([[1.0, -3.0]]), "bias": jnp.array([0.1, 0.25])}
-    >>> settle(tree, [("kernel", lambda w: jnp.sign(w) * 2)])["bias"]
-    Array([0.09997559, 0.25      ], dtype=float32)
-    """
-    flat, chosen = trees.flatten(params), trees.match(rules, trees.flatten(params))
-    kept = trees.flatten(pack(params, rules, rest))
-    exact = trees.flatten(pack(params, rules, "float32"))
-    settled = {
-        path: _settled(flat[path], exact[path], leaf)
-        if path in chosen
-        else jnp.asarray(leaves.dense(leaf), jnp.float32)
-        for path, leaf in kept.items()
-    }
-    return trees.unflatten(flat | settled)
-
-
-def _settled(latent: Any, exact: Any, kept: Any) -> Any:
-    if isinstance(kept, Split):
-        return Split(
-            _settled(latent.a, exact.a, kept.a), _settled(latent.b, exact.b, kept.b)
-        )
-    if not isinstance(kept, Packed):
-        return latent
-    old, new = np.asarray(exact.scale), np.asarray(kept.scale)
-    stretch = np.where(old == 0, 1, new / np.where(old == 0, 1, old))
-    wide = np.repeat(stretch, latent.shape[1] // stretch.shape[1], axis=1)
-    return jnp.asarray(np.asarray(latent, np.float32) * wide, jnp.float32)
 
 
 def unpack(packed: Params) -> Params:

@@ -21,7 +21,6 @@ from bitflax import (
     losses,
     memory,
     model,
-    packing,
     parallel,
     pretrained,
     projection,
@@ -229,18 +228,14 @@ def _trained(
     trained = loop.train(work, state, setting.run)
     seconds = setup + trained.seconds
     params = lesson.whole(parallel.local(trained.params), start.params)
-    scores = trained.scores
-    if number and stage is setting.recipe.stages[-1] and stage.packs:
-        params = packing.settle(params, stage.rules, setting.recipe.rest)
-        scores = scorer(lesson.small(Model(start.config, params)).params)
     if hosts.first():
         pretrained.save_pretrained(
             folder / "params", start.config, params, setting.tokenizer, extra=True
         )
-        record = {"scores": scores, "seconds": seconds, "steps": steps}
+        record = {"scores": trained.scores, "seconds": seconds, "steps": steps}
         storage.write_text(done, json.dumps(record, indent=2) + "\n")
     hosts.barrier()
-    return Model(start.config, params), scores, seconds
+    return Model(start.config, params), trained.scores, seconds
 
 
 def _with_act(

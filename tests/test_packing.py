@@ -146,47 +146,6 @@ def test_a_smaller_rest_moves_logits_little(rest, bound):
     assert 0 < jnp.abs(moved).max() < bound * jnp.std(exact)
 
 
-@pytest.mark.parametrize(
-    "case",
-    [
-        (params, bf.xtc_1bit()),
-        (params, bf.xtc_1bit("channel")),
-        (params, bf.xtc_2bit()),
-        (params, ()),
-        (split_params, bf.xtc_1bit()),
-    ],
-    ids=["1bit", "channel", "2bit", "none", "split"],
-)
-@pytest.mark.parametrize("rest", ["int8", (("pooler/.*", "float32"),)])
-def test_a_settled_student_computes_what_its_file_does(case, rest):
-    tree, rules = case[0](), case[1]
-    packed = packing.pack(tree, rules, rest)
-    settled = packing.settle(tree, rules, rest)
-    assert set(trees.flatten(settled)) == set(trees.flatten(tree))
-    # Packing leaves it as it is: the same file, bit by bit ...
-    again = packing.pack(settled, rules, rest)
-    assert jax.tree.structure(again) == jax.tree.structure(packed)
-    jax.tree.map(np.testing.assert_array_equal, again, packed)
-    # ... of what it trains with, where the others move by parts in a thousand.
-    held = trees.flatten(packing.unpack(packed))
-    for path, leaf in trees.flatten(bf.quantize(settled, rules)).items():
-        np.testing.assert_allclose(leaves.dense(leaf), held[path], rtol=1e-6, atol=1e-7)
-
-
-def test_settling_touches_no_more_than_it_must():
-    tree = {**params(), "projection": {"kernel": jnp.eye(16), "bias": jnp.zeros(16)}}
-    settled = packing.settle(tree, bf.xtc_1bit(), "float32")
-    jax.tree.map(np.testing.assert_array_equal, settled, tree)
-
-
-def test_a_settled_row_of_zeros_stays_zero():
-    table = jnp.array([[0.0, 0.0], [1.1, -3.3]])
-    rules = [("t", functools.partial(bf.binarize, axis=-1))]
-    found = packing.settle({"t": table}, rules)["t"]
-    assert not found[0].any()
-    np.testing.assert_allclose(found[1], table[1], rtol=1e-3)
-
-
 def test_what_is_packed_as_what():
     packed = trees.flatten(packing.pack(params(), bf.xtc_1bit()))
     bits = {p: leaf.bits for p, leaf in packed.items() if isinstance(leaf, Packed)}
