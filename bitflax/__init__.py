@@ -4,6 +4,8 @@ from bitflax.bertadam import bert_adam as bert_adam
 from bitflax.depth import layer_pairs as layer_pairs
 from bitflax.depth import take_layers as take_layers
 from bitflax.depth import uniform_layers as uniform_layers
+from bitflax.exporting import export as export
+from bitflax.hosts import initialize as initialize
 from bitflax.learned import clipped as clipped
 from bitflax.learned import elastic as elastic
 from bitflax.learned import lsq as lsq
@@ -29,6 +31,7 @@ from bitflax.parallel import data_parallel as data_parallel
 from bitflax.parallel import mesh as mesh
 from bitflax.parallel import pmapped as pmapped
 from bitflax.parallel import shard_batch as shard_batch
+from bitflax.positions import take_positions as take_positions
 from bitflax.predict import Predictor as Predictor
 from bitflax.predict import load as load
 from bitflax.pretrained import load_pretrained as load_pretrained
