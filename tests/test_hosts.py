@@ -103,6 +103,17 @@ def test_slurm_and_open_mpi_say_by_themselves_who_takes_part(monkeypatch):
     assert signal.getsignal(signal.SIGTERM) is before
 
 
+def test_environments_that_jax_names_otherwise_are_no_hindrance(monkeypatch):
+    from jax._src import clusters
+
+    nameless = [type("Cluster", (), {})]  # as jax 0.7's Kubernetes
+    monkeypatch.setattr(clusters.ClusterEnv, "_cluster_types", nameless)
+    hosts.initialize()
+    monkeypatch.delattr(clusters.ClusterEnv, "_cluster_types")
+    hosts.initialize()
+    assert not jax.distributed.is_initialized()
+
+
 # ------------------------------------------------------------------- many processes
 
 
