@@ -56,7 +56,7 @@ class General:
             batch_size=stage.batch_size or corpus.batch_size,
             seed=self.seed + 1000 * number + corpus.seed,
             cache=self.run.cache,
-            multiple_of=self.mesh.size,
+            multiple_of=self.mesh.size * stage.accumulate,
             data_dir=corpus.data_dir,
         )
 

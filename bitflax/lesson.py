@@ -79,7 +79,7 @@ class Lesson:
             batch_size=(stage and stage.batch_size) or self.data.batch_size,
             seed=self.seed + 1000 * number,
             buckets=self.buckets,
-            multiple_of=self.mesh.size,
+            multiple_of=self.mesh.size * (stage.accumulate if stage else 1),
             pad_id=self.dev.pad_id,
         )
 
@@ -155,9 +155,11 @@ class Lesson:
             free = shutil.disk_usage(self.run.cache).free
             return files.whole or size <= (free // 2 if most is None else most)
         most = min(MOST_KEPT_BYTES, _memory() // 4) if most is None else most
+        if size > most:
+            return False
         if sum(kept.in_memory for _, kept in self._kept) + size > most:
             self._kept.clear()
-        return size <= most
+        return True
 
     def _filled(
         self,
