@@ -58,14 +58,18 @@ class Signals:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        """Set the handlers that were there before."""
+        """Set the handlers that were there before; one who asked too late is heard."""
+        self._restore()
+        if self.caught is not None and exc[0] is None:
+            signal.raise_signal(self.caught)
+
+    def _restore(self) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
     def _catch(self, number, frame):
         if self.caught is not None:  # asked twice: stop at once
-            self.__exit__()
-            signal.raise_signal(number)
+            self.deliver(number)
         self.caught = number
 
     def deliver(self, number: int) -> None:
@@ -75,7 +79,7 @@ class Signals:
           KeyboardInterrupt: if nobody minds it.
         """
         self.caught = None
-        self.__exit__()
+        self._restore()
         signal.raise_signal(number)
         raise KeyboardInterrupt
 

@@ -1,0 +1,22 @@
+"""The folder that all processes of a run see; test_runfolder.py has the lock."""
+
+import pytest
+
+from bitflax import folderlock, hosts
+from bitflax.errors import OutputError
+
+
+def test_what_process_0_writes_is_seen_and_removed(tmp_path):
+    (tmp_path / ".shared").write_text("of a run that was killed")
+    folderlock.check_shared(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("there", [None, "another run's"])
+def test_another_folder_of_that_name_is_refused(there, tmp_path, monkeypatch):
+    monkeypatch.setattr(folderlock, "SEEN_SECONDS", 0.0)
+    monkeypatch.setattr(hosts, "share", lambda write: "process 0's")
+    if there:
+        (tmp_path / ".shared").write_text(there)
+    with pytest.raises(OutputError, match="not the folder that process 0 writes"):
+        folderlock.check_shared(tmp_path)
