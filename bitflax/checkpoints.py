@@ -108,7 +108,8 @@ class Checkpoints:
         flat = statedict.flatten(state)
         storage.need(self.folder, sum(x.nbytes for x in flat.values()))
         with storage.disk(self.folder, also=(ValueError,)):
-            for old in self.steps:
+            # All delete the same: a network folder may show them different steps.
+            for old in hosts.share(lambda: self.steps):
                 if old >= step:
                     self._manager().delete(old)
             self._manager().save(
