@@ -15,7 +15,10 @@ from bitflax.errors import ConfigError
 from bitflax.types import BertConfig
 
 MOST = 4 << 20
-"""Bytes of a tokenizer's text; this and the next two bound the memory it takes."""
+"""Bytes of a tokenizer's text; this and the next two bound the memory it takes.
+
+``_limits`` raises them where the file's own word table is large.
+"""
 _TOKENS = 131_072
 _PARTS = 300_000
 _ADDED = 4096
@@ -81,6 +84,16 @@ def to_bytes(text: str, config: BertConfig) -> bytes:
     return lzma.compress(plain, lzma.FORMAT_XZ, lzma.CHECK_CRC32, filters=_filters())
 
 
+def _limits(config: BertConfig) -> tuple[int, int]:
+    """Return the most bytes of text and the most tokens.
+
+    A word table takes at least one bit a value of the file: what 100 bytes of it allow
+    a token more keeps a reader's memory bounded by the file's size.
+    """
+    table = config.vocab_size * config.hidden_size // 8
+    return MOST + table // 8, _TOKENS + table // 100
+
+
 def checked(text: str, config: BertConfig) -> bytes:
     """Return what is compressed of a ``tokenizer.json``.
 
@@ -89,8 +102,9 @@ def checked(text: str, config: BertConfig) -> bytes:
     """
     try:
         plain = _plain(json.loads(text))
-        if len(plain) > MOST:
-            raise ValueError(f"{len(plain)} bytes, over {MOST}")
+        most, _ = _limits(config)
+        if len(plain) > most:
+            raise ValueError(f"{len(plain)} bytes, over {most}")
         _text(plain, config)
     except ValueError as error:
         raise ConfigError(
@@ -123,7 +137,7 @@ def from_bytes(packed: bytes, config: BertConfig) -> str:
     """Return the text of ``tokenizer.json``; the inverse of ``to_bytes``."""
     reader = lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=4 * _DICTIONARY)
     try:
-        plain = reader.decompress(packed, MOST + 1)
+        plain = reader.decompress(packed, _limits(config)[0] + 1)
     except (lzma.LZMAError, EOFError):
         raise ValueError("tokenizer: not whole xz data") from None
     if not reader.eof or reader.unused_data:
@@ -138,8 +152,9 @@ def _text(plain: bytes, config: BertConfig) -> str:
         raise ValueError("tokenizer: more parts than a tokenizer has")
     found = tensorfile.strict_json(first, "tokenizer")
     if line:
-        if rest.count(b"\n") >= min(_TOKENS, config.vocab_size):
-            raise ValueError("tokenizer: more tokens than the model's, or than 131,072")
+        most = min(_limits(config)[1], config.vocab_size)
+        if rest.count(b"\n") >= most:
+            raise ValueError(f"tokenizer: more than {most:,} tokens")
         _put_tokens(found, rest.decode("utf-8").split("\n"))
     check(found, config)
     return json.dumps(found, separators=(",", ":"), ensure_ascii=False)
@@ -173,6 +188,9 @@ def check(found: Any, config: BertConfig) -> None:
         raise ValueError(f"tokenizer: added_tokens are no list of at most {_ADDED}")
     if not all(_is_text(_get(token, "content"), 1, 64) for token in added):
         raise ValueError("tokenizer: an added token is not of 1 to 64 characters")
+    tokens = {*found["model"]["vocab"], *(token["content"] for token in added)}
+    if len(tokens) > config.vocab_size:  # the library numbers new ones from the end
+        raise ValueError("tokenizer: an added token that the model has no row for")
 
 
 def _parts_of(found: Any, place: str) -> list:
@@ -207,8 +225,9 @@ def _check_model(model: Any, config: BertConfig) -> None:
     if not isinstance(model, dict):
         raise ValueError("tokenizer: it has no model")
     kind, vocab = model["type"], model.get("vocab")
-    if not isinstance(vocab, dict) or not vocab or len(vocab) > _TOKENS:
-        raise ValueError(f"tokenizer: its vocabulary is not of 1 to {_TOKENS:,} tokens")
+    most = _limits(config)[1]
+    if not isinstance(vocab, dict) or not 0 < len(vocab) <= most:
+        raise ValueError(f"tokenizer: its vocabulary is not of 1 to {most:,} tokens")
     if not all(_is_below(i, config.vocab_size) for i in vocab.values()):
         raise ValueError("tokenizer: an id that the model has no row for")
     unknown = model.get("unk_token", "[UNK]")

@@ -191,6 +191,16 @@ def test_a_tokenizer_without_end_is_not_written():
         packedtokenizer.to_bytes(json.dumps({"more": "x" * (5 << 20)}), CONFIG)
 
 
+def test_a_wide_table_of_many_words_may_have_as_many_tokens():
+    """LaBSE's: half a million words, whose table takes 48 MB of one bit a value."""
+    vocab = {"[UNK]": 0} | {f"w{i}": i for i in range(1, 140_000)}
+    text = json.dumps(made({"type": "WordPiece", "vocab": vocab}))
+    size = {"vocab_size": len(vocab), "num_attention_heads": 1}
+    packedtokenizer.checked(text, bf.BertConfig(hidden_size=768, **size))
+    with pytest.raises(ConfigError, match="more than 131,247 tokens"):
+        packedtokenizer.checked(text, bf.BertConfig(hidden_size=1, **size))
+
+
 def test_what_is_read_is_built():
     model = {
         "type": "WordPiece",
