@@ -39,7 +39,8 @@ def coded(quantizer: Any, x: Float[Array, "..."], dtype: DTypeLike) -> Coded | A
 
     Args:
       quantizer: any; with ``codes(x) -> (integers, scale, zero)``, ``bits`` of at most
-        8, and ``centred`` (whether its zero point is always 0) its integers are given.
+        8, and ``centred`` its integers are given. Centred is one whose zero is always
+        0; the integers of others are 0 to ``2^bits - 1``.
       x: what is quantised.
       dtype: bfloat16, float32 or int8; int8 holds 0..255 as -128..127.
 
@@ -52,7 +53,8 @@ def coded(quantizer: Any, x: Float[Array, "..."], dtype: DTypeLike) -> Coded | A
         keywords = quantizer.keywords | keywords
         quantizer = quantizer.func
     kind: Any = quantizer
-    if not hasattr(kind, "codes") or kind.bits > 8:
+    known = all(hasattr(kind, name) for name in ("codes", "bits", "centred"))
+    if not known or kind.bits > 8:
         return value
     integers, scale, zero = kind.codes(jax.lax.stop_gradient(x), **keywords)
     if kind.centred:

@@ -178,10 +178,19 @@ def test_a_split_gets_the_gradient_of_its_sum_in_both_halves():
     np.testing.assert_array_equal(by_split.a, by_split.b)
 
 
+class Own:
+    """A quantizer whose integers may be any: it does not say that it is centred."""
+
+    bits = 8
+    codes = bf.symmetric(8).codes
+    __call__ = staticmethod(bf.symmetric(8))
+
+
 @pytest.mark.parametrize(
     "quantizer",
     [
         lambda x: bf.symmetric(8)(x),  # nobody knows its integers
+        Own(),
         bf.symmetric(12),
         bf.symmetric(8, axis=1),
         bf.symmetric(8, groups=2),
