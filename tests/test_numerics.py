@@ -25,12 +25,20 @@ ACTS = {
 @pytest.fixture(scope="module", autouse=True)
 def _made_in_float32():
     """Make what is made once before a test switches 64-bit numbers on."""
-    small.teacher_params()
+    params()
+    told()
 
 
 @functools.cache
 def params():
-    return bf.take_layers(small.teacher_params(), (0, 1))
+    return bf.take_layers(small.teacher_params(), (0,))
+
+
+@functools.cache
+def told():
+    """Return what a teacher of two layers says."""
+    teacher = bf.take_layers(small.teacher_params(), (0, 1))
+    return jax.jit(bf.bert(small.config(2)))(teacher, small.batch(4, 0))
 
 
 def double(tree):
@@ -38,7 +46,7 @@ def double(tree):
 
 
 def outputs(tree, act, **options):
-    return jax.jit(bf.bert(small.config(2), act, **options))(tree, small.batch(4, 0))
+    return jax.jit(bf.bert(small.config(1), act, **options))(tree, small.batch(4, 0))
 
 
 def assert_close(a, b, atol):
@@ -80,13 +88,12 @@ def test_split_halves_run_as_integers(x64):
 
 def gradients(act, tree, **options):
     rules = bf.xtc_1bit()
-    student = bf.bert(small.config(2), act, **options)
-    batch = small.batch(4, 0)
-    told = bf.bert(small.config(4))(small.teacher_params(), batch)
+    student = bf.bert(small.config(1), act, **options)
+    batch, loss = small.batch(4, 0), small.one_stage((1,))
 
     def value(tree):
         out = student(bf.quantize(tree, rules, lazy=bool(options)), batch)
-        return bf.total(small.one_stage()(out, told, batch))
+        return bf.total(loss(out, told(), batch))
 
     return jax.jit(jax.value_and_grad(value))(tree)
 
