@@ -21,6 +21,7 @@ Lost       on one seed (teacher 0.8033, 6 epochs of 1 bit): logits averaged over
 """
 
 import functools
+from typing import Literal
 
 import bitflax as bf
 
@@ -41,6 +42,7 @@ def recipe(
     onebit_epochs: int = 6,
     onebit_lr: float = 5e-4,
     per: str = "channel",
+    dtype: Literal["bfloat16"] | None = None,
     seed: int = 0,
 ) -> bf.Recipe:
     hidden = bf.layer_pairs(layers, hidden=True)
@@ -71,6 +73,8 @@ def recipe(
                 epochs=fp32_epochs,
                 evals=3,
                 optim=bf.Optim(lr=fp32_lr),
+                dtype=dtype,
+                teacher_dtype=dtype,
             ),
             bf.Stage(
                 name="onebit",
@@ -80,6 +84,8 @@ def recipe(
                 epochs=onebit_epochs,
                 evals=3,
                 optim=bf.Optim(lr=onebit_lr),
+                dtype=dtype,
+                teacher_dtype=dtype,
             ),
         ),
         seed=seed,

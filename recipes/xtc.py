@@ -26,6 +26,7 @@ Command    bitflax run xtc --out runs/xtc --set task=glue/mrpc --set data_dir=MR
 """
 
 import functools
+from typing import Literal
 
 import bitflax as bf
 
@@ -46,6 +47,7 @@ def recipe(
     batch_size: int = 32,
     max_length: int = 128,
     limit: int | None = None,
+    dtype: Literal["bfloat16"] | None = None,
     seed: int = 0,
 ) -> bf.Recipe:
     if bits not in RULES:
@@ -79,6 +81,8 @@ def recipe(
                 rules=RULES[bits](),
                 act=bf.symmetric(bits=8, levels="full"),
                 optim=bf.Optim(lr=lr, warmup=1 / max(epochs, 2)),
+                dtype=dtype,
+                teacher_dtype=dtype,
                 epochs=epochs,
                 evals=epochs,
                 keep="best",
