@@ -27,9 +27,9 @@ L1  folderlock pauses
 L1  data.tables data.text data.icd10 data.passages data.pieces compiling
 L1  data.wordvectors data.growing
 L2  layers
-L2  rules model projection encoding packedact packedmeta packedtokenizer hfstate
+L2  rules model projection encoding packedact packedmeta tokenizerparts hfstate
 L2  data.columns data.batches data.piececounts
-L2  packedfile splitting width profiles hfextra unpacking positions
+L2  packedfile packedtokenizer splitting width profiles hfextra unpacking positions
 L2  data.words
 L2  data.variants
 L2  data.glue data.own

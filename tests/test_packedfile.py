@@ -405,7 +405,7 @@ HOSTILE = {
                 b'{"model":{"vocab":null}}' + b"".join(b"\n%d" % i for i in range(21))
             )
         ),
-        "more tokens than the model's",
+        "more than 20 tokens",
     ),
 }
 

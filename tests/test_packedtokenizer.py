@@ -73,6 +73,7 @@ def test_a_tokenizer_comes_back(model):
         {"decoder": {"type": "WordPiece"}},
         {"decoder": None, "padding": {"strategy": {"Fixed": 10**9}}},
         {"added_tokens": [{"id": 0, "content": "[PAD]"}]},
+        {"added_tokens": [{"content": f"<{i}>"} for i in range(6)]},
     ],
 )
 def test_known_parts_come_back(parts):
@@ -143,6 +144,10 @@ HOSTILE = {
     "dice": (model(type="BPE", dropout=0.1), "at random"),
     "many added": ({"added_tokens": [{"content": "a"}] * 4097}, "at most 4096"),
     "added of text": ({"added_tokens": "a"}, "no list"),
+    "added without rows": (
+        {"added_tokens": [{"content": f"<{i}>"} for i in range(7)]},
+        "an added token that the model has no row for",
+    ),
     "a long one": ({"added_tokens": [{"content": "a" * 65}]}, "1 to 64 characters"),
     "an empty one": ({"added_tokens": [{"content": ""}]}, "1 to 64 characters"),
     "a special id beyond": (template(special_tokens=special([10])), "a special id"),
