@@ -1,7 +1,7 @@
 """The tensors of a packed file: from leaves to named arrays, and back with suspicion.
 
 ``bitflax.packing`` documents the format. What is wrong in a file raises ValueError,
-which ``bitflax.packing`` turns into a ``DamagedFile`` with the file's name.
+which ``bitflax.packedreader`` turns into a ``DamagedFile`` with the file's name.
 """
 
 from collections.abc import Mapping

@@ -104,7 +104,9 @@ def _header(file: BufferedReader) -> _Header:
     header = tensorfile.read_header(file)
     found = header.metadata
     if found.get("format") != FORMAT:
-        raise ValueError("a safetensors file, but no packed student")
+        raise ValueError(
+            "a safetensors file, but no packed student; give dense weights by folder"
+        )
     version = found.get("version")
     if version not in VERSIONS:
         known = ", ".join(VERSIONS)

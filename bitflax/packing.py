@@ -42,7 +42,7 @@ from bitflax import (
     tensorfile,
     trees,
 )
-from bitflax.errors import OutputError, StorageError
+from bitflax.errors import ConfigError, OutputError, StorageError
 from bitflax.leaves import Split
 from bitflax.packedfile import SizeRow, size_table
 from bitflax.packedreader import (
@@ -134,6 +134,19 @@ def unpack(packed: Params) -> Params:
     )
 
 
+def _extras(found: Any) -> str:
+    """Return what else travels along as JSON that the reader takes."""
+    try:
+        text = json.dumps(found or {}, separators=(",", ":"))
+        if not isinstance(tensorfile.strict_json(text, "extras"), dict):
+            raise ValueError("not a JSON object")
+    except (TypeError, ValueError) as error:
+        problem = str(error).removeprefix("extras: ")
+        fix = "give a dict that JSON can hold: texts as keys, finite numbers"
+        raise ConfigError("extras", problem, fix=fix) from None
+    return text
+
+
 def _parts(
     config: BertConfig, packed: Params, act: Any, tokenizer: Any, extras: Any
 ) -> list:
@@ -154,9 +167,13 @@ def _parts(
         "config": packedmeta.config_to_json(config),
         "act": named,
         "packed": json.dumps(packed_specs, separators=(",", ":")),
-        "extras": json.dumps(extras or {}, separators=(",", ":")),
+        "extras": _extras(extras),
     }
-    return tensorfile.encode(tensors, metadata)
+    try:
+        return tensorfile.encode(tensors, metadata)
+    except ValueError as error:
+        fix = "shorten the labels or the extras"
+        raise ConfigError("metadata", str(error), fix=fix) from None
 
 
 def save_packed(
@@ -179,8 +196,8 @@ def save_packed(
       extras: whatever else should travel along, as JSON has it.
 
     Raises:
-      ConfigError: the tree does not fit the configuration, or ``act`` is not one that
-        a file can name.
+      ConfigError: the tree does not fit the configuration, ``act`` is not one that a
+        file can name, or a reader would not take the tokenizer or the extras.
       OutputError: the file cannot be created.
       StorageError: writing failed.
     """
@@ -188,9 +205,13 @@ def save_packed(
     parts = _parts(config, packed, act, tokenizer, extras)
     try:
         tensorfile.write(path, parts)
-    except (FileNotFoundError, NotADirectoryError, PermissionError) as error:
-        raise OutputError(
-            path, str(error.strerror), fix="give a folder that can be written"
-        ) from error
+    except (
+        FileNotFoundError,
+        IsADirectoryError,
+        NotADirectoryError,
+        PermissionError,
+    ) as error:
+        fix = "give a file's name in a folder that can be written"
+        raise OutputError(path, str(error.strerror), fix=fix) from error
     except OSError as error:
         raise StorageError(path, str(error.strerror), fix="free some space") from error

@@ -2,8 +2,8 @@
 
 The container is safetensors' (a uint64 length, a JSON header, the tensors' bytes), so
 that its own library reads our files; what is stricter here is named in
-``bitflax.packing``. Every function raises ValueError with what is wrong;
-``bitflax.packing`` puts the file's name to it.
+``FORMAT.md``. Every function raises ValueError with what is wrong;
+``bitflax.packedreader`` puts the file's name to it.
 """
 
 import errno
@@ -237,7 +237,8 @@ def read_header(file: BufferedReader) -> Header:
         raise ValueError(f"the file ends after {len(raw)} bytes")
     (length,) = struct.unpack("<Q", raw)
     if length > MAX_HEADER:
-        raise ValueError(f"a header of {length} bytes, over {MAX_HEADER}")
+        problem = f"it would begin with a header of {length} bytes, over {MAX_HEADER}"
+        raise ValueError(f"no packed student: {problem}")
     raw = file.read(length)
     if len(raw) < length:
         raise ValueError("the file ends in its header")

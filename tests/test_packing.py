@@ -328,6 +328,35 @@ def test_a_folder_that_is_not_there_is_an_output_error(tmp_path):
         packing.save_packed(tmp_path / "no" / "m", CONFIG, packing.pack(params(), ()))
 
 
+def test_a_folder_is_no_place_for_a_file(tmp_path):
+    with pytest.raises(OutputError, match="Is a directory"):
+        packing.save_packed(tmp_path, CONFIG, packing.pack(params(), ()))
+
+
+@pytest.mark.parametrize(
+    ("extras", "problem"),
+    [
+        ({"score": float("nan")}, "extras: NaN is no number"),
+        ({"score": np.float32(1)}, "extras: .*not JSON serializable"),
+        ({"a": {1: "a", "1": "b"}}, "extras: the key '1' is there twice"),
+        ({"a": "\ud800"}, "extras: .*surrogates not allowed"),
+        ({"a": "x" * (1 << 20)}, "metadata: the header takes .* bytes, over 1048576"),
+    ],
+    ids=lambda value: "" if isinstance(value, str) else type(value).__name__,
+)
+def test_extras_that_no_reader_takes_are_not_written(extras, problem, tmp_path):
+    with pytest.raises(ConfigError, match=problem):
+        packing.save_packed(
+            tmp_path / "m", CONFIG, packing.pack(params(), ()), extras=extras
+        )
+    assert not list(tmp_path.iterdir())
+
+
+def test_extras_are_a_table():
+    with pytest.raises(ConfigError, match="extras: not a JSON object"):
+        packing._extras(["a"])
+
+
 @pytest.mark.parametrize(
     ("change", "problem"),
     [
