@@ -52,22 +52,25 @@ def card(model: Opened, origin: Provenance, size: int | None = None) -> str:
       origin: where it comes from.
       size: the bytes of the packed file; None: it was none.
     """
+    counts = _counts(model)
+    bits, scores = _bits(counts), [*_scores(origin, size)]
+    limits = [*_packed(counts, size), *_limits(model, scored=bool(scores))]
     parts = [
-        _front(model, origin),
+        _front(origin, bits),
         MARK,
-        f"# {_title(model, origin)}",
+        f"# {_title(model.config, origin, bits)}",
         " ".join(_what(model.config, origin)),
         *_labels(model.config),
-        *_scores(origin, size),
-        "\n".join(["## Limitations", "", *(f"- {t}" for t in _limits(model, size))]),
+        *scores,
+        "\n".join(["## Limitations", "", *(f"- {text}" for text in limits)]),
         *_loading(model, packed=size is not None),
     ]
     return "\n\n".join(part.rstrip("\n") for part in parts) + "\n"
 
 
-def _front(model: Opened, origin: Provenance) -> str:
+def _front(origin: Provenance, bits: int | float) -> str:
     """Return the YAML that a hub reads; its values are JSON, which YAML includes."""
-    task, bits = origin.task or "", _bits(model)
+    task = origin.task or ""
     tags = ["bitflax", "bert", "knowledge-distillation"]
     fields: dict[str, Any] = {
         "library_name": "transformers",
@@ -90,9 +93,9 @@ def _base(origin: Provenance) -> str | None:
     return PACKAGED.get(origin.teacher or "", origin.teacher)
 
 
-def _bits(model: Opened) -> int | float:
+def _bits(counts: Counter[int | float]) -> int | float:
     """Return the bits that most of the weights take in the packed file; 32: dense."""
-    return max(_counts(model).items(), key=lambda pair: pair[1])[0]
+    return max(counts.items(), key=lambda pair: pair[1])[0]
 
 
 def _counts(model: Opened) -> Counter[int | float]:
@@ -103,8 +106,8 @@ def _counts(model: Opened) -> Counter[int | float]:
     return counts
 
 
-def _title(model: Opened, origin: Provenance) -> str:
-    layers, bits = model.config.num_hidden_layers, _bits(model)
+def _title(config: BertConfig, origin: Provenance, bits: int | float) -> str:
+    layers = config.num_hidden_layers
     name = f"{_plain(origin.recipe)}: a" if origin.recipe else "A"
     weights = f" with {bits:g}-bit weights" if bits < 32 else ""
     return f"{name} BERT of {layers} layer{'s' if layers > 1 else ''}{weights}"
@@ -159,18 +162,20 @@ def _cells(row: Scored, first: float | None) -> Sequence[str]:
     return _plain(row.name), score, kept, str(row.bits or ""), size
 
 
-def _limits(model: Opened, size: int | None) -> Iterator[str]:
+def _packed(counts: Counter[int | float], size: int | None) -> Iterator[str]:
     if size:
-        values = sum(_counts(model).values())
-        counts = ", ".join(
+        shares = ", ".join(
             f"{count:,} of {bits:g} bit{'s' if bits > 1 else ''}"
-            for bits, count in sorted(_counts(model).items())
+            for bits, count in sorted(counts.items())
         )
         yield (
-            f"The packed file has {size:,} bytes: {counts}. This folder holds the same "
-            f"{values:,} values as float32: it is as large and as fast as any other "
-            "BERT of this shape."
+            f"The packed file has {size:,} bytes: {shares}. This folder holds the same "
+            f"{sum(counts.values()):,} values as float32: it is as large and as fast "
+            "as any other BERT of this shape."
         )
+
+
+def _limits(model: Opened, scored: bool) -> Iterator[str]:
     found = activations.at_sites(model.act, model.config).values()
     bits = sorted({q.bits for q in found if getattr(q, "bits", None)})
     if found:
@@ -180,8 +185,8 @@ def _limits(model: Opened, size: int | None) -> Iterator[str]:
         yield (
             f"The student was trained with activations rounded{rounded}{ranges}; "
             "transformers does not round them. The logits differ a little from those "
-            "of the packed file, and so may the label of a text between two classes. "
-            "The scores above are those of the rounded student."
+            "of the packed file, and so may the label of a text between two classes."
+            + (" The scores above are those of the rounded student." if scored else "")
         )
     if model.max_length:
         yield (
@@ -197,8 +202,9 @@ def _loading(model: Opened, packed: bool) -> Iterator[str]:
     if model.max_length is not None:
         options = f", truncation=True, max_length={model.max_length}"
     yield _TRANSFORMERS.format(options=options)
-    place = "model.safetensors" if packed else "."
-    where = ' (the packed file; this folder is `bf.load(".")`)' if packed else ""
+    # Not by its name: a model.safetensors lies here too, the dense one.
+    place = "path/to/the/packed/model.safetensors" if packed else "."
+    where = ' (this folder is `bf.load(".")`)' if packed else ""
     yield _BITFLAX.format(where=where, path=f'"{place}"')
     kind = engines.onnx_kind(model.config, model.act)
     yield _ONNX.format(path=place, kind=kind)

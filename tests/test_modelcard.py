@@ -71,19 +71,25 @@ def test_what_the_folder_is_without_is_said():
     assert "at most 12 tokens" in text
     assert "truncation=True, max_length=12" in text
     assert "--format onnx-int8" in text
+    # The folder's own model.safetensors is another file.
+    assert 'bf.load("path/to/the/packed/model.safetensors")' in text
 
 
 def test_learned_ranges_are_said():
     act = ((".*/ffn/in/input", bf.lsq(4)),)
     text = modelcard.card(opened(act, rules=bf.xtc_1bit()), ORIGIN, 9)
     assert "rounded to 4 bits, in ranges that it learned" in text
+    assert "The scores above" in text
+    unscored = modelcard.card(opened(act, rules=bf.xtc_1bit()), Provenance(), 9)
+    assert "rounded to 4 bits" in unscored
+    assert "scores" not in unscored
 
 
 def test_every_value_is_counted_once():
     counts = modelcard._counts(STUDENT)
     rows = packing.size_report(STUDENT.params)
     assert sum(counts.values()) == sum(row.values for row in rows)
-    assert modelcard._bits(STUDENT) == 1
+    assert modelcard._bits(counts) == 1
 
 
 def test_what_is_unknown_is_left_out():
