@@ -148,6 +148,8 @@ def _public(teacher: str) -> str | None:
     """
     if teacher in PACKAGED:
         return teacher
-    path = Path(teacher).expanduser()
-    local = path.exists() or path.parent.exists()
-    return teacher if _HUB_ID.fullmatch(teacher) and not local else None
+    # First the form: no other path out of a model file is even looked for.
+    if not _HUB_ID.fullmatch(teacher):
+        return None
+    path = Path(teacher)
+    return None if path.exists() or path.parent.exists() else teacher

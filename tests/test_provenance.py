@@ -56,6 +56,15 @@ def test_stages_that_are_none_are_left_out(stages):
     assert provenance.from_extras({"stages": stages}).stages == ()
 
 
+@pytest.mark.parametrize("teacher", ["/etc", "~/a", "//host/share", "../a/b", "a/../b"])
+def test_no_path_out_of_a_file_is_looked_for(teacher, monkeypatch):
+    def looked(path):
+        raise AssertionError(path)
+
+    monkeypatch.setattr("pathlib.Path.exists", looked)
+    assert provenance.from_extras({"teacher": teacher}).teacher is None
+
+
 def test_numbers_that_are_none_are_left_out():
     rows = [["a", "0.8", 1.5, True], ["b", float("inf"), 0, -1], ["c", True, 1, 9]]
     found = provenance.from_extras({"stages": rows}).stages
