@@ -49,7 +49,7 @@ from bitflax.types import Params
 KINDS = ("onnx-int8", "onnx-2bit", "onnx-fp32", "hf")
 CARD = "README.md"
 # A ModelProto's fields in the order of their numbers: version, producer's name, ...
-_OURS = re.compile(rb"\x08.\x12\x07bitflax")
+_OURS = re.compile(rb"\x08.\x12\x07bitflax", re.DOTALL)
 
 
 def export(model: str | Path, out: str | Path | None = None, kind: str = "hf") -> Path:
@@ -113,6 +113,8 @@ def _check_file(path: Path) -> None:
         problem = "is a folder"
     elif not os.access(path.parent, os.W_OK):
         problem = "the folder cannot be written"
+    elif path.exists() and not path.is_file():
+        problem = "is no regular file"
     elif path.exists():
         with storage.disk(path), path.open("rb") as file:
             if not _OURS.match(file.read(64)):

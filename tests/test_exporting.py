@@ -3,6 +3,7 @@
 import dataclasses
 import errno
 import json
+import os
 import textwrap
 
 import jax
@@ -257,6 +258,11 @@ class TestOnnx:
     def test_a_place_that_is_none_is_said(self, packed, out, problem):
         with pytest.raises(OutputError, match=problem):
             exporting.export(packed, packed.parent / out, "onnx-int8")
+
+    def test_a_pipe_is_no_place_and_keeps_nobody_waiting(self, packed):
+        os.mkfifo(packed.parent / "pipe")
+        with pytest.raises(OutputError, match="no regular file"):
+            exporting.export(packed, packed.parent / "pipe", "onnx-int8")
 
     def test_a_full_disk_leaves_the_old_file(self, packed, monkeypatch):
         path = exporting.export(packed, kind="onnx-fp32")
