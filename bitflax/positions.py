@@ -8,10 +8,9 @@ import dataclasses
 from typing import Any
 
 from bitflax import trees
+from bitflax.encoding import POSITIONS
 from bitflax.leaves import Packed, Split
 from bitflax.types import BertConfig, Params
-
-TABLE = "embeddings/position/embedding"
 
 
 def take_positions(
@@ -42,7 +41,7 @@ def take_positions(
         raise ValueError(f"count must be at least 1, not {count}")
     count = min(count, config.max_position_embeddings)
     flat = trees.flatten(params)
-    flat[TABLE] = _first(flat[TABLE], count)
+    flat[POSITIONS] = _first(flat[POSITIONS], count)
     config = dataclasses.replace(config, max_position_embeddings=count)
     return config, trees.unflatten(flat)
 

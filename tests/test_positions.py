@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 import bitflax as bf
-from bitflax import leaves, packing, positions, splitting, trees
+from bitflax import encoding, leaves, packing, positions, splitting, trees
 from tests import small
 
 CONFIG = small.config(1)
-TABLE = positions.TABLE
+TABLE = encoding.POSITIONS
 RULES = {
     "dense": None,
     "8 bits": (),
