@@ -42,10 +42,10 @@ def bits(rng, file) -> None:
     packed = json.loads(file.meta["packed"])
     name = pick(rng, list(packed))
     rows, cols = packed[name]["shape"]
-    b = pick(rng, [1, 1.6, 2, 8])
+    b = pick(rng, [1, 1.6, 2, 4, 8])
     groups = [int(rng.choice([1, rows])), pick(rng, [1, 2, 3, cols, 5])]
-    size = {1: -(-cols // 8), 1.6: -(-cols // 5), 2: -(-cols // 4), 8: cols}[b]
-    top = {1: 256, 1.6: 243, 2: 256, 8: 256}[b]
+    a_byte = {1: 8, 1.6: 5, 2: 4, 4: 2, 8: 1}[b]
+    top, size = 243 if b == 1.6 else 256, -(-cols // a_byte)
     codes = rng.integers(0, top, (rows, size), np.uint8)
     if b == 2:
         codes &= 0x55

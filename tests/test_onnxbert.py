@@ -142,6 +142,17 @@ def test_any_number_of_texts_and_tokens(shape):
     assert (distance(onnxrun.logits(model, batch), np.asarray(wanted)) < 2e-5).all()
 
 
+def test_heads_of_another_width_relu_and_a_real_number():
+    changes = {"head_size": 12, "hidden_act": "relu", "hidden_size": 32}
+    config = small.config(1, num_labels=1, problem_type="regression", **changes)
+    tree = bf.init_params(config, jax.random.key(1))
+    tree = jax.tree.map(lambda w: 5 * w if w.ndim == 2 else w, tree)
+    packed = packing.pack(tree, bf.xtc_1bit(), rest="float32")
+    model = onnxbert.build(config, packed, None, "onnx-fp32")
+    wanted = np.asarray(jax.jit(bf.bert(config))(packed, BATCH).logits)
+    assert (distance(onnxrun.logits(model, BATCH), wanted) < 2e-5).all()
+
+
 def test_a_sequence_longer_than_the_positions_is_refused():
     packed, _ = student("tensor", "none")
     model = onnxbert.build(CONFIG, packed, None, "onnx-fp32")
