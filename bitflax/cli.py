@@ -212,7 +212,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _dispatch(argv: Sequence[str]) -> None:
     parser = make_parser()
-    args = parser.parse_args(argv)
+    args, rest = parser.parse_known_args(argv)
+    if args.command == "predict" and not any(text.startswith("-") for text in rest):
+        args.texts += rest  # argparse takes no texts that follow an option
+    elif rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
     if args.command is None:
         names = ", ".join(_COMMANDS)
         raise UsageError(

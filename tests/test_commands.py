@@ -78,6 +78,26 @@ def test_predict_prints_label_probability_and_text(capsys, echo):
     assert out == "LABEL\t0.5000\tone\nLABEL\t0.5000\t-\nLABEL\t0.5000\ttwo words\n"
 
 
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["m", "a", "b", "--engine", "onnx"],
+        ["m", "a", "--engine", "onnx", "b"],
+        ["m", "--engine", "onnx", "a", "b"],
+        ["--engine", "onnx", "m", "a", "b"],
+    ],
+)
+def test_texts_stand_on_either_side_of_an_option(capsys, echo, argv):
+    assert cli.main(["predict", *argv]) == 0
+    assert echo.asked == [["a", "b"]]
+
+
+def test_predict_still_refuses_an_unknown_option(capsys, echo):
+    assert cli.main(["predict", "m", "a", "--engin", "onnx"]) == 2
+    assert "no such option: --engin" in capsys.readouterr().err
+    assert echo.asked == []
+
+
 def test_predict_prints_a_real_number(capsys, echo):
     echo.label = 4.25
     assert cli.main(["predict", "m", "one\ttwo"]) == 0
