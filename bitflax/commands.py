@@ -73,10 +73,11 @@ def _dial(default: Any) -> str:
 
 def run_command(args: Namespace) -> None:
     """Run a recipe, or go on with it."""
-    hosts.initialize(args.coordinator, args.processes, args.process)
     file = recipefiles.read_recipe(args.recipe)
     made = file.build(args.settings)
     recipe.check_until(made, args.until)
+    # A mistyped command is told at once, and not when the other processes have come.
+    hosts.initialize(args.coordinator, args.processes, args.process)
     from bitflax import stages
 
     stages.run(

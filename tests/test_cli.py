@@ -11,6 +11,8 @@ import pytest
 import bitflax
 from bitflax import cli, commands, errors
 
+HOSTS = ["--coordinator", "127.0.0.1:1", "--processes", "2", "--process", "1"]
+
 
 @pytest.fixture
 def fails(monkeypatch):
@@ -40,6 +42,9 @@ def fails(monkeypatch):
         (["export", "x", "--format", "onnx"], "invalid choice: 'onnx'", "--help"),
         (["predict", "x", "--engine", "tf"], "invalid choice: 'tf'", "--help"),
         (["run", "quickstart", "--out", "x", "--until", "z"], "no such stage", "teach"),
+        # A mistyped command waits for no other process.
+        (["run", "quickstart", "--out", "x", "--until", "z", *HOSTS], "stage", "teach"),
+        (["run", "quickstart", "--out", "x", *HOSTS[:2]], "--processes", "--process I"),
     ],
 )
 def test_usage_errors(capsys, argv, problem, fix):
