@@ -113,12 +113,13 @@ class Stage:
 
     ``cache_teacher`` keeps the teacher's outputs, as many as the loss reads, in memory,
     or with ``"disk"`` in the run's cache folder, if they fit into ``cache_bytes``
-    (None: a quarter of the memory, at most 4 GiB; half of what the disk has free).
-    ``dtype`` and ``teacher_dtype`` are what the operands of matrix products are rounded
-    to (``bitflax.bert``; None: they stay float32); parameters, sums and the student's
-    scores on dev are float32 always. ``recompute``
+    (None: a quarter of the memory, at most 4 GiB; half of what the disk has free); runs
+    of many processes keep none. ``dtype`` and ``teacher_dtype`` are what the operands
+    of matrix products are rounded to (``bitflax.bert``; None: they stay float32);
+    parameters, sums and the student's scores on dev are float32 always. ``recompute``
     saves memory for time, as for long texts; so does ``accumulate``, which cuts a
-    batch into as many parts and adds up their gradients.
+    batch into as many parts, with filler rows where need be, and adds up their
+    gradients.
 
     With a ``corpus`` it is general distillation: the teacher is the pretrained model,
     before its fine-tuning, there are no labels, and ``steps`` must be given.

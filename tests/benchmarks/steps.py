@@ -24,7 +24,7 @@ KINDS = (
 )  # fmt: skip
 """Kinds of steps. "kept" reads teacher outputs that were computed before; "exact" has
 integers of student and activations multiplied in bfloat16; "bf16" has bfloat16 operands
-in all products, the teacher's too; "recompute" keeps each layer's input alone."""
+in all products, the teacher's too; "recompute" keeps the inputs of a layer's halves."""
 STEPS = 10_000
 """Steps in the stage: what the warm-up is a share of."""
 ACT = bf.symmetric(bits=8, levels="full")
