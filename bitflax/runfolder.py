@@ -13,13 +13,16 @@ import platform
 import re
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
 from bitflax import folderlock, hosts, progressbar, runlog, storage
 from bitflax.errors import ConfigError, DamagedFile
 
+# What a stage costs, and not what it gives: a run that ran out of memory may go on
+# with other ones.
+_COSTS = {"recompute", "accumulate", "cache_teacher", "cache_bytes"}
 _PACKAGES = (
     "bitflax",
     "jax",
@@ -121,6 +124,8 @@ class RunFolder:
     ) -> None:
         """Write ``recipe.py`` and ``recipe.json``, or check that they are the same.
 
+        What only changes a stage's memory and time may differ from then on.
+
         Args:
           text: the recipe file, as it is.
           resolved: the recipe with all defaults and overrides, as JSON.
@@ -137,7 +142,7 @@ class RunFolder:
             return
         known = self._read()
         if known is not None and any(self.path.glob("[0-9]*-*")):  # a stage began
-            differ = list(_differences(known["recipe"], mine))
+            differ = list(_differences(known["recipe"], mine, free=_COSTS))
             if differ:
                 raise self._another(differ)
             self._compare_versions(known["versions"])
@@ -268,9 +273,12 @@ def versions() -> dict[str, str]:
     return found
 
 
-def _differences(there: Any, here: Any, path: str = "") -> Iterator[str]:
+def _differences(
+    there: Any, here: Any, path: str = "", free: Collection[str] = ()
+) -> Iterator[str]:
     if isinstance(there, dict) and isinstance(here, dict):
-        pairs = [(k, there.get(k), here.get(k)) for k in {**there, **here}]
+        names = [name for name in {**there, **here} if name not in free]
+        pairs = [(name, there.get(name), here.get(name)) for name in names]
     elif isinstance(there, list) and isinstance(here, list):
         size = max(len(there), len(here))
         there, here = (x + [None] * (size - len(x)) for x in (there, here))
@@ -280,4 +288,4 @@ def _differences(there: Any, here: Any, path: str = "") -> Iterator[str]:
             yield f"{path} was {there!r}, is {here!r} now"
         return
     for name, x, y in pairs:
-        yield from _differences(x, y, f"{path}.{name}" if path else str(name))
+        yield from _differences(x, y, f"{path}.{name}" if path else str(name), free)

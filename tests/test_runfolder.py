@@ -187,6 +187,17 @@ def test_a_recipe_may_change_until_a_stage_has_begun(tmp_path):
     assert json.loads((tmp_path / "recipe.json").read_text())["recipe"] == {"seed": 1}
 
 
+def test_what_a_stage_costs_may_change(tmp_path):
+    began = {"stages": [{"name": "fp32", "accumulate": 1, "cache_teacher": True}]}
+    now = {"stages": [{"name": "fp32", "accumulate": 4, "recompute": True}]}
+    with RunFolder(tmp_path) as folder:
+        folder.write_recipe("", began)
+        folder.stage(1, "fp32")
+        folder.write_recipe("", now)
+        with pytest.raises(ConfigError, match="name was 'fp32', is 'other' now"):
+            folder.write_recipe("", {"stages": [now["stages"][0] | {"name": "other"}]})
+
+
 def test_many_differences_are_counted(tmp_path):
     with RunFolder(tmp_path) as folder:
         folder.write_recipe("", {f"f{i}": i for i in range(9)})
