@@ -235,11 +235,11 @@ def stop_at(monkeypatch, number, step, how):
     """Stop a stage while it fetches the batch of a step, once."""
     real, stopped = batching.Batches.batch, []
 
-    def batch(self, at):
+    def batch(self, at, *part):
         if self.seed == 1000 * number and at == step and not stopped:
             stopped.append(at)
             how()
-        return real(self, at)
+        return real(self, at, *part)
 
     monkeypatch.setattr(batching.Batches, "batch", batch)
 
