@@ -21,6 +21,7 @@ def test_damaged_files_are_refused_or_the_same(trial):
     assert trial.counts["refused"] > 350
 
 
+@pytest.mark.slow
 def test_hostile_files_are_refused_or_sound(trial):
     fuzz.forged(trial, tinypacked.tiny(), 50, np.random.default_rng(0))
     assert trial.failures == []

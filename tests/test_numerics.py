@@ -65,6 +65,7 @@ def test_integers_are_exact(x64, act, integers):
     assert_close(outputs(lazy, ACTS[act], integers=integers), expected, 1e-11)
 
 
+@pytest.mark.slow
 def test_packed_leaves_run_as_integers(x64):
     rules = (
         (r".*/ffn/.*kernel", bf.ternarize),
@@ -77,6 +78,7 @@ def test_packed_leaves_run_as_integers(x64):
     assert_close(outputs(packed, act, integers="int8"), outputs(dense, act), 1e-11)
 
 
+@pytest.mark.slow
 def test_split_halves_run_as_integers(x64):
     rules = bf.xtc_2bit()
     halves = bf.split(double(params()), rules)
@@ -104,6 +106,7 @@ def test_gradients_of_integers_are_those_of_values(x64):
     assert_close(found, gradients(act, tree), 1e-10)
 
 
+@pytest.mark.slow
 def test_bfloat16_rounds_gradients_a_little():
     tree, act = params(), bf.symmetric(8)
     with_x64 = functools.partial(jax.tree.map, lambda w: np.asarray(w, np.float64))

@@ -142,6 +142,7 @@ def test_any_number_of_texts_and_tokens(shape):
     assert (distance(onnxrun.logits(model, batch), np.asarray(wanted)) < 2e-5).all()
 
 
+@pytest.mark.slow
 def test_heads_of_another_width_relu_and_a_real_number():
     changes = {"head_size": 12, "hidden_act": "relu", "hidden_size": 32}
     config = small.config(1, num_labels=1, problem_type="regression", **changes)

@@ -87,12 +87,14 @@ def test_dropout_is_the_same_both_times():
     np.testing.assert_allclose(moved, float(jnp.vdot(gradient, step)), rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_dropout_is_on_in_recomputed_layers(x64):
     (value, _), _ = gradients(True, recompute=True)
     (still, _), _ = gradients(False, recompute=True)
     assert abs(float(value - still)) > 1e-3
 
 
+@pytest.mark.slow
 def test_less_is_kept():
     config = small.config(4, max_position_embeddings=64)
     params = bf.init_params(config, jax.random.key(0))
