@@ -118,12 +118,12 @@ def _summed(a: Any, b: Any, out: DTypeLike, form: str = "nn") -> jax.Array:
         bfloat16 product of one that it has to find out.
     """
     first = a.ndim - 2
-    if form == "tn":
+    if form == "tn" and jax.default_backend() == "cpu":
         # Nor one of a left operand that lies transposed: copied first, it takes half
-        # the time on a CPU. Without the layout the transpose would copy nothing.
+        # the time. Without the layout the transpose would copy nothing.
         rows = Layout(tuple(range(a.ndim)))
         a, form = with_layout_constraint(jnp.swapaxes(a, -1, -2), rows), "nn"
-    left, right = {"nn": (1, 0), "nt": (1, 1)}[form]
+    left, right = {"nn": (1, 0), "nt": (1, 1), "tn": (0, 0)}[form]
     batch = tuple(range(first))
     dims = (((first + left,), (first + right,)), (batch, batch))
     whole = a.dtype == b.dtype == jnp.int8

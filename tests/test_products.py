@@ -221,7 +221,10 @@ def test_asymmetric_weights_do_not_factor():
 # ------------------------------------------------------------ products of rounded values
 
 
-def test_rounded_products_round_every_operand():
+@pytest.mark.parametrize("backend", ["cpu", "gpu"])
+def test_rounded_products_round_every_operand(monkeypatch, backend):
+    # A CPU copies the transposed operand first; an accelerator multiplies it as it is.
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
     a, b, cot = some((3, 2, 4, 6)), some((3, 2, 6, 5), 1), some((3, 2, 4, 5), 2)
 
     def half(x):
