@@ -7,9 +7,7 @@ import numpy as np
 
 from bitflax import hosts, metrics, parallel, training
 from bitflax.data.batches import Batches
-from bitflax.types import ApplyFn, Params
-
-INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+from bitflax.types import INPUTS, ApplyFn, Params
 
 
 class Evaluator:

@@ -15,7 +15,7 @@ from bitflax import activations
 from bitflax.activations import Act
 from bitflax.layers import Bert
 from bitflax.numerics import Numerics
-from bitflax.types import ApplyFn, Batch, BertConfig, Outputs, Params
+from bitflax.types import INPUTS, ApplyFn, Batch, BertConfig, Outputs, Params
 
 
 def bert(
@@ -71,9 +71,7 @@ def bert(
                 f"{config.max_position_embeddings} positions"
             )
         rngs = None if rng is None else {"dropout": rng}
-        inputs = {
-            k: batch[k] for k in ("input_ids", "attention_mask", "token_type_ids")
-        }
+        inputs = {name: batch[name] for name in INPUTS}
         bound = activations.bind(chosen, params)
         coded = dtype if integers is None else integers
         module = Bert(config, Numerics(bound, dtype, coded, recompute))
@@ -91,7 +89,7 @@ def init_params(config: BertConfig, key: jax.Array) -> Params:
     (4, 8)
     """
     ids = jnp.zeros((1, 1), jnp.int32)
-    batch = {"input_ids": ids, "attention_mask": ids, "token_type_ids": ids}
+    batch = dict.fromkeys(INPUTS, ids)
     init: Callable[..., Any] = jax.jit(Bert(config, Numerics({})).init)
     return init(key, batch)["params"]
 

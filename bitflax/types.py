@@ -14,6 +14,9 @@ Batch = Mapping[str, Any]
 """``input_ids``, ``attention_mask``, ``token_type_ids`` [B, S]; ``labels`` [B] and
 ``weight`` [B] where there are any. A row of weight 0 counts nowhere."""
 
+INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+"""What a model reads of a batch."""
+
 Quantizer = Callable[[jax.Array], jax.Array]
 """An array to the array of its quantised values, with a gradient of its own."""
 

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import bitflax as bf
+from bitflax.types import INPUTS
 from tests.benchmarks import common, steps
 
 EXAMPLES = 392_702
@@ -49,8 +50,7 @@ def batch_of(rows: int, length: int) -> dict[str, Any]:
     ids = jax.ShapeDtypeStruct((rows, length), jnp.int32)
     row = jax.ShapeDtypeStruct((rows,), jnp.int32)
     weight = jax.ShapeDtypeStruct((rows,), jnp.float32)
-    names = ("input_ids", "attention_mask", "token_type_ids")
-    return dict.fromkeys(names, ids) | {"labels": row, "weight": weight}
+    return dict.fromkeys(INPUTS, ids) | {"labels": row, "weight": weight}
 
 
 def lowered(kind: str, name: str, rows: int, length: int) -> Any:

@@ -24,10 +24,10 @@ from transformers.masking_utils import eager_mask
 
 import bitflax as bf
 from bitflax.data.batches import Batches
+from bitflax.types import INPUTS
 from tests.benchmarks import steps
 
 ATTENTION = "scores-before-softmax"
-INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 
 
 class Binary(torch.autograd.Function):
