@@ -107,7 +107,8 @@ class Predictor:
         shifted = np.exp(logits - logits.max(axis=1, keepdims=True, initial=-np.inf))
         best = np.argmax(logits, axis=1) if len(texts) else []
         top = [float(row[i] / row.sum()) for row, i in zip(shifted, best, strict=True)]
-        names = [self.config.labels[i] for i in best]
+        known = self.config.labels
+        names = [known[i] for i in best]
         return [Prediction(*said) for said in zip(names, top, texts, strict=True)]
 
     def score(
