@@ -7,6 +7,7 @@ fields in less where they allow it: five ternary ones, or two of 4 bits, share a
 from collections.abc import Iterator
 
 import numpy as np
+from jax.typing import DTypeLike
 from jaxtyping import Integer, UInt8
 
 from bitflax import tensorfile
@@ -38,6 +39,30 @@ def to_bytes(fields: Integer[np.ndarray, "rows cols"], bits: int) -> np.ndarray:
     quads = np.pad(fields.astype(np.uint8), ((0, 0), (0, short)))
     quads = quads.reshape(len(fields), -1, 4)
     return np.bitwise_or.reduce(quads << np.array([0, 2, 4, 6], np.uint8), axis=-1)
+
+
+def to_values(
+    codes: UInt8[np.ndarray, "rows bytes"], bits: int, cols: int, dtype: DTypeLike
+) -> np.ndarray:
+    """Return what a leaf's codes stand for before the scales: [rows, cols].
+
+    ``bitflax.leaves.codes_to_values`` gives the same inside jit.
+
+    Args:
+      codes: of 1 bit (-1 or 1), 2 bits (-1, 0 or 1) or 8 bits (a signed byte).
+      bits: of a field.
+      cols: fields in a row.
+      dtype: of the result.
+
+    >>> to_values(np.array([[0b101]], np.uint8), 1, 3, np.int8)
+    array([[ 1, -1,  1]], dtype=int8)
+    """
+    if bits == 8:
+        return codes.view(np.int8).astype(dtype)
+    fields = np.arange(256)[:, None] >> np.arange(0, 8, bits) & (2**bits - 1)
+    table = (2 * fields - 1 if bits == 1 else fields - 1).astype(dtype)
+    found = np.take(table, codes, axis=0).reshape(len(codes), -1)
+    return found if found.shape[1] == cols else np.ascontiguousarray(found[:, :cols])
 
 
 def stored_bits(

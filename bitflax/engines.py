@@ -13,8 +13,7 @@ import numpy as np
 
 from bitflax import activations, model, onnxbert, training, trees, unpacking
 from bitflax.errors import ConfigError, InputMissing
-from bitflax.evaluate import INPUTS
-from bitflax.types import BertConfig, Params
+from bitflax.types import INPUTS, BertConfig, Params
 
 Engine = Callable[[Mapping[str, np.ndarray]], np.ndarray]
 

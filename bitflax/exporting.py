@@ -40,6 +40,7 @@ from bitflax import (
     provenance,
     storage,
     trees,
+    unpacking,
 )
 from bitflax.errors import ConfigError, OutputError
 from bitflax.opening import Opened, locate, open_model
@@ -167,7 +168,7 @@ def _dense(model: Opened) -> Params:
         latent = isinstance(leaf, leaves.Split) and not isinstance(
             leaf.a, leaves.Packed
         )
-        return leaf if latent else leaves.dense(leaf)
+        return leaf if latent else unpacking.on_host(leaf)
 
     flat = trees.flatten(model.params).items()
     kept = {p: dense(x) for p, x in flat if not re.fullmatch(ACT_PARAMS, p)}

@@ -23,10 +23,10 @@ from typing import Any
 
 import numpy as np
 
-from bitflax import activations, leaves, onnxact, onnxlinear, onnxweights, trees
+from bitflax import activations, onnxact, onnxlinear, onnxweights, trees, unpacking
 from bitflax.errors import ConfigError
 from bitflax.onnxgraph import FLOAT, Graph
-from bitflax.types import BertConfig, Params
+from bitflax.types import INPUTS, BertConfig, Params
 
 FP32, INT8, TWO_BIT = KINDS = ("onnx-fp32", "onnx-int8", "onnx-2bit")
 _MASKED = np.float32(-1e9)
@@ -54,7 +54,7 @@ def build(config: BertConfig, params: Params, act: Any, kind: str) -> Any:
     """
     if kind not in KINDS:
         raise ConfigError("kind", f"no kind {kind!r}", fix=f"one of {', '.join(KINDS)}")
-    held = leaves.dense if kind == FP32 else onnxweights.read
+    held = unpacking.on_host if kind == FP32 else onnxweights.read
     flat = {path: held(leaf) for path, leaf in trees.flatten(params).items()}
     chosen = activations.at_sites(act, config)
     activations.bind(chosen, params)
@@ -85,9 +85,8 @@ class _Student:
     ):
         self.config, self.flat, self.act, self.kind = config, flat, act, kind
         self.graph = graph = Graph()
-        names = ("input_ids", "attention_mask", "token_type_ids")
         self.ids, self.mask, self.types = (
-            graph.input(name, np.int64, ["batch", "sequence"]) for name in names
+            graph.input(name, np.int64, ["batch", "sequence"]) for name in INPUTS
         )
         self.shape = graph.op("Shape", self.ids)
         self.products = 0

@@ -7,10 +7,9 @@ once, when it loads the model; of a table's rows, after they are looked up.
 
 from typing import Any, NamedTuple
 
-import jax.numpy as jnp
 import numpy as np
 
-from bitflax import bitfields, encoding, leaves
+from bitflax import bitfields, encoding, unpacking
 from bitflax.leaves import Packed, Split
 from bitflax.onnxgraph import FLOAT, INT32, Graph, Value
 
@@ -45,9 +44,7 @@ def integers(leaf: Any) -> list[Integers]:
     if not isinstance(leaf, Packed) or leaf.bits == 8 or len(leaf.scale) != 1:
         return []
     cols = leaf.shape[1]
-    fields = np.asarray(
-        leaves.codes_to_values(jnp.asarray(leaf.codes), leaf.bits, cols)
-    )
+    fields = bitfields.to_values(np.asarray(leaf.codes), leaf.bits, cols, np.int8)
     scale = np.asarray(leaf.scale, np.float32)[0]
     return [
         Integers(
@@ -68,7 +65,7 @@ def dense(graph: Graph, leaf: Any) -> Value:
     if isinstance(leaf, Split):
         return graph.op("Add", dense(graph, leaf.a), dense(graph, leaf.b))
     if not isinstance(leaf, Packed) or len(leaf.shape) != 2:
-        return np.asarray(leaves.dense(leaf), np.float32)
+        return np.asarray(unpacking.on_host(leaf), np.float32)
     return _values(graph, leaf, _bytes(leaf), np.asarray(leaf.scale, np.float32))
 
 
@@ -77,7 +74,7 @@ def rows(graph: Graph, leaf: Any, ids: str) -> str:
     if isinstance(leaf, Split):
         return graph.op("Add", rows(graph, leaf.a, ids), rows(graph, leaf.b, ids))
     if not isinstance(leaf, Packed):
-        return graph.op("Gather", np.asarray(leaves.dense(leaf), np.float32), ids)
+        return graph.op("Gather", np.asarray(unpacking.on_host(leaf), np.float32), ids)
     scale: Value = np.asarray(leaf.scale, np.float32)
     if len(scale) > 1:
         scale = graph.op("Gather", scale, ids)
@@ -93,8 +90,8 @@ def _unpacked(graph: Graph, codes: Value, bits: int, cols: int) -> Value:
     """Return int8 [n, cols] of codes [n, bytes]."""
     if bits == 8:
         return codes
-    every = jnp.arange(256, dtype=jnp.uint8)[:, None]
-    fields = np.asarray(leaves.codes_to_values(every, bits, 8 // bits))
+    every = np.arange(256, dtype=np.uint8)[:, None]
+    fields = bitfields.to_values(every, bits, 8 // bits, np.int8)
     index = graph.op("Cast", codes, to=INT32)
     found = graph.op("Reshape", graph.op("Gather", fields, index), np.array([0, -1]))
     if cols * bits % 8 == 0:

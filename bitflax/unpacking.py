@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
+from bitflax import bitfields
 from bitflax.leaves import Packed, Split
 from bitflax.products import Coded
 
@@ -38,33 +39,24 @@ def on_host(leaf: Any, integers: DTypeLike | None = None) -> Any:
 
     Args:
       leaf: any but ``Lazy``.
-      integers: a dtype: of a leaf whose scales lie along its columns, or that has one
-        alone, return the integers in this dtype and the scales, as ``Coded``.
+      integers: a dtype: of a ``Packed`` leaf whose scales lie along its columns, or
+        that has one alone, return integers of this dtype and the scales, as ``Coded``.
 
     >>> codes, scale = np.array([[0b101]], np.uint8), np.array([[0.5]], np.float32)
     >>> on_host(Packed(codes, scale, 1, (1, 3)))
     array([[ 0.5, -0.5,  0.5]], dtype=float32)
     """
     if isinstance(leaf, Split):
-        halves = Split(on_host(leaf.a, integers), on_host(leaf.b, integers))
-        coded = [isinstance(half, Coded) for half in (halves.a, halves.b)]
-        return halves if all(coded) else on_host(leaf.a) + on_host(leaf.b)
+        # Added even where integers are asked for: two products of theirs take 1.02 to
+        # 1.22 of the time of one in float32.
+        return on_host(leaf.a) + on_host(leaf.b)
     if not isinstance(leaf, Packed):
         return leaf
     (_, cols), scale = leaf.rows_cols, np.asarray(leaf.scale, np.float32)
-    values = _integers(np.asarray(leaf.codes), leaf.bits, cols)
+    codes = np.asarray(leaf.codes)
+    values = bitfields.to_values(codes, leaf.bits, cols, np.float32)
     if scale.shape[1] != 1:
         scale = np.repeat(scale, cols // scale.shape[1], axis=1)
     if integers is not None and len(scale) == 1:
         return Coded(None, values.astype(integers), scale)
     return np.multiply(values, scale, out=values).reshape(leaf.shape)
-
-
-def _integers(codes: np.ndarray, bits: int, cols: int) -> np.ndarray:
-    """Return what codes [rows, bytes] stand for before the scales, as float32."""
-    if bits == 8:
-        return codes.view(np.int8).astype(np.float32)
-    fields = np.arange(256)[:, None] >> np.arange(0, 8, bits) & (2**bits - 1)
-    table = (2 * fields - 1 if bits == 1 else fields - 1).astype(np.float32)
-    found = np.take(table, codes, axis=0).reshape(len(codes), -1)
-    return found if found.shape[1] == cols else np.ascontiguousarray(found[:, :cols])
