@@ -56,6 +56,7 @@ def test_first_parameters_lie_at_their_sites_and_nothing_else_changes():
     assert all(float(jnp.min(jnp.abs(found[path]))) > 0 for path in LEARNED)
 
 
+@pytest.mark.slow
 def test_each_site_sees_what_the_sites_before_it_have_quantised():
     params, batch = params_of(), small.batch(4, 0)
     # With all parameters but one in place, the last is made of the very activation.

@@ -175,6 +175,7 @@ def test_another_tokenizer_teaches_nothing(folders, tmp_path, monkeypatch):
         run(made, tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_the_pretrained_model_of_a_folder_teaches_the_corpus(folders, tmp_path):
     rows = run(ready(folders, pretrained=str(folders / "teacher")), tmp_path / "run")
     assert [row.name for row in rows] == ["teacher", "general", "task"]

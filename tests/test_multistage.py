@@ -55,6 +55,7 @@ def run(recipe, out, **options):
         return stages.run(recipe, out, **options)
 
 
+@pytest.mark.slow
 def test_a_narrow_student_teaches_its_own_few_bits(place, tmp_path):
     act = ((r".*/ffn/in/input", Own()), (r".*/input", bf.lsq(4)))
     low = dict(teacher="narrow", rules=TERNARY, act=act)

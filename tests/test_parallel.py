@@ -63,7 +63,7 @@ def assert_agree(found, expected):
 @pytest.mark.parametrize(
     ("devices", "accumulate", "bits"),
     [
-        (4, 2, "1-bit"),
+        pytest.param(4, 2, "1-bit", marks=pytest.mark.slow),
         (8, 1, "1-bit"),
         pytest.param(8, 1, "fp32", marks=pytest.mark.slow),
         *(

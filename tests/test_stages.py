@@ -232,6 +232,11 @@ def test_until_stops_and_the_next_run_goes_on(whole, place, tmp_path):
     assert result(out) == result(whole[0])
 
 
+def slowly(number):
+    """A stage of which later ones are tested too."""
+    return pytest.param(number, marks=pytest.mark.slow)
+
+
 def stop_at(monkeypatch, number, step, how):
     """Stop a stage while it fetches the batch of a step, once."""
     real, stopped = batching.Batches.batch, []
@@ -253,7 +258,7 @@ def fail():
     raise MemoryError("the machine went down")
 
 
-@pytest.mark.parametrize("number", [0, 1, 2])
+@pytest.mark.parametrize("number", [*map(slowly, (0, 1)), 2])
 def test_an_interrupted_stage_goes_on(whole, place, tmp_path, monkeypatch, number):
     stop_at(monkeypatch, number, 3, interrupt)
     with pytest.raises(KeyboardInterrupt):
@@ -266,7 +271,7 @@ def test_an_interrupted_stage_goes_on(whole, place, tmp_path, monkeypatch, numbe
     assert result(tmp_path / "run") == result(whole[0])
 
 
-@pytest.mark.parametrize("number", [1, 2])
+@pytest.mark.parametrize("number", [slowly(1), 2])
 def test_a_stage_that_died_starts_again(whole, place, tmp_path, monkeypatch, number):
     stop_at(monkeypatch, number, 5, fail)
     with pytest.raises(MemoryError):
@@ -301,6 +306,7 @@ def losses(out, stage):
     return [line["loss/loss"] for line in mine if "loss/loss" in line]
 
 
+@pytest.mark.slow
 def test_what_a_stage_computes_with_is_its_own(whole, place, tmp_path, monkeypatch):
     """Teacher's outputs from disk, computed once for all stages; then other products."""
     disk = [f"stages.{name}.cache_teacher=disk" for name in ("fp32", "onebit")]
@@ -407,6 +413,7 @@ def test_real_numbers_train(place, tmp_path):
     assert isinstance(predictor.predict(["the old cat"])[0].label, float)
 
 
+@pytest.mark.slow
 def test_bare_texts_learn_real_numbers_of_a_ready_teacher(place, tmp_path):
     teacher = tinyrun.write_teacher(
         tmp_path / "real", num_labels=1, problem_type="regression"

@@ -135,6 +135,7 @@ def test_the_batches_are_hard_enough():
     assert {b["input_ids"].shape[1] for b in all_batches} == set(BUCKETS)
 
 
+@pytest.mark.slow
 def test_losses_and_gradients_are_the_running_teachers(kept):
     batches = some_batches(seed=3)
     for number in range(batches.steps_per_epoch + 2):
