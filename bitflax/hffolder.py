@@ -31,8 +31,14 @@ def check(folder: Path, also: Set[str] = frozenset()) -> None:
       also: names of files that may lie there besides ``WRITTEN``.
 
     Raises:
-      OutputError: it cannot be read, or holds something else than a model.
+      OutputError: it cannot be read or written, or holds something else than a model.
     """
+    above = folder.absolute().parent
+    while not above.exists() and above != above.parent:
+        above = above.parent
+    if above.is_dir() and not os.access(above, os.W_OK):
+        problem = f"{above} cannot be written"
+        raise OutputError(folder, problem, fix="give another folder")
     try:
         foreign = sorted({p.name for p in folder.iterdir()} - WRITTEN - also)
     except FileNotFoundError:

@@ -29,6 +29,8 @@ HEARTBEAT_SECONDS = 20
 REACH_SECONDS = 240.0
 LINGER = 2.0
 """Seconds that a process which failed waits, so that the others hear why."""
+_OWN = ("RESOURCE_EXHAUSTED", "INVALID_ARGUMENT", "UNIMPLEMENTED", "callback")
+"""What a runtime says of this process's own failures, not of another's."""
 _FOREVER = 7 * 24 * 3600 * 1000
 _ENDED = "bitflax/ended"
 _FLAGS = "bitflax/flags"
@@ -225,7 +227,7 @@ def lost(error: BaseException) -> HostLost | None:
         return None
     _leaving = True
     runtime = isinstance(error, jax.errors.JaxRuntimeError)
-    if not runtime or "RESOURCE_EXHAUSTED" in str(error):
+    if not runtime or any(mark in str(error) for mark in _OWN):
         return None
     first_line = str(error).splitlines()[0]
     return HostLost(

@@ -94,3 +94,9 @@ def test_the_tokenizers_files_say_what_its_json_says():
 def test_what_is_no_word_piece_tokenizer_is_refused(text):
     with pytest.raises(DamagedFile, match="not a WordPiece"):
         hffolder.tokenizer_files(text, 64)
+
+
+def test_a_place_that_cannot_be_written_is_found_before_any_work(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path)
+    with pytest.raises(OutputError, match=f"{tmp_path} cannot be written"):
+        hffolder.check(tmp_path / "new" / "model")

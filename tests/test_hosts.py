@@ -3,6 +3,7 @@
 import functools
 import os
 import signal
+import threading
 import time
 
 import jax
@@ -84,6 +85,22 @@ def test_alone_nothing_happens():
     hosts.barrier()
     hosts.leave(ConfigError("a", "b", fix="c"), 78)  # returns
     assert hosts.lost(jax.errors.JaxRuntimeError("Gloo: connection reset")) is None
+
+
+@pytest.mark.parametrize(
+    ("said", "of"),
+    [
+        ("Gloo AllReduce failed: connection closed by peer [10.0.0.2]", HostLost),
+        ("UNAVAILABLE: the coordination service is gone", HostLost),
+        ("RESOURCE_EXHAUSTED: out of memory allocating 1 byte", type(None)),
+        ("INVALID_ARGUMENT: buffer passed to Execute() has been deleted", type(None)),
+        ("INTERNAL: CpuCallback error calling callback: KeyError: 3", type(None)),
+    ],
+)
+def test_a_failure_of_ones_own_is_no_lost_process(monkeypatch, said, of):
+    monkeypatch.setattr(hosts, "_watcher", threading.current_thread())
+    monkeypatch.setattr(hosts, "_leaving", False)
+    assert type(hosts.lost(jax.errors.JaxRuntimeError(said))) is of
 
 
 def test_slurm_and_open_mpi_say_by_themselves_who_takes_part(monkeypatch):

@@ -51,17 +51,17 @@ def main() -> None:
         peak(args.child, args.model, args.shape, args.rounds)
         return
     found = {kind: measure(kind, args) for kind in args.kinds}
-    first = found[args.kinds[-2]]["peak"]
+    base = "1-bit" if "1-bit" in found else args.kinds[0]
     lines = [
         [
             kind,
             f"{each['before'] / 2**20:.0f}",
             f"{each['peak'] / 2**20:.0f}",
-            f"{each['peak'] / first:.2f}",
+            f"{each['peak'] / found[base]['peak']:.2f}",
         ]
         for kind, each in found.items()
     ]
-    head = ["step", "before, MiB", "peak, MiB", f"peak / {args.kinds[-2]}"]
+    head = ["step", "before, MiB", "peak, MiB", f"peak / {base}"]
     common.say(common.table(head, lines))
     common.write("memory", args, {"memory": found})
 
