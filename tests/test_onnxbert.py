@@ -125,11 +125,11 @@ def test_two_bits_compute_what_jax_does(rules, act):
 
 
 @pytest.mark.parametrize("act", sorted({*ACTS} - SMALL - {"binarybert"}))
-def test_two_bits_round_activations_that_are_no_small_integers(act):
+def test_two_bits_may_round_activations_that_are_no_small_integers(act):
     packed, quantizers = student("tensor", act)
     model = onnxbert.build(CONFIG, packed, quantizers, "onnx-2bit")
     apart = distance(onnxrun.logits(model, BATCH), expected("tensor", act))
-    assert 1e-5 < np.median(apart) < 0.1
+    assert np.median(apart) < 0.1  # ONNX Runtime 1.32 rounds them, 1.24 does not
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (3, 16)])
