@@ -83,9 +83,7 @@ def replacing(folder: Path, also: Set[str] = frozenset()) -> Iterator[Path]:
     try:
         yield new
         _flush(new)
-        if folder.exists():
-            folder.rename(old)
-        new.rename(folder)
+        _swap(new, folder, old)
     except BitflaxError:  # some of them are OSErrors too
         raise
     except OSError as error:
@@ -93,8 +91,28 @@ def replacing(folder: Path, also: Set[str] = frozenset()) -> Iterator[Path]:
             folder, f"cannot write ({error.strerror or error})", fix="free some space"
         ) from None
     finally:
-        for rest in (new, old):
-            shutil.rmtree(rest, ignore_errors=True)
+        shutil.rmtree(new, ignore_errors=True)
+
+
+def _swap(new: Path, folder: Path, old: Path) -> None:
+    """Give ``new`` the name ``folder``; ``old`` holds what was there meanwhile."""
+    try:
+        if folder.exists():
+            folder.rename(old)
+        new.rename(folder)
+    finally:
+        if old.exists() and not folder.exists():  # stopped between the two
+            _bring_back(folder, old)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _bring_back(folder: Path, old: Path) -> None:
+    try:
+        old.rename(folder)
+    except OSError as error:
+        problem = f"cannot write ({error.strerror or error})"
+        fix = f"rename {old} to {folder}: it is the model that was there"
+        raise StorageError(folder, problem, fix=fix) from None
 
 
 def tokenizer_files(text: str, max_length: int) -> dict[str, str]:

@@ -1,8 +1,10 @@
 """A model's folder appears whole or not at all; the tokenizer's files."""
 
 import errno
+import itertools
 import json
 import os
+import pathlib
 
 import pytest
 
@@ -53,6 +55,57 @@ def test_a_failure_leaves_what_was_there(tmp_path, failure, error):
         write()
     assert (folder / "config.json").read_text() == "old"
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+@pytest.mark.parametrize(
+    ("failure", "error"),
+    [
+        (OSError(errno.EIO, "Input/output error"), StorageError),
+        (KeyboardInterrupt(), KeyboardInterrupt),
+    ],
+)
+def test_a_failure_between_the_renames_leaves_what_was_there(
+    tmp_path, monkeypatch, failure, error
+):
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "config.json").write_text("old")
+    _fail_renames(monkeypatch, {2: failure})
+    with pytest.raises(error), hffolder.replacing(folder) as new:
+        (new / "config.json").write_text("new")
+    assert (folder / "config.json").read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_an_earlier_model_that_cannot_come_back_is_kept_and_named(
+    tmp_path, monkeypatch
+):
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "config.json").write_text("old")
+    broken = OSError(errno.EIO, "Input/output error")
+    _fail_renames(monkeypatch, {2: broken, 3: broken})
+    with (
+        pytest.raises(StorageError, match="Input/output error") as caught,
+        hffolder.replacing(folder) as new,
+    ):
+        (new / "config.json").write_text("new")
+    (kept,) = tmp_path.iterdir()
+    assert (kept / "config.json").read_text() == "old"
+    assert f"rename {kept} to {folder}" in str(caught.value)
+
+
+def _fail_renames(monkeypatch, failures):
+    """Have the renames of these numbers, from 1, raise."""
+    rename, numbers = pathlib.Path.rename, itertools.count(1)
+
+    def failing(path, target):
+        failure = failures.get(next(numbers))
+        if failure is not None:
+            raise failure
+        return rename(path, target)
+
+    monkeypatch.setattr(pathlib.Path, "rename", failing)
 
 
 def test_a_file_or_a_foreign_folder_is_left_alone(tmp_path):
