@@ -15,7 +15,7 @@ from jaxtyping import Float32
 
 from bitflax import engines, metrics, opening
 from bitflax.data import batches
-from bitflax.data.examples import Task
+from bitflax.data.examples import Task, label_places
 from bitflax.data.text import Tokenizer
 from bitflax.errors import ConfigError, DataError, InputMissing
 from bitflax.types import BertConfig, Params
@@ -145,9 +145,9 @@ class Predictor:
         if task.regression and self.config.regression:
             return None
         if len(mine) == len(its) and not task.regression:
-            places = {name.casefold(): i for i, name in enumerate(its)}
-            if {name.casefold() for name in mine} == set(places):
-                return np.array([places[name.casefold()] for name in mine], np.int32)
+            places = label_places(mine, its)
+            if places is not None:
+                return np.array(places, np.int32)
             if self.config.id2label is None:
                 return np.arange(len(mine), dtype=np.int32)
         raise ConfigError(

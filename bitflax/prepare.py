@@ -20,7 +20,7 @@ from bitflax import (
 )
 from bitflax.data import augment, tasks
 from bitflax.data import batches as batching
-from bitflax.data.examples import Examples, Task, digest
+from bitflax.data.examples import Examples, Task, digest, label_places
 from bitflax.data.text import Tokenizer
 from bitflax.errors import ConfigError
 from bitflax.lesson import Lesson, Model
@@ -233,15 +233,15 @@ def _in_order(task: Task, config: BertConfig) -> Task:
     mine, its = config.labels, task.labels
     if config.id2label is None and len(mine) == len(its):
         return task
-    places = {name.casefold(): i for i, name in enumerate(mine)}
-    if {name.casefold() for name in its} != set(places):
+    places = label_places(its, mine)
+    if places is None:
         raise ConfigError(
             "Teacher",
             f"the task's labels are {', '.join(its[:4])}, the teacher's "
             f"{', '.join(mine[:4])}",
             fix="give a teacher of this task, with the task's label names in id2label",
         )
-    number = np.array([places[name.casefold()] for name in its], np.int32)
+    number = np.array(places, np.int32)
 
     def renumbered(examples: Examples) -> Examples:
         if examples.labels is None:

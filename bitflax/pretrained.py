@@ -16,6 +16,7 @@ import ml_dtypes
 import numpy as np
 
 from bitflax import hfconfig, hfextra, hffolder, hfnames, hfstate, hub, trees
+from bitflax.data.examples import label_places
 from bitflax.errors import ConfigError, DamagedFile
 from bitflax.leaves import Split
 from bitflax.types import BertConfig, Params
@@ -276,18 +277,16 @@ def _fit_head(
     head = [name for name in state if re.fullmatch(r"classifier(_[12])?\..*", name)]
     kinds = fields.get("architectures") or ["BertForSequenceClassification"]
     named = bool(own.id2label and config.id2label)
-    before = [label.casefold() for label in own.labels]
-    after = [label.casefold() for label in config.labels]
+    rows = label_places(config.labels, own.labels) if named else None
     if (
         # The head of a token classifier bears the same name.
         "BertForSequenceClassification" not in kinds
         or own.num_labels != config.num_labels
         or own.regression != config.regression
-        or (named and sorted(before) != sorted(after))
+        or (named and rows is None)
     ):
         return {name: array for name, array in state.items() if name not in head}
-    if named and before != after and head:
-        rows = [before.index(label) for label in after]
+    if rows and head and own.labels != config.labels and rows != sorted(rows):
         log.warning("the classifier's labels are put in the order %s", config.labels)
         return state | {name: state[name][rows] for name in head}
     return state

@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 import json
 import math
@@ -295,6 +296,18 @@ def test_the_score_matches_labels_by_their_names(predictor):
     right = np.array([names.index(LABELS[int(i)]) for i in said], np.int32)
     assert predictor.score(task(right, names)) == {"accuracy": 1.0}
     assert predictor.score(task((right + 1) % 3, names)) == {"accuracy": 0.0}
+
+
+def test_the_score_keeps_labels_apart_that_differ_in_case():
+    names = {0: "polish", 1: "Polish", 2: "other"}
+    config = dataclasses.replace(CONFIG, id2label=names)
+    found = predict.Predictor(config, params(), tokenizer())
+    said = np.argmax(found.logits(TEXTS), axis=1)
+    right = np.array([1, 0, 2], np.int32)[said]
+    its = ("Polish", "polish", "other")
+    assert found.score(task(right, its)) == {"accuracy": 1.0}
+    with pytest.raises(ConfigError, match="the model's are polish, Polish"):
+        found.score(task(right, ("POLISH", "polish", "other")))
 
 
 def test_the_score_says_how_far_it_is(predictor):

@@ -116,6 +116,25 @@ def test_a_teacher_without_label_names_counts_as_the_task_does(refuse):
         refuse(ConfigError, "ready=PLACE/unnamed")
 
 
+def test_labels_that_differ_in_case_are_two_classes(place, tmp_path):
+    apart = {"animal": "polish", "food": "Polish", "sky": "other"}
+    rows = [(text, apart[kind]) for text, kind in tinyrun.texts()]
+    file = tinyrun.write_tsv(tmp_path / "case.tsv", rows)
+    settings = [f"task={file}", f"teacher={place / 'pretrained'}"]
+    made = bf.load_recipe(place / "tiny.py", settings)
+    with runfolder.RunFolder(tmp_path / "run") as folder:
+        folder.write_recipe("", resolving.resolved(made))
+        setting = prepare.prepare(made, folder)
+    task = setting.lesson.task
+    assert task.labels == setting.teacher.config.labels == ("Polish", "other", "polish")
+    said = {
+        text: task.labels[i]
+        for part in (task.train, task.dev)
+        for text, i in zip(part.texts[0], part.labels, strict=True)
+    }
+    assert said == dict(rows)
+
+
 def test_students_learn_augmented_examples_and_the_teacher_the_plain_ones(
     place, tmp_path
 ):

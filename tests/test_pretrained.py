@@ -235,6 +235,26 @@ def test_labels_in_another_order_move_with_their_rows(folder, golden, said):
     assert "put in the order" in said()
 
 
+def test_labels_that_differ_in_case_keep_their_rows(folder, params, said):
+    rewrite(folder, id2label={"0": "polish", "1": "Polish", "2": "other"})
+    _, found = pretrained.load_pretrained(
+        folder, id2label=("Polish", "polish", "other")
+    )
+    kernel = params["classifier"]["kernel"]
+    np.testing.assert_array_equal(found["classifier"]["kernel"], kernel[:, [1, 0, 2]])
+    assert "put in the order" in said()
+    pretrained.load_pretrained(folder, id2label=("POLISH", "polish", "other"))
+    assert "the classifier starts anew" in said()
+
+
+def test_labels_named_alike_keep_the_head(folder, params, said):
+    twice = ("a", "b", "a")
+    rewrite(folder, id2label={str(i): name for i, name in enumerate(twice)})
+    _, found = pretrained.load_pretrained(folder, id2label=twice)
+    assert_same(found, params)
+    assert said() == ""
+
+
 def test_a_regression_has_one_output(folder, said):
     config, found = pretrained.load_pretrained(folder, problem_type="regression")
     assert (config.num_labels, config.regression) == (1, True)

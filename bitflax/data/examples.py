@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -75,6 +76,29 @@ def column(values) -> np.ndarray:
     array = np.empty(len(values), dtype=object)
     array[:] = values
     return array
+
+
+def label_places(names: Sequence[str], among: Sequence[str]) -> list[int] | None:
+    """Return where each label name stands among others; None: they are not the same.
+
+    Equal names go together. Where not all have an equal, case does not count, unless
+    two names of one side differ by nothing else: they are two classes.
+
+    >>> label_places(("no", "yes"), ("Yes", "No"))
+    [1, 0]
+    >>> label_places(("polish", "Polish"), ("Polish", "polish"))
+    [1, 0]
+    >>> label_places(("polish", "Polish"), ("POLISH", "polish")) is None
+    True
+    """
+    places = {name: i for i, name in enumerate(among)}
+    if sorted(names) == sorted(among):
+        return [places[name] for name in names]
+    folded = {name.casefold(): i for name, i in places.items()}
+    mine = [name.casefold() for name in names]
+    if len(folded) == len(among) and sorted(mine) == sorted(folded):
+        return [folded[name] for name in mine]
+    return None
 
 
 def digest(train: Examples, dev: Examples, labels: tuple[str, ...]) -> str:

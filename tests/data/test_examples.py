@@ -44,6 +44,27 @@ def test_digest_ignores_row_numbers():
     assert examples.digest(one, one, ()) == examples.digest(other, one, ())
 
 
+@pytest.mark.parametrize(
+    ("names", "among", "places"),
+    [
+        (("b", "a"), ("a", "b"), [1, 0]),
+        (("B", "a"), ("A", "b"), [1, 0]),
+        (("a", "A", "b"), ("A", "b", "a"), [2, 0, 1]),
+        (("a", "A"), ("a", "b"), None),
+        (("a", "b"), ("a", "A"), None),
+        (("a", "A"), ("a", "a"), None),
+        (("a", "A", "b"), ("a", "A", "B"), None),
+        (("a",), ("a", "b"), None),
+        (("a", "a"), ("a", "a"), [1, 1]),
+        ((), (), []),
+    ],
+)
+def test_labels_are_matched_by_case_only_where_it_tells_no_two_apart(
+    names, among, places
+):
+    assert examples.label_places(names, among) == places
+
+
 def test_split_off_depends_on_the_seed_alone():
     whole = made([f"text {i}" for i in range(100)], range(100))
     train, dev = examples.split_off(whole, seed=3)
