@@ -20,7 +20,7 @@ from bitflax import (
     recipefiles,
 )
 from bitflax.data import tasks
-from bitflax.errors import ConfigError, InputMissing
+from bitflax.errors import ConfigError, DamagedFile, InputMissing
 
 
 def ls_command(args: Namespace) -> None:
@@ -173,15 +173,31 @@ def inspect_command(args: Namespace) -> None:
     """Print every tensor's bits and bytes."""
     from bitflax import hfstate, packing
 
-    path = _weights(Path(args.model))
-    if (path.parent / "config.json").is_file():
+    path = Path(args.model)
+    file = _weights(path)
+    named = path.is_file()
+    # A packed file may lie in any folder, a dense model's too.
+    if not (file.parent / "config.json").is_file() or (named and _is_packed(file)):
+        rows = packing.size_report(file)
+    else:
+        own = named and file.suffix != ".json"  # an index stands for its folder
+        state = hfstate.read_file(file) if own else hfstate.read_state(file.parent)[0]
         rows = [
             packing.SizeRow(name, 8 * array.dtype.itemsize, array.size, array.nbytes)
-            for name, array in hfstate.read_state(path.parent)[0].items()
+            for name, array in state.items()
         ]
-    else:
-        rows = packing.size_report(path)
     print(packing.size_table(rows))
+
+
+def _is_packed(file: Path) -> bool:
+    """Whether a file says that it is a packed one; others are no error here."""
+    from bitflax import packedreader, tensorfile
+
+    try:
+        found = packedreader.guarded(tensorfile.read_header, file)
+    except DamagedFile:
+        return False
+    return found.metadata.get("format") == packedreader.FORMAT
 
 
 def verify_command(args: Namespace) -> None:

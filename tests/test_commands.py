@@ -1,6 +1,7 @@
 """The subcommands, in this process, on tiny models."""
 
 import io
+import shutil
 import sys
 
 import jax
@@ -169,6 +170,22 @@ def test_inspect_reads_a_model_folder(capsys, params, tmp_path):
     size = sum(np.size(leaf) for leaf in jax.tree.leaves(params))
     assert last.split() == ["total", f"{size:,}", f"{4 * size:,}"]
     assert {row.split()[1] for row in rows} == {"32"}
+
+
+def test_inspect_reads_the_file_that_is_named(capsys, params, packed, tmp_path):
+    folder = tmp_path / "model"
+    pretrained.save_pretrained(folder, CONFIG, params)
+    for name, source in (("s", packed), ("other.safetensors", folder)):
+        shutil.copy(source / "model.safetensors", folder / name)
+    (folder / "model.safetensors").unlink()
+    assert cli.main(["inspect", str(folder / "s")]) == 0
+    total = (folder / "s").stat().st_size
+    assert capsys.readouterr().out.split()[-1] == f"{total:,}"
+    (folder / "torn").write_bytes((folder / "s").read_bytes()[:-9])
+    assert cli.main(["inspect", str(folder / "torn")]) == 76
+    assert cli.main(["inspect", str(folder / "other.safetensors")]) == 0
+    size = sum(np.size(leaf) for leaf in jax.tree.leaves(params))
+    assert capsys.readouterr().out.split()[-1] == f"{4 * size:,}"
 
 
 def test_inspect_names_the_stage_of_an_unfinished_run(capsys, tmp_path):
