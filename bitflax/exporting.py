@@ -27,13 +27,11 @@ Runtime and tokenizers::
 import os
 import re
 from pathlib import Path
-from typing import Any
 
 from bitflax import (
     engines,
     hfconfig,
     hffolder,
-    leaves,
     modelcard,
     onnxbert,
     pretrained,
@@ -158,18 +156,7 @@ def _write_folder(out: Path, model: Opened, origin: provenance.Provenance) -> No
 
 
 def _dense(model: Opened) -> Params:
-    """Return dense weights, without what activation quantizers have learned.
-
-    Latent halves stay halves, which ``save_pretrained`` refuses: their sum is not what
-    they compute.
-    """
-
-    def dense(leaf: Any) -> Any:
-        latent = isinstance(leaf, leaves.Split) and not isinstance(
-            leaf.a, leaves.Packed
-        )
-        return leaf if latent else unpacking.on_host(leaf)
-
+    """Return dense weights, without what activation quantizers have learned."""
     flat = trees.flatten(model.params).items()
-    kept = {p: dense(x) for p, x in flat if not re.fullmatch(ACT_PARAMS, p)}
+    kept = {p: unpacking.on_host(x) for p, x in flat if not re.fullmatch(ACT_PARAMS, p)}
     return trees.unflatten(kept)

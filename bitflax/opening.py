@@ -5,9 +5,10 @@ import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bitflax import packing, pretrained
+from bitflax import hfextra, packing, pretrained, trees
 from bitflax.data.text import Tokenizer
 from bitflax.errors import ConfigError, InputMissing
+from bitflax.leaves import Split
 from bitflax.types import BertConfig, Params
 
 
@@ -48,17 +49,32 @@ def open_model(path: str | Path) -> Opened:
 
     Raises:
       InputMissing: there is nothing there that predicts.
-      ConfigError: the run has not come to its packed model yet.
+      ConfigError: the run has not come to its packed model yet, or a folder holds the
+        latent halves of a split student.
       DamagedFile: a file is damaged.
     """
     place = locate(Path(path))
     if place.is_dir():
         config, params = pretrained.load_pretrained(place)
+        _check_whole(params, place)
         return Opened(config, params, None, Tokenizer.from_folder(place), {}, place)
     found = packing.read_packed(place)
     text = found.tokenizer
     tokenizer = None if text is None else Tokenizer.from_json(text, place)
     return Opened(found.config, found.packed, found.act, tokenizer, found.extras, place)
+
+
+def _check_whole(params: Params, place: Path) -> None:
+    """Refuse latent halves: without their 1-bit rounding they are another model."""
+    halves = [p for p, x in trees.flatten(params).items() if isinstance(x, Split)]
+    if halves:
+        raise ConfigError(
+            place,
+            f"holds {halves[0]} as two latent halves; the student computes with their "
+            "1-bit rounding, which only its packed file has",
+            fix="finish the run, then give the run's folder or its model.safetensors; "
+            "or pack() what load_pretrained() gives, and save_packed() that",
+        )
 
 
 def locate(path: Path) -> Path:
@@ -90,10 +106,12 @@ def _of_run(folder: Path) -> Path:
         )
     _, last = max(stages)
     if _quantised(folder / "recipe.json", last.name.split("-", 1)[1]):
+        latent = f", or give {last / 'params'} to see its latent weights"
+        split = (last / "params" / hfextra.FILE).is_file()  # halves cannot be given
         raise ConfigError(
             last,
             "this stage trains quantised weights, and the run has not packed them yet",
-            fix=f"finish the run, or give {last / 'params'} to see its latent weights",
+            fix=f"finish the run{'' if split else latent}",
         )
     return last / "params"
 

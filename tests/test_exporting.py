@@ -151,11 +151,14 @@ def test_a_split_student_is_summed(tmp_path):
     assert small.largest_difference(found, expected) == 0
 
 
-def test_latent_halves_are_refused(tmp_path):
+@pytest.mark.parametrize("kind", ["hf", "onnx-fp32"])
+def test_latent_halves_are_refused(tmp_path, kind):
+    if kind != "hf":
+        pytest.importorskip("onnx")
     halves = bf.split(params(), bf.xtc_2bit())
     pretrained.save_pretrained(tmp_path / "m", CONFIG, halves, tokenizer(), extra=True)
-    with pytest.raises(ConfigError, match="split into two halves"):
-        exporting.export(tmp_path / "m", tmp_path / "out", "hf")
+    with pytest.raises(ConfigError, match="two latent halves"):
+        exporting.export(tmp_path / "m", tmp_path / "out", kind)
     assert names(tmp_path) == {"m"}
 
 

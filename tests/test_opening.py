@@ -1,12 +1,14 @@
 """What a path holds, as it was stored; ``test_predict`` runs it."""
 
+import json
+
 import numpy as np
 import pytest
 
 import bitflax as bf
 from bitflax import opening, packing, pretrained
-from bitflax.errors import InputMissing
-from bitflax.leaves import Packed
+from bitflax.errors import ConfigError, InputMissing
+from bitflax.leaves import Packed, Split
 from tests.test_predict import CONFIG, params, tokenizer
 
 
@@ -43,6 +45,36 @@ def test_a_folder_needs_a_tokenizer(tmp_path):
     pretrained.save_pretrained(tmp_path / "m", CONFIG, params())
     with pytest.raises(InputMissing, match=r"tokenizer\.json"):
         opening.open_model(tmp_path / "m")
+
+
+def test_latent_halves_are_refused(tmp_path):
+    halves = bf.split(params(), bf.xtc_2bit())
+    pretrained.save_pretrained(tmp_path / "m", CONFIG, halves, tokenizer(), extra=True)
+    with pytest.raises(ConfigError, match="two latent halves") as raised:
+        opening.open_model(tmp_path / "m")
+    assert raised.value.place == str(tmp_path / "m")
+    assert "the run's folder" in raised.value.fix
+
+
+@pytest.mark.parametrize("split", [True, False])
+def test_an_unfinished_run_names_latent_weights_that_can_be_opened(tmp_path, split):
+    tree = bf.split(params(), bf.xtc_2bit()) if split else params()
+    folder = tmp_path / "1-last" / "params"
+    folder.parent.mkdir()
+    pretrained.save_pretrained(folder, CONFIG, tree, tokenizer(), extra=True)
+    stage = {"name": "last", "rules": [["encoder/.*", "binarize"]]}
+    (tmp_path / "recipe.json").write_text(json.dumps({"recipe": {"stages": [stage]}}))
+    with pytest.raises(ConfigError, match="has not packed them") as raised:
+        opening.locate(tmp_path)
+    assert ("latent weights" in raised.value.fix) != split
+
+
+def test_packed_halves_are_opened(tmp_path):
+    ternary = bf.xtc_2bit()
+    packed = packing.pack(bf.split(params(), ternary), bf.binary_rules(ternary))
+    packing.save_packed(tmp_path / "m", CONFIG, packed)
+    found = opening.open_model(tmp_path / "m")
+    assert isinstance(found.params["embeddings"]["word"]["embedding"], Split)
 
 
 def test_a_run_stands_for_its_packed_file(tmp_path):
