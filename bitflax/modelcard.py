@@ -8,10 +8,11 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from bitflax import activations, engines, packing
+from bitflax import activations, engines, packing, trees
+from bitflax.leaves import Packed, Split
 from bitflax.opening import Opened
 from bitflax.provenance import PACKAGED, Provenance, Scored
-from bitflax.types import BertConfig
+from bitflax.types import BertConfig, Params
 
 MARK = "<!-- written by bitflax export -->"
 """Where a card has it, the folder is an export, and may be replaced by another."""
@@ -53,7 +54,7 @@ def card(model: Opened, origin: Provenance, size: int | None = None) -> str:
       size: the bytes of the packed file; None: it was none.
     """
     counts = _counts(model)
-    bits, scores = _bits(counts), [*_scores(origin, size)]
+    bits, scores = _bits(model.params, counts), [*_scores(origin, size)]
     limits = [*_packed(counts, size), *_limits(model, scored=bool(scores))]
     parts = [
         _front(origin, bits),
@@ -93,8 +94,11 @@ def _base(origin: Provenance) -> str | None:
     return PACKAGED.get(origin.teacher or "", origin.teacher)
 
 
-def _bits(counts: Counter[int | float]) -> int | float:
+def _bits(params: Params, counts: Counter[int | float]) -> int | float:
     """Return the bits that most of the weights take in the packed file; 32: dense."""
+    # The counts are a packed file's, which has 16 bits for floats that fit into them.
+    if not any(isinstance(x, Packed | Split) for x in trees.flatten(params).values()):
+        return 32
     return max(counts.items(), key=lambda pair: pair[1])[0]
 
 

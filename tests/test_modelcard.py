@@ -3,6 +3,8 @@
 import dataclasses
 from pathlib import Path
 
+import jax
+import numpy as np
 import pytest
 
 import bitflax as bf
@@ -89,7 +91,7 @@ def test_every_value_is_counted_once():
     counts = modelcard._counts(STUDENT)
     rows = packing.size_report(STUDENT.params)
     assert sum(counts.values()) == sum(row.values for row in rows)
-    assert modelcard._bits(counts) == 1
+    assert modelcard._bits(STUDENT.params, counts) == 1
 
 
 def test_what_is_unknown_is_left_out():
@@ -100,6 +102,13 @@ def test_what_is_unknown_is_left_out():
         assert word not in text
     assert "# A BERT of 2 layers\n" in text
     assert "Classes: `no`, `yes`, `perhaps`." in text
+
+
+def test_dense_weights_have_32_bits_however_short_they_are():
+    half = jax.tree.map(lambda x: np.float32(np.float16(x)), params())
+    text = modelcard.card(opened()._replace(params=half), Provenance())
+    assert "# A BERT of 2 layers\n" in text
+    assert "-bit" not in text
 
 
 def test_a_glue_task_names_its_data_and_metrics():
