@@ -11,7 +11,6 @@ import itertools
 import json
 import os
 import signal
-import socket
 import sys
 import threading
 import time
@@ -20,13 +19,13 @@ from typing import Any, TypeVar
 
 import jax
 
+from bitflax import joining
 from bitflax.errors import HostLost, UsageError
 
 T = TypeVar("T")
 
 HEARTBEAT_SECONDS = 20
 """After so many without a sign of life the other processes give one up."""
-REACH_SECONDS = 240.0
 LINGER = 2.0
 """Seconds that a process which failed waits, so that the others hear why."""
 _OWN = ("RESOURCE_EXHAUSTED", "INVALID_ARGUMENT", "UNIMPLEMENTED", "callback")
@@ -65,15 +64,15 @@ def initialize(
     given = {"coordinator": coordinator, "processes": processes, "process": process}
     missing = [f"--{name}" for name, value in given.items() if value is None]
     if len(missing) == 3:
-        if not _known_cluster():
+        if not joining.known_cluster():
             return
     else:
-        _check_processes(missing, **given)
+        joining.check(missing, **given)
         if processes == 1:
             return
         _say(f"process {process} of {processes} waits for the others at {coordinator}")
         if process:
-            _reach(str(coordinator))
+            joining.reach(str(coordinator))
     # jax installs its own handler of SIGTERM, which saves nothing.
     before = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -94,58 +93,6 @@ def initialize(
         with contextlib.suppress(ValueError):  # not in the main thread
             signal.signal(number, handler)
     _watch()
-
-
-def _known_cluster() -> bool:
-    """Whether the environment says who takes part, and that there are several."""
-    # Which environments jax knows has no public name. Kubernetes is left out: asking
-    # it warns or fails in every container that is no job of several.
-    try:
-        from jax._src import clusters
-
-        names = ("gcetpu", "gketpu", "slurm", "ompi")
-        kinds = clusters.ClusterEnv._cluster_types
-        known = [c for c in kinds if getattr(c, "name", None) in names]
-        here = next((c for c in known if c.is_env_present()), None)
-        return here is not None and here.get_process_count() > 1
-    except (OSError, RuntimeError):  # a TPU's host that has nobody to ask
-        return False
-    except (ImportError, AttributeError):  # another jax: most runs are alone
-        return False
-
-
-def _check_processes(
-    missing: list[str], coordinator: Any, processes: Any, process: Any
-) -> None:
-    fix = "give --coordinator HOST:PORT --processes N --process I, I from 0 to N - 1"
-    if missing:
-        raise UsageError(" and ".join(missing), "not given", fix=fix)
-    host, _, port = coordinator.rpartition(":")
-    if not host or not port.isdecimal() or not 0 < int(port) < 65536:
-        problem = f"expected HOST:PORT, found {coordinator!r}"
-        raise UsageError("--coordinator", problem, fix="as 10.0.0.2:8476")
-    if processes < 1:
-        problem = f"expected 1 or more, found {processes}"
-        raise UsageError("--processes", problem, fix=fix)
-    if not 0 <= process < processes:
-        problem = f"expected 0 to {processes - 1}, found {process}"
-        raise UsageError("--process", problem, fix=fix)
-
-
-def _reach(coordinator: str) -> None:
-    """Wait until process 0 listens: where jax gives up it aborts without a word."""
-    host, _, port = coordinator.rpartition(":")
-    until = time.monotonic() + REACH_SECONDS
-    while True:
-        try:
-            socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
-            return
-        except OSError as error:
-            if time.monotonic() > until:
-                problem = f"process 0 is not reached at {coordinator}: {error}"
-                fix = "start process 0; give its address as this host reaches it"
-                raise UsageError("--coordinator", problem, fix=fix) from error
-        time.sleep(0.2)
 
 
 def part() -> tuple[int, int]:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from bitflax import hosts, runlog
+from bitflax import hosts, joining, runlog
 from bitflax.errors import ConfigError, HostLost, UsageError
 from tests import hosted, tinyrun
 
@@ -68,7 +68,7 @@ def test_it_comes_before_any_computation():
 
 
 def test_a_place_where_nobody_listens_is_named(monkeypatch, capsys):
-    monkeypatch.setattr(hosts, "REACH_SECONDS", 0.1)
+    monkeypatch.setattr(joining, "REACH_SECONDS", 0.1)
     place = f"127.0.0.1:{hosted.free_port()}"
     with pytest.raises(UsageError, match=f"process 0 is not reached at {place}"):
         hosts.initialize(place, 2, 1)

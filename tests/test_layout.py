@@ -17,6 +17,7 @@ ROOT = PACKAGE.parent
 ROWS = """
 L0  types errors data.examples
 L0  memory trees onnxgraph fieldtypes storage svg progressbar torchpickle
+L0  joining
 L0  tensorfile hosts
 L1  products bitfields recompute outputfiles
 L1  overrides quantizers losses weighting depth metrics
