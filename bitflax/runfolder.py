@@ -21,26 +21,20 @@ from bitflax import folderlock, hosts, progressbar, runlog, storage
 from bitflax.errors import ConfigError, DamagedFile
 
 # What a stage costs, and not what it gives: a run that ran out of memory may go on
-# with other ones.
-_COSTS = {"recompute", "accumulate", "cache_teacher", "cache_bytes"}
+# with other ones; and with other microbatches, where ``_by_row`` holds.
+_COSTS = {"recompute", "cache_teacher", "cache_bytes"}
 _PACKAGES = (
-    "bitflax",
-    "jax",
-    "jaxlib",
-    "flax",
-    "optax",
-    "orbax-checkpoint",
-    "transformers",
-    "tokenizers",
-    "numpy",
+    *("bitflax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint"),
+    *("transformers", "tokenizers", "numpy"),
 )
 
 
 class RunFolder:
     """A run's folder, held by this process alone while the ``with`` lasts.
 
-    With many processes process 0 holds it and writes; the others call the same methods,
-    which write nothing, and read what it wrote: the folder is on a disk they share.
+    With many processes process 0 holds it and writes logs and results; the others call
+    the same methods, which write none, and read what it wrote: the folder is on a disk
+    that all of them share and may write (checkpoints and caches have parts of each).
 
     Args:
       path: new, empty, or the folder of an earlier run.
@@ -273,11 +267,23 @@ def versions() -> dict[str, str]:
     return found
 
 
+def _by_row(act: Any) -> bool:
+    """Whether activations, as a recipe's JSON has them, are quantised row by row.
+
+    Others find a range in a whole microbatch, or scale a learned step's gradient by it.
+    """
+    if isinstance(act, list):
+        return all(_by_row(quantizer) for _, quantizer in act)
+    known = isinstance(act, dict) and act.get("kind") in ("symmetric", "asymmetric")
+    return act is None or (known and act.get("axis") == -1)
+
+
 def _differences(
     there: Any, here: Any, path: str = "", free: Collection[str] = ()
 ) -> Iterator[str]:
     if isinstance(there, dict) and isinstance(here, dict):
-        names = [name for name in {**there, **here} if name not in free]
+        also = {"accumulate"} if free and _by_row(there.get("act")) else set()
+        names = [name for name in {**there, **here} if name not in {*free, *also}]
         pairs = [(name, there.get(name), here.get(name)) for name in names]
     elif isinstance(there, list) and isinstance(here, list):
         size = max(len(there), len(here))
