@@ -70,6 +70,16 @@ def weight_bits(stage: Stage, params: Params) -> int | None:
     return min(found, default=32) or None
 
 
+def packed_bits(packed: Params) -> int:
+    """Return the bits of the narrowest weights where no rule says them.
+
+    >>> import jax.numpy as jnp
+    >>> packed_bits(packing.pack({"kernel": jnp.ones((8, 8))}, (), "int8"))
+    8
+    """
+    return int(min(line.bits for line in packing.size_report(packed)))
+
+
 def weight_files(folder: Path) -> list[Path]:
     """Return the files of a model's weights.
 
@@ -134,6 +144,7 @@ def _packed(
     began = time.monotonic()
     config, params = result.model
     packed = packing.pack(params, stage.rules, setting.recipe.rest)
+    bits = weight_bits(stage, params) if stage.rules else packed_bits(packed)
     if setting.recipe.positions:
         found = config, packed, setting.recipe.positions
         config, packed = positions.take_positions(*found)
@@ -157,9 +168,7 @@ def _packed(
     said = metrics.predictions(predictor.logits(texts), regression=real)
     before = metrics.predictions(whole, regression=real)
     score = metrics.score(lesson.metric, said, dev.labels)[lesson.metric]
-    row = report.Row(
-        "packed", score, kept_share(score, rows[0].score), weight_bits(stage, params)
-    )
+    row = report.Row("packed", score, kept_share(score, rows[0].score), bits)
     save([*rows, row])  # once more: a file carries its own score
     size, seconds = path.stat().st_size, time.monotonic() - began
     row = dataclasses.replace(row, bytes=size, seconds=seconds)

@@ -233,9 +233,9 @@ def _compute_rows(stage: Stage) -> list[str]:
 def _sizes(of: Recipe, config: BertConfig) -> str:
     """Return the table of the last stage's parameters, equal layers on one line."""
     stage, student = of.stages[-1], student_config(of, config)
+    rest = of.rest if stage.packs else "float32"
     kept = min(of.positions or math.inf, student.max_position_embeddings)
     student = dataclasses.replace(student, max_position_embeddings=int(kept))
-    rest = of.rest if stage.rules else "float32"
     split = [stage.init.split for stage in of.stages if stage.init.split]
     lines = expected.parameter_bits(stage, student, rest, split[-1] if split else ())
     groups: dict[tuple, list[expected.Line]] = {}

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 
+import jax
 import pytest
 
 import bitflax as bf
@@ -158,3 +159,13 @@ except RuntimeError:
     assert found.returncode == 0, found.stderr
     assert "expected: 2." in found.stdout
     assert "and the test can fail" in found.stdout
+
+
+def test_a_student_of_rounded_activations_alone_is_packed_as_the_rest():
+    stage = bf.Stage(name="a8", loss=bf.soft_cross_entropy, act=bf.symmetric(bits=8))
+    of = bf.Recipe(stages=(stage,))
+    packed = bf.pack(bf.init_params(CONFIG, jax.random.key(0)), (), of.rest)
+    size = sum(row.bytes for row in bf.size_report(packed))
+    whole = outline.describe(of, CONFIG).splitlines()[-2].split()
+    # A random scale is a float16 exactly only by chance.
+    assert int(whole[1].replace(",", "")) == pytest.approx(size, rel=0.01)
