@@ -69,8 +69,11 @@ def check_stages(setting: Setting) -> dict[str, Params]:
             raise ConfigError(place, problem, fix=fix) from error
         except BitflaxError:
             raise
-        except (ValueError, TypeError, AttributeError) as error:
-            raise ConfigError(place, str(error), fix="change the recipe") from error
+        except Exception as error:  # anything may come out of a loss of one's own
+            problem = f"{type(error).__name__}: {error}"
+            if isinstance(error, ValueError):
+                problem = str(error)
+            raise ConfigError(place, problem, fix="change the recipe") from error
     stages = setting.recipe.stages
     if stages and stages[-1].packs:
         assert before is not None

@@ -167,6 +167,8 @@ class Stage:
         need(counted, f"{place}.steps", "a number of steps, for a corpus", self.steps)
         check_optim(self.optim, f"{place}.optim")
         check_rules(self.rules, f"{place}.rules")
+        if isinstance(self.act, tuple):
+            check_rules(self.act, f"{place}.act")
 
     @property
     def packs(self) -> bool:

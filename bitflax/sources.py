@@ -24,6 +24,10 @@ def check_optim(optim: Optim, place: str) -> None:
     for name in ("lr", "act_lr", "eps"):
         value = getattr(optim, name)
         need(value > 0, f"{place}.{name}", "a number above 0", value)
+    for name in ("b1", "b2"):
+        value = getattr(optim, name)
+        need(0 <= value < 1, f"{place}.{name}", "a decay, from 0 to below 1", value)
+    check_rules([(regex, None) for regex in optim.frozen], f"{place}.frozen")
     decay = optim.weight_decay
     need(decay >= 0, f"{place}.weight_decay", "at least 0", decay)
     warmup = 0 <= optim.warmup <= 1

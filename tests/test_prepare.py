@@ -102,6 +102,18 @@ def test_a_loss_of_labels_needs_labels(refuse, place, tmp_path):
     assert "labels" in str(found)
 
 
+def test_whatever_comes_out_of_an_own_loss_is_the_recipes(refuse, place):
+    recipe = (place / "tiny.py").read_text()
+    text = recipe.replace("real = student.logits", "real = student.hidden[7]")
+    assert text != recipe
+    (place / "tiny.py").write_text(text)
+    try:
+        found = refuse(ConfigError)
+    finally:
+        (place / "tiny.py").write_text(recipe)
+    assert "IndexError: tuple index out of range" in str(found)
+
+
 def test_what_was_refused_can_be_mended_in_the_same_folder(refuse, place, tmp_path):
     refuse(DataError, "task=PLACE/holes.tsv")
     settings = (f"task={place / 'kinds.tsv'}", f"teacher={place / 'pretrained'}")
