@@ -39,9 +39,9 @@ def bert(
         else stay as they are.
       integers: the dtype in which an activation's integers and those of a kernel are
         multiplied, their scales factored out, where both have integers:
-        ``"bfloat16"``, ``"float32"`` or ``"int8"``, all exact for up to 8 bits; None:
-        as ``dtype``. A kernel has integers that is packed, or quantised by
-        ``bitflax.quantize(..., lazy=True)``.
+        ``"bfloat16"``, ``"float32"`` or ``"int8"``, all exact for activations of up to
+        8 bits and kernels of up to 2; None: as ``dtype``. A kernel has integers that is
+        packed, or quantised by ``bitflax.quantize(..., lazy=True)``.
       recompute: for the gradient, keep the inputs of a layer's two halves alone and
         compute the halves again: less memory, the time of one forward pass more.
 

@@ -5,9 +5,10 @@ along its rows and a matrix's ``r`` along its columns, they leave the sum:
 
     sum_k (s_t i_tk) (r_m j_km) = s_t r_m sum_k i_tk j_km
 
-Integers up to 256 are exact in bfloat16, and so are their products and sums in float32
-or int32: such a product costs what bfloat16's or int8's does and gives float32's
-numbers, save for the rounding of the scales' product.
+Integers up to 256 are exact in bfloat16, and so are their products and, up to 2^24 in
+float32 and 2^31 in int32, sums of them: such a product costs what bfloat16's or int8's
+does and gives float32's numbers, save for the rounding of the scales' product. Of 8-bit
+activations and weights of 1 or 2 bits no sum comes near 2^24.
 """
 
 import functools

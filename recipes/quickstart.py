@@ -11,7 +11,7 @@ Teacher    the packaged MiniLM, fine-tuned here; or, with teacher_epochs=0, the 
 Command    bitflax run quickstart --out runs/quickstart
 Measured   accuracy, seeds 0, 1, 2 (mean, sample deviation; one score's standard error
            is 0.009): teacher 0.8043 (0.003), FP32 0.7975 (0.002; 99.2 % of it), 1-bit
-           0.7949 (0.006; 98.8 %), packed 0.7956 (0.006; 98.9 %); 2.73 MB.
+           0.7949 (0.006; 98.8 %), packed 0.7951 (0.005; 98.9 %); 2.73 MB.
 Lost       on one seed (teacher 0.8033, 6 epochs of 1 bit): logits averaged over the
            classes too, as in the papers' codes, so that they weigh 1/21: 0.785 with
            scales per output channel, 0.787 per tensor (lr 7e-4), against 0.790 with

@@ -12,7 +12,7 @@ Weights    bits=1: signs and one scale a matrix; bits=2: ternary. The word embed
 Expected   the paper's abstract: with 5 of BERT-base's layers and 1 bit, a file 50 times
            smaller (BERT-base's is 438 MB) and better than the 6-layer FP32 TinyBERT on
            GLUE. Its tables of single tasks are not repeated here.
-Measured   sizes only: 8.53 MB with 5 layers, 9.44 MB with 6, the tokenizer aside. No
+Measured   sizes only: 8.53 MB with 5 layers, 9.43 MB with 6, the tokenizer aside. No
            score: BERT-base has not been run with this recipe.
 Differs    padding counts in no loss (in the paper's code it does; there options are
            count_padding=True and mask_value=-1e4), and the student's embeddings learn

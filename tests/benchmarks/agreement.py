@@ -18,6 +18,7 @@ import numpy as np
 import bitflax as bf
 from bitflax import metrics, onnxbert, packing, pretrained, recipefiles
 from bitflax.data import tasks
+from bitflax.data.examples import label_places
 from bitflax.data.text import Tokenizer
 from bitflax.engines import run_onnx
 from tests.benchmarks import common
@@ -59,10 +60,9 @@ def answers(
 def measure(run: Path, kinds: Sequence[str]) -> list[dict[str, Any]]:
     """Return a row an engine: agreement with the student, score, largest difference."""
     found, task, config = answers(run, kinds)
-    names = [name.casefold() for name in config.labels]
     right = task.dev.labels
     if not task.regression:
-        right = np.array([names.index(task.labels[i].casefold()) for i in right])
+        right = np.array(label_places(task.labels, config.labels))[right]
     whole = found["as trained"]
     before = metrics.predictions(whole, regression=task.regression)
     rows = []
