@@ -272,12 +272,17 @@ def _pin_others(setting: Setting) -> None:
 
 
 def _check_space(setting: Setting, shapes: Mapping[str, Params]) -> None:
-    """Each stage keeps up to four checkpoints of three floats a parameter."""
-    values = 0
+    """Each stage keeps up to four checkpoints of three floats a parameter.
+
+    What one that was interrupted has written already is not asked for again.
+    """
+    size = 0
     for number, (name, params) in enumerate(shapes.items()):
         ready = number == 0 and setting.recipe.teacher.folder is not None
-        done = setting.run.path / f"{number}-{name}" / "result.json"
-        if ready or done.is_file():
+        folder = setting.run.path / f"{number}-{name}"
+        if ready or (folder / "result.json").is_file():
             continue
-        values += sum(leaf.size for leaf in jax.tree.leaves(params))
-    setting.run.need(13 * 4 * values)
+        whole = 13 * 4 * sum(leaf.size for leaf in jax.tree.leaves(params))
+        held = sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
+        size += max(whole - held, 0)
+    setting.run.need(size)
