@@ -50,7 +50,8 @@ def prepare(recipe: Recipe, run: RunFolder) -> Setting:
     else:
         setting = _with_task(recipe.data, recipe, run, folder, tokenizer, mesh)
     _pin_others(setting)
-    _check_space(setting, checks.check_stages(setting))
+    ready = taught.folder is not None
+    run.need(_space(run.path, checks.check_stages(setting), ready))
     lesson, plain = setting.task, setting.plain
     if lesson is None or plain is None or lesson.task.dev.labels is not None:
         return setting
@@ -271,18 +272,18 @@ def _pin_others(setting: Setting) -> None:
             run.pin(f"start of {stage.name}", _sha256(folder))
 
 
-def _check_space(setting: Setting, shapes: Mapping[str, Params]) -> None:
-    """Each stage keeps up to four checkpoints of three floats a parameter.
+def _space(run: Path, shapes: Mapping[str, Params], ready: bool) -> int:
+    """Return the bytes that the stages will write which are not finished.
 
-    What one that was interrupted has written already is not asked for again.
+    Each keeps up to four checkpoints of three floats a parameter. What one that was
+    interrupted has written already counts no more, nor does a teacher that is ready.
     """
     size = 0
     for number, (name, params) in enumerate(shapes.items()):
-        ready = number == 0 and setting.recipe.teacher.folder is not None
-        folder = setting.run.path / f"{number}-{name}"
-        if ready or (folder / "result.json").is_file():
+        folder = run / f"{number}-{name}"
+        if (ready and number == 0) or (folder / "result.json").is_file():
             continue
         whole = 13 * 4 * sum(leaf.size for leaf in jax.tree.leaves(params))
         held = sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
         size += max(whole - held, 0)
-    setting.run.need(size)
+    return size

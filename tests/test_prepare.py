@@ -1,8 +1,8 @@
 """What a run refuses before its first step, and what it says."""
 
 import json
-import types
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -175,14 +175,12 @@ def test_students_learn_augmented_examples_and_the_teacher_the_plain_ones(
 
 
 def test_space_is_asked_for_what_is_not_written_yet(tmp_path):
-    asked, shapes = [], {"teacher": {"w": np.ones(9)}, "a": {"w": np.ones(100)}}
-    shapes |= {"b": {"w": np.ones(10)}}
-    run = types.SimpleNamespace(path=tmp_path, need=asked.append)
-    setting = types.SimpleNamespace(run=run, recipe=bf.Recipe())
-    prepare._check_space(setting, shapes)
+    sizes = {"teacher": 9, "a": 100, "b": 10}
+    shapes = {name: {"w": jnp.ones(size)} for name, size in sizes.items()}
+    assert prepare._space(tmp_path, shapes, False) == 52 * 119
+    assert prepare._space(tmp_path, shapes, True) == 52 * 110
     (tmp_path / "0-teacher").mkdir()
     (tmp_path / "0-teacher" / "result.json").write_text("{}")
     (tmp_path / "1-a" / "checkpoints").mkdir(parents=True)
     (tmp_path / "1-a" / "checkpoints" / "7").write_bytes(bytes(5000))
-    prepare._check_space(setting, shapes)
-    assert asked == [52 * 119, 52 * 110 - 5000]
+    assert prepare._space(tmp_path, shapes, False) == 52 * 110 - 5000
