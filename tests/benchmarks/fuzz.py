@@ -31,7 +31,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import bitflax as bf
-from bitflax import packedmeta, packing, trees
+from bitflax import opening, packedmeta, packing, trees
 from bitflax.data.text import Tokenizer
 from bitflax.errors import DamagedFile
 from bitflax.packedreader import PackedModel
@@ -219,13 +219,13 @@ def main() -> int:
     parser.add_argument("--files", type=int, default=100_000)
     parser.add_argument("--hostile", type=int, default=5_000)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--model", help="a real packed file")
+    parser.add_argument("--model", help="a real packed file, or a run")
     args = parser.parse_args()
     rng, tiny = np.random.default_rng(args.seed), tinypacked.tiny()
     # In memory where there is such a folder: a disk takes ten times the reader's time.
     memory = "/dev/shm" if pathlib.Path("/dev/shm").is_dir() else None
     folder = pathlib.Path(tempfile.mkdtemp(prefix="fuzz-", dir=memory))
-    real = pathlib.Path(args.model).read_bytes() if args.model else b""
+    real = opening.locate(pathlib.Path(args.model)).read_bytes() if args.model else b""
     share = args.files // 100 if real else 0
     parts = {
         "damaged": (damaged, tiny, args.files - share),
