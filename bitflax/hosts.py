@@ -7,6 +7,7 @@ process, which is all that most runs have, nothing here does anything.
 
 import atexit
 import contextlib
+import ctypes
 import itertools
 import json
 import os
@@ -14,7 +15,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import jax
@@ -28,6 +29,8 @@ HEARTBEAT_SECONDS = 20
 """After so many without a sign of life the other processes give one up."""
 LINGER = 2.0
 """Seconds that a process which failed waits, so that the others hear why."""
+GRACE = 1.0
+"""Seconds that a process has, once another has failed, to fail alike by itself."""
 _OWN = ("RESOURCE_EXHAUSTED", "INVALID_ARGUMENT", "UNIMPLEMENTED", "callback")
 """What a runtime says of this process's own failures, not of another's."""
 _FOREVER = 7 * 24 * 3600 * 1000
@@ -37,6 +40,7 @@ _numbers = itertools.count()
 _watcher: threading.Thread | None = None
 _together = False
 _leaving = False
+_told = False
 
 
 def initialize(
@@ -160,11 +164,22 @@ def leave(error: BaseException, status: int) -> None:
 
     Nothing is waited for: the others may hang in a computation that this one left.
     """
-    if _watcher is None or _together:
-        return
-    text = str(error) or type(error).__name__
-    what = {"process": jax.process_index(), "error": text, "status": status}
-    _exit(status, wait=_tell(what))
+    if _watcher is not None and not _together:
+        _exit(status, wait=_tell(error, status) or first())
+
+
+@contextlib.contextmanager
+def telling() -> Iterator[None]:
+    """Tell the others at once if the body fails: the script may catch its error."""
+    global _leaving
+    try:
+        yield
+    except BaseException as error:
+        if _watcher is not None and not _together:
+            error = lost(error) or error
+            _tell(error, getattr(error, "status", 1))
+        raise
+    _leaving = False  # all came through
 
 
 def lost(error: BaseException) -> HostLost | None:
@@ -185,11 +200,15 @@ def lost(error: BaseException) -> HostLost | None:
     )
 
 
-def _client() -> Any:
+def _state() -> Any:
     # jax has no public name for it; orbax takes it from here too.
     from jax._src import distributed
 
-    return distributed.global_state.client
+    return distributed.global_state
+
+
+def _client() -> Any:
+    return _state().client
 
 
 def _watch() -> None:
@@ -200,23 +219,32 @@ def _watch() -> None:
     atexit.register(_at_exit)  # runs before jax's own, which waits for minutes
 
 
-def _tell(what: dict[str, Any]) -> bool:
-    try:
-        _client().key_value_set(_ENDED, json.dumps(what))
-    except jax.errors.JaxRuntimeError:
-        return False  # another process has told already, or the service is gone
-    return True
+def _tell(error: BaseException, status: int) -> bool:
+    """Return whether this process, no other before it, said why all end."""
+    global _told
+    text = str(error) or type(error).__name__
+    what = {"process": jax.process_index(), "error": text, "status": status}
+    with contextlib.suppress(jax.errors.JaxRuntimeError):
+        _client().key_value_set(_ENDED, json.dumps(what), allow_overwrite=_told)
+        _told = True
+    return _told
+
+
+def _heard() -> Any:
+    return json.loads(_client().blocking_key_value_get(_ENDED, _FOREVER))
 
 
 def _listen() -> None:
     try:
-        said = json.loads(_client().blocking_key_value_get(_ENDED, _FOREVER))
+        if said := _heard():
+            time.sleep(GRACE)
+            said = _heard()  # the command line may have said it better
     except jax.errors.JaxRuntimeError as error:
         if not (_together or _leaving) and (gone := lost(error)):
             _say(f"bitflax: error: {gone}")
             _exit(gone.status)
         return
-    if said and said["process"] != jax.process_index():
+    if said and not _leaving and said["process"] != jax.process_index():
         _say(f"bitflax: error: process {said['process']} failed: {said['error']}")
         _exit(said["status"], wait=first())
 
@@ -225,12 +253,28 @@ def _at_exit() -> None:
     failure = getattr(sys, "last_value", None)  # of a script, which nobody caught
     if failure is not None:
         leave(failure, 1)
+    if _leaving and not _together:
+        return _part_ways()
     together()
     barrier()
     if first():
-        _tell({})
+        _client().key_value_set(_ENDED, "{}", allow_overwrite=True)
     if _watcher is not None:
         _watcher.join(LINGER)
+
+
+def _part_ways() -> None:
+    """End without the others, who hear why; or with them, if they failed alike."""
+    state = _state()
+    try:
+        most = int(1000 * LINGER * (1 + first()))
+        state.client.wait_at_barrier("bitflax/failed", most)
+    except jax.errors.JaxRuntimeError:
+        # jax's shutdown, which a destructor calls too, waits for those who are gone,
+        # and aborts.
+        for held in (state.client, state.service):
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(held))
+        state.client = state.service = None
 
 
 def _say(text: str) -> None:

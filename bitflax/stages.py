@@ -50,6 +50,7 @@ from bitflax.runfolder import RunFolder
 from bitflax.setting import Setting
 
 
+@hosts.telling()
 def run(
     recipe: Recipe,
     out: str | Path,

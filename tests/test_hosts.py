@@ -198,6 +198,46 @@ def test_a_script_s_own_error_ends_the_other_process(odd, tmp_path, cache):
         assert failed in processes.said(1 - odd)
 
 
+CATCHING = """
+import sys
+import bitflax as bf
+from bitflax.errors import BitflaxError
+
+place, process, odd, status, out = sys.argv[1:]
+bf.initialize(place, 2, int(process))
+try:
+    bf.run(bf.Recipe(), out, until="no stage" if process in odd else None)
+except BitflaxError as error:
+    print("caught", flush=True)
+    sys.exit(int(status) or error.status)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("odd", "status", "expected"),
+    [
+        ("0", 0, [2, 2]),
+        ("1", 0, [2, 2]),
+        ("1", 3, [2, 3]),
+        ("01", 3, [3, 3]),
+    ],
+)
+def test_a_script_may_catch_the_error_of_its_run(
+    odd, status, expected, tmp_path, cache
+):
+    place = f"127.0.0.1:{hosted.free_port()}"
+    base = ["-c", CATCHING, place]
+    commands = [[*base, i, odd, status, tmp_path / "out"] for i in range(2)]
+    with hosted.Processes(commands, tmp_path, cache) as processes:
+        assert processes.statuses(60) == expected
+        for process in range(2):
+            caught = processes.outputs[process].read_text() == "caught\n"
+            assert caught == (str(process) in odd)
+            told = f"process {1 - process} failed: --until no stage"
+            assert (told in processes.said(process)) != caught
+
+
 # ----------------------------------------------------------------------- whole runs
 
 
