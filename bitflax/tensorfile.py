@@ -70,15 +70,16 @@ def _pairs(found: list) -> dict:
     return table
 
 
-def _constant(name: str) -> None:
-    raise ValueError(f"{name} is no number")
+def _finite(text: str) -> float:
+    if math.isfinite(number := float(text)):  # 1e999 is not
+        return number
+    raise ValueError(f"{text[:80]} is no number")
 
 
 def strict_json(text: str | bytes, what: str) -> Any:
     """Parse JSON; refuse double keys, NaN, infinities and nesting without end.
 
-    Texts that are no Unicode (half a surrogate pair) are refused too: whoever prints
-    one fails.
+    So is half a surrogate pair: whoever prints one fails.
 
     >>> strict_json('{"a": 1, "a": 2}', "config")
     Traceback (most recent call last):
@@ -87,7 +88,8 @@ def strict_json(text: str | bytes, what: str) -> Any:
     try:
         if isinstance(text, bytes):
             text = text.decode("utf-8")
-        found = json.loads(text, object_pairs_hook=_pairs, parse_constant=_constant)
+        numbers = {"parse_constant": _finite, "parse_float": _finite}
+        found = json.loads(text, object_pairs_hook=_pairs, **numbers)
         if "\\ud" in text or "\\uD" in text:
             json.dumps(found, ensure_ascii=False).encode()
         return found
@@ -201,9 +203,7 @@ def _parse(raw: bytes, size: int) -> Header:
     end = 0
     for name, entry in sorted(entries.items(), key=lambda item: item[1].start):
         if entry.start != end:
-            raise ValueError(
-                f"{shown(name)}: does not start where the tensor before ends"
-            )
+            raise ValueError(f"{shown(name)}: not where the tensor before it ends")
         end = entry.stop
     data = size - 8 - len(raw)
     if end != data:

@@ -183,10 +183,10 @@ HOSTILE = {
     "bytes after the end": (lambda h, d: d.extend(b"more"), "where the header says"),
     "overlapping tensors": (
         lambda h, d: h["pooler/bias"].update(h["classifier/bias"], shape=[3]),
-        "does not start where",
+        "not where the tensor before it ends",
     ),
     "more in an entry": (entry("pooler/bias", more=1), "more or less than a tensor"),
-    "a missing tensor": (drop, "does not start where"),
+    "a missing tensor": (drop, "not where the tensor before it ends"),
     "an unknown key": (text("more", "1"), "unknown or missing keys: .'more'."),
     "another version": (text("version", "4"), "version '4', where 1, 2, 3 are"),
     "another format": (text("format", "gguf"), "no packed student"),

@@ -190,6 +190,7 @@ def test_a_reader_sees_the_old_file_or_the_new_one(tmp_path):
     [
         ('{"a": {"b": 1, "c": 2, "b": 3}}', "'b' is there twice"),
         ("[NaN]", "NaN is no number"),
+        ("[-1e999]", "-1e999 is no number"),
         ("[-Infinity]", "-Infinity is no number"),
         ("[1", "what: "),
         (b"\xff\xfe\xff", "what: not UTF-8"),
