@@ -88,7 +88,7 @@ def strict_json(text: str | bytes, what: str) -> Any:
     try:
         if isinstance(text, bytes):
             text = text.decode("utf-8")
-        numbers = {"parse_constant": _finite, "parse_float": _finite}
+        numbers: Any = {"parse_constant": _finite, "parse_float": _finite}
         found = json.loads(text, object_pairs_hook=_pairs, **numbers)
         if "\\ud" in text or "\\uD" in text:
             json.dumps(found, ensure_ascii=False).encode()
