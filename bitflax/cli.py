@@ -7,6 +7,7 @@ two lines on stderr; a traceback comes only with ``--debug``.
 import argparse
 import contextlib
 import errno
+import importlib.metadata
 import os
 import re
 import signal
@@ -15,7 +16,7 @@ import traceback
 from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn
 
-from bitflax import __version__, commands, engines, exporting, hosts, overrides
+from bitflax import commands, engines, exporting, hosts, overrides
 from bitflax.errors import BitflaxError, InputMissing, StorageError, UsageError
 
 _COMMANDS = ("ls", "show", "run", "eval", "predict", "inspect", "verify", "export")
@@ -64,7 +65,8 @@ def make_parser() -> _Parser:
         allow_abbrev=False,
         parents=[common],
     )
-    parser.add_argument("--version", action="version", version=f"bitflax {__version__}")
+    version = f"bitflax {importlib.metadata.version('bitflax')}"
+    parser.add_argument("--version", action="version", version=version)
     parsers = parser.add_subparsers(dest="command", metavar="COMMAND")
 
     def add(name: str, **options: Any) -> _Parser:

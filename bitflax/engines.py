@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from bitflax import activations, model, onnxbert, training, trees, unpacking
+from bitflax import activations, model, onnxbert, trees, unpacking
 from bitflax.errors import ConfigError, InputMissing
 from bitflax.types import INPUTS, BertConfig, Params
 
@@ -121,7 +121,8 @@ def _jax(config: BertConfig, params: Params, act: Any) -> Engine:
         return unpacking.on_host(leaf, integers if site in quantised else None)
 
     held = jax.device_put(trees.map_paths(unpack, params))
-    step = training.make_eval_step(model.bert(config, act, integers=integers))
+    apply = model.bert(config, act, integers=integers)
+    step = jax.jit(lambda params, batch: apply(params, batch).logits)
 
     def engine(batch: Mapping[str, np.ndarray]) -> np.ndarray:
         return np.asarray(step(held, {name: batch[name] for name in INPUTS}))

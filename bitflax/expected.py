@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 
 from bitflax import bitfields, encoding, hfnames, rules, trees
 from bitflax.errors import ConfigError
-from bitflax.recipe import Stage
 from bitflax.types import BertConfig
 
 Shape = tuple[int, ...]
@@ -22,18 +21,20 @@ class Line(NamedTuple):
 
 
 def parameter_bits(
-    stage: Stage,
+    chosen: rules.Rules,
     config: BertConfig,
     rest: encoding.Rest = "int8",
     split: rules.Rules = (),
+    place: str = "rules",
 ) -> list[Line]:
     """Return what the packed file spends on each parameter after a stage.
 
     Args:
-      stage: its ``rules`` decide.
+      chosen: the rules that say which parameter has which bits.
       config: the student's shape.
       rest: how everything else is packed.
       split: the rules by which matrices were split: those have two halves.
+      place: what an error calls the rules.
 
     Raises:
       ConfigError: a rule matches no parameter.
@@ -44,9 +45,8 @@ def parameter_bits(
     }
     fix = "correct the rule's regular expression"
     try:
-        matched = trees.match(stage.rules, shapes)
+        matched = trees.match(chosen, shapes)
     except ValueError as error:
-        place = f"Stage {stage.name!r}.rules"
         raise ConfigError(place, str(error), fix=fix) from error
     try:
         rests = encoding.rest_of(rest, shapes)

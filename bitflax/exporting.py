@@ -24,6 +24,7 @@ Runtime and tokenizers::
     print([labels[str(i)] for i in logits.argmax(axis=-1)])
 """
 
+import importlib.metadata
 import os
 import re
 from pathlib import Path
@@ -134,10 +135,8 @@ def _check_folder(path: Path) -> None:
 
 
 def _write_onnx(out: Path, model: Opened, kind: str) -> None:
-    from bitflax import __version__
-
     graph = onnxbert.build(model.config, model.params, model.act, kind)
-    graph.producer_version = __version__
+    graph.producer_version = importlib.metadata.version("bitflax")
     limit = model.max_length or model.config.max_position_embeddings
     graph.metadata_props.add(key="max_length", value=str(limit))
     if model.tokenizer is not None:

@@ -4,11 +4,11 @@ import dataclasses
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 
-from bitflax import checkpoints, hosts, pauses, runfolder
+from bitflax import checkpoints, hosts, pauses
 from bitflax.errors import Diverged
 from bitflax.types import Mean, Params, TrainState
 
@@ -16,6 +16,20 @@ LOG_EVERY = 20
 SAVE_SECONDS = 60.0
 
 Scores = dict[str, float]
+
+
+@runtime_checkable
+class Journal(Protocol):
+    """Where a training writes what a person wants to see: a run's folder is one."""
+
+    def log(self, line: Mapping[str, Any]) -> None:
+        """Keep a line of numbers."""
+
+    def rewind(self, stage: str, step: int | None = None) -> None:
+        """Drop a stage's lines after ``step`` (None: all): they come again."""
+
+    def progress(self, total: int, desc: str, initial: int = 0) -> Any:
+        """Return a bar with ``update(number, values)`` and ``write(text)``."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -58,7 +72,7 @@ class Trained:
     seconds: float
 
 
-def train(work: Training, state: TrainState, run: runfolder.RunFolder) -> Trained:
+def train(work: Training, state: TrainState, run: Journal) -> Trained:
     """Train to the last step, from the newest checkpoint where there is one.
 
     Logs the losses' means over ``LOG_EVERY`` steps and every evaluation; saves about
@@ -94,7 +108,7 @@ class _Steps:
     """The steps of a training that are left, and what has to happen between them."""
 
     work: Training
-    run: runfolder.RunFolder
+    run: Journal
     bar: Any
     saved: checkpoints.Checkpoints
     pauses: pauses.Pauses

@@ -237,7 +237,9 @@ def _sizes(of: Recipe, config: BertConfig) -> str:
     kept = min(of.positions or math.inf, student.max_position_embeddings)
     student = dataclasses.replace(student, max_position_embeddings=int(kept))
     split = [stage.init.split for stage in of.stages if stage.init.split]
-    lines = expected.parameter_bits(stage, student, rest, split[-1] if split else ())
+    place = f"Stage {stage.name!r}.rules"
+    halved = split[-1] if split else ()
+    lines = expected.parameter_bits(stage.rules, student, rest, halved, place)
     groups: dict[tuple, list[expected.Line]] = {}
     for line in lines:
         path = re.sub(r"layer_\d+", "layer_*", line.path)

@@ -8,6 +8,12 @@ from typing import Any
 from bitflax import recipe, sources
 from bitflax.types import Optim
 
+# Written without their kind: a run folder says by their fields which they are.
+_OWN = (
+    *(recipe.Recipe, recipe.Stage, recipe.Init, recipe.Shape, Optim),
+    *(sources.Data, sources.Teacher, sources.Corpus),
+)
+
 
 def resolved(node: Any) -> Any:
     """Return a recipe, or a part of one, as JSON-able data; functions by name.
@@ -23,8 +29,7 @@ def resolved(node: Any) -> Any:
         parts = {
             f.name: resolved(getattr(node, f.name)) for f in dataclasses.fields(node)
         }
-        known = (recipe.__name__, sources.__name__, Optim.__module__)
-        own = kind.__module__ in known
+        own = kind in _OWN
         return parts if own else {"kind": kind.__name__, **parts}
     if isinstance(node, dict):
         return {str(key): resolved(value) for key, value in node.items()}

@@ -49,7 +49,7 @@ def test_bits_and_bytes_are_those_of_the_packed_file(rules, rest, halved):
     params = bf.split(params, split)
     rows = packing.size_report(packing.pack(params, rules, rest))
     packed = {row.name.split()[0]: (row.bits, row.values) for row in rows}
-    lines = expected.parameter_bits(of.stages[1], student, rest, split)
+    lines = expected.parameter_bits(rules, student, rest, split)
     assert {line.path for line in lines} == set(trees.flatten(params))
     for line in lines:
         values = trees.flatten(params)[line.path]
