@@ -21,11 +21,11 @@ from bitflax.losses import soft_labels as soft_labels
 from bitflax.model import bert as bert
 from bitflax.model import init_act as init_act
 from bitflax.model import init_params as init_params
-from bitflax.packing import load_packed as load_packed
+from bitflax.packedreader import load_packed as load_packed
+from bitflax.packedreader import read_packed as read_packed
+from bitflax.packedreader import size_report as size_report
 from bitflax.packing import pack as pack
-from bitflax.packing import read_packed as read_packed
 from bitflax.packing import save_packed as save_packed
-from bitflax.packing import size_report as size_report
 from bitflax.packing import unpack as unpack
 from bitflax.parallel import data_parallel as data_parallel
 from bitflax.parallel import mesh as mesh

@@ -15,6 +15,7 @@ from bitflax.types import BertConfig, Params, Quantizer
 
 Act = Quantizer | Sequence[tuple[str, Quantizer]] | None
 
+
 LINEAR_INPUTS = (
     r"encoder/layer_\d+/(attention/(query|key|value|out)|ffn/(in|out))/input"
 )

@@ -14,7 +14,11 @@ from bitflax import tensorfile
 
 FIFTHS = 1.6
 """The bits of a ternary field where five of them share a byte, as in a file."""
+
+
 _TRITS = (np.arange(3**5)[:, None] // 3 ** np.arange(5) % 3).astype(np.uint8)
+
+
 _BLOCK = 1 << 20
 
 

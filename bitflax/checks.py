@@ -11,7 +11,6 @@ from bitflax import (
     encoding,
     hfconfig,
     leaves,
-    model,
     packedact,
     packedmeta,
     packedtokenizer,
@@ -24,6 +23,7 @@ from bitflax import (
 )
 from bitflax.errors import BitflaxError, ConfigError
 from bitflax.lesson import Model
+from bitflax.model import bert, init_params
 from bitflax.recipe import Init, Stage
 from bitflax.resolving import function_name
 from bitflax.rules import quantize
@@ -34,7 +34,7 @@ _SOME = np.random.default_rng(0).normal(size=(16, 16)).astype(np.float32)
 
 
 def _shapes(config: BertConfig) -> Params:
-    init = functools.partial(model.init_params, config)
+    init = functools.partial(init_params, config)
     return jax.eval_shape(init, jax.random.key(0))
 
 
@@ -171,8 +171,8 @@ def _check_packs(stage: Stage, rest: encoding.Rest, last: Model) -> None:
 def _check_stage(stage: Stage, teacher: Model, start: Model, batch: dict) -> Model:
     """Run a stage's first step on shapes; return the shapes that it leaves."""
     config = start.config
-    taught = model.bert(teacher.config)
-    student = projection.projected(model.bert(config, stage.act))
+    taught = bert(teacher.config)
+    student = projection.projected(bert(config, stage.act))
 
     def run(params, teacher_params):
         params = starting.projected(params, config, teacher.config, jax.random.key(0))

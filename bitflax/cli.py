@@ -21,11 +21,15 @@ from bitflax.errors import BitflaxError, InputMissing, StorageError, UsageError
 
 _COMMANDS = ("ls", "show", "run", "eval", "predict", "inspect", "verify", "export")
 _COMMANDS += ("augment",)
+
+
 _OPTIONS = ("--set", "--out", "--until", "--task", "--data-dir", "--text", "--label")
 _OPTIONS += ("--debug", "--help", "--version", "--dev", "--copies", "--masked-lm")
 _OPTIONS += ("--vectors", "--probability", "--candidates", "--seed", "--limit")
 _OPTIONS += ("--coordinator", "--processes", "--process")
 _OPTIONS += ("--engine", "--format", "--sha256")
+
+
 _MODEL = "a run's folder, a model's folder, or a packed model.safetensors"
 
 

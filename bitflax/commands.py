@@ -78,9 +78,9 @@ def run_command(args: Namespace) -> None:
     recipe.check_until(made, args.until)
     # A mistyped command is told at once, and not when the other processes have come.
     hosts.initialize(args.coordinator, args.processes, args.process)
-    from bitflax import stages
+    from bitflax.stages import run
 
-    stages.run(
+    run(
         made,
         args.out,
         until=args.until,
@@ -126,7 +126,7 @@ def _columns(text: str | None) -> str | tuple[str, ...] | None:
 
 def augment_command(args: Namespace) -> None:
     """Write a task's training examples with their variants, or go on with it."""
-    from bitflax.data import augment
+    from bitflax.data.augmentation import augment
 
     how = augment.Augment(
         masked_lm=args.masked_lm,
@@ -171,22 +171,22 @@ def export_command(args: Namespace) -> None:
 
 def inspect_command(args: Namespace) -> None:
     """Print every tensor's bits and bytes."""
-    from bitflax import hfstate, packing
+    from bitflax import hfstate, packedfile, packedreader
 
     path = Path(args.model)
     file = _weights(path)
     named = path.is_file()
     # A packed file may lie in any folder, a dense model's too.
     if not (file.parent / "config.json").is_file() or (named and _is_packed(file)):
-        rows = packing.size_report(file)
+        rows = packedreader.size_report(file)
     else:
         own = named and file.suffix != ".json"  # an index stands for its folder
         state = hfstate.read_file(file) if own else hfstate.read_state(file.parent)[0]
         rows = [
-            packing.SizeRow(name, 8 * array.dtype.itemsize, array.size, array.nbytes)
+            packedfile.SizeRow(name, 8 * array.dtype.itemsize, array.size, array.nbytes)
             for name, array in state.items()
         ]
-    print(packing.size_table(rows))
+    print(packedfile.size_table(rows))
 
 
 def _is_packed(file: Path) -> bool:

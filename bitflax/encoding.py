@@ -15,12 +15,22 @@ from bitflax.errors import ConfigError, Diverged
 from bitflax.leaves import Packed
 
 RESTS = ("int4", "int8", "float16", "float32")
+
+
 Rest = str | Sequence[tuple[str, str]]
 """One of ``RESTS``, or pairs (path regex, one of them)."""
+
+
 POSITIONS = "embeddings/position/embedding"
+
+
 LEVELS = 127
+
+
 HALF_NORMAL = 6.2e-5
 """Above the smallest float16 of full precision."""
+
+
 HALF_MAX = 65504.0
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from bitflax import (
     hosts,
     leaves,
-    metrics,
+    packedreader,
     packing,
     positions,
     predict,
@@ -20,6 +20,7 @@ from bitflax import (
     report,
     trees,
 )
+from bitflax.data import metrics
 from bitflax.errors import InputMissing
 from bitflax.lesson import Model
 from bitflax.recipe import Stage
@@ -77,7 +78,7 @@ def packed_bits(packed: Params) -> int:
     >>> packed_bits(packing.pack({"kernel": jnp.ones((8, 8))}, (), "int8"))
     8
     """
-    return int(min(line.bits for line in packing.size_report(packed)))
+    return int(min(line.bits for line in packedreader.size_report(packed)))
 
 
 def weight_files(folder: Path) -> list[Path]:

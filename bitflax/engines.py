@@ -17,6 +17,7 @@ from bitflax.types import INPUTS, BertConfig, Params
 
 Engine = Callable[[Mapping[str, np.ndarray]], np.ndarray]
 
+
 ENGINES = ("jax", "onnx")
 
 

@@ -5,7 +5,8 @@ from collections.abc import Callable
 import jax
 import numpy as np
 
-from bitflax import hosts, metrics, parallel, training
+from bitflax import hosts, parallel, training
+from bitflax.data import metrics
 from bitflax.data.batches import Batches
 from bitflax.types import INPUTS, ApplyFn, Params
 
@@ -17,7 +18,7 @@ class Evaluator:
       apply: the model.
       batches: the dev examples.
       labels: [examples] class numbers in the order of the logits, or real numbers.
-      metric: a name that ``bitflax.metrics.score`` knows.
+      metric: a name that ``bitflax.data.metrics.score`` knows.
       regression: whether labels are real numbers.
       mesh: the devices that share a batch.
       quantize: maps latent parameters to what the model computes with, once.

@@ -47,7 +47,11 @@ from bitflax.rules import ACT_PARAMS
 from bitflax.types import Params
 
 KINDS = ("onnx-int8", "onnx-2bit", "onnx-fp32", "hf")
+
+
 CARD = "README.md"
+
+
 # A ModelProto's fields in the order of their numbers: version, producer's name, ...
 _OURS = re.compile(rb"\x08.\x12\x07bitflax", re.DOTALL)
 

@@ -14,6 +14,8 @@ from bitflax.errors import FolderBusy, OutputError
 
 # What a run may have made before its recipe is written.
 OURS = {"cache", "tensorboard", "log.jsonl"}
+
+
 SEEN_SECONDS = 10.0
 
 

@@ -21,6 +21,8 @@ from bitflax.errors import ConfigError
 from bitflax.types import BertConfig
 
 FILE = "bitflax_extra.safetensors"
+
+
 PROJECTION = ("projection/kernel", "projection/bias")
 
 

@@ -14,7 +14,11 @@ from bitflax import hfconfig, torchfile
 from bitflax.errors import DamagedFile, InputMissing, StorageError
 
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+
+
 _OTHERS = ("tf_model.h5", "flax_model.msgpack", "model.ckpt.index")
+
+
 # A shard lies beside its index: no path out of a file is followed.
 _SHARD = re.compile(r"[A-Za-z0-9_][\w.\-]*\.(safetensors|bin)")
 

@@ -14,6 +14,8 @@ from bitflax.products import Coded
 from bitflax.types import BertConfig, Outputs
 
 _MASKED = -1e9
+
+
 _normal = nn.initializers.normal(0.02)
 
 

@@ -20,7 +20,7 @@ from bitflax import (
     teaching,
     vocabulary,
 )
-from bitflax.data import batches as batching
+from bitflax.data.batches import Batches
 from bitflax.data.examples import Task
 from bitflax.data.text import Tokens
 from bitflax.recipe import Stage
@@ -61,7 +61,7 @@ class Lesson:
     seed: int
     task: Task
     tokens: Tokens
-    dev: batching.Batches
+    dev: Batches
     buckets: tuple[int, ...]
     used: np.ndarray
     _kept: list[tuple[Any, teaching.Kept]] = dataclasses.field(default_factory=list)
@@ -71,9 +71,9 @@ class Lesson:
         """The name of the main metric."""
         return self.task.metric
 
-    def batches(self, number: int, stage: Stage | None = None) -> batching.Batches:
+    def batches(self, number: int, stage: Stage | None = None) -> Batches:
         """Return the training batches of a stage; each number has its own order."""
-        return batching.Batches(
+        return Batches(
             self.tokens,
             self.task.train.labels,
             batch_size=(stage and stage.batch_size) or self.data.batch_size,
@@ -111,7 +111,7 @@ class Lesson:
         )
 
     def kept(
-        self, stage: Stage, teacher: Model, start: Model, batches: batching.Batches
+        self, stage: Stage, teacher: Model, start: Model, batches: Batches
     ) -> teaching.Kept | None:
         """Return the teacher's outputs that a stage's loss reads, where they fit.
 
@@ -165,7 +165,7 @@ class Lesson:
         self,
         stage: Stage,
         teacher: Model,
-        batches: batching.Batches,
+        batches: Batches,
         outputs: Outputs,
         used: frozenset[str],
         files: outputfiles.Files | None,

@@ -13,7 +13,10 @@ from bitflax.errors import Diverged
 from bitflax.types import Mean, Params, TrainState
 
 LOG_EVERY = 20
+
+
 SAVE_SECONDS = 60.0
+
 
 Scores = dict[str, float]
 

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from bitflax import activations, engines, packing, trees
+from bitflax import activations, engines, packedreader, trees
 from bitflax.leaves import Packed, Split
 from bitflax.opening import Opened
 from bitflax.provenance import PACKAGED, Provenance, Scored
@@ -17,13 +17,17 @@ from bitflax.types import BertConfig, Params
 MARK = "<!-- written by bitflax export -->"
 """Where a card has it, the folder is an export, and may be replaced by another."""
 
+
 _METRICS = {
     "accuracy": ["accuracy"],
     "matthews": ["matthews_correlation"],
     "f1_accuracy": ["f1", "accuracy"],
     "pearson_spearman": ["pearsonr", "spearmanr"],
 }
+
+
 _MOST_LABELS = 60
+
 
 _TRANSFORMERS = """With transformers, in this folder:
 
@@ -34,6 +38,7 @@ classify = pipeline("text-classification", "."{options})
 classify("a text")
 ```"""
 
+
 _BITFLAX = """With bitflax{where}:
 
 ```python
@@ -41,6 +46,7 @@ import bitflax as bf
 
 bf.load({path}).predict(["a text"])
 ```"""
+
 
 _ONNX = "With ONNX Runtime, as one file: `bitflax export {path} --format {kind}`."
 
@@ -105,7 +111,7 @@ def _bits(params: Params, counts: Counter[int | float]) -> int | float:
 def _counts(model: Opened) -> Counter[int | float]:
     """Return how many values are stored with how many bits."""
     counts: Counter[int | float] = Counter()
-    for row in packing.size_report(model.params):
+    for row in packedreader.size_report(model.params):
         counts[row.bits] += row.values
     return counts
 

@@ -16,7 +16,11 @@ from bitflax.quantizers import Axis, asymmetric, symmetric
 
 _LEAST = np.float32(1e-30)
 """In place of a step of 0, which only zeros have."""
+
+
 _FLAT = np.array([-1])
+
+
 _LAST = (-1, (-1,))
 
 

@@ -29,7 +29,11 @@ from bitflax.onnxgraph import FLOAT, Graph
 from bitflax.types import INPUTS, BertConfig, Params
 
 FP32, INT8, TWO_BIT = KINDS = ("onnx-fp32", "onnx-int8", "onnx-2bit")
+
+
 _MASKED = np.float32(-1e9)
+
+
 _ROW = np.array([-1])
 
 

@@ -16,6 +16,8 @@ from bitflax.onnxweights import Integers
 BLOCK = 128
 """Weights that share a scale in ``MatMulNBits``; ONNX Runtime 1.32 has products of
 int8 for 32, 64 and 128, and unpacks all weights to floats where there are more."""
+
+
 _TOP = 127
 
 

@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bitflax import hfextra, packing, pretrained, trees
+from bitflax import hfextra, packedreader, pretrained, trees
 from bitflax.data.text import Tokenizer
 from bitflax.errors import ConfigError, InputMissing
 from bitflax.leaves import Split
@@ -58,7 +58,7 @@ def open_model(path: str | Path) -> Opened:
         config, params = pretrained.load_pretrained(place)
         _check_whole(params, place)
         return Opened(config, params, None, Tokenizer.from_folder(place), {}, place)
-    found = packing.read_packed(place)
+    found = packedreader.read_packed(place)
     text = found.tokenizer
     tokenizer = None if text is None else Tokenizer.from_json(text, place)
     return Opened(found.config, found.packed, found.act, tokenizer, found.extras, place)

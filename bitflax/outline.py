@@ -25,6 +25,8 @@ from bitflax.recipe import Init, Recipe, Stage
 from bitflax.types import BertConfig, Optim
 
 Shape = tuple[int, ...]
+
+
 _ARROW = "      |\n      v"
 
 

@@ -21,12 +21,22 @@ KINDS = {
     "lsq": learned.lsq,
     "elastic": learned.elastic,
 }
+
+
 _MAX_RULES = 500
+
+
 _MAX_WORK = 10_000_000
 """Ways in which all regexes may be tried on all sites: under a second in all."""
+
+
 _A_MATCH = 20
 """The cost of one attempt, in ways."""
+
+
 _REGEX = re.compile(r"[\w/.*+?|()\[\]\\-]{1,200}")
+
+
 _LONGEST = 50
 """More characters than a site's name has."""
 

@@ -16,6 +16,8 @@ from bitflax.leaves import Packed, Split
 from bitflax.tensorfile import Entry
 
 Shapes = Mapping[str, tuple[int, ...]]
+
+
 _FLOATS = ("F16", "F32")
 
 

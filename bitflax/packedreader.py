@@ -21,9 +21,17 @@ from bitflax.packedfile import SizeRow
 from bitflax.types import BertConfig, Params
 
 FORMAT = "bitflax-packed"
+
+
 VERSIONS = ("1", "2", "3")
+
+
 _KEYS = {"format", "version", "config", "act", "packed", "extras", "sha256"}
+
+
 _TENSORS_A_LAYER = 16
+
+
 T = TypeVar("T")
 
 

@@ -15,6 +15,8 @@ from bitflax.types import BertConfig
 
 _PARTS = 300_000
 """Marks in the JSON's text: they bound the memory that a reader's objects take."""
+
+
 _DICTIONARY = 1 << 23
 
 

@@ -44,28 +44,9 @@ from bitflax import (
 )
 from bitflax.errors import ConfigError, OutputError, StorageError
 from bitflax.leaves import Split
-from bitflax.packedfile import SizeRow, size_table
-from bitflax.packedreader import (
-    FORMAT,
-    PackedModel,
-    load_packed,
-    read_packed,
-    size_report,
-)
+from bitflax.packedreader import FORMAT
 from bitflax.rules import ACT_PARAMS, Rules, quantize
 from bitflax.types import BertConfig, Params
-
-__all__ = [
-    "PackedModel",
-    "SizeRow",
-    "load_packed",
-    "pack",
-    "read_packed",
-    "save_packed",
-    "size_report",
-    "size_table",
-    "unpack",
-]
 
 
 def pack(params: Params, rules: Rules, rest: encoding.Rest = "int8") -> Params:

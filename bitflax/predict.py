@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float32
 
-from bitflax import engines, metrics, opening
-from bitflax.data import batches
+from bitflax import engines, opening
+from bitflax.data import batches, metrics
 from bitflax.data.examples import Task, label_places
 from bitflax.data.text import Tokenizer
 from bitflax.errors import ConfigError, DataError, InputMissing

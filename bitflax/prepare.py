@@ -8,18 +8,9 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from bitflax import (
-    checks,
-    evaluate,
-    metrics,
-    model,
-    parallel,
-    pretrained,
-    storage,
-    vocabulary,
-)
-from bitflax.data import augment, tasks
-from bitflax.data import batches as batching
+from bitflax import checks, evaluate, model, parallel, pretrained, storage, vocabulary
+from bitflax.data import batches, metrics, tasks
+from bitflax.data.augmentation import augment
 from bitflax.data.examples import Examples, Task, digest, label_places
 from bitflax.data.text import Tokenizer
 from bitflax.errors import ConfigError
@@ -88,8 +79,8 @@ def _with_task(
         )
     plain, tokens, dev = (vocabulary.renumber(t, used) for t in (plain, tokens, dev))
     lengths = np.concatenate([tokens.lengths, dev.lengths])
-    buckets = batching.buckets_for(lengths, data.max_length)
-    measured = batching.Batches(
+    buckets = batches.buckets_for(lengths, data.max_length)
+    measured = batches.Batches(
         dev,
         batch_size=max(EVAL_ROWS, mesh.size),
         seed=0,

@@ -12,6 +12,7 @@ _FORMAT = (
     "[{elapsed}, {remaining} left{postfix}]"
 )
 
+
 FEW = 1000
 """So many texts are done before anybody asks how far they are."""
 

@@ -9,14 +9,18 @@ import re
 from typing import Literal
 
 from bitflax import overrides
+from bitflax.activations import Act
 from bitflax.errors import UsageError
-from bitflax.model import Act
 from bitflax.rules import Rules
 from bitflax.sources import Corpus, Data, Teacher, check_optim, check_rules, need
 from bitflax.types import BertConfig, LossFn, Optim
 
 override = overrides.override
+
+
 Dtype = Literal["bfloat16"] | None
+
+
 Kept = Literal["int4", "int8", "float16", "float32"]
 
 

@@ -13,8 +13,13 @@ from bitflax.types import Params, Quantizer
 
 Rules = Sequence[tuple[str, Quantizer]]
 
+
 MATRICES = r"encoder/layer_\d+/(attention/(query|key|value|out)|ffn/(in|out))/kernel"
+
+
 WORD_TABLE = r"embeddings/word/embedding"
+
+
 ACT_PARAMS = r".*/(input|output|probs)"
 """What activation quantizers learn: the path of a parameter is its site."""
 

@@ -23,6 +23,8 @@ from bitflax.errors import ConfigError, DamagedFile
 # What a stage costs, and not what it gives: a run that ran out of memory may go on
 # with other ones; and with other microbatches, where ``_by_row`` holds.
 _COSTS = {"recompute", "cache_teacher", "cache_bytes"}
+
+
 _PACKAGES = (
     *("bitflax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint"),
     *("transformers", "tokenizers", "numpy"),

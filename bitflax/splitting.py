@@ -38,6 +38,8 @@ from bitflax.rules import Rules
 from bitflax.types import Params
 
 Groups = Float[np.ndarray, "groups members"]
+
+
 _FIX = "split a student of `ternarize` rules, with the rules it was trained with"
 
 

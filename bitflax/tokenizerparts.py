@@ -9,12 +9,24 @@ from typing import Any
 from bitflax.types import BertConfig
 
 _MOST = 4 << 20
+
+
 _TOKENS = 131_072
 """Bytes of a text and tokens: more where ``limits`` says so."""
+
+
 _ADDED = 4096
+
+
 _KEYS = {"version", "truncation", "padding", "added_tokens", "model"}
+
+
 _BYTES = "add_prefix_space trim_offsets use_regex"
+
+
 _SPACE = "replacement prepend_scheme add_prefix_space split"
+
+
 _KINDS = {
     "model": {
         "WordPiece": "vocab unk_token continuing_subword_prefix "
@@ -51,6 +63,8 @@ _KINDS = {
         "WordPiece": "prefix cleanup",
     },
 }
+
+
 _SEQUENCE = {
     "normalizer": "normalizers",
     "pre_tokenizer": "pretokenizers",

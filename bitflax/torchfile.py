@@ -32,7 +32,10 @@ _BROKEN = (
     zipfile.BadZipFile,
 )
 
+
 _MAGIC = 0x1950A86A20F9469CFC6C  # before the legacy format's pickles
+
+
 _PROTOCOL = 1001
 
 

@@ -29,9 +29,17 @@ _DTYPES = {
     "torch ByteStorage": np.dtype("u1"),
     "torch BoolStorage": np.dtype("?"),
 }
+
+
 _ORDERED_DICT = "collections OrderedDict"
+
+
 _TENSOR = ("torch._utils _rebuild_tensor_v2", "torch._utils _rebuild_tensor")
+
+
 _PARAMETER = "torch._utils _rebuild_parameter"
+
+
 _KNOWN = {*_DTYPES, *_TENSOR, _ORDERED_DICT, _PARAMETER}
 
 
@@ -97,6 +105,8 @@ _PUSHED = (
     *("BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT"),
     *("BINUNICODE", "SHORT_BINUNICODE", "BINSTRING", "SHORT_BINSTRING"),
 )
+
+
 _NEW: dict[str, Callable[[], Any]] = {
     "EMPTY_DICT": dict,
     "EMPTY_LIST": list,
@@ -105,6 +115,8 @@ _NEW: dict[str, Callable[[], Any]] = {
     "NEWTRUE": lambda: True,
     "NEWFALSE": lambda: False,
 }
+
+
 _SKIPPED = ("PROTO", "FRAME")
 
 

@@ -27,6 +27,8 @@ from bitflax.types import (
 )
 
 Metrics = dict[str, Mean]
+
+
 Step = Callable[..., tuple[TrainState, Metrics]]
 
 

@@ -10,7 +10,7 @@ import pytest
 import bitflax as bf
 from bitflax import activations, model, trees
 from bitflax.learned import clipped, elastic, lsq
-from tests import small
+from tests.helpers import small
 
 CONFIG = small.config(2)
 ACT = (

@@ -8,7 +8,7 @@ import pytest
 
 import bitflax as bf
 from bitflax import bertadam
-from tests import oracles
+from tests.helpers import oracles
 
 NAMES = {"kernel": "w", "bias": "b", "input": "clip"}
 LINEAR = bf.Optim(kind="bertadam", lr=5e-3, act_lr=1e-2, warmup=0.25)

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from bitflax import depth
-from tests import oracles
+from tests.helpers import oracles
 
 MAPS = json.loads((oracles.GOLDEN / "layer_maps.json").read_text("utf-8"))
 XTC = MAPS.pop("xtc_layer_reduction")

@@ -8,7 +8,7 @@ import bitflax as bf
 from bitflax import evaluate
 from bitflax.data.batches import Batches
 from bitflax.data.text import Tokens
-from tests import small
+from tests.helpers import small
 
 EXAMPLES = 200
 CONFIG = small.config(2)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import bitflax as bf
-from bitflax import expected, hfnames, outline, packing, trees
+from bitflax import expected, hfnames, outline, packedreader, packing, trees
 from tests.test_outline import CONFIG, made
 
 
@@ -47,7 +47,7 @@ def test_bits_and_bytes_are_those_of_the_packed_file(rules, rest, halved):
     }
     params = trees.unflatten({k: jnp.asarray(v, jnp.float32) for k, v in flat.items()})
     params = bf.split(params, split)
-    rows = packing.size_report(packing.pack(params, rules, rest))
+    rows = packedreader.size_report(packing.pack(params, rules, rest))
     packed = {row.name.split()[0]: (row.bits, row.values) for row in rows}
     lines = expected.parameter_bits(rules, student, rest, split)
     assert {line.path for line in lines} == set(trees.flatten(params))

@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 
 import bitflax as bf
-from bitflax import exporting, packing, predict, pretrained, storage
+from bitflax import exporting, packedreader, packing, predict, pretrained, storage
 from bitflax.data.text import Tokenizer
 from bitflax.errors import ConfigError, InputMissing, OutputError, StorageError
-from tests import small, test_predict
+from tests import test_predict
+from tests.helpers import small
 from tests.test_predict import CONFIG, TEXTS, params, tokenizer
 
 ACT = bf.symmetric(bits=8)
@@ -50,14 +51,14 @@ def test_a_folder_holds_the_same_weights_as_float32(packed):
     assert names(out) == HF_FILES
     config, found = pretrained.load_pretrained(out)
     assert config == CONFIG
-    expected = packing.unpack(packing.load_packed(packed)[1])
+    expected = packing.unpack(packedreader.load_packed(packed)[1])
     assert small.largest_difference(found, expected) == 0
 
 
 def test_a_folder_predicts_without_rounded_activations(tmp_path):
     path = write_packed(tmp_path / "m", act=bf.symmetric(bits=4))
     out = exporting.export(path, tmp_path / "hf", "hf")
-    _, packed = packing.load_packed(path)
+    _, packed = packedreader.load_packed(path)
     found = predict.load(out).logits(TEXTS)
     for row, text in zip(found, TEXTS, strict=True):
         expected = test_predict.alone(text, tree=packed)

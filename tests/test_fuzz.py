@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from bitflax.errors import DamagedFile
-from tests import forgery, hostile, tinypacked
 from tests.benchmarks import fuzz
+from tests.helpers import forgery, hostile, tinypacked
 
 
 @pytest.fixture

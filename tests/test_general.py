@@ -11,7 +11,7 @@ import pytest
 import bitflax as bf
 from bitflax import loop, runlog, stages, trees
 from bitflax.errors import ConfigError
-from tests import tinyrun
+from tests.helpers import tinyrun
 
 STATES = bf.weighted(
     hidden=(1.0, functools.partial(bf.hidden_mse, pairs=((0, 0), (1, 2)))),

@@ -13,7 +13,7 @@ import bitflax as bf
 from bitflax import hfextra, hfnames, packedmeta, pretrained, splitting, trees
 from bitflax.errors import ConfigError, DamagedFile
 from bitflax.leaves import Split
-from tests import small
+from tests.helpers import small
 
 CONFIG = small.config(1, id2label={0: "no", 1: "yes", 2: "perhaps"})
 QUERY = "encoder/layer_0/attention/query"

@@ -13,7 +13,7 @@ from safetensors.numpy import load_file
 
 from bitflax import hosts, joining, runlog
 from bitflax.errors import ConfigError, HostLost, UsageError
-from tests import hosted, tinyrun
+from tests.helpers import hosted, tinyrun
 
 PLACE = "10.0.0.1:8476"
 RECIPE = '''

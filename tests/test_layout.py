@@ -20,21 +20,21 @@ L0  memory trees onnxgraph fieldtypes storage svg progressbar torchpickle
 L0  joining
 L0  tensorfile hosts
 L1  products bitfields recompute outputfiles
-L1  overrides quantizers losses weighting depth metrics
+L1  overrides quantizers losses weighting depth data.metrics
 L1  leaves
 L1  activations numerics bertadam learned liveness provenance
 L1  hfconfig hfnames hffolder hub statedict torchfile runlog
 L1  folderlock pauses
 L1  data.tables data.text data.icd10 data.passages data.pieces compiling
-L1  data.wordvectors data.growing
+L1  data.augmentation.word_vectors data.augmentation.resumable_file
 L2  layers
 L2  rules model projection encoding packedact packedmeta tokenizerparts hfstate
 L2  data.columns data.batches data.piececounts
 L2  packedfile packedtokenizer splitting width profiles hfextra unpacking positions
-L2  data.words
-L2  data.variants
-L2  data.glue data.own
-L2  data.glue_tfds
+L2  data.augmentation.words
+L2  data.augmentation.variants
+L2  data.glue data.own_files
+L2  data.tfds
 L2  data.corpus_tfds
 L2  data.corpus
 L2  data.tasks
@@ -43,8 +43,8 @@ L3  packing pretrained training parallel checkpoints runfolder teaching
 L3  vocabulary onnxact onnxweights
 L3  onnxlinear
 L3  onnxbert
-L4  data.maskedlm
-L4  data.augment
+L4  data.augmentation.masked_lm
+L4  data.augmentation.augment
 L4  sources
 L4  recipe
 L4  resolving opening evaluate loop
@@ -71,7 +71,7 @@ RANK = {
 # Who may import a package, and whether at the top of the file.
 ONLY = {
     "transformers": {"data/text.py", "pretrained.py"},
-    "tensorflow_datasets": {"data/glue_tfds.py", "data/corpus_tfds.py"},
+    "tensorflow_datasets": {"data/tfds.py", "data/corpus_tfds.py"},
     "orbax": {"checkpoints.py"},
     "flax.linen": {"layers.py"},
     "flax.nnx": set(),

@@ -11,7 +11,7 @@ import pytest
 from bitflax import leaves
 from bitflax.learned import clipped, elastic, lsq
 from bitflax.quantizers import asymmetric, binarize, symmetric, ternarize
-from tests import oracles
+from tests.helpers import oracles
 
 FILE = "binarybert_quantizers"
 # A head's probabilities share a range where rows have ranges of their own.

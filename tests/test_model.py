@@ -10,7 +10,7 @@ import pytest
 
 import bitflax as bf
 from bitflax import activations, hfnames, packing, trees
-from tests import oracles, small
+from tests.helpers import oracles, small
 
 LOSS = bf.weighted(
     cls_loss=(1.0, bf.soft_cross_entropy),

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import bitflax as bf
-from bitflax import modelcard, packing
+from bitflax import modelcard, packedreader, packing
 from bitflax.opening import Opened
 from bitflax.provenance import Provenance, Scored
 from tests.test_predict import CONFIG, params, tokenizer
@@ -89,7 +89,7 @@ def test_learned_ranges_are_said():
 
 def test_every_value_is_counted_once():
     counts = modelcard._counts(STUDENT)
-    rows = packing.size_report(STUDENT.params)
+    rows = packedreader.size_report(STUDENT.params)
     assert sum(counts.values()) == sum(row.values for row in rows)
     assert modelcard._bits(STUDENT.params, counts) == 1
 

@@ -6,9 +6,9 @@ import jax.numpy as jnp
 import pytest
 
 import bitflax as bf
-from bitflax import leaves, stages, trees
+from bitflax import judging, leaves, loop, stages, trees
 from bitflax.errors import ConfigError
-from tests import tinyrun
+from tests.helpers import tinyrun
 
 LOGITS = bf.weighted(logits=(1.0, bf.soft_labels))
 STATES = bf.weighted(hidden=(1.0, bf.hidden_mse), scores=(1.0, bf.score_mse))
@@ -93,7 +93,7 @@ def test_a_finished_stage_is_not_started_again(place, tmp_path, monkeypatch):
     def judge(*_):
         raise AssertionError("judged again")
 
-    monkeypatch.setattr(stages.judging, "judge", judge)
+    monkeypatch.setattr(judging, "judge", judge)
     rows = run(recipe, tmp_path / "run")
     assert [row.name for row in rows] == ["teacher", "half", "more"]
     config, params = bf.load_pretrained(tmp_path / "run" / "2-more" / "params")
@@ -120,7 +120,7 @@ def test_a_later_stage_that_cannot_run_is_refused_at_once(
     def train(*_):
         raise AssertionError("a step before the check")
 
-    monkeypatch.setattr(stages.loop, "train", train)
+    monkeypatch.setattr(loop, "train", train)
     with pytest.raises(ConfigError, match=words):
         run(made(place, stage("two", rules=TERNARY), stage("next", **later)), tmp_path)
 

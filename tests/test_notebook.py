@@ -4,7 +4,7 @@ import pathlib
 
 import pytest
 
-from tests import tinyrun
+from tests.helpers import tinyrun
 
 ROOT = pathlib.Path(__file__).parent.parent
 NOTEBOOK = ROOT / "colab" / "quickstart.ipynb"

@@ -9,7 +9,7 @@ import pytest
 
 import bitflax as bf
 from bitflax import leaves, packing, trees
-from tests import small
+from tests.helpers import small
 
 ACTS = {
     "symmetric": bf.symmetric(8),

@@ -11,7 +11,7 @@ from bitflax.errors import ConfigError
 from bitflax.learned import clipped, elastic, lsq
 from bitflax.onnxgraph import Graph
 from bitflax.quantizers import asymmetric, symmetric
-from tests import onnxrun
+from tests.helpers import onnxrun
 
 SYMMETRIC = {
     f"symmetric{bits}-{levels}-{axis}": symmetric(bits, axis, levels)

@@ -10,7 +10,7 @@ import pytest
 import bitflax as bf
 from bitflax import learned, onnxbert, packing, profiles, splitting
 from bitflax.errors import ConfigError
-from tests import onnxrun, small
+from tests.helpers import onnxrun, small
 
 CONFIG = small.config(2, id2label={0: "no", 1: "yes", 2: "perhaps"}, hidden_size=32)
 BATCH = small.batch(24, seed=1)

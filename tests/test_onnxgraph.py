@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from bitflax.onnxgraph import Graph
-from tests import onnxrun
+from tests.helpers import onnxrun
 
 onnx = pytest.importorskip("onnx")
 

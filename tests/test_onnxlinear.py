@@ -9,7 +9,7 @@ from bitflax.learned import lsq
 from bitflax.onnxgraph import Graph
 from bitflax.onnxweights import Integers
 from bitflax.quantizers import asymmetric, symmetric
-from tests import onnxrun
+from tests.helpers import onnxrun
 
 ROWS, IN, OUT = 9, 160, 24
 

@@ -10,7 +10,7 @@ import bitflax as bf
 from bitflax import encoding, leaves, onnxweights
 from bitflax.leaves import Packed, Split
 from bitflax.onnxgraph import Graph
-from tests import onnxrun
+from tests.helpers import onnxrun
 
 
 def matrix(seed=0, shape=(20, 24)):

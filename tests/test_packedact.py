@@ -10,7 +10,7 @@ import bitflax as bf
 from bitflax import activations, packedact, profiles
 from bitflax.errors import ConfigError
 from bitflax.learned import clipped, elastic
-from tests import small
+from tests.helpers import small
 
 CONFIG = small.config(2)
 LINEAR = r"encoder/layer_\d+/ffn/(in|out)/input"

@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 
 import bitflax as bf
-from bitflax import packedfile, packedmeta, packing, trees
+from bitflax import packedfile, packedmeta, packedreader, packing, trees
 from bitflax.errors import ConfigError, DamagedFile
 from bitflax.leaves import Packed, Split
-from tests import packedfiles, small
+from tests.helpers import packedfiles, small
 
 CONFIG = small.config(1, hidden_size=12, num_attention_heads=2, vocab_size=20)
 WORD, POOLER = "embeddings/word/embedding", "pooler/kernel"
@@ -66,7 +66,7 @@ def test_every_single_cut_is_refused(file):
     for size in range(0, len(raw), 31):
         file.write_bytes(raw[:size])
         with pytest.raises(DamagedFile):
-            packing.read_packed(file)
+            packedreader.read_packed(file)
 
 
 def forged(path, change):
@@ -415,13 +415,13 @@ def test_a_hostile_file_with_the_right_checksum_is_refused(name, file):
     change, problem = HOSTILE[name]
     forged(file, change)
     with pytest.raises(DamagedFile, match=problem):
-        packing.read_packed(file)
+        packedreader.read_packed(file)
 
 
 @pytest.mark.parametrize("version", ["1", "2"])
 def test_an_older_version_is_read_as_ever(version, golden):
     path = golden / f"packed_v{version}.safetensors"
-    found = packing.read_packed(path)
+    found = packedreader.read_packed(path)
     assert found.config == CONFIG
     header, data = packedfiles.split(path)
     assert header["__metadata__"]["version"] == version
@@ -445,15 +445,15 @@ def test_a_file_names_the_lowest_version_that_knows_it(rules, halved, version, f
     packing.save_packed(file, CONFIG, packing.pack(params, rules))
     header, _ = packedfiles.split(file)
     assert header["__metadata__"]["version"] == version
-    packing.read_packed(file)
+    packedreader.read_packed(file)
 
 
 @pytest.mark.parametrize("version", ["1", "2"])
 def test_an_older_version_is_written_again_as_the_same_weights(version, file, golden):
     old = golden / f"packed_v{version}.safetensors"
-    found = packing.read_packed(old)
+    found = packedreader.read_packed(old)
     packing.save_packed(file, *found)
-    assert said(packing.read_packed(file)) == said(found)
+    assert said(packedreader.read_packed(file)) == said(found)
     # Ternary fields shrink; nothing else changes.
     before, after = (packedfiles.split(path) for path in (old, file))
     shrunk = packedfiles.arrays(*after)
@@ -471,14 +471,14 @@ def test_two_bits_of_an_older_version_are_checked(fields, problem, file, golden)
     file.write_bytes((golden / "packed_v1.safetensors").read_bytes())
     forged(file, put(f"{FFN}.codes", np.uint8(fields)))
     if problem is None:  # 32 fields fill their bytes
-        packing.read_packed(file)
+        packedreader.read_packed(file)
     else:
         with pytest.raises(DamagedFile, match=f"{FFN}: .*{problem}"):
-            packing.read_packed(file)
+            packedreader.read_packed(file)
 
 
 def test_a_split_whose_halves_are_not_packed_is_not_written(file):
-    found = packing.read_packed(file)
+    found = packedreader.read_packed(file)
     flat = trees.flatten(found.packed)
     whole = flat[QUERY].a
     assert isinstance(whole, Packed)
@@ -488,9 +488,9 @@ def test_a_split_whose_halves_are_not_packed_is_not_written(file):
 
 
 def test_forging_nothing_changes_nothing(file):
-    expected = said(packing.read_packed(file))
+    expected = said(packedreader.read_packed(file))
     forged(file, lambda header, data: None)
-    assert said(packing.read_packed(file)) == expected
+    assert said(packedreader.read_packed(file)) == expected
 
 
 def test_a_wrong_checksum_is_said(file):
@@ -498,7 +498,7 @@ def test_a_wrong_checksum_is_said(file):
     raw[-1] ^= 1
     file.write_bytes(raw)
     with pytest.raises(DamagedFile, match="SHA-256 of its contents"):
-        packing.read_packed(file)
+        packedreader.read_packed(file)
 
 
 def test_a_double_tensor_is_refused(file):
@@ -507,14 +507,14 @@ def test_a_double_tensor_is_refused(file):
     doubled = json.dumps(header).encode()[:-1] + b"," + line + b"}"
     packedfiles.join(file, doubled, data)
     with pytest.raises(DamagedFile, match="'pooler/bias' is there twice"):
-        packing.read_packed(file)
+        packedreader.read_packed(file)
 
 
 @pytest.mark.parametrize("length", [1 << 20, (1 << 20) + 1, 1 << 40, (1 << 64) - 1])
 def test_a_header_that_claims_too_much_is_not_read(file, length):
     file.write_bytes(struct.pack("<Q", length) + good()[8:])
     with pytest.raises(DamagedFile, match=r"over 1048576|ends in its header"):
-        packing.read_packed(file)
+        packedreader.read_packed(file)
 
 
 def test_a_large_deep_header_is_refused_in_bounded_memory(file):
@@ -522,7 +522,7 @@ def test_a_large_deep_header_is_refused_in_bounded_memory(file):
     tracemalloc.start()
     try:
         with pytest.raises(DamagedFile):
-            packing.read_packed(file)
+            packedreader.read_packed(file)
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()

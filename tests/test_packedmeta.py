@@ -6,7 +6,7 @@ import pytest
 import bitflax as bf
 from bitflax import activations, packedmeta, profiles, trees
 from bitflax.errors import ConfigError
-from tests import small
+from tests.helpers import small
 
 CONFIGS = {
     "default": bf.BertConfig(),

@@ -8,7 +8,7 @@ import bitflax as bf
 from bitflax import packedtokenizer
 from bitflax.data.text import Tokenizer
 from bitflax.errors import ConfigError
-from tests import small
+from tests.helpers import small
 
 CONFIG = small.config(1, vocab_size=10)
 WORDS = {"[PAD]": 0, "[UNK]": 1, "öl": 2, '"\\': 3}

@@ -11,7 +11,16 @@ import safetensors
 import safetensors.numpy
 
 import bitflax as bf
-from bitflax import encoding, leaves, packedmeta, packing, splitting, trees
+from bitflax import (
+    encoding,
+    leaves,
+    packedfile,
+    packedmeta,
+    packedreader,
+    packing,
+    splitting,
+    trees,
+)
 from bitflax.errors import (
     ConfigError,
     DamagedFile,
@@ -20,7 +29,7 @@ from bitflax.errors import (
     StorageError,
 )
 from bitflax.leaves import Packed
-from tests import packedfiles, small
+from tests.helpers import packedfiles, small
 
 CONFIG = small.config(2, id2label={0: "no", 1: "yes", 2: "perhaps"})
 ACT = bf.symmetric(bits=8)
@@ -83,7 +92,7 @@ def test_a_split_student_is_two_planes_of_one_bit(per, tmp_path):
     tree, rules = split_params(per), bf.xtc_1bit(per)
     packed = packing.pack(tree, rules, rest="float32")
     packing.save_packed(tmp_path / "m", CONFIG, packed, ACT)
-    _, loaded = packing.load_packed(tmp_path / "m")
+    _, loaded = packedreader.load_packed(tmp_path / "m")
     assert jax.tree.structure(loaded) == jax.tree.structure(packed)
     jax.tree.map(np.testing.assert_array_equal, loaded, packed)
     quantised = trees.flatten(bf.quantize(tree, rules))
@@ -102,12 +111,12 @@ def test_a_split_student_is_two_planes_of_one_bit(per, tmp_path):
 def test_the_size_report_says_two_bits_a_position_of_a_split_student(tmp_path):
     packed = packing.pack(split_params(), bf.xtc_1bit())
     packing.save_packed(tmp_path / "m", CONFIG, packed, ACT)
-    rows = {row.name: row for row in packing.size_report(tmp_path / "m")}
+    rows = {row.name: row for row in packedreader.size_report(tmp_path / "m")}
     row = rows["encoder/layer_0/ffn/in/kernel (two halves)"]
     assert row[1:3] == (2, 16 * 32)
     assert row.bytes == 2 * (16 * 32 // 8 + 4)
     assert sum(r.bytes for r in rows.values()) == (tmp_path / "m").stat().st_size
-    tree = packing.size_report(packed)
+    tree = packedreader.size_report(packed)
     assert [r for r in rows.values() if r.name != "header"] == tree
 
 
@@ -131,7 +140,7 @@ def test_a_float32_rest_is_exact(rules, tmp_path):
     for path, leaf in trees.flatten(packing.unpack(packed)).items():
         np.testing.assert_array_equal(leaf, trees.flatten(quantised)[path])
     packing.save_packed(tmp_path / "m", CONFIG, packed, ACT)
-    _, loaded = packing.load_packed(tmp_path / "m")
+    _, loaded = packedreader.load_packed(tmp_path / "m")
     expected = logits(quantised)
     np.testing.assert_allclose(logits(packed), expected, atol=1e-5)
     np.testing.assert_allclose(logits(loaded), expected, atol=1e-5)
@@ -213,7 +222,7 @@ def test_an_own_quantizer_that_does_not_fit_is_named():
 
 
 def test_everything_comes_back(saved):
-    found = packing.read_packed(saved)
+    found = packedreader.read_packed(saved)
     assert found.config == CONFIG
     assert found.config.labels == ("no", "yes", "perhaps")
     assert found.act == ACT
@@ -225,7 +234,7 @@ def test_everything_comes_back(saved):
 
 
 def test_saving_what_was_loaded_gives_the_same_bytes(saved, tmp_path):
-    config, packed, act, tokenizer, extras = packing.read_packed(saved)
+    config, packed, act, tokenizer, extras = packedreader.read_packed(saved)
     again = tmp_path / "again"
     packing.save_packed(again, config, packed, act, tokenizer, extras)
     assert again.read_bytes() == saved.read_bytes()
@@ -296,13 +305,15 @@ def test_what_the_safetensors_library_writes_is_read(saved, tmp_path):
         metadata = file.metadata()
     again = tmp_path / "again"
     safetensors.numpy.save_file(safetensors.numpy.load_file(saved), again, metadata)
-    _, packed = packing.load_packed(again)
-    jax.tree.map(np.testing.assert_array_equal, packed, packing.load_packed(saved)[1])
+    _, packed = packedreader.load_packed(again)
+    jax.tree.map(
+        np.testing.assert_array_equal, packed, packedreader.load_packed(saved)[1]
+    )
 
 
 def test_a_file_without_extras_is_small_and_whole(tmp_path):
     packing.save_packed(tmp_path / "m", CONFIG, packing.pack(params(), ()))
-    found = packing.read_packed(tmp_path / "m")
+    found = packedreader.read_packed(tmp_path / "m")
     assert (found.act, found.tokenizer, found.extras) == (None, None, {})
 
 
@@ -390,22 +401,22 @@ def test_an_activation_quantizer_of_ones_own_is_not_written(tmp_path):
 
 def test_a_missing_file_is_said(tmp_path):
     with pytest.raises(InputMissing, match="no such file"):
-        packing.load_packed(tmp_path / "m")
+        packedreader.load_packed(tmp_path / "m")
 
 
 def test_a_folder_is_no_file(tmp_path):
     with pytest.raises(StorageError, match="cannot be read"):
-        packing.load_packed(tmp_path)
+        packedreader.load_packed(tmp_path)
 
 
 def test_another_safetensors_file_is_no_packed_student(tmp_path):
     safetensors.numpy.save_file({"a": np.ones(3, np.float32)}, tmp_path / "m")
     with pytest.raises(DamagedFile, match="no packed student"):
-        packing.load_packed(tmp_path / "m")
+        packedreader.load_packed(tmp_path / "m")
 
 
 def test_the_size_report_accounts_for_every_byte(saved):
-    rows = packing.size_report(saved)
+    rows = packedreader.size_report(saved)
     assert sum(row.bytes for row in rows) == saved.stat().st_size
     by_name = {row.name: row for row in rows}
     assert set(by_name) == {*trees.flatten(params()), "tokenizer", "header"}
@@ -422,13 +433,13 @@ def test_the_size_report_accounts_for_every_byte(saved):
 
 
 def test_the_size_report_of_a_tree_is_that_of_its_file(saved):
-    _, packed = packing.load_packed(saved)
-    expected = [r for r in packing.size_report(saved) if "/" in r.name]
-    assert packing.size_report(packed) == expected
+    _, packed = packedreader.load_packed(saved)
+    expected = [r for r in packedreader.size_report(saved) if "/" in r.name]
+    assert packedreader.size_report(packed) == expected
 
 
 def test_the_size_table_ends_with_the_files_size(saved):
-    lines = packing.size_table(packing.size_report(saved)).splitlines()
+    lines = packedfile.size_table(packedreader.size_report(saved)).splitlines()
     assert lines[-1].split()[0] == "total"
     assert lines[-1].split()[-1] == f"{saved.stat().st_size:,}"
 
@@ -492,21 +503,21 @@ def test_the_default_student_is_small_with_its_tokenizer(tmp_path):
 def test_a_ternary_student_takes_a_fifth_less_than_two_bits(tmp_path):
     packed = packing.pack(params(), bf.xtc_2bit())
     packing.save_packed(tmp_path / "m", CONFIG, packed, ACT)
-    rows = {row.name: row for row in packing.size_report(tmp_path / "m")}
+    rows = {row.name: row for row in packedreader.size_report(tmp_path / "m")}
     assert sum(row.bytes for row in rows.values()) == (tmp_path / "m").stat().st_size
     row = rows["encoder/layer_0/ffn/in/kernel"]
     assert row[1:3] == (1.6, 16 * 32)
     assert row.bytes == 16 * 7 + 4  # in place of 16 * 8 + 4
-    assert "1.6" in packing.size_table([row])
+    assert "1.6" in packedfile.size_table([row])
 
 
 def test_a_rest_of_4_bits_takes_half(tmp_path):
     rest = (("embeddings/position/.*", "int4"), ("pooler/kernel", "int4"))
     packed = packing.pack(params(), bf.xtc_1bit(), rest)
     packing.save_packed(tmp_path / "m", CONFIG, packed, ACT)
-    rows = {row.name: row for row in packing.size_report(tmp_path / "m")}
+    rows = {row.name: row for row in packedreader.size_report(tmp_path / "m")}
     assert rows["pooler/kernel"][1:] == (4, 256, 16 * 8 + 2 * 16)
     assert rows["classifier/kernel"].bits == 8
     assert packed["pooler"]["kernel"].bits == 8  # a leaf knows no 4 bits
-    _, loaded = packing.load_packed(tmp_path / "m")
+    _, loaded = packedreader.load_packed(tmp_path / "m")
     jax.tree.map(np.testing.assert_array_equal, loaded, packed)

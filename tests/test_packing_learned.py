@@ -10,7 +10,7 @@ import pytest
 import bitflax as bf
 from bitflax import activations, model, packedreader, packing, profiles, trees
 from bitflax.errors import ConfigError, DamagedFile
-from tests import small
+from tests.helpers import small
 
 CONFIG = small.config(1, hidden_act="relu")
 RULES = profiles.binarybert_1bit()

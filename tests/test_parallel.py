@@ -10,7 +10,7 @@ import pytest
 
 import bitflax as bf
 from bitflax import parallel
-from tests import small
+from tests.helpers import small
 
 # Uneven padding everywhere; filler rows land on one device alone.
 BATCHES = [small.batch(16, seed, filler=3) for seed in range(20)]

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 import bitflax as bf
-from bitflax import encoding, leaves, packing, positions, splitting, trees
-from tests import small
+from bitflax import encoding, leaves, packedreader, packing, positions, splitting, trees
+from tests.helpers import small
 
 CONFIG = small.config(1)
 TABLE = encoding.POSITIONS
@@ -41,7 +41,7 @@ def test_short_texts_get_the_same_logits_and_longer_ones_an_error(kind, tmp_path
         bf.bert(config)(fewer, small.batch(3, seed=0, length=9))
     if kind != "dense":
         packing.save_packed(tmp_path / "m", config, fewer)
-        again, loaded = packing.load_packed(tmp_path / "m")
+        again, loaded = packedreader.load_packed(tmp_path / "m")
         assert again == config
         jax.tree.map(np.testing.assert_array_equal, loaded, fewer)
 

@@ -10,11 +10,11 @@ import pytest
 import tokenizers
 
 import bitflax as bf
-from bitflax import packing, predict, pretrained
+from bitflax import packedreader, packing, predict, pretrained
 from bitflax.data import examples
 from bitflax.data.text import Tokenizer
 from bitflax.errors import ConfigError, DamagedFile, DataError, InputMissing
-from tests import small
+from tests.helpers import small
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *"abcdefghijklmnopqrst"]
 LABELS = {0: "no", 1: "yes", 2: "perhaps"}
@@ -184,7 +184,7 @@ def test_more_tokens_than_positions_are_refused():
 
 def test_a_packed_file_predicts_what_its_tree_does(packed_file):
     found = predict.load(packed_file)
-    _, packed = packing.load_packed(packed_file)
+    _, packed = packedreader.load_packed(packed_file)
     for row, text in zip(found.logits(TEXTS), TEXTS, strict=True):
         np.testing.assert_allclose(row, alone(text, tree=packed), atol=2e-5)
     assert found.config == CONFIG

@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 
 import bitflax as bf
-from bitflax import prepare, resolving, runfolder, stages
-from bitflax.data import augment, tasks
+from bitflax import lesson as lesson
+from bitflax import loop, prepare, resolving, runfolder
+from bitflax.data import tasks
+from bitflax.data.augmentation import augment
 from bitflax.errors import ConfigError, DataError, InputMissing, OutputError
-from tests import tinyrun
+from tests.helpers import tinyrun
 
 
 @pytest.fixture(scope="module")
@@ -43,8 +45,8 @@ def refuse(place, tmp_path, monkeypatch):
     def step(*args, **kwargs):
         raise AssertionError("a step before the check")
 
-    monkeypatch.setattr(stages.loop, "train", step)
-    monkeypatch.setattr(stages.Lesson, "scorer", step)
+    monkeypatch.setattr(loop, "train", step)
+    monkeypatch.setattr(lesson.Lesson, "scorer", step)
 
     def run(error, *settings, out="run"):
         usual = (f"task={place / 'kinds.tsv'}", f"teacher={place / 'pretrained'}")

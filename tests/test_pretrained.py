@@ -15,8 +15,8 @@ import safetensors.numpy
 
 from bitflax import model, pretrained, trees
 from bitflax.errors import ConfigError, DamagedFile, InputMissing
-from tests import hf_tiny
-from tests.hf_tiny import CONFIG, assert_same
+from tests.helpers import hf_tiny
+from tests.helpers.hf_tiny import CONFIG, assert_same
 
 
 @pytest.fixture

@@ -12,8 +12,8 @@ import tokenizers
 
 from bitflax import model, pretrained
 from bitflax.errors import ConfigError, OutputError
-from tests import hf_tiny
-from tests.hf_tiny import CONFIG, assert_same
+from tests.helpers import hf_tiny
+from tests.helpers.hf_tiny import CONFIG, assert_same
 
 
 @pytest.fixture

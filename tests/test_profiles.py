@@ -11,7 +11,7 @@ import pytest
 import bitflax as bf
 from bitflax import activations, hfnames, model, profiles, rules, splitting, trees
 from bitflax.types import BertConfig
-from tests import oracles, small
+from tests.helpers import oracles, small
 
 FILE = "binarybert_model_f64"
 RELU = BertConfig(num_hidden_layers=2, hidden_act="relu", **oracles.SHAPE)

@@ -9,7 +9,7 @@ import pytest
 
 import bitflax as bf
 from bitflax import hfnames, pretrained, projection, trees
-from tests import oracles
+from tests.helpers import oracles
 
 SMALL = bf.BertConfig(
     **{**oracles.SHAPE, "hidden_size": 32, "intermediate_size": 64},

@@ -10,7 +10,7 @@ import pytest
 
 from bitflax import leaves, quantizers
 from bitflax.quantizers import asymmetric, binarize, symmetric, ternarize
-from tests import oracles
+from tests.helpers import oracles
 
 part = functools.partial
 full8 = symmetric(8, levels="full")

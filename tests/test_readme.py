@@ -10,7 +10,7 @@ import numpy as np
 import bitflax as bf
 from bitflax import leaves
 from bitflax.data.text import Tokenizer
-from tests import tinyrun
+from tests.helpers import tinyrun
 
 README = pathlib.Path(__file__).parent.parent / "README.md"
 

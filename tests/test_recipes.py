@@ -8,7 +8,7 @@ import pytest
 
 import bitflax as bf
 from bitflax import recipefiles, runlog
-from tests import tinyrun
+from tests.helpers import tinyrun
 
 
 def both(name):

@@ -9,7 +9,7 @@ import pytest
 
 import bitflax as bf
 from bitflax.recompute import recomputed
-from tests import small
+from tests.helpers import small
 
 ACT = bf.lsq_act(bits=4)
 """Learned steps are read by the layers besides their arguments."""

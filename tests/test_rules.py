@@ -7,7 +7,7 @@ import pytest
 
 import bitflax as bf
 from bitflax import leaves, rules, trees
-from tests import oracles, small
+from tests.helpers import oracles, small
 
 part = functools.partial
 

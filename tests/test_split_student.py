@@ -10,7 +10,8 @@ import pytest
 import bitflax as bf
 from bitflax import checkpoints, packing, predict, pretrained, splitting, trees
 from bitflax.leaves import Packed, Split
-from tests import small, test_predict
+from tests import test_predict
+from tests.helpers import small
 
 pytestmark = pytest.mark.slow
 

@@ -11,7 +11,7 @@ import bitflax as bf
 from bitflax import model, profiles, splitting, trees
 from bitflax.errors import ConfigError
 from bitflax.leaves import Split
-from tests import oracles, small
+from tests.helpers import oracles, small
 
 part = functools.partial
 WAYS = {

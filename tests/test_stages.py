@@ -11,7 +11,7 @@ from jax.experimental.compilation_cache import compilation_cache
 
 import bitflax as bf
 from bitflax import (
-    metrics,
+    packedreader,
     packing,
     predict,
     pretrained,
@@ -20,13 +20,9 @@ from bitflax import (
     teaching,
     trees,
 )
-from bitflax.data import batches as batching
-from bitflax.data import tasks
-from bitflax.errors import (
-    ConfigError,
-    UsageError,
-)
-from tests import tinyrun
+from bitflax.data import batches, metrics, tasks
+from bitflax.errors import ConfigError, UsageError
+from tests.helpers import tinyrun
 
 NAMES = ["teacher", "fp32", "onebit", "packed"]
 
@@ -168,7 +164,7 @@ def test_the_packed_file_predicts_what_the_last_stage_does(whole, place):
 def test_a_packed_file_may_keep_fewer_positions(whole, place, tmp_path):
     settings = (ready(whole), "data.max_length=12", "positions=12")
     rows = start(place, tmp_path / "run", *settings)
-    found = packing.read_packed(tmp_path / "run" / "model.safetensors")
+    found = packedreader.read_packed(tmp_path / "run" / "model.safetensors")
     assert found.config.max_position_embeddings == 12
     task = tasks.load_task(place / "kinds.tsv")
     score = predict.load(tmp_path / "run").score(task)
@@ -183,7 +179,7 @@ def test_a_packed_file_may_keep_fewer_positions(whole, place, tmp_path):
 def test_the_packed_file_says_where_it_comes_from(whole):
     out, rows = whole
     found = provenance.from_extras(
-        packing.read_packed(out / "model.safetensors").extras
+        packedreader.read_packed(out / "model.safetensors").extras
     )
     assert (found.recipe, found.task, found.metric) == ("tiny", "kinds.tsv", "accuracy")
     assert found.teacher is None  # a folder on this machine
@@ -239,7 +235,7 @@ def slowly(number):
 
 def stop_at(monkeypatch, number, step, how):
     """Stop a stage while it fetches the batch of a step, once."""
-    real, stopped = batching.Batches.batch, []
+    real, stopped = batches.Batches.batch, []
 
     def batch(self, at, *part):
         if self.seed == 1000 * number and at == step and not stopped:
@@ -247,7 +243,7 @@ def stop_at(monkeypatch, number, step, how):
             how()
         return real(self, at, *part)
 
-    monkeypatch.setattr(batching.Batches, "batch", batch)
+    monkeypatch.setattr(batches.Batches, "batch", batch)
 
 
 def interrupt():

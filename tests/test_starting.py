@@ -9,7 +9,7 @@ import pytest
 import bitflax as bf
 from bitflax import leaves, starting, trees, width
 from bitflax.lesson import Model
-from tests import tinyrun
+from tests.helpers import tinyrun
 
 KEY = jax.random.key(0)
 

@@ -12,7 +12,7 @@ import bitflax as bf
 from bitflax import outputfiles, parallel, teaching
 from bitflax.data.batches import Batches
 from bitflax.data.text import Tokens
-from tests import small
+from tests.helpers import small
 
 LENGTHS = (3, 8, 5, 2, 6, 3, 4, 7, 4, 2, 3, 8, 6)
 BUCKETS = (4, 6, 8)

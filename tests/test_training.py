@@ -12,7 +12,7 @@ import pytest
 
 import bitflax as bf
 from bitflax import leaves, training, trees
-from tests import oracles, small
+from tests.helpers import oracles, small
 
 
 def close(a, b, atol=2e-6):

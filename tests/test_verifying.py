@@ -8,9 +8,9 @@ import jax
 import pytest
 
 import bitflax as bf
-from bitflax import cli, packing, pretrained, verifying
+from bitflax import cli, packedreader, packing, pretrained, verifying
 from bitflax.errors import DamagedFile, InputMissing, UsageError
-from tests import forgery, small, tinypacked
+from tests.helpers import forgery, small, tinypacked
 
 
 @pytest.fixture
@@ -74,7 +74,7 @@ def test_a_tokenizer_that_the_library_does_not_take_is_damage(file):
     raw = lzma.compress(text)
     forged.tensors["tokenizer"] = ["U8", [len(raw)], raw]
     file.write_bytes(forged.bytes())
-    packing.read_packed(file)
+    packedreader.read_packed(file)
     with pytest.raises(DamagedFile, match="expected a tokenizer"):
         verifying.verify(file)
 

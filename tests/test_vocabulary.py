@@ -7,7 +7,7 @@ import pytest
 
 from bitflax import trees, vocabulary
 from bitflax.leaves import Split
-from tests import small
+from tests.helpers import small
 
 USED = np.array([3, 7, 20])
 

@@ -11,7 +11,7 @@ import pytest
 import bitflax as bf
 from bitflax import hfconfig, leaves, packedmeta, trees, width
 from bitflax.errors import ConfigError
-from tests import small
+from tests.helpers import small
 
 CONFIG = small.config(2, num_attention_heads=4, head_size=5)
 NARROW = dataclasses.replace(CONFIG, num_attention_heads=2, intermediate_size=7)

@@ -1,1 +1,1 @@
-"""Texts and labels, from a task's name to batches of token ids."""
+"""From texts to batches: files, named tasks, corpora, tokens, metrics."""

@@ -11,6 +11,8 @@ from bitflax.data.tables import Faults, Table
 from bitflax.errors import DataError
 
 LARGEST = float(np.finfo(np.float32).max)
+
+
 MISSING = ("", "nan")
 """What stands for no label at all; any case, and JSON's null as well."""
 

@@ -22,8 +22,14 @@ from bitflax.data.text import Tokenizer
 from bitflax.errors import ConfigError, DataError
 
 ICD10CM = "icd10cm"
+
+
 HELD_OUT = 0.01
+
+
 EVAL_BATCHES = 64
+
+
 EVAL_WINDOWS = 64
 
 

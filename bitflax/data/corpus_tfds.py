@@ -7,11 +7,14 @@ import re
 from pathlib import Path
 from typing import Any
 
-from bitflax.data import glue_tfds, passages
+from bitflax.data import passages
+from bitflax.data.tfds import FORMAT, first_line, quiet, reachable
 from bitflax.errors import ConfigError, DamagedFile, InputMissing
 
 HOST = "https://storage.googleapis.com"
 """Where TFDS asks first, whatever the data set."""
+
+
 _MARK = re.compile(r"_START_[A-Z]+_")
 
 
@@ -45,13 +48,13 @@ class Records:
         self._folder = Path(builder.data_dir)
         if not (self._folder / "dataset_info.json").is_file():
             _prepare(name, builder, data_dir)
-        files = sorted(self._folder.glob(f"*.{glue_tfds.FORMAT}*"))
+        files = sorted(self._folder.glob(f"*.{FORMAT}*"))
         if not files:
             raise InputMissing(
                 self._folder,
-                f"expected {glue_tfds.FORMAT} files, found another format: only "
+                f"expected {FORMAT} files, found another format: only "
                 "TensorFlow reads it",
-                fix=f"tfds build {name} --file_format={glue_tfds.FORMAT}",
+                fix=f"tfds build {name} --file_format={FORMAT}",
             )
         if "text" not in (builder.info.features or {}):
             raise ConfigError(
@@ -86,8 +89,7 @@ class Records:
     def _damaged(self, error: Exception) -> DamagedFile:
         return DamagedFile(
             self._folder,
-            f"expected {self.name} as TFDS prepares it, found "
-            f"{glue_tfds.first_line(error)}",
+            f"expected {self.name} as TFDS prepares it, found {first_line(error)}",
             fix="delete the folder, and prepare or copy it again",
         )
 
@@ -97,18 +99,18 @@ def _builder(name: str, data_dir: str | Path | None) -> Any:
     import tensorflow_datasets.text  # makes its names known
 
     try:
-        with glue_tfds.quiet():
+        with quiet():
             return tfds.builder(
                 name,
                 try_gcs=False,
                 data_dir=None if data_dir is None else str(Path(data_dir).expanduser()),
-                file_format=glue_tfds.FORMAT,
+                file_format=FORMAT,
             )
     except (tfds.core.DatasetNotFoundError, ValueError, AssertionError) as error:
         raise ConfigError(
             name,
             "expected a .txt file, a folder of such files, icd10cm, or a text data set "
-            f"that TFDS knows; found none ({glue_tfds.first_line(error)})",
+            f"that TFDS knows; found none ({first_line(error)})",
             fix="correct the path, or the name (wiki40b/en)",
         ) from error
 
@@ -119,21 +121,21 @@ def _prepare(name: str, builder: Any, data_dir: str | Path | None) -> None:
 
     fix = (
         f"prepare it where there is a network (tfds build {name} "
-        f"--file_format={glue_tfds.FORMAT}) and copy {builder.data_dir} here; or give "
+        f"--file_format={FORMAT}) and copy {builder.data_dir} here; or give "
         "a folder of .txt files"
     )
     if data_dir is not None:
         raise InputMissing(data_dir, f"{name} is not prepared there", fix=fix)
-    if not glue_tfds.reachable(HOST):
+    if not reachable(HOST):
         problem = f"not prepared in {builder.data_dir}, and {HOST} is out of reach"
         raise InputMissing(name, problem, fix=fix)
     try:
-        with glue_tfds.quiet():
+        with quiet():
             builder.download_and_prepare(
                 download_config=tfds.download.DownloadConfig(try_download_gcs=False),
-                file_format=glue_tfds.FORMAT,
+                file_format=FORMAT,
             )
     except Exception as error:  # whatever the network, the disk or Beam did
         raise InputMissing(
-            name, f"the download failed: {glue_tfds.first_line(error)}", fix=fix
+            name, f"the download failed: {first_line(error)}", fix=fix
         ) from error

@@ -38,6 +38,8 @@ class GlueTask(NamedTuple):
 
 
 _ENTAILS = ("entailment", "not_entailment")
+
+
 _NLI = GlueTask(
     about="does the premise entail the hypothesis? (matched dev set)",
     folder="MNLI",
@@ -49,6 +51,7 @@ _NLI = GlueTask(
     split="validation_matched",
     features=("premise", "hypothesis"),
 )
+
 
 TASKS: dict[str, GlueTask] = {
     "glue/cola": GlueTask(

@@ -17,6 +17,8 @@ from typing import Any
 from bitflax.errors import DataError, InputMissing
 
 SUFFIXES = (".tsv", ".csv", ".jsonl")
+
+
 SHOWN = 5
 """So many bad rows are spelt out in one error; the others are counted."""
 

@@ -5,7 +5,7 @@ import difflib
 from collections.abc import Sequence
 from pathlib import Path
 
-from bitflax.data import glue, glue_tfds, icd10, own, tables
+from bitflax.data import glue, icd10, own_files, tables, tfds
 from bitflax.data.examples import Examples, Task, digest, shuffled, split_off
 from bitflax.errors import ConfigError, DataError
 
@@ -114,7 +114,7 @@ def _glue(name: str, data_dir: str | Path | None) -> Loaded:
     task, faults = glue.TASKS[name], tables.Faults()
     folder = None if data_dir is None else glue.find_folder(name, data_dir)
     if folder is None:
-        train, dev, notes = glue_tfds.load(name, data_dir)
+        train, dev, notes = tfds.load(name, data_dir)
     else:
         train, dev, notes = glue.from_folder(name, folder, faults)
         faults.check()
@@ -123,7 +123,7 @@ def _glue(name: str, data_dir: str | Path | None) -> Loaded:
 
 def _own(path: str, **settings) -> Loaded:
     """Load own files; without any dev labels, agreement is what can be measured."""
-    found = own.load(path, **settings)
+    found = own_files.load(path, **settings)
     metric = "pearson_spearman" if found.regression else "accuracy"
     measured = found.train if found.dev is None else found.dev
     if measured.labels is None:

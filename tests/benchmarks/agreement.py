@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 
 import bitflax as bf
-from bitflax import metrics, onnxbert, packing, pretrained, recipefiles
-from bitflax.data import tasks
+from bitflax import onnxbert, packing, pretrained, recipefiles
+from bitflax.data import metrics, tasks
 from bitflax.data.examples import label_places
 from bitflax.data.text import Tokenizer
 from bitflax.engines import run_onnx

@@ -20,8 +20,8 @@ import numpy as np
 
 import bitflax as bf
 from bitflax import pretrained
-from bitflax.data import augment as augmenting
-from bitflax.data import maskedlm, tasks, words
+from bitflax.data import tasks
+from bitflax.data.augmentation import augment, masked_lm, words
 from bitflax.data.text import Tokenizer
 from tests.benchmarks import common, steps
 
@@ -49,14 +49,14 @@ class OneByOne:
       compiled: whether the call is compiled, at padded lengths.
     """
 
-    def __init__(self, lm: maskedlm.MaskedLM, compiled: bool):
+    def __init__(self, lm: masked_lm.MaskedLM, compiled: bool):
         self.lm, self.compiled = lm, compiled
         apply, config = bf.bert(lm.config), lm.config
 
         def logits(params, head, batch):
             hidden = apply(params, batch).hidden[-1][0]
             gelu = lambda x: jax.nn.gelu(x, approximate=False)  # noqa: E731
-            return maskedlm.head_logits(hidden, head, config.layer_norm_eps, gelu)
+            return masked_lm.head_logits(hidden, head, config.layer_norm_eps, gelu)
 
         self._logits = jax.jit(logits) if compiled else logits
 
@@ -65,7 +65,7 @@ class OneByOne:
         found = []
         for each in inputs:
             size = len(each.ids)
-            length = next(n for n in maskedlm.LENGTHS if n >= size)
+            length = next(n for n in masked_lm.LENGTHS if n >= size)
             rest = (length - size if self.compiled else 0) * [0]
             batch = {
                 "input_ids": np.array([each.ids + rest]),
@@ -93,7 +93,7 @@ def random_head(config: bf.BertConfig, table: Any) -> Any:
 def main() -> None:
     """Time the three ways; the table goes to stderr, the JSON to stdout."""
     options = common.parser(__doc__)
-    options.add_argument("--sentences", type=int, default=augmenting.CHUNK)
+    options.add_argument("--sentences", type=int, default=augment.CHUNK)
     options.add_argument("--alone", type=int, default=24, help="inputs one by one")
     args = common.parse(options)
     if "BITFLAX_DATA" not in os.environ:
@@ -103,7 +103,7 @@ def main() -> None:
     tokenizer = Tokenizer.from_folder(pretrained.resolve("minilm"))
     splitter = words.Splitter(tokenizer)
     head = random_head(config, params["embeddings"]["word"]["embedding"])
-    lm = maskedlm.MaskedLM(config, params, head, splitter, tokenizer.pad_id)
+    lm = masked_lm.MaskedLM(config, params, head, splitter, tokenizer.pad_id)
     inputs = masked_inputs(args.sentences, splitter)
     some = inputs[:: max(1, len(inputs) // args.alone)]
     compiled, plain = OneByOne(lm, True), OneByOne(lm, False)

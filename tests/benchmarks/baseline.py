@@ -5,7 +5,7 @@
 
 import argparse
 
-from bitflax import metrics
+from bitflax.data import metrics
 from bitflax.data.tasks import load_task
 
 

@@ -27,8 +27,8 @@ import numpy as np  # noqa: E402
 
 import bitflax as bf  # noqa: E402
 from bitflax import stages  # noqa: E402
-from tests import tinyrun  # noqa: E402
 from tests.benchmarks import common  # noqa: E402
+from tests.helpers import tinyrun  # noqa: E402
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "quickstart.py"
 STAGES = ("fp32", "onebit")

@@ -19,8 +19,7 @@ from typing import Any
 import numpy as np
 
 from bitflax import memory, pretrained, vocabulary
-from bitflax.data import batches as batching
-from bitflax.data import tasks
+from bitflax.data import batches, tasks
 from bitflax.data.text import Tokenizer, Tokens
 from tests.benchmarks import common, steps, train_step
 
@@ -69,7 +68,7 @@ class Epochs:
     def __init__(self, tokens: Tokens, labels: Any, args: Any):
         used = vocabulary.used_ids([tokens], 0)
         small = vocabulary.renumber(tokens, used)
-        rows, buckets = args.batch_size, batching.buckets_for(tokens.lengths, LONGEST)
+        rows, buckets = args.batch_size, batches.buckets_for(tokens.lengths, LONGEST)
         self._args, self.words = args, len(used)
         self.bucketed = self._batches(small, labels, buckets)
         self._padded = self._batches(tokens, labels, (LONGEST,))
@@ -81,11 +80,9 @@ class Epochs:
             "peer longest": longest(tokens.lengths, rows),
         }
 
-    def _batches(self, tokens: Tokens, labels: Any, buckets: Any) -> batching.Batches:
+    def _batches(self, tokens: Tokens, labels: Any, buckets: Any) -> batches.Batches:
         rows = self._args.batch_size
-        return batching.Batches(
-            tokens, labels, batch_size=rows, seed=0, buckets=buckets
-        )
+        return batches.Batches(tokens, labels, batch_size=rows, seed=0, buckets=buckets)
 
     def sides(self) -> dict[str, Callable[[], Any]]:
         """Return the steps to time: ``{"way length": step}``."""

@@ -31,11 +31,11 @@ import jax.numpy as jnp
 import numpy as np
 
 import bitflax as bf
-from bitflax import opening, packedmeta, packing, trees
+from bitflax import opening, packedmeta, packedreader, packing, trees
 from bitflax.data.text import Tokenizer
 from bitflax.errors import DamagedFile
 from bitflax.packedreader import PackedModel
-from tests import hostile, tinypacked
+from tests.helpers import hostile, tinypacked
 
 SECONDS, MEMORY = 2.0, 64e6
 _TRACED: set[tuple[str, ...]] = set()
@@ -54,7 +54,7 @@ def said(found: PackedModel) -> list:
 
 def opened(path: pathlib.Path) -> PackedModel:
     """Read a file, and build its tokenizer as a predictor does."""
-    found = packing.read_packed(path)
+    found = packedreader.read_packed(path)
     if found.tokenizer is not None:
         Tokenizer.from_json(found.tokenizer, path)
     return found
@@ -82,7 +82,7 @@ def check_sound(found: PackedModel, path: pathlib.Path) -> None:
             raise Wrong("the tokenizer gives ids without a row")
     again = path.with_name("again")
     packing.save_packed(again, *found)
-    if said(packing.read_packed(again)) != said(found):
+    if said(packedreader.read_packed(again)) != said(found):
         raise Wrong("saved and read again, it is another")
 
 

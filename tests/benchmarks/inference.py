@@ -96,9 +96,9 @@ def use(threads: int) -> None:
 def engine(folder: Path, side: str, threads: int) -> Callable[[dict], np.ndarray]:
     """Return the engine that runs a side's file."""
     if side == PACKED:
-        from bitflax import engines, packing
+        from bitflax import engines, packedreader
 
-        found = packing.read_packed(place(folder, side))
+        found = packedreader.read_packed(place(folder, side))
         return engines.make("jax", found.config, found.packed, found.act)
     import onnxruntime
 

@@ -31,10 +31,11 @@ def child(argv: list[str]) -> None:
 
     import jax
 
-    from bitflax import cli, parallel, stages
+    from bitflax import cli, parallel
+    from bitflax import prepare as prepare
 
     mark("imported")
-    prepare, data_parallel = stages.prepare, parallel.data_parallel
+    prepare, data_parallel = prepare.prepare, parallel.data_parallel
 
     def prepared(*args: Any) -> Any:
         setting = prepare(*args)
@@ -53,7 +54,7 @@ def child(argv: list[str]) -> None:
 
         return take
 
-    stages.prepare, parallel.data_parallel = prepared, first
+    prepare.prepare, parallel.data_parallel = prepared, first
     sys.exit(cli.main(argv))
 
 

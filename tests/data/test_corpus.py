@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tokenizers
 
-from bitflax.data import corpus as corpora
+from bitflax.data import corpus as data_corpus
 from bitflax.data import icd10, passages
 from bitflax.data.corpus import CorpusBatches
 from bitflax.data.text import Tokenizer
@@ -289,18 +289,18 @@ def test_copies_of_a_held_out_passage_are_held_out_too(make, path, write):
 
 
 def test_at_most_so_many_batches_are_held_out(make, monkeypatch):
-    monkeypatch.setattr(corpora, "HELD_OUT", 0.5)
-    monkeypatch.setattr(corpora, "EVAL_BATCHES", 3)
+    monkeypatch.setattr(data_corpus, "HELD_OUT", 0.5)
+    monkeypatch.setattr(data_corpus, "EVAL_BATCHES", 3)
     batches = list(make().evaluation())
     assert len(batches) == 3
     assert all(batch["weight"].all() for batch in batches)
-    monkeypatch.setattr(corpora, "EVAL_WINDOWS", 1)
+    monkeypatch.setattr(data_corpus, "EVAL_WINDOWS", 1)
     assert len(list(make().evaluation())) < 3
 
 
 @pytest.mark.parametrize("share", [0.0, 0.01, 1.0])
 def test_two_lines_are_a_corpus(make, write, monkeypatch, share):
-    monkeypatch.setattr(corpora, "HELD_OUT", share)
+    monkeypatch.setattr(data_corpus, "HELD_OUT", share)
     corpus = make(write("two.txt", "w1 w2\nw3 w4\n"))
     (batch,) = corpus.evaluation()
     assert batch["weight"].tolist() == [1, 0, 0, 0]

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from bitflax import cli
-from bitflax.data import augment, maskedlm, tasks, variants
+from bitflax.data import tasks
+from bitflax.data.augmentation import augment, masked_lm, variants
 from bitflax.data.examples import Examples, Task, column
 from bitflax.errors import BitflaxError, ConfigError, DataError, UsageError
-from tests.data import augmenting
+from tests.helpers import augmenting
 
 TEXTS = [
     "The movie was unbelievable .",
@@ -48,9 +49,9 @@ def masked(tmp_path_factory):
 def lm(masked):
     """The masked LM, loaded once and with few lengths to compile."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(maskedlm, "LENGTHS", (32,))
-        loaded = maskedlm.load_masked_lm(masked)
-        patch.setattr(maskedlm, "load_masked_lm", lambda folder: loaded)
+        patch.setattr(masked_lm, "LENGTHS", (32,))
+        loaded = masked_lm.load_masked_lm(masked)
+        patch.setattr(masked_lm, "load_masked_lm", lambda folder: loaded)
         yield masked
 
 
@@ -199,7 +200,7 @@ def test_a_file_of_other_settings_is_refused(out, vectors, tmp_path, change):
 def test_copies_are_tinyberts(out, vectors, name, copies, monkeypatch):
     asked = []
     monkeypatch.setattr(
-        augment, "variants", lambda s, n, p, rng: asked.append(n) or [("a",)]
+        variants, "variants", lambda s, n, p, rng: asked.append(n) or [("a",)]
     )
     task = make_task()
     task = Task(name, task.train, task.dev, task.labels, "accuracy")

@@ -5,9 +5,9 @@ import random
 import numpy as np
 import pytest
 
-from bitflax.data import variants, words
-from bitflax.data.wordvectors import WordVectors
-from tests.data import augmenting
+from bitflax.data.augmentation import variants, words
+from bitflax.data.augmentation.word_vectors import WordVectors
+from tests.helpers import augmenting
 
 CASES = augmenting.golden()[0]["cases"]
 

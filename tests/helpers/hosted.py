@@ -9,7 +9,7 @@ import sys
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 WAIT = 600
 
 
@@ -92,7 +92,7 @@ def student(kind: str):
     import jax
 
     import bitflax as bf
-    from tests import small
+    from tests.helpers import small
 
     batch = functools.partial(small.batch, 16, filler=3)
     if kind == "linear":  # compiles in no time

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import tokenizers
 
-from bitflax.data import words
+from bitflax.data.augmentation import words
 from bitflax.data.text import Tokenizer
 from bitflax.errors import ConfigError
-from tests.data import augmenting
+from tests.helpers import augmenting
 
 CASES = augmenting.golden()[0]["cases"]
 

@@ -15,15 +15,19 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from bitflax import hfconfig, hfnames, hfstate, model, pretrained
+from bitflax.data.augmentation.words import LONGEST, Masked, Splitter
 from bitflax.data.text import Tokenizer
-from bitflax.data.words import LONGEST, Masked, Splitter
 from bitflax.errors import ConfigError, DamagedFile
 from bitflax.types import BertConfig, Params
 
 LENGTHS = (8, 12, 16, 20, 24, 28, 32, 40, 48, 56, 64, 80, 96, 128, 192, 256, 384, 512)
+
+
 TOKENS, ACCELERATOR_TOKENS = 512, 4096
 """Token positions a batch, about. A CPU is no faster with more, and has more rows of
 filler to compute."""
+
+
 _HEAD = "cls.predictions"
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from bitflax import hfnames, pretrained, trees
 from bitflax.types import BertConfig
 
-GOLDEN = pathlib.Path(__file__).parent / "golden"
+GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
 SHAPE = {
     "vocab_size": 200,
     "hidden_size": 64,

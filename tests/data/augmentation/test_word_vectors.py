@@ -5,9 +5,9 @@ import sys
 import numpy as np
 import pytest
 
-from bitflax.data import wordvectors
+from bitflax.data.augmentation import word_vectors
 from bitflax.errors import DamagedFile, DataError, InputMissing
-from tests.data import augmenting
+from tests.helpers import augmenting
 
 WORDS = ["the", "movie", "film", "of"]
 VECTORS = np.array([[1, 0], [0, 2], [0.5, 1.5], [-1, 0.1]], np.float32)
@@ -23,7 +23,7 @@ def assert_same(found):
 def test_neighbours_are_those_of_a_full_sort():
     rng = np.random.default_rng(0)
     words = [f"w{i}" for i in range(300)]
-    vectors = wordvectors.WordVectors(words, rng.normal(size=(300, 5)))
+    vectors = word_vectors.WordVectors(words, rng.normal(size=(300, 5)))
     found = vectors.nearest([*words, "unknown"], 7)
     assert found.pop("unknown") == []
     cosines = vectors.matrix @ vectors.matrix.T
@@ -34,7 +34,7 @@ def test_neighbours_are_those_of_a_full_sort():
 
 def test_neighbours_are_tinyberts():
     data, arrays = augmenting.golden()
-    vectors = wordvectors.WordVectors(data["glove_words"], arrays["glove"])
+    vectors = word_vectors.WordVectors(data["glove_words"], arrays["glove"])
     (case, *_) = data["cases"]
     assert vectors.nearest(["unbelievable"], data["M"]) == {
         "unbelievable": case["candidates"]["3"]
@@ -42,42 +42,42 @@ def test_neighbours_are_tinyberts():
 
 
 def test_few_words_have_few_neighbours():
-    vectors = wordvectors.WordVectors(["a", "b"], np.eye(2))
+    vectors = word_vectors.WordVectors(["a", "b"], np.eye(2))
     assert vectors.nearest(["a"], 15) == {"a": ["b"]}
-    assert wordvectors.WordVectors(["a"], np.eye(1)).nearest(["a"], 15) == {"a": []}
+    assert word_vectors.WordVectors(["a"], np.eye(1)).nearest(["a"], 15) == {"a": []}
 
 
 def test_zeros_repetitions_and_unk_are_left_out():
     words = ["a", "<unk>", "b", "a", "zero"]
-    found = wordvectors.WordVectors(words, np.array([[1], [1], [2], [-1], [0]]))
+    found = word_vectors.WordVectors(words, np.array([[1], [1], [2], [-1], [0]]))
     assert found.words == ["a", "b"]
     assert found.matrix.tolist() == [[1], [1]]
 
 
 @pytest.mark.parametrize("first", ["", "4 2\n"])
 def test_text_is_read(write, first):
-    assert_same(wordvectors.load(write("glove.txt", first + TEXT)))
+    assert_same(word_vectors.load(write("glove.txt", first + TEXT)))
 
 
 def test_a_word_may_hold_spaces(write):
-    found = wordvectors.load(write("glove.txt", "a 1 0\nat name 0 1\n"))
+    found = word_vectors.load(write("glove.txt", "a 1 0\nat name 0 1\n"))
     assert found.words == ["a", "at name"]
 
 
 def test_an_array_has_its_words_beside_it(write, tmp_path):
     np.save(tmp_path / "v.npy", VECTORS)
     with pytest.raises(InputMissing, match=r"v\.txt: the word list is not there"):
-        wordvectors.load(tmp_path / "v.npy")
+        word_vectors.load(tmp_path / "v.npy")
     write("v.txt", "\n".join(WORDS))
-    assert_same(wordvectors.load(str(tmp_path / "v.npy")))
+    assert_same(word_vectors.load(str(tmp_path / "v.npy")))
 
 
 def test_only_the_first_words_are_read(write, monkeypatch, tmp_path):
-    monkeypatch.setattr(wordvectors, "MOST", 2)
-    assert wordvectors.load(write("glove.txt", TEXT)).words == ["the", "movie"]
+    monkeypatch.setattr(word_vectors, "MOST", 2)
+    assert word_vectors.load(write("glove.txt", TEXT)).words == ["the", "movie"]
     np.save(tmp_path / "glove.npy", VECTORS)
     write("glove.txt", "\n".join(WORDS))
-    assert wordvectors.load(tmp_path / "glove.npy").words == ["the", "movie"]
+    assert word_vectors.load(tmp_path / "glove.npy").words == ["the", "movie"]
 
 
 @pytest.mark.parametrize(
@@ -94,7 +94,7 @@ def test_only_the_first_words_are_read(write, monkeypatch, tmp_path):
 def test_bad_text_is_refused(write, text, place, problem):
     path = write("glove.txt", text)
     with pytest.raises(DataError, match=problem) as caught:
-        wordvectors.load(path)
+        word_vectors.load(path)
     assert caught.value.place == f"{path}{place}"
 
 
@@ -110,25 +110,25 @@ def test_bad_arrays_are_refused(write, tmp_path, array, words, problem):
     np.save(tmp_path / "v.npy", array)
     write("v.txt", words)
     with pytest.raises(DataError, match=problem):
-        wordvectors.load(tmp_path / "v.npy")
+        word_vectors.load(tmp_path / "v.npy")
 
 
 def test_pickles_are_not_opened(write, tmp_path):
     np.save(tmp_path / "v.npy", np.array([{}], object), allow_pickle=True)
     write("v.txt", "a")
     with pytest.raises(DamagedFile, match="not an array of numbers"):
-        wordvectors.load(tmp_path / "v.npy")
+        word_vectors.load(tmp_path / "v.npy")
 
 
 @pytest.mark.parametrize("name", ["nowhere.txt", "nowhere.npy"])
 def test_a_missing_file_is_named(name):
     with pytest.raises(InputMissing, match="there is no such file"):
-        wordvectors.load(name)
+        word_vectors.load(name)
 
 
 def test_another_kind_of_file_is_refused():
     with pytest.raises(DataError, match=r"expected a \.txt, a \.npy or 'glove'"):
-        wordvectors.load("glove.bin")
+        word_vectors.load("glove.bin")
 
 
 @pytest.fixture
@@ -142,21 +142,21 @@ def package(tmp_path, monkeypatch):
     np.save(data / "x_emb.npy", VECTORS)
     parquet.write_table(arrow.table({"index": WORDS}), data / "x_index.parquet")
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(wordvectors, "PACKAGE", "some_vectors")
+    monkeypatch.setattr(word_vectors, "PACKAGE", "some_vectors")
     return data
 
 
 def test_a_package_is_read_without_running_it(package):
-    assert_same(wordvectors.load("glove"))
+    assert_same(word_vectors.load("glove"))
 
 
 def test_a_damaged_word_list_is_said(package):
     (package / "x_index.parquet").write_bytes(b"no parquet")
     with pytest.raises(DamagedFile, match="not a word list"):
-        wordvectors.load("glove")
+        word_vectors.load("glove")
 
 
 def test_a_missing_package_says_how_to_get_it(monkeypatch):
-    monkeypatch.setattr(wordvectors, "PACKAGE", "no_such_package")
+    monkeypatch.setattr(word_vectors, "PACKAGE", "no_such_package")
     with pytest.raises(InputMissing, match=r"pip install 'bitflax\[augment\]'"):
-        wordvectors.load("glove")
+        word_vectors.load("glove")

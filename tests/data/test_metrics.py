@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from bitflax import metrics
+from bitflax.data import metrics
 
 LABELS = np.array([1, 1, 1, 0, 0, 1, 0, 0, 1, 1])
 SAID = np.array([1, 0, 1, 0, 1, 1, 0, 0, 0, 1])

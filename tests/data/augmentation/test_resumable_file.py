@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from bitflax.data.growing import Growing
+from bitflax.data.augmentation.resumable_file import Growing
 from bitflax.errors import ConfigError, FolderBusy, OutputError
 
 PIECES = ["a\n", "bé\n", "c\n"]

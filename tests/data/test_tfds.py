@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from bitflax.data import glue, glue_tfds
+from bitflax.data import glue, tfds
 from bitflax.data.tasks import load_task
 from bitflax.errors import DamagedFile, InputMissing
 
@@ -33,10 +33,10 @@ def prepared(files, tmp_path, monkeypatch):
     monkeypatch.setattr(
         download.DownloadManager, "download_and_extract", lambda self, url: str(files)
     )
-    monkeypatch.setattr(glue_tfds, "reachable", lambda url: True)
+    monkeypatch.setattr(tfds, "reachable", lambda url: True)
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "tfds"))
-    builder = glue_tfds._builder("glue/cola", tmp_path / "tfds")
-    glue_tfds._prepare("glue/cola", builder)
+    builder = tfds._builder("glue/cola", tmp_path / "tfds")
+    tfds._prepare("glue/cola", builder)
     return tmp_path / "tfds"
 
 
@@ -56,7 +56,7 @@ def test_damage_is_an_error_that_names_the_folder(prepared):
     for file in folder.glob("*train*"):
         file.write_bytes(b"")
     with pytest.raises(DamagedFile, match="delete the folder"):
-        glue_tfds.load("glue/cola", prepared)
+        tfds.load("glue/cola", prepared)
 
 
 def test_another_format_is_refused(prepared):
@@ -64,7 +64,7 @@ def test_another_format_is_refused(prepared):
     for file in folder.glob("*array_record*"):
         file.rename(folder / file.name.replace("array_record", "tfrecord"))
     with pytest.raises(InputMissing, match="expected array_record files"):
-        glue_tfds.load("glue/cola", prepared)
+        tfds.load("glue/cola", prepared)
 
 
 def test_offline_is_one_error_at_once(tmp_path, monkeypatch):
@@ -73,7 +73,7 @@ def test_offline_is_one_error_at_once(tmp_path, monkeypatch):
 
     monkeypatch.setattr("urllib.request.urlopen", refuse)
     monkeypatch.setattr(
-        glue_tfds, "_builder", lambda name, data_dir: pretend(tmp_path / "tfds")
+        tfds, "_builder", lambda name, data_dir: pretend(tmp_path / "tfds")
     )
     start = time.monotonic()
     with pytest.raises(InputMissing, match="out of reach") as caught:
@@ -98,11 +98,11 @@ def pretend(folder):
 
 
 def test_a_failed_download_is_one_error(tmp_path, monkeypatch):
-    monkeypatch.setattr(glue_tfds, "reachable", lambda url: True)
+    monkeypatch.setattr(tfds, "reachable", lambda url: True)
     with pytest.raises(
         InputMissing, match="RuntimeError: the host went away"
     ) as caught:
-        glue_tfds._prepare("glue/rte", pretend(tmp_path))
+        tfds._prepare("glue/rte", pretend(tmp_path))
     assert "and more" not in str(caught.value)
 
 

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from bitflax import model, pretrained
-from bitflax.data import maskedlm, words
+from bitflax.data.augmentation import masked_lm, words
 from bitflax.errors import ConfigError, DamagedFile
-from tests.data import augmenting
-from tests.data.augmenting import CONFIG
+from tests.helpers import augmenting
+from tests.helpers.augmenting import CONFIG
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +20,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def lm(folder):
-    return maskedlm.load_masked_lm(folder)
+    return masked_lm.load_masked_lm(folder)
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +61,7 @@ def by_numpy(state, hidden):
 
 
 def last_hidden(state, each):
-    heads = maskedlm._without_heads(CONFIG)
+    heads = masked_lm._without_heads(CONFIG)
     params = pretrained.params_from_hf(heads | state, CONFIG)
     batch = {
         "input_ids": jnp.array([each.ids]),
@@ -95,8 +95,8 @@ def test_a_decoder_of_its_own_is_taken_where_the_config_says_so(tmp_path, inputs
     whole = state | {"cls.predictions.decoder.weight": own}
     expected = by_numpy(whole, last_hidden(state, inputs[0]))
     folder = augmenting.save_masked(tmp_path, whole, tie_word_embeddings=False)
-    assert_logits(ask(maskedlm.load_masked_lm(folder), inputs[0]), expected)
-    tied = maskedlm.load_masked_lm(augmenting.save_masked(tmp_path, whole))
+    assert_logits(ask(masked_lm.load_masked_lm(folder), inputs[0]), expected)
+    tied = masked_lm.load_masked_lm(augmenting.save_masked(tmp_path, whole))
     assert_logits(ask(tied, inputs[0]), by_numpy(state, last_hidden(state, inputs[0])))
 
 
@@ -107,7 +107,7 @@ def test_old_names_are_known(tmp_path, lm, inputs):
         .replace("predictions.bias", "predictions.decoder.bias"): array
         for name, array in augmenting.masked_state().items()
     }
-    old = maskedlm.load_masked_lm(augmenting.save_masked(tmp_path, renamed))
+    old = masked_lm.load_masked_lm(augmenting.save_masked(tmp_path, renamed))
     np.testing.assert_array_equal(ask(old, inputs[0]), ask(lm, inputs[0]))
 
 
@@ -138,7 +138,7 @@ def test_special_tokens_are_never_likely(lm, inputs):
 def test_a_model_of_one_token_type_is_asked_with_one(tmp_path, inputs):
     state = augmenting.masked_state()
     name = "bert.embeddings.token_type_embeddings.weight"
-    single = maskedlm.load_masked_lm(
+    single = masked_lm.load_masked_lm(
         augmenting.save_masked(
             tmp_path, state | {name: state[name][:1]}, type_vocab_size=1
         )
@@ -148,7 +148,7 @@ def test_a_model_of_one_token_type_is_asked_with_one(tmp_path, inputs):
 
 
 def test_loading_is_quiet(folder, caplog):
-    maskedlm.load_masked_lm(folder)
+    masked_lm.load_masked_lm(folder)
     assert not caplog.records
 
 
@@ -156,7 +156,7 @@ def test_a_model_without_the_head_is_refused(tmp_path):
     state = augmenting.masked_state()
     body = {n: array for n, array in state.items() if not n.startswith("cls.")}
     with pytest.raises(ConfigError, match="expected a masked LM's head"):
-        maskedlm.load_masked_lm(augmenting.save_masked(tmp_path, body))
+        masked_lm.load_masked_lm(augmenting.save_masked(tmp_path, body))
 
 
 @pytest.mark.parametrize(
@@ -169,7 +169,7 @@ def test_a_head_that_does_not_fit_is_refused(tmp_path, name, lost):
     if not lost:
         state[name] = array[:-1]
     with pytest.raises(DamagedFile, match=rf"{name}: expected shape"):
-        maskedlm.load_masked_lm(augmenting.save_masked(tmp_path, state))
+        masked_lm.load_masked_lm(augmenting.save_masked(tmp_path, state))
 
 
 def test_a_tokenizer_of_more_words_is_refused(tmp_path):
@@ -177,4 +177,4 @@ def test_a_tokenizer_of_more_words_is_refused(tmp_path):
     name = "bert.embeddings.word_embeddings.weight"
     state |= {name: state[name][:30], "cls.predictions.bias": np.zeros(30, np.float32)}
     with pytest.raises(ConfigError, match="39 tokens, but the model has 30"):
-        maskedlm.load_masked_lm(augmenting.save_masked(tmp_path, state, vocab_size=30))
+        masked_lm.load_masked_lm(augmenting.save_masked(tmp_path, state, vocab_size=30))

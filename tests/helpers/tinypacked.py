@@ -12,7 +12,7 @@ import bitflax as bf
 from bitflax import model, packing
 from bitflax.learned import clipped, lsq
 from bitflax.leaves import Split
-from tests import small
+from tests.helpers import small
 
 CONFIG = small.config(1, hidden_size=12, num_attention_heads=2, vocab_size=40)
 ACT = (

@@ -9,8 +9,8 @@ import json
 
 import numpy as np
 
-from tests import forgedparts
-from tests.forgery import ODD, UNFIT, Forgery, pick, twist
+from tests.helpers import forgedparts
+from tests.helpers.forgery import ODD, UNFIT, Forgery, pick, twist
 
 
 def damaged(rng: np.random.Generator, raw: bytes) -> bytes:

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from bitflax.data import glue_tfds
+from bitflax.data import tfds
 from bitflax.data.corpus import CorpusBatches
 from bitflax.data.corpus_tfds import Records
 from bitflax.errors import ConfigError, DamagedFile, InputMissing
@@ -54,8 +54,8 @@ def prepared(known, tmp_path_factory):
     """The folder where both are prepared."""
     folder = tmp_path_factory.mktemp("tfds")
     for made in known:
-        with glue_tfds.quiet():
-            builder = made(data_dir=str(folder), file_format=glue_tfds.FORMAT)
+        with tfds.quiet():
+            builder = made(data_dir=str(folder), file_format=tfds.FORMAT)
             builder.download_and_prepare()
     return folder
 
@@ -131,7 +131,7 @@ def test_a_failed_download_is_one_error(known, tmp_path, monkeypatch):
     def fail(self, **settings):
         raise RuntimeError("the host went away\nand more")
 
-    monkeypatch.setattr(glue_tfds, "reachable", lambda url: True)
+    monkeypatch.setattr(tfds, "reachable", lambda url: True)
     monkeypatch.setattr(known[0], "download_and_prepare", fail)
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
     with pytest.raises(InputMissing, match="RuntimeError: the host went") as caught:

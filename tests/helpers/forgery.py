@@ -4,7 +4,7 @@ import contextlib
 import json
 import struct
 
-from tests import packedfiles
+from tests.helpers import packedfiles
 
 UNFIT = (AttributeError, KeyError, RecursionError, TypeError, ValueError)
 """What a change raises that an earlier one left nothing to work on for."""

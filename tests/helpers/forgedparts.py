@@ -5,9 +5,9 @@ import lzma
 
 import numpy as np
 
-from tests import packedfiles
-from tests.forgery import pick, twist
-from tests.tinypacked import TOKENIZER
+from tests.helpers import packedfiles
+from tests.helpers.forgery import pick, twist
+from tests.helpers.tinypacked import TOKENIZER
 
 
 def values(rng, file) -> None:

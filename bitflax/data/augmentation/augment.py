@@ -18,16 +18,21 @@ from typing import Any
 import numpy as np
 
 from bitflax import pretrained, progressbar, storage
-from bitflax.data import columns, maskedlm, tables, words, wordvectors
+from bitflax.data import columns, tables
+from bitflax.data.augmentation import masked_lm, word_vectors, words
+from bitflax.data.augmentation.resumable_file import Growing
+from bitflax.data.augmentation.variants import Finder, variants
 from bitflax.data.examples import Examples, Task
-from bitflax.data.growing import Growing
-from bitflax.data.variants import Finder, variants
 from bitflax.errors import DataError, UsageError
 
 COPIES = {"glue/mnli": 10, "glue/qqp": 10, "glue/sst2": 20, "glue/qnli": 20}
 """N by task; 30 for the others, which are small."""
+
+
 CHUNK = 256
 """Examples whose masked words share batches; a stopped run loses less than these."""
+
+
 _TEXTS = {1: ("sentence",), 2: ("sentence1", "sentence2")}
 
 
@@ -133,20 +138,20 @@ def _settings(task: Task, how: Augment, copies: int) -> dict[str, Any]:
         whole = hashlib.sha256("".join(sums).encode()).hexdigest()
         settings["masked_lm"] = f"sha256 {whole}"
     if how.vectors is not None:
-        path = wordvectors.path_of(how.vectors)
+        path = word_vectors.path_of(how.vectors)
         settings["vectors"] = f"sha256 {storage.sha256(path)}"
     return settings | {"task": task.name, "data": f"sha256 {task.sha256}"}
 
 
 def _finder(how: Augment) -> Finder:
     """Load what finds candidates, and say what stands in for what is not given."""
-    vectors = None if how.vectors is None else wordvectors.load(how.vectors)
+    vectors = None if how.vectors is None else word_vectors.load(how.vectors)
     if how.masked_lm is None:
         _note("no --masked-lm: word vectors give the candidates of every word")
         return Finder(words.Splitter(), None, vectors, count=how.candidates)
     if vectors is None:
         _note("no --vectors: words of several pieces are not replaced")
-    lm = maskedlm.load_masked_lm(how.masked_lm)
+    lm = masked_lm.load_masked_lm(how.masked_lm)
     if how.candidates >= lm.config.vocab_size:
         problem = f"{how.candidates}, but the masked LM knows {lm.config.vocab_size}"
         raise UsageError("--candidates", f"{problem} words", fix="15 is TinyBERT's")

@@ -19,6 +19,8 @@ from bitflax.data.examples import Examples, column
 from bitflax.errors import DamagedFile, InputMissing
 
 FORMAT = "array_record"
+
+
 TIMEOUT = 10.0
 """Seconds to wait for the host of the data, before TFDS would retry for minutes."""
 

@@ -10,6 +10,7 @@ from bitflax.errors import ConfigError
 LONGEST = 512
 """Positions of a masked input; what lies beyond is cut off."""
 
+
 # NLTK's English stop words as TinyBERT takes them: question words are content.
 _STOP = """
     i me my myself we our ours ourselves you you're you've you'll you'd your yours
@@ -25,7 +26,11 @@ _STOP = """
     mustn't needn needn't shan shan't shouldn shouldn't wasn wasn't weren weren't won
     won't wouldn wouldn't 's 're
 """
+
+
 STOP_WORDS = frozenset(_STOP.split())
+
+
 _LETTERS = re.compile("[a-z]+")
 
 

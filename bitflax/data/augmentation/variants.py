@@ -9,10 +9,16 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
-from bitflax.data import words as words_
-from bitflax.data.wordvectors import WordVectors
+from bitflax.data.augmentation.word_vectors import WordVectors
+from bitflax.data.augmentation.words import (
+    LONGEST,
+    Masked,
+    Splitter,
+    masked,
+    replaceable,
+)
 
-Predict = Callable[[Sequence[words_.Masked], int], Sequence[Sequence[int]]]
+Predict = Callable[[Sequence[Masked], int], Sequence[Sequence[int]]]
 """``(inputs, count)`` -> for each input the ids of the ``count`` likeliest pieces at
 the mask, the likeliest first."""
 
@@ -38,12 +44,12 @@ class Finder:
 
     def __init__(
         self,
-        splitter: words_.Splitter,
+        splitter: Splitter,
         predict: Predict | None = None,
         vectors: WordVectors | None = None,
         *,
         count: int = 15,
-        longest: int = words_.LONGEST,
+        longest: int = LONGEST,
     ):
         self.splitter, self.predict, self.vectors = splitter, predict, vectors
         self.count, self.longest = count, longest
@@ -56,7 +62,7 @@ class Finder:
         that go on with a word (``##ing``) are dropped, so that fewer may be left.
         """
         sentences = [
-            Sentence(text, words, dict.fromkeys(words_.replaceable(words), ()))
+            Sentence(text, words, dict.fromkeys(replaceable(words), ()))
             for text, words in ((text, self.splitter.split(text)) for text in texts)
         ]
         by_model = self._predicted(sentences)
@@ -87,7 +93,7 @@ class Finder:
         for number, sentence in enumerate(sentences):
             for place in sentence.options:
                 if len(pieces[number][place]) == 1:
-                    inputs[number, place] = words_.masked(
+                    inputs[number, place] = masked(
                         pieces[number], place, special, self.longest
                     )
         fitting = {key: found for key, found in inputs.items() if found is not None}

@@ -1,0 +1,1 @@
+"""A task's training examples in many variants (TinyBERT's augmentation)."""
