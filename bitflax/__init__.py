@@ -9,7 +9,6 @@ from bitflax.hosts import initialize as initialize
 from bitflax.learned import clipped as clipped
 from bitflax.learned import elastic as elastic
 from bitflax.learned import lsq as lsq
-from bitflax.leaves import Split as Split
 from bitflax.losses import attention_kl as attention_kl
 from bitflax.losses import hidden_mse as hidden_mse
 from bitflax.losses import label_cross_entropy as label_cross_entropy
@@ -18,9 +17,14 @@ from bitflax.losses import logits_mse as logits_mse
 from bitflax.losses import score_mse as score_mse
 from bitflax.losses import soft_cross_entropy as soft_cross_entropy
 from bitflax.losses import soft_labels as soft_labels
-from bitflax.model import bert as bert
-from bitflax.model import init_act as init_act
-from bitflax.model import init_params as init_params
+from bitflax.model.apply import bert as bert
+from bitflax.model.apply import init_act as init_act
+from bitflax.model.apply import init_params as init_params
+from bitflax.model.leaves import Split as Split
+from bitflax.model.pretrained import load_pretrained as load_pretrained
+from bitflax.model.pretrained import params_from_hf as params_from_hf
+from bitflax.model.pretrained import params_to_hf as params_to_hf
+from bitflax.model.pretrained import save_pretrained as save_pretrained
 from bitflax.packedreader import load_packed as load_packed
 from bitflax.packedreader import read_packed as read_packed
 from bitflax.packedreader import size_report as size_report
@@ -34,10 +38,6 @@ from bitflax.parallel import shard_batch as shard_batch
 from bitflax.positions import take_positions as take_positions
 from bitflax.predict import Predictor as Predictor
 from bitflax.predict import load as load
-from bitflax.pretrained import load_pretrained as load_pretrained
-from bitflax.pretrained import params_from_hf as params_from_hf
-from bitflax.pretrained import params_to_hf as params_to_hf
-from bitflax.pretrained import save_pretrained as save_pretrained
 from bitflax.profiles import binarybert_1bit as binarybert_1bit
 from bitflax.profiles import binarybert_2bit as binarybert_2bit
 from bitflax.profiles import binarybert_act as binarybert_act

@@ -1,6 +1,6 @@
 """Small integers in whole bytes: the fields of a packed matrix, a row after the other.
 
-A leaf has 1, 2 or 8 bits a field (``bitflax.leaves.Packed``). A file holds the same
+A leaf has 1, 2 or 8 bits a field (``bitflax.model.leaves.Packed``). A file holds the same
 fields in less where they allow it: five ternary ones, or two of 4 bits, share a byte.
 """
 
@@ -50,7 +50,7 @@ def to_values(
 ) -> np.ndarray:
     """Return what a leaf's codes stand for before the scales: [rows, cols].
 
-    ``bitflax.leaves.codes_to_values`` gives the same inside jit.
+    ``bitflax.model.leaves.codes_to_values`` gives the same inside jit.
 
     Args:
       codes: of 1 bit (-1 or 1), 2 bits (-1, 0 or 1) or 8 bits (a signed byte).

@@ -9,12 +9,9 @@ import numpy as np
 from bitflax import (
     depth,
     encoding,
-    hfconfig,
-    leaves,
     packedact,
     packedmeta,
     packedtokenizer,
-    pretrained,
     projection,
     splitting,
     starting,
@@ -23,7 +20,7 @@ from bitflax import (
 )
 from bitflax.errors import BitflaxError, ConfigError
 from bitflax.lesson import Model
-from bitflax.model import bert, init_params
+from bitflax.model import apply, hf_config, leaves, pretrained
 from bitflax.recipe import Init, Stage
 from bitflax.resolving import function_name
 from bitflax.rules import quantize
@@ -34,7 +31,7 @@ _SOME = np.random.default_rng(0).normal(size=(16, 16)).astype(np.float32)
 
 
 def _shapes(config: BertConfig) -> Params:
-    init = functools.partial(init_params, config)
+    init = functools.partial(apply.init_params, config)
     return jax.eval_shape(init, jax.random.key(0))
 
 
@@ -131,8 +128,8 @@ def _start(init: Init, source: Model) -> Model:
 def _source(name: str, teacher: BertConfig, setting: Setting) -> Model:
     """Return the shapes of a model that a stage starts from."""
     place = pretrained.resolve(name) / "config.json"
-    found = hfconfig.config_from_hf(
-        hfconfig.read_json(place),
+    found = hf_config.config_from_hf(
+        hf_config.read_json(place),
         num_labels=teacher.num_labels,
         problem_type=teacher.problem_type,
         place=place,
@@ -171,8 +168,8 @@ def _check_packs(stage: Stage, rest: encoding.Rest, last: Model) -> None:
 def _check_stage(stage: Stage, teacher: Model, start: Model, batch: dict) -> Model:
     """Run a stage's first step on shapes; return the shapes that it leaves."""
     config = start.config
-    taught = bert(teacher.config)
-    student = projection.projected(bert(config, stage.act))
+    taught = apply.bert(teacher.config)
+    student = projection.projected(apply.bert(config, stage.act))
 
     def run(params, teacher_params):
         params = starting.projected(params, config, teacher.config, jax.random.key(0))

@@ -171,7 +171,8 @@ def export_command(args: Namespace) -> None:
 
 def inspect_command(args: Namespace) -> None:
     """Print every tensor's bits and bytes."""
-    from bitflax import hfstate, packedfile, packedreader
+    from bitflax import packedfile, packedreader
+    from bitflax.model import hf_weights
 
     path = Path(args.model)
     file = _weights(path)
@@ -181,7 +182,9 @@ def inspect_command(args: Namespace) -> None:
         rows = packedreader.size_report(file)
     else:
         own = named and file.suffix != ".json"  # an index stands for its folder
-        state = hfstate.read_file(file) if own else hfstate.read_state(file.parent)[0]
+        state = (
+            hf_weights.read_file(file) if own else hf_weights.read_state(file.parent)[0]
+        )
         rows = [
             packedfile.SizeRow(name, 8 * array.dtype.itemsize, array.size, array.nbytes)
             for name, array in state.items()

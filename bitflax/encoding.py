@@ -1,6 +1,6 @@
 """Values to codes: 1 and 2 bits read off quantised weights, 8 bits by rounding.
 
-All of it is NumPy on the host; ``bitflax.leaves`` does the way back, inside jit.
+All of it is NumPy on the host; ``bitflax.model.leaves`` does the way back, inside jit.
 """
 
 from collections.abc import Iterable, Sequence
@@ -12,7 +12,7 @@ from jaxtyping import Float32
 
 from bitflax import bitfields, trees
 from bitflax.errors import ConfigError, Diverged
-from bitflax.leaves import Packed
+from bitflax.model.leaves import Packed
 
 RESTS = ("int4", "int8", "float16", "float32")
 

@@ -11,7 +11,6 @@ import numpy as np
 
 from bitflax import (
     hosts,
-    leaves,
     packedreader,
     packing,
     positions,
@@ -23,6 +22,7 @@ from bitflax import (
 from bitflax.data import metrics
 from bitflax.errors import InputMissing
 from bitflax.lesson import Model
+from bitflax.model import leaves
 from bitflax.recipe import Stage
 from bitflax.rules import bits_of
 from bitflax.setting import Setting

@@ -11,8 +11,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from bitflax import activations, model, onnxbert, trees, unpacking
+from bitflax import onnxbert, trees, unpacking
 from bitflax.errors import ConfigError, InputMissing
+from bitflax.model import sites
+from bitflax.model.apply import bert
 from bitflax.types import INPUTS, BertConfig, Params
 
 Engine = Callable[[Mapping[str, np.ndarray]], np.ndarray]
@@ -84,7 +86,7 @@ def onnx_kind(config: BertConfig, act: Any) -> str:
     >>> onnx_kind(BertConfig(), symmetric(8)), onnx_kind(BertConfig(), None)
     ('onnx-int8', 'onnx-fp32')
     """
-    found = activations.at_sites(act, config).values()
+    found = sites.at_sites(act, config).values()
     short = any(getattr(quantizer, "bits", 32) <= 8 for quantizer in found)
     return "onnx-int8" if short else "onnx-fp32"
 
@@ -113,7 +115,7 @@ def _jax(config: BertConfig, params: Params, act: Any) -> Engine:
     # Tables stay packed, since few of their rows are looked up; matrices are unpacked
     # once and not in every batch. Both give the packed tree's numbers, save for the
     # rounding of scales where integers are multiplied.
-    integers, quantised = unpacking.integers_here(), activations.at_sites(act, config)
+    integers, quantised = unpacking.integers_here(), sites.at_sites(act, config)
 
     def unpack(path: str, leaf: Any) -> Any:
         if path.startswith("embeddings/"):
@@ -122,7 +124,7 @@ def _jax(config: BertConfig, params: Params, act: Any) -> Engine:
         return unpacking.on_host(leaf, integers if site in quantised else None)
 
     held = jax.device_put(trees.map_paths(unpack, params))
-    apply = model.bert(config, act, integers=integers)
+    apply = bert(config, act, integers=integers)
     step = jax.jit(lambda params, batch: apply(params, batch).logits)
 
     def engine(batch: Mapping[str, np.ndarray]) -> np.ndarray:

@@ -4,8 +4,9 @@ import functools
 import math
 from typing import Any, NamedTuple
 
-from bitflax import bitfields, encoding, hfnames, rules, trees
+from bitflax import bitfields, encoding, rules, trees
 from bitflax.errors import ConfigError
+from bitflax.model import names
 from bitflax.types import BertConfig
 
 Shape = tuple[int, ...]
@@ -41,7 +42,7 @@ def parameter_bits(
     """
     shapes = {
         entry.path: entry.shape[::-1] if entry.transposed else entry.shape
-        for entry in hfnames.entries(config)
+        for entry in names.entries(config)
     }
     fix = "correct the rule's regular expression"
     try:

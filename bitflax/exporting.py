@@ -31,17 +31,16 @@ from pathlib import Path
 
 from bitflax import (
     engines,
-    hfconfig,
     hffolder,
     modelcard,
     onnxbert,
-    pretrained,
     provenance,
     storage,
     trees,
     unpacking,
 )
 from bitflax.errors import ConfigError, OutputError
+from bitflax.model import hf_config, pretrained
 from bitflax.opening import Opened, locate, open_model
 from bitflax.rules import ACT_PARAMS
 from bitflax.types import Params
@@ -150,7 +149,7 @@ def _write_onnx(out: Path, model: Opened, kind: str) -> None:
 
 
 def _write_folder(out: Path, model: Opened, origin: provenance.Provenance) -> None:
-    hfconfig.config_to_hf(model.config)  # before the work: does this BERT fit there?
+    hf_config.config_to_hf(model.config)  # before the work: does this BERT fit there?
     size = model.place.stat().st_size if model.place.is_file() else None
     card = modelcard.card(model, origin, size)
     with hffolder.replacing(out, also={CARD}) as new:

@@ -7,10 +7,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from bitflax import hosts, model, parallel, projection, weighting
+from bitflax import hosts, parallel, projection, weighting
 from bitflax.data.corpus import CorpusBatches
 from bitflax.data.text import Tokenizer
 from bitflax.lesson import Model
+from bitflax.model.apply import bert
 from bitflax.recipe import Stage
 from bitflax.rules import quantize
 from bitflax.runfolder import RunFolder
@@ -80,8 +81,8 @@ class General:
         self, stage: Stage, student: BertConfig
     ) -> Callable[[Params], dict[str, float]]:
         """Return ``params -> {part of the loss: mean}`` on what is held out."""
-        apply = projection.projected(model.bert(student, stage.act))
-        teach = model.bert(self.teacher.config)
+        apply = projection.projected(bert(student, stage.act))
+        teach = bert(self.teacher.config)
         teacher = parallel.replicate(self.teacher.params, self.mesh)
         # What is held out does not depend on the order.
         batches = self._batches(0, stage)

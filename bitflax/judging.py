@@ -3,8 +3,9 @@
 import jax
 import jax.numpy as jnp
 
-from bitflax import losses, model, width
+from bitflax import losses, width
 from bitflax.lesson import Lesson, Model
+from bitflax.model.apply import bert
 from bitflax.types import Batch, Mean, Params
 
 BATCHES = 16
@@ -21,7 +22,7 @@ def judge(lesson: Lesson, whole: Model) -> width.Importance:
       whole: the model, before its width is cut.
     """
     small = lesson.small(whole)
-    apply, config = model.bert(small.config), small.config
+    apply, config = bert(small.config), small.config
     batches = lesson.batches(0)
     label = losses.label_mse if config.regression else losses.label_cross_entropy
 

@@ -13,7 +13,6 @@ import numpy as np
 from bitflax import (
     evaluate,
     hosts,
-    model,
     outputfiles,
     parallel,
     projection,
@@ -23,6 +22,7 @@ from bitflax import (
 from bitflax.data.batches import Batches
 from bitflax.data.examples import Task
 from bitflax.data.text import Tokens
+from bitflax.model import apply
 from bitflax.recipe import Stage
 from bitflax.rules import quantize
 from bitflax.runfolder import RunFolder
@@ -101,7 +101,7 @@ class Lesson:
         labels = self.task.dev.labels
         assert labels is not None  # where data have none, prepare takes the teacher's
         return evaluate.Evaluator(
-            model.bert(student, stage.act if stage else None),
+            apply.bert(student, stage.act if stage else None),
             self.dev,
             labels,
             self.metric,
@@ -175,7 +175,7 @@ class Lesson:
         if files and files.whole:
             return teaching.Kept(used, outputs, batches, array)
         filling = teaching.keep(
-            model.bert(teacher.config, dtype=stage.teacher_dtype),
+            apply.bert(teacher.config, dtype=stage.teacher_dtype),
             parallel.replicate(teacher.params, self.mesh),
             batches,
             outputs,
@@ -206,8 +206,8 @@ def _used(stage: Stage, teacher: Model, start: Model, batches: Any):
     The names are None where padding may be in use too.
     """
     batch = {k: v for k, v in batches.batch(0).items() if k != "index"}
-    student = projection.projected(model.bert(start.config, stage.act))
-    told = jax.eval_shape(model.bert(teacher.config), teacher.params, batch)
+    student = projection.projected(apply.bert(start.config, stage.act))
+    told = jax.eval_shape(apply.bert(teacher.config), teacher.params, batch)
     said = jax.eval_shape(student, start.params, batch)
     if teaching.may_read_padding(stage.loss, said, told, batch):
         return told, None

@@ -8,8 +8,9 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from bitflax import activations, engines, packedreader, trees
-from bitflax.leaves import Packed, Split
+from bitflax import engines, packedreader, trees
+from bitflax.model import sites
+from bitflax.model.leaves import Packed, Split
 from bitflax.opening import Opened
 from bitflax.provenance import PACKAGED, Provenance, Scored
 from bitflax.types import BertConfig, Params
@@ -186,10 +187,10 @@ def _packed(counts: Counter[int | float], size: int | None) -> Iterator[str]:
 
 
 def _limits(model: Opened, scored: bool) -> Iterator[str]:
-    found = activations.at_sites(model.act, model.config).values()
+    found = sites.at_sites(model.act, model.config).values()
     bits = sorted({q.bits for q in found if getattr(q, "bits", None)})
     if found:
-        learns = any(map(activations.learns, found))
+        learns = any(map(sites.learns, found))
         ranges = ", in ranges that it learned" if learns else ""
         rounded = f" to {' and '.join(map(str, bits))} bits" if bits else ""
         yield (

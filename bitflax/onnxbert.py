@@ -23,8 +23,9 @@ from typing import Any
 
 import numpy as np
 
-from bitflax import activations, onnxact, onnxlinear, onnxweights, trees, unpacking
+from bitflax import onnxact, onnxlinear, onnxweights, trees, unpacking
 from bitflax.errors import ConfigError
+from bitflax.model.sites import at_sites, bind
 from bitflax.onnxgraph import FLOAT, Graph
 from bitflax.types import INPUTS, BertConfig, Params
 
@@ -60,8 +61,8 @@ def build(config: BertConfig, params: Params, act: Any, kind: str) -> Any:
         raise ConfigError("kind", f"no kind {kind!r}", fix=f"one of {', '.join(KINDS)}")
     held = unpacking.on_host if kind == FP32 else onnxweights.read
     flat = {path: held(leaf) for path, leaf in trees.flatten(params).items()}
-    chosen = activations.at_sites(act, config)
-    activations.bind(chosen, params)
+    chosen = at_sites(act, config)
+    bind(chosen, params)
     student = _Student(config, flat, chosen, kind)
     logits = student.logits()
     if kind != FP32 and not student.products:
@@ -78,7 +79,7 @@ def build(config: BertConfig, params: Params, act: Any, kind: str) -> Any:
 
 
 class _Student:
-    """The graph of one student, part by part as in ``bitflax.model``.
+    """The graph of one student, part by part as in ``bitflax.model.apply``.
 
     Hidden states are matrices: a row is a token [batch * sequence, width], or, where
     ``first``, the first token of a text [batch, width].

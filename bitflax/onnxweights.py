@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from bitflax import bitfields, encoding, unpacking
-from bitflax.leaves import Packed, Split
+from bitflax.model.leaves import Packed, Split
 from bitflax.onnxgraph import FLOAT, INT32, Graph, Value
 
 

@@ -5,10 +5,11 @@ import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bitflax import hfextra, packedreader, pretrained, trees
+from bitflax import packedreader, trees
 from bitflax.data.text import Tokenizer
 from bitflax.errors import ConfigError, InputMissing
-from bitflax.leaves import Split
+from bitflax.model import hfextra, pretrained
+from bitflax.model.leaves import Split
 from bitflax.types import BertConfig, Params
 
 

@@ -9,18 +9,10 @@ import re
 from pathlib import Path
 from typing import Any
 
-from bitflax import (
-    encoding,
-    expected,
-    hfconfig,
-    hfnames,
-    hub,
-    resolving,
-    rules,
-    weighting,
-)
+from bitflax import encoding, expected, resolving, rules, weighting
 from bitflax.data import glue, tasks
 from bitflax.errors import BitflaxError, ConfigError
+from bitflax.model import hf_config, hub, names
 from bitflax.recipe import Init, Recipe, Stage
 from bitflax.types import BertConfig, Optim
 
@@ -49,8 +41,8 @@ def _config(name: str, labels: int | None) -> tuple[BertConfig | None, str]:
     try:
         folder = hub.resolve(name)
         path = folder / "config.json"
-        fields = hfconfig.read_json(path)
-        config = hfconfig.config_from_hf(fields, num_labels=labels, place=path)
+        fields = hf_config.read_json(path)
+        config = hf_config.config_from_hf(fields, num_labels=labels, place=path)
         return config, str(folder)
     except BitflaxError as error:
         return None, f"{error.problem} ({error.fix})"
@@ -145,7 +137,7 @@ def _teacher(of: Recipe, config: BertConfig | None) -> str:
     if config:
         heads = f"{config.num_attention_heads} heads"
         wide = f"{config.hidden_size} wide, {heads}"
-        values = sum(math.prod(entry.shape) for entry in hfnames.entries(config))
+        values = sum(math.prod(entry.shape) for entry in names.entries(config))
         rows.append(f"{config.num_hidden_layers} layers, {wide}, {values:,} parameters")
     return _rows("teacher", rows)
 
@@ -253,7 +245,7 @@ def _sizes(of: Recipe, config: BertConfig) -> str:
         times = f" x {len(members)}" if len(members) > 1 else ""
         rows.append(_cells(bits or "?", values, size, f"{path} {list(shape)}{times}"))
     total = sum(line.size for line in lines)
-    full = 4 * sum(math.prod(entry.shape) for entry in hfnames.entries(config))
+    full = 4 * sum(math.prod(entry.shape) for entry in names.entries(config))
     values = sum(math.prod(line.shape) for line in lines)
     rows.append(_cells("", values, total, "all of it, the tokenizer aside"))
     smaller = f"{full / total:.1f} times smaller than the teacher's"

@@ -10,8 +10,9 @@ import json
 import re
 from typing import Any
 
-from bitflax import activations, learned, quantizers, tensorfile
+from bitflax import learned, quantizers, tensorfile
 from bitflax.errors import ConfigError
+from bitflax.model import sites
 from bitflax.types import BertConfig
 
 KINDS = {
@@ -90,7 +91,7 @@ def from_json(text: str, config: BertConfig) -> Any:
     else:
         act = _pairs(found)
     _check_work(act, config)
-    for site, quantizer in activations.at_sites(act, config).items():
+    for site, quantizer in sites.at_sites(act, config).items():
         _check_fit(site, quantizer, config)
     return act
 
@@ -182,7 +183,7 @@ def _work(regex: str) -> int:
 def _check_work(act: Any, config: BertConfig) -> None:
     regexes = [regex for regex, _ in act] if isinstance(act, tuple) else ()
     work = sum(_A_MATCH + _work(regex) for regex in regexes)
-    if work * len(activations.sites(config)) > _MAX_WORK:
+    if work * len(sites.sites(config)) > _MAX_WORK:
         raise ValueError("act: its regexes of sites are too many or too intricate")
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from bitflax import bitfields
 from bitflax.errors import ConfigError
-from bitflax.leaves import Packed, Split
+from bitflax.model.leaves import Packed, Split
 from bitflax.tensorfile import Entry
 
 Shapes = Mapping[str, tuple[int, ...]]

@@ -11,8 +11,9 @@ import types
 import typing
 from typing import Any
 
-from bitflax import activations, hfnames, tensorfile
+from bitflax import tensorfile
 from bitflax.errors import ConfigError
+from bitflax.model import names, sites
 from bitflax.types import BertConfig
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
@@ -95,6 +96,6 @@ def parameter_shapes(config: BertConfig, act: Any = None) -> dict[str, tuple[int
     """
     shapes = {
         entry.path: entry.shape[::-1] if entry.transposed else entry.shape
-        for entry in hfnames.entries(config)
+        for entry in names.entries(config)
     }
-    return shapes | activations.learned_shapes(act, config)
+    return shapes | sites.learned_shapes(act, config)

@@ -34,7 +34,6 @@ import numpy as np
 
 from bitflax import (
     encoding,
-    leaves,
     packedact,
     packedfile,
     packedmeta,
@@ -43,7 +42,8 @@ from bitflax import (
     trees,
 )
 from bitflax.errors import ConfigError, OutputError, StorageError
-from bitflax.leaves import Split
+from bitflax.model import leaves
+from bitflax.model.leaves import Split
 from bitflax.packedreader import FORMAT
 from bitflax.rules import ACT_PARAMS, Rules, quantize
 from bitflax.types import BertConfig, Params

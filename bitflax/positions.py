@@ -9,7 +9,7 @@ from typing import Any
 
 from bitflax import trees
 from bitflax.encoding import POSITIONS
-from bitflax.leaves import Packed, Split
+from bitflax.model.leaves import Packed, Split
 from bitflax.types import BertConfig, Params
 
 

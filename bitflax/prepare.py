@@ -8,13 +8,14 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from bitflax import checks, evaluate, model, parallel, pretrained, storage, vocabulary
+from bitflax import checks, evaluate, parallel, storage, vocabulary
 from bitflax.data import batches, metrics, tasks
 from bitflax.data.augmentation import augment
 from bitflax.data.examples import Examples, Task, digest, label_places
 from bitflax.data.text import Tokenizer
 from bitflax.errors import ConfigError
 from bitflax.lesson import Lesson, Model
+from bitflax.model import apply, pretrained
 from bitflax.recipe import Recipe
 from bitflax.runfolder import RunFolder
 from bitflax.setting import Setting
@@ -134,7 +135,7 @@ def _agreeing(setting: Setting, lesson: Lesson, plain: Lesson) -> Setting:
     config, params = lesson.small(setting.teacher)
     names = () if config.regression else config.labels
     judge = evaluate.Evaluator(
-        model.bert(config),
+        apply.bert(config),
         lesson.dev,
         np.zeros(0),
         lesson.metric,

@@ -7,7 +7,7 @@ Jiao et al. 2019 (arXiv:1909.10351), eq. 8: ``MSE(H_student W, H_teacher)``.
 import jax
 import jax.numpy as jnp
 
-from bitflax import leaves
+from bitflax.model import leaves
 from bitflax.types import ApplyFn, Batch, Outputs, Params
 
 NAME = "projection"

@@ -9,8 +9,8 @@ import re
 from typing import Literal
 
 from bitflax import overrides
-from bitflax.activations import Act
 from bitflax.errors import UsageError
+from bitflax.model.sites import Act
 from bitflax.rules import Rules
 from bitflax.sources import Corpus, Data, Teacher, check_optim, check_rules, need
 from bitflax.types import BertConfig, LossFn, Optim

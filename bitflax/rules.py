@@ -8,7 +8,8 @@ import functools
 from collections.abc import Sequence
 from typing import Any
 
-from bitflax import leaves, quantizers, trees
+from bitflax import quantizers, trees
+from bitflax.model import leaves
 from bitflax.types import Params, Quantizer
 
 Rules = Sequence[tuple[str, Quantizer]]

@@ -5,11 +5,12 @@ import functools
 
 import jax
 
-from bitflax import pretrained, starting
+from bitflax import starting
 from bitflax.data.text import Tokenizer
 from bitflax.errors import ConfigError
 from bitflax.general import General
 from bitflax.lesson import Lesson, Model
+from bitflax.model import pretrained
 from bitflax.recipe import Recipe, Stage
 from bitflax.runfolder import RunFolder
 

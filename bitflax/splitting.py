@@ -32,8 +32,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from bitflax import leaves, quantizers, trees
+from bitflax import quantizers, trees
 from bitflax.errors import ConfigError
+from bitflax.model import leaves
 from bitflax.rules import Rules
 from bitflax.types import Params
 

@@ -20,9 +20,7 @@ from bitflax import (
     loop,
     losses,
     memory,
-    model,
     parallel,
-    pretrained,
     projection,
     report,
     starting,
@@ -42,6 +40,8 @@ from bitflax.ending import (
 )
 from bitflax.general import General
 from bitflax.lesson import Lesson, Model
+from bitflax.model import pretrained
+from bitflax.model.apply import bert
 from bitflax.prepare import prepare
 from bitflax.recipe import Recipe, Stage, check_until
 from bitflax.resolving import resolved
@@ -262,14 +262,14 @@ def _step(
     optimizer: optax.GradientTransformation,
 ):
     """Return the mapped step, its batch function, and what it gets as a teacher."""
-    student = model.bert(
+    student = bert(
         start.config, stage.act, dtype=stage.dtype, recompute=stage.recompute
     )
     apply = projection.projected(student)
     kept, teach = None, None
     if teacher is not None:
         teacher = lesson.small(teacher)
-        teach = model.bert(teacher.config, dtype=stage.teacher_dtype)
+        teach = bert(teacher.config, dtype=stage.teacher_dtype)
         kept = lesson.kept(stage, teacher, start, batches)
     step = training.make_train_step(
         apply,

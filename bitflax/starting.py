@@ -7,18 +7,9 @@ from collections.abc import Callable
 
 import jax
 
-from bitflax import (
-    activations,
-    depth,
-    model,
-    pretrained,
-    projection,
-    rules,
-    splitting,
-    trees,
-    width,
-)
+from bitflax import depth, projection, rules, splitting, trees, width
 from bitflax.lesson import Model
+from bitflax.model import apply, pretrained, sites
 from bitflax.recipe import Init, Stage
 from bitflax.types import Batch, BertConfig, Params
 
@@ -44,7 +35,7 @@ def start(
         chosen = loaded(init.source, teacher.config, key)
     config, params = init.config(chosen.config), chosen.params
     if init.shape is not None:
-        params = model.init_params(config, key)
+        params = apply.init_params(config, key)
     elif init.layers is not None:
         params = depth.take_layers(params, init.layers)
     if init.width is not None:
@@ -85,9 +76,7 @@ def projected(
     return projection.add_projection(params, key, narrow, wide)
 
 
-def fit_act(
-    small: Model, stage: Stage, before: activations.Act, batch: Batch
-) -> Params:
+def fit_act(small: Model, stage: Stage, before: sites.Act, batch: Batch) -> Params:
     """Return the parameters with those that learned activation quantizers need.
 
     Those of the stage before go on where its quantizers were the same; else they are
@@ -101,11 +90,11 @@ def fit_act(
     """
     config, flat = small.config, trees.flatten(small.params)
     held = {path for path in flat if re.fullmatch(rules.ACT_PARAMS, path)}
-    at = activations.at_sites(stage.act, config)
-    wanted = {site for site, fn in at.items() if activations.learns(fn)}
+    at = sites.at_sites(stage.act, config)
+    wanted = {site for site, fn in at.items() if sites.learns(fn)}
     if stage.act == before and wanted == held:
         return small.params
     if wanted:
         quantize = functools.partial(rules.quantize, rules=stage.rules)
-        return model.init_act(small.params, stage.act, batch, config, quantize)
+        return apply.init_act(small.params, stage.act, batch, config, quantize)
     return trees.unflatten({p: leaf for p, leaf in flat.items() if p not in held})

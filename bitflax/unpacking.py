@@ -1,6 +1,6 @@
 """Packed leaves to arrays on the host: what loading a model pays once.
 
-``bitflax.leaves.dense`` gives the same numbers inside jit. Outside, jax would compile a
+``bitflax.model.leaves.dense`` gives the same numbers inside jit. Outside, jax would compile a
 program for every shape before the first prediction: seconds, against a tenth of one.
 """
 
@@ -14,8 +14,8 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from bitflax import bitfields
-from bitflax.leaves import Packed, Split
-from bitflax.products import Coded
+from bitflax.model.leaves import Packed, Split
+from bitflax.model.matmul import Coded
 
 
 def integers_here() -> DTypeLike | None:

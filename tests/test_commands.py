@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 import bitflax as bf
-from bitflax import cli, packing, predict, pretrained
+from bitflax import cli, packing, predict
+from bitflax.model import pretrained
 
 
 class Echo:

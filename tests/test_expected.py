@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 import bitflax as bf
-from bitflax import expected, hfnames, outline, packedreader, packing, trees
+from bitflax import expected, outline, packedreader, packing, trees
+from bitflax.model import names
 from tests.test_outline import CONFIG, made
 
 
@@ -43,7 +44,7 @@ def test_bits_and_bytes_are_those_of_the_packed_file(rules, rest, halved):
         entry.path: rng.normal(
             size=entry.shape[::-1] if entry.transposed else entry.shape
         )
-        for entry in hfnames.entries(student)
+        for entry in names.entries(student)
     }
     params = trees.unflatten({k: jnp.asarray(v, jnp.float32) for k, v in flat.items()})
     params = bf.split(params, split)

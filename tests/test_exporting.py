@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 import bitflax as bf
-from bitflax import exporting, packedreader, packing, predict, pretrained, storage
+from bitflax import exporting, packedreader, packing, predict, storage
 from bitflax.data.text import Tokenizer
 from bitflax.errors import ConfigError, InputMissing, OutputError, StorageError
+from bitflax.model import pretrained
 from tests import test_predict
 from tests.helpers import small
 from tests.test_predict import CONFIG, TEXTS, params, tokenizer

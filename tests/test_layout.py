@@ -16,21 +16,21 @@ ROOT = PACKAGE.parent
 # The rows of one level keep order inside it.
 ROWS = """
 L0  types errors data.examples
-L0  memory trees onnxgraph fieldtypes storage svg progressbar torchpickle
+L0  memory trees onnxgraph fieldtypes storage svg progressbar model.torchpickle
 L0  joining
 L0  tensorfile hosts
-L1  products bitfields recompute outputfiles
+L1  model.matmul bitfields model.recompute outputfiles
 L1  overrides quantizers losses weighting depth data.metrics
-L1  leaves
-L1  activations numerics bertadam learned liveness provenance
-L1  hfconfig hfnames hffolder hub statedict torchfile runlog
+L1  model.leaves
+L1  model.sites model.numerics bertadam learned liveness provenance
+L1  model.hf_config model.names hffolder model.hub statedict model.torch_bin runlog
 L1  folderlock pauses
 L1  data.tables data.text data.icd10 data.passages data.pieces compiling
 L1  data.augmentation.word_vectors data.augmentation.resumable_file
-L2  layers
-L2  rules model projection encoding packedact packedmeta tokenizerparts hfstate
+L2  model.layers
+L2  rules model.apply projection encoding packedact packedmeta tokenizerparts model.hf_weights
 L2  data.columns data.batches data.piececounts
-L2  packedfile packedtokenizer splitting width profiles hfextra unpacking positions
+L2  packedfile packedtokenizer splitting width profiles model.hfextra unpacking positions
 L2  data.augmentation.words
 L2  data.augmentation.variants
 L2  data.glue data.own_files
@@ -39,7 +39,7 @@ L2  data.corpus_tfds
 L2  data.corpus
 L2  data.tasks
 L3  packedreader
-L3  packing pretrained training parallel checkpoints runfolder teaching
+L3  packing model.pretrained training parallel checkpoints runfolder teaching
 L3  vocabulary onnxact onnxweights
 L3  onnxlinear
 L3  onnxbert
@@ -70,10 +70,10 @@ RANK = {
 
 # Who may import a package, and whether at the top of the file.
 ONLY = {
-    "transformers": {"data/text.py", "pretrained.py"},
+    "transformers": {"data/text.py", "model/pretrained.py"},
     "tensorflow_datasets": {"data/tfds.py", "data/corpus_tfds.py"},
     "orbax": {"checkpoints.py"},
-    "flax.linen": {"layers.py"},
+    "flax.linen": {"model/layers.py"},
     "flax.nnx": set(),
     "tensorflow": set(),
     "torch": set(),

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bitflax import leaves
 from bitflax.learned import clipped, elastic, lsq
+from bitflax.model import leaves
 from bitflax.quantizers import asymmetric, binarize, symmetric, ternarize
 from tests.helpers import oracles
 

@@ -6,8 +6,9 @@ import jax.numpy as jnp
 import pytest
 
 import bitflax as bf
-from bitflax import judging, leaves, loop, stages, trees
+from bitflax import judging, loop, stages, trees
 from bitflax.errors import ConfigError
+from bitflax.model import leaves
 from tests.helpers import tinyrun
 
 LOGITS = bf.weighted(logits=(1.0, bf.soft_labels))

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 import bitflax as bf
-from bitflax import encoding, leaves, onnxweights
-from bitflax.leaves import Packed, Split
+from bitflax import encoding, onnxweights
+from bitflax.model import leaves
+from bitflax.model.leaves import Packed, Split
 from bitflax.onnxgraph import Graph
 from tests.helpers import onnxrun
 

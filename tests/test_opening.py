@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 import bitflax as bf
-from bitflax import opening, packing, pretrained
+from bitflax import opening, packing
 from bitflax.errors import ConfigError, InputMissing
-from bitflax.leaves import Packed, Split
+from bitflax.model import pretrained
+from bitflax.model.leaves import Packed, Split
 from tests.test_predict import CONFIG, params, tokenizer
 
 

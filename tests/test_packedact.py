@@ -7,9 +7,10 @@ import jax.numpy as jnp
 import pytest
 
 import bitflax as bf
-from bitflax import activations, packedact, profiles
+from bitflax import packedact, profiles
 from bitflax.errors import ConfigError
 from bitflax.learned import clipped, elastic
+from bitflax.model import sites
 from tests.helpers import small
 
 CONFIG = small.config(2)
@@ -145,5 +146,5 @@ def test_rules_without_end_are_refused():
 
 def test_a_rule_for_each_site_is_not_too_many():
     config = small.config(24)
-    act = tuple((re.escape(site), bf.symmetric()) for site in activations.sites(config))
+    act = tuple((re.escape(site), bf.symmetric()) for site in sites.sites(config))
     assert packedact.from_json(packedact.to_json(act, config), config) == act

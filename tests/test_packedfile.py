@@ -17,7 +17,7 @@ import pytest
 import bitflax as bf
 from bitflax import packedfile, packedmeta, packedreader, packing, trees
 from bitflax.errors import ConfigError, DamagedFile
-from bitflax.leaves import Packed, Split
+from bitflax.model.leaves import Packed, Split
 from tests.helpers import packedfiles, small
 
 CONFIG = small.config(1, hidden_size=12, num_attention_heads=2, vocab_size=20)

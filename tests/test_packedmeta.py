@@ -4,8 +4,9 @@ import jax
 import pytest
 
 import bitflax as bf
-from bitflax import activations, packedmeta, profiles, trees
+from bitflax import packedmeta, profiles, trees
 from bitflax.errors import ConfigError
+from bitflax.model import sites
 from tests.helpers import small
 
 CONFIGS = {
@@ -39,7 +40,7 @@ def test_shapes_know_what_activations_learn():
     plain = packedmeta.parameter_shapes(config, bf.symmetric(8))
     assert plain == packedmeta.parameter_shapes(config)
     learned = {path: shape for path, shape in more.items() if path not in plain}
-    assert learned == dict.fromkeys(activations.sites(config), (2,))
+    assert learned == dict.fromkeys(sites.sites(config), (2,))
 
 
 def edited(**fields):

@@ -13,7 +13,6 @@ import safetensors.numpy
 import bitflax as bf
 from bitflax import (
     encoding,
-    leaves,
     packedfile,
     packedmeta,
     packedreader,
@@ -28,7 +27,8 @@ from bitflax.errors import (
     OutputError,
     StorageError,
 )
-from bitflax.leaves import Packed
+from bitflax.model import leaves
+from bitflax.model.leaves import Packed
 from tests.helpers import packedfiles, small
 
 CONFIG = small.config(2, id2label={0: "no", 1: "yes", 2: "perhaps"})

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 import bitflax as bf
-from bitflax import activations, model, packedreader, packing, profiles, trees
+from bitflax import packedreader, packing, profiles, trees
 from bitflax.errors import ConfigError, DamagedFile
+from bitflax.model import apply, sites
 from tests.helpers import small
 
 CONFIG = small.config(1, hidden_act="relu")
@@ -25,7 +26,7 @@ ACTS = {
 def student(name):
     params = bf.take_layers(small.teacher_params(), (1,))
     quantize = functools.partial(bf.quantize, rules=RULES)
-    return model.init_act(params, ACTS[name], small.batch(4, 0), CONFIG, quantize)
+    return apply.init_act(params, ACTS[name], small.batch(4, 0), CONFIG, quantize)
 
 
 @pytest.mark.parametrize("rest", ["int8", "float16"])
@@ -38,12 +39,12 @@ def test_what_activations_learn_comes_back_to_the_last_bit(name, rest, tmp_path)
     assert found.act == ACTS[name]
     before, after = trees.flatten(student(name)), trees.flatten(found.packed)
     assert set(before) == set(after)
-    for site in activations.sites(CONFIG):
+    for site in sites.sites(CONFIG):
         np.testing.assert_array_equal(before[site], after[site])
         assert after[site].shape == before[site].shape
     assert packedreader.describe(path)[0] == "2"
     rows = bf.size_report(path)
-    assert {row.name for row in rows} >= set(activations.sites(CONFIG))
+    assert {row.name for row in rows} >= set(sites.sites(CONFIG))
     assert sum(row.bytes for row in rows) == path.stat().st_size
 
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 import bitflax as bf
-from bitflax import encoding, leaves, packedreader, packing, positions, splitting, trees
+from bitflax import encoding, packedreader, packing, positions, splitting, trees
+from bitflax.model import leaves
 from tests.helpers import small
 
 CONFIG = small.config(1)

@@ -10,10 +10,11 @@ import pytest
 import tokenizers
 
 import bitflax as bf
-from bitflax import packedreader, packing, predict, pretrained
+from bitflax import packedreader, packing, predict
 from bitflax.data import examples
 from bitflax.data.text import Tokenizer
 from bitflax.errors import ConfigError, DamagedFile, DataError, InputMissing
+from bitflax.model import pretrained
 from tests.helpers import small
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *"abcdefghijklmnopqrst"]

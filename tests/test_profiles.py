@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 import bitflax as bf
-from bitflax import activations, hfnames, model, profiles, rules, splitting, trees
+from bitflax import profiles, rules, splitting, trees
+from bitflax.model import apply, names, sites
 from bitflax.types import BertConfig
 from tests.helpers import oracles, small
 
@@ -115,7 +116,7 @@ def gradient(flat, name):
     if "clip" in name:
         # A half has a clip of its own there, whose gradient is a share of ours.
         return None if half else flat[site(name)]
-    entries = {e.name: e for e in hfnames.entries(oracles.STUDENT)}
+    entries = {e.name: e for e in names.entries(oracles.STUDENT)}
     entry = entries[whole]
     leaf = flat[entry.path]
     if hasattr(leaf, "a"):
@@ -126,7 +127,7 @@ def gradient(flat, name):
 @pytest.mark.parametrize("bits", [8, 32])
 def test_binaryberts_ternary_model_and_stages(bits, x64):
     act = profiles.binarybert_act(bits) if bits < 32 else None
-    params = model.init_act(oracles.student(np.float64), act, {})
+    params = apply.init_act(oracles.student(np.float64), act, {})
     out, parts, gradients = stages(oracles.STUDENT, act, TERNARY, params)
     assert_outputs(out, f"ternary_a{bits}")
     assert_losses(parts, gradients, f"ternary_a{bits}")
@@ -136,7 +137,7 @@ def test_binaryberts_ternary_model_and_stages(bits, x64):
 def test_binaryberts_split_model_and_stages(bits, x64):
     act = profiles.binarybert_act(bits) if bits < 32 else None
     params = splitting.split(oracles.student(np.float64), TERNARY)
-    params = model.init_act(params, act, {})
+    params = apply.init_act(params, act, {})
     out, parts, gradients = stages(oracles.STUDENT, act, BINARY, params)
     # Split exactly, it is the ternary model; their halves are exact to 4e-8 alone.
     assert_outputs(out, f"ternary_a{bits}")
@@ -151,10 +152,10 @@ def test_binaryberts_teacher(x64):
 def test_binaryberts_model_with_learned_steps(x64):
     params, act = oracles.student(np.float64), profiles.lsq_act(4)
     quantize = functools.partial(bf.quantize, rules=TERNARY)
-    params = model.init_act(params, act, oracles.batch(), RELU, quantize)
+    params = apply.init_act(params, act, oracles.batch(), RELU, quantize)
     found, z = trees.flatten(params), oracles.load(FILE)
     steps = {k: v for k, v in z.items() if k.startswith("lsq_alpha/")}
-    assert len(steps) == len(activations.sites(RELU))
+    assert len(steps) == len(sites.sites(RELU))
     for key, step in steps.items():
         close(found[site(key.removeprefix("lsq_alpha/"))], step, 1e-12, key)
     out, parts, gradients = stages(RELU, act, TERNARY, params)
@@ -199,8 +200,8 @@ def test_ternaryberts_weights_are_clipped_and_get_no_gradient_beyond():
 @pytest.mark.parametrize("name", ACTS)
 def test_every_site_learns_and_one_sided_ones_are_known(name):
     config = small.config(2)
-    found = activations.at_sites(ACTS[name], config)
-    assert set(found) == set(activations.sites(config))
+    found = sites.at_sites(ACTS[name], config)
+    assert set(found) == set(sites.sites(config))
     for place, quantizer in found.items():
         inner = getattr(quantizer, "quantizer", quantizer)
         around = isinstance(inner, bf.symmetric) or getattr(inner, "signed", False)
@@ -208,7 +209,7 @@ def test_every_site_learns_and_one_sided_ones_are_known(name):
         assert re.fullmatch(rules.ACT_PARAMS, place)
         assert rules.bits_of(quantizer) == quantizer.bits
         assert not rules.by_row(quantizer)
-    shapes = activations.learned_shapes(ACTS[name], config)
+    shapes = sites.learned_shapes(ACTS[name], config)
     assert set(shapes) == set(found)
 
 
@@ -217,7 +218,7 @@ def test_students_of_few_bits_run_and_every_step_has_a_gradient(bits):
     config, act = small.config(2, hidden_act="relu"), profiles.elastic_act(bits)
     batch, params = small.batch(4, 0), bf.take_layers(small.teacher_params(), (0, 1))
     quantize = functools.partial(bf.quantize, rules=profiles.binarybert_1bit())
-    params = model.init_act(params, act, batch, config, quantize)
+    params = apply.init_act(params, act, batch, config, quantize)
 
     @jax.jit
     @jax.grad
@@ -227,7 +228,7 @@ def test_students_of_few_bits_run_and_every_step_has_a_gradient(bits):
         return loss + sum(jnp.sum(jnp.square(s)) for s in out.scores)
 
     flat = trees.flatten(gradient(params))
-    for place in activations.sites(config):
+    for place in sites.sites(config):
         assert np.isfinite(flat[place]), place
         assert flat[place] != 0, place
 

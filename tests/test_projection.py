@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 import bitflax as bf
-from bitflax import hfnames, pretrained, projection, trees
+from bitflax import projection, trees
+from bitflax.model import names, pretrained
 from tests.helpers import oracles
 
 SMALL = bf.BertConfig(
@@ -71,7 +72,7 @@ def apply(name):
 
 
 def assert_gradients(gradient, config, prefix):
-    entries = {hfnames.canonical(e.name): e for e in hfnames.entries(config)}
+    entries = {names.canonical(e.name): e for e in names.entries(config)}
     flat, checked = trees.flatten(gradient), 0
     for key, theirs in oracles.load("tinybert").items():
         if not key.startswith(prefix):
@@ -81,7 +82,7 @@ def assert_gradients(gradient, config, prefix):
             leaf = {"weight": "kernel", "bias": "bias"}[name.rpartition(".")[2]]
             path, turned = f"projection/{leaf}", leaf == "kernel"
         else:
-            entry = entries[hfnames.canonical(name)]
+            entry = entries[names.canonical(name)]
             path, turned = entry.path, entry.transposed
         close(flat[path], theirs.T if turned else theirs, path)
         checked += 1

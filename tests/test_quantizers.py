@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bitflax import leaves, quantizers
+from bitflax import quantizers
+from bitflax.model import leaves
 from bitflax.quantizers import asymmetric, binarize, symmetric, ternarize
 from tests.helpers import oracles
 

@@ -8,8 +8,8 @@ import jax
 import numpy as np
 
 import bitflax as bf
-from bitflax import leaves
 from bitflax.data.text import Tokenizer
+from bitflax.model import leaves
 from tests.helpers import tinyrun
 
 README = pathlib.Path(__file__).parent.parent / "README.md"

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 import bitflax as bf
-from bitflax import leaves, rules, trees
+from bitflax import rules, trees
+from bitflax.model import leaves
 from tests.helpers import oracles, small
 
 part = functools.partial

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 import bitflax as bf
-from bitflax import checkpoints, packing, predict, pretrained, splitting, trees
-from bitflax.leaves import Packed, Split
+from bitflax import checkpoints, packing, predict, splitting, trees
+from bitflax.model import pretrained
+from bitflax.model.leaves import Packed, Split
 from tests import test_predict
 from tests.helpers import small
 

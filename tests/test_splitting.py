@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 import bitflax as bf
-from bitflax import model, profiles, splitting, trees
+from bitflax import profiles, splitting, trees
 from bitflax.errors import ConfigError
-from bitflax.leaves import Split
+from bitflax.model import apply as model_apply
+from bitflax.model.leaves import Split
 from tests.helpers import oracles, small
 
 part = functools.partial
@@ -214,7 +215,7 @@ def latent(per, steps):
 def moved(params, rules, act=None):
     """By how much the split moves the logits."""
     apply, batch = jax.jit(bf.bert(small.config(1), act)), small.batch(8, seed=9)
-    params = model.init_act(params, act, batch, small.config(1))
+    params = model_apply.init_act(params, act, batch, small.config(1))
     before = apply(bf.quantize(params, rules), batch).logits
     halves = splitting.split(params, rules)
     after = apply(bf.quantize(halves, splitting.binary_rules(rules)), batch).logits

@@ -10,18 +10,10 @@ import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
 import bitflax as bf
-from bitflax import (
-    packedreader,
-    packing,
-    predict,
-    pretrained,
-    provenance,
-    runlog,
-    teaching,
-    trees,
-)
+from bitflax import packedreader, packing, predict, provenance, runlog, teaching, trees
 from bitflax.data import batches, metrics, tasks
 from bitflax.errors import ConfigError, UsageError
+from bitflax.model import pretrained
 from tests.helpers import tinyrun
 
 NAMES = ["teacher", "fp32", "onebit", "packed"]

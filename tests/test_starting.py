@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 import bitflax as bf
-from bitflax import leaves, starting, trees, width
+from bitflax import starting, trees, width
 from bitflax.lesson import Model
+from bitflax.model import leaves
 from tests.helpers import tinyrun
 
 KEY = jax.random.key(0)

@@ -6,7 +6,8 @@ import numpy as np
 import optax
 import pytest
 
-from bitflax import leaves, statedict
+from bitflax import statedict
+from bitflax.model import leaves
 from bitflax.types import TrainState
 
 

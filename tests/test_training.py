@@ -11,7 +11,8 @@ import optax
 import pytest
 
 import bitflax as bf
-from bitflax import leaves, training, trees
+from bitflax import training, trees
+from bitflax.model import leaves
 from tests.helpers import oracles, small
 
 

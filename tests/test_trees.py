@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import pytest
 
 from bitflax import trees
-from bitflax.leaves import Packed
+from bitflax.model.leaves import Packed
 
 TREE = {"a": {"kernel": 1, "bias": 2}, "b": {"c": {"kernel": 3}}, "d": 4}
 FLAT = {"a/kernel": 1, "a/bias": 2, "b/c/kernel": 3, "d": 4}

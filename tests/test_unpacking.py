@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bitflax import leaves, unpacking
-from bitflax.leaves import Packed, Split
+from bitflax import unpacking
+from bitflax.model import leaves
+from bitflax.model.leaves import Packed, Split
 
 
 def made(bits, cols, scales, rows=6):

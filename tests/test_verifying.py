@@ -8,8 +8,9 @@ import jax
 import pytest
 
 import bitflax as bf
-from bitflax import cli, packedreader, packing, pretrained, verifying
+from bitflax import cli, packedreader, packing, verifying
 from bitflax.errors import DamagedFile, InputMissing, UsageError
+from bitflax.model import pretrained
 from tests.helpers import forgery, small, tinypacked
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from bitflax import trees, vocabulary
-from bitflax.leaves import Split
+from bitflax.model.leaves import Split
 from tests.helpers import small
 
 USED = np.array([3, 7, 20])

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 import bitflax as bf
-from bitflax import hfconfig, leaves, packedmeta, trees, width
+from bitflax import packedmeta, trees, width
 from bitflax.errors import ConfigError
+from bitflax.model import hf_config, leaves
 from tests.helpers import small
 
 CONFIG = small.config(2, num_attention_heads=4, head_size=5)
@@ -152,4 +153,4 @@ def test_importance_needs_a_batch():
 
 def test_a_narrow_model_is_not_exported():
     with pytest.raises(ConfigError, match="Hugging Face's BERT has no field"):
-        hfconfig.config_to_hf(NARROW)
+        hf_config.config_to_hf(NARROW)

@@ -16,11 +16,12 @@ from typing import Any
 import numpy as np
 
 import bitflax as bf
-from bitflax import onnxbert, packing, pretrained, recipefiles
+from bitflax import onnxbert, packing, recipefiles
 from bitflax.data import metrics, tasks
 from bitflax.data.examples import label_places
 from bitflax.data.text import Tokenizer
 from bitflax.engines import run_onnx
+from bitflax.model import pretrained
 from tests.benchmarks import common
 
 

@@ -19,10 +19,10 @@ import jax.numpy as jnp
 import numpy as np
 
 import bitflax as bf
-from bitflax import pretrained
 from bitflax.data import tasks
 from bitflax.data.augmentation import augment, masked_lm, words
 from bitflax.data.text import Tokenizer
+from bitflax.model import pretrained
 from tests.benchmarks import common, steps
 
 COUNT = 15

@@ -19,9 +19,9 @@ from typing import Any
 
 import numpy as np
 
-from bitflax import pretrained
 from bitflax.data.corpus import CorpusBatches
 from bitflax.data.text import Tokenizer
+from bitflax.model import pretrained
 from tests.benchmarks import common
 
 BLOCK = 100_000

@@ -18,9 +18,10 @@ from typing import Any
 
 import numpy as np
 
-from bitflax import memory, pretrained, vocabulary
+from bitflax import memory, vocabulary
 from bitflax.data import batches, tasks
 from bitflax.data.text import Tokenizer, Tokens
+from bitflax.model import pretrained
 from tests.benchmarks import common, steps, train_step
 
 FOLDERS = {"glue/cola": "CoLA", "glue/mrpc": "MRPC", "glue/sst2": "SST-2"}

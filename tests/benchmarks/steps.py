@@ -13,9 +13,10 @@ import jax
 import numpy as np
 
 import bitflax as bf
-from bitflax import model, parallel, teaching
+from bitflax import parallel, teaching
 from bitflax.data.batches import Batches
 from bitflax.data.text import Tokens
+from bitflax.model import apply
 from tests.benchmarks import common
 
 KINDS = (
@@ -175,11 +176,11 @@ def keep(name: str, batches: Batches, loss: Any) -> teaching.Kept:
     teacher, student, layers = configs(name)
     params = teacher_params(name)
     batch = {k: v for k, v in batches.batch(0).items() if k != "index"}
-    told = jax.eval_shape(model.bert(teacher), params, batch)
+    told = jax.eval_shape(apply.bert(teacher), params, batch)
     start = bf.take_layers(params, layers)
-    said = jax.eval_shape(model.bert(student), start, batch)
+    said = jax.eval_shape(apply.bert(student), start, batch)
     used = teaching.used_outputs(loss, said, told, batch)
-    *_, kept = teaching.keep(model.bert(teacher), params, batches, told, used)
+    *_, kept = teaching.keep(apply.bert(teacher), params, batches, told, used)
     return kept
 
 

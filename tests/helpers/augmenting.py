@@ -7,8 +7,8 @@ import pathlib
 import numpy as np
 import tokenizers
 
-from bitflax import hfnames, hfstate
 from bitflax.data.text import Tokenizer
+from bitflax.model import hf_weights, names
 from bitflax.types import BertConfig
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
@@ -41,7 +41,7 @@ CONFIG = BertConfig(
 def masked_state():
     """Return random weights under the names of BertForMaskedLM."""
     rng = np.random.default_rng(0)
-    shapes = {e.name: e.shape for e in hfnames.entries(CONFIG)}
+    shapes = {e.name: e.shape for e in names.entries(CONFIG)}
     shapes = {n: s for n, s in shapes.items() if ".encoder" in n or ".embeddings" in n}
     width, head = CONFIG.hidden_size, "cls.predictions"
     shapes |= {
@@ -70,7 +70,7 @@ def save_masked(folder, state=None, **fields):
     (folder / "config.json").write_text(json.dumps(config | fields))
     (folder / "tokenizer.json").write_text(tokenizer().to_json())
     state = masked_state() if state is None else state
-    hfstate.write_state(folder / "model.safetensors", state)
+    hf_weights.write_state(folder / "model.safetensors", state)
     return folder
 
 

@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bitflax import hfnames, pretrained, trees
+from bitflax import trees
+from bitflax.model import names, pretrained
 from bitflax.types import BertConfig
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
@@ -54,11 +55,11 @@ def batch():
 
 def gradients(file, prefix):
     """Return ``{path: gradient}`` of the keys that begin so, kernels [in, out]."""
-    entries = {hfnames.canonical(e.name): e for e in hfnames.entries(STUDENT)}
+    entries = {names.canonical(e.name): e for e in names.entries(STUDENT)}
     found = {}
     for key, value in load(file).items():
         if key.startswith(prefix):
-            entry = entries[hfnames.canonical(key.removeprefix(prefix))]
+            entry = entries[names.canonical(key.removeprefix(prefix))]
             found[entry.path] = value.T if entry.transposed else value
     assert found
     return found

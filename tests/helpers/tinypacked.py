@@ -9,9 +9,10 @@ import jax
 import jax.numpy as jnp
 
 import bitflax as bf
-from bitflax import model, packing
+from bitflax import packing
 from bitflax.learned import clipped, lsq
-from bitflax.leaves import Split
+from bitflax.model import apply
+from bitflax.model.leaves import Split
 from tests.helpers import small
 
 CONFIG = small.config(1, hidden_size=12, num_attention_heads=2, vocab_size=40)
@@ -88,4 +89,4 @@ def _params():
     params = bf.init_params(CONFIG, jax.random.key(0))
     query = params["encoder"]["layer_0"]["attention"]["query"]
     query["kernel"] = Split(query["kernel"], jnp.flip(query["kernel"]))
-    return model.init_act(params, ACT, small.batch(2, 0), CONFIG)
+    return apply.init_act(params, ACT, small.batch(2, 0), CONFIG)

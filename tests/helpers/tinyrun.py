@@ -10,8 +10,9 @@ import numpy as np
 import tokenizers
 
 import bitflax as bf
-from bitflax import parallel, pretrained, stages, trees
+from bitflax import parallel, stages, trees
 from bitflax.data.text import Tokenizer
+from bitflax.model import pretrained
 
 KINDS = {
     "animal": ["cat", "dog", "horse", "cow"],

@@ -17,13 +17,14 @@ from typing import Any
 
 import numpy as np
 
-from bitflax import pretrained, progressbar, storage
+from bitflax import progressbar, storage
 from bitflax.data import columns, tables
 from bitflax.data.augmentation import masked_lm, word_vectors, words
 from bitflax.data.augmentation.resumable_file import Growing
 from bitflax.data.augmentation.variants import Finder, variants
 from bitflax.data.examples import Examples, Task
 from bitflax.errors import DataError, UsageError
+from bitflax.model import pretrained
 
 COPIES = {"glue/mnli": 10, "glue/qqp": 10, "glue/sst2": 20, "glue/qnli": 20}
 """N by task; 30 for the others, which are small."""

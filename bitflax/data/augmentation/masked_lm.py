@@ -14,10 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from bitflax import hfconfig, hfnames, hfstate, model, pretrained
 from bitflax.data.augmentation.words import LONGEST, Masked, Splitter
 from bitflax.data.text import Tokenizer
 from bitflax.errors import ConfigError, DamagedFile
+from bitflax.model import hf_config, hf_weights, pretrained
+from bitflax.model.apply import bert
+from bitflax.model.names import HEADS, canonical, entries
 from bitflax.types import BertConfig, Params
 
 LENGTHS = (8, 12, 16, 20, 24, 28, 32, 40, 48, 56, 64, 80, 96, 128, 192, 256, 384, 512)
@@ -78,7 +80,7 @@ class MaskedLM:
         self._params, self._head = params, head
         gelu = functools.partial(jax.nn.gelu, approximate=False)
         act = {"gelu": gelu, "relu": jax.nn.relu}[config.hidden_act]
-        apply, eps = model.bert(config), config.layer_norm_eps
+        apply, eps = bert(config), config.layer_norm_eps
 
         def logits(params, head, batch, places):
             hidden = apply(params, batch).hidden[-1]
@@ -157,11 +159,11 @@ def load_masked_lm(folder: str | Path) -> MaskedLM:
         fit.
     """
     path = pretrained.resolve(folder)
-    fields = hfconfig.read_json(path / "config.json")
-    config = hfconfig.config_from_hf(fields, num_labels=2, place=path / "config.json")
+    fields = hf_config.read_json(path / "config.json")
+    config = hf_config.config_from_hf(fields, num_labels=2, place=path / "config.json")
     tokenizer = Tokenizer.from_folder(path)
-    state, weights = hfstate.read_state(path)
-    state = {hfnames.canonical(name): array for name, array in state.items()}
+    state, weights = hf_weights.read_state(path)
+    state = {canonical(name): array for name, array in state.items()}
     if f"{_HEAD}.transform.dense.weight" not in state:
         raise ConfigError(
             weights,
@@ -189,8 +191,8 @@ def load_masked_lm(folder: str | Path) -> MaskedLM:
 
 def _without_heads(config: BertConfig) -> dict[str, np.ndarray]:
     """Return a pooler and a classifier of zeros: nobody asks what they compute."""
-    heads = tuple(f"{there}." for _, there, _ in hfnames.HEADS)
-    table = [e for e in hfnames.entries(config) if e.name.startswith(heads)]
+    heads = tuple(f"{there}." for _, there, _ in HEADS)
+    table = [e for e in entries(config) if e.name.startswith(heads)]
     return {entry.name: np.zeros(entry.shape, np.float32) for entry in table}
 
 

@@ -6,9 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bitflax import model, pretrained
 from bitflax.data.augmentation import masked_lm, words
 from bitflax.errors import ConfigError, DamagedFile
+from bitflax.model import apply, pretrained
 from tests.helpers import augmenting
 from tests.helpers.augmenting import CONFIG
 
@@ -68,7 +68,7 @@ def last_hidden(state, each):
         "attention_mask": jnp.ones((1, len(each.ids))),
         "token_type_ids": jnp.array([each.types]),
     }
-    return np.asarray(model.bert(CONFIG)(params, batch).hidden[-1])[0, each.place]
+    return np.asarray(apply.bert(CONFIG)(params, batch).hidden[-1])[0, each.place]
 
 
 def assert_logits(found, expected):

@@ -15,10 +15,11 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 
-from bitflax import hfconfig, hfextra, hffolder, hfnames, hfstate, hub, trees
+from bitflax import hffolder, trees
 from bitflax.data.examples import label_places
 from bitflax.errors import ConfigError, DamagedFile
-from bitflax.leaves import Split
+from bitflax.model import hf_config, hf_weights, hfextra, hub, names
+from bitflax.model.leaves import Split
 from bitflax.types import BertConfig, Params
 
 log = logging.getLogger("bitflax")
@@ -37,7 +38,7 @@ def params_from_hf(
     LayerNorm's old ``gamma`` and ``beta``. Buffers and the heads of other tasks are
     left out. A classifier or pooler that is not there starts from a normal
     distribution (deviation 0.02) and a zero bias, and the logger says so. Names of our
-    own (``bitflax.hfextra``) give split matrices, learned ranges and a projection.
+    own (``bitflax.model.hfextra``) give split matrices, learned ranges and a projection.
 
     Args:
       state: ``{name: array}``; a linear weight is [out, in].
@@ -50,7 +51,7 @@ def params_from_hf(
         configuration says, or holds what is no finite real number.
     """
     found = _collect(state, place)
-    table = hfnames.entries(config)
+    table = names.entries(config)
     _fill_heads(found, table, config, np.random.default_rng(seed))
     owned = {e.path: hfextra.owned(e, found) for e in table}
     missing = [e.name for e in table if not owned[e.path]]
@@ -65,7 +66,7 @@ def params_from_hf(
         leaves = [_leaf(found.pop(part.name), part, place) for part in parts]
         flat[path] = Split(*leaves) if len(leaves) == 2 else leaves[0]
     for path in sorted(hfextra.paths(config) & set(found)):
-        own = hfnames.Entry("", path, np.shape(found[path]))
+        own = names.Entry("", path, np.shape(found[path]))
         flat[path] = _leaf(found.pop(path), own, place)
     if found:
         log.warning("%s: not used, because unknown: %s", place, _some(found))
@@ -80,12 +81,12 @@ def params_to_hf(
     Args:
       params: the parameters; a projection, which only training uses, is left out.
       config: their shape.
-      extra: keep what that BERT has not, by the names of ``bitflax.hfextra``.
+      extra: keep what that BERT has not, by the names of ``bitflax.model.hfextra``.
 
     Raises:
       ConfigError: the parameters are not those of the configuration, or not arrays.
     """
-    flat, table = trees.flatten(params), hfnames.entries(config)
+    flat, table = trees.flatten(params), names.entries(config)
     flat = flat if extra else hfextra.plain(flat)
     own = hfextra.paths(config) & set(flat) if extra else set()
     wrong = set(flat) ^ {entry.path for entry in table} ^ own
@@ -138,18 +139,18 @@ def load_pretrained(
     """
     path = resolve(folder)
     place = path / "config.json"
-    fields = hfconfig.read_json(place)
-    own = hfconfig.config_from_hf(fields, place=place)
+    fields = hf_config.read_json(place)
+    own = hf_config.config_from_hf(fields, place=place)
     config = own
     if (num_labels, id2label, problem_type) != (None, None, None):
-        config = hfconfig.config_from_hf(
+        config = hf_config.config_from_hf(
             fields,
             num_labels=num_labels,
             id2label=id2label,
             problem_type=problem_type,
             place=place,
         )
-    state, weights = hfstate.read_state(path)
+    state, weights = hf_weights.read_state(path)
     state |= hfextra.read(path)
     state = _fit_head(_collect(state, weights), fields, own, config)
     return config, params_from_hf(state, config, seed=seed, place=weights)
@@ -193,9 +194,9 @@ def save_pretrained(
       StorageError: the disk is full.
     """
     whole = not any(isinstance(leaf, Split) for leaf in trees.flatten(params).values())
-    fields = hfconfig.config_to_hf(config, own=extra, whole=whole)
+    fields = hf_config.config_to_hf(config, own=extra, whole=whole)
     state = params_to_hf(params, config, extra=extra)
-    known = {entry.name for entry in hfnames.entries(config)}
+    known = {entry.name for entry in names.entries(config)}
     more = {name: state.pop(name) for name in sorted(set(state) - known)}
     fields["dtype"] = str(np.result_type(*{a.dtype for a in state.values()}))
     files = {"config.json": json.dumps(fields, indent=2) + "\n"}
@@ -210,9 +211,9 @@ def save_pretrained(
                 fix="give the tokenizer that the model was trained with",
             )
     with hffolder.replacing(Path(folder)) as new:
-        hfstate.write_state(new / "model.safetensors", state)
+        hf_weights.write_state(new / "model.safetensors", state)
         if more:
-            hfstate.write_state(new / hfextra.FILE, more)
+            hf_weights.write_state(new / hfextra.FILE, more)
         for name, text in files.items():
             (new / name).write_text(text, "utf-8")
 
@@ -220,24 +221,24 @@ def save_pretrained(
 def _collect(state: Mapping[str, Any], place: object) -> dict[str, np.ndarray]:
     found: dict[str, np.ndarray] = {}
     for name, array in state.items():
-        known = hfnames.canonical(name)
+        known = names.canonical(name)
         if known in found:
             raise DamagedFile(
                 place, f"{name} is there twice", fix="save the model again"
             )
-        if not hfnames.IGNORED.fullmatch(known):
+        if not names.IGNORED.fullmatch(known):
             found[known] = array
     return found
 
 
 def _fill_heads(
     found: dict[str, np.ndarray],
-    table: Iterable[hfnames.Entry],
+    table: Iterable[names.Entry],
     config: BertConfig,
     rng: np.random.Generator,
 ) -> None:
     shapes = {entry.name: entry.shape for entry in table}
-    for here, there, _ in hfnames.HEADS:
+    for here, there, _ in names.HEADS:
         weight, bias = f"{there}.weight", f"{there}.bias"
         if weight in found or bias in found:
             continue
@@ -247,7 +248,7 @@ def _fill_heads(
         log.warning("the %s starts anew: the checkpoint has none that fits", here)
 
 
-def _leaf(array: Any, entry: hfnames.Entry, place: object) -> Any:
+def _leaf(array: Any, entry: names.Entry, place: object) -> Any:
     array = np.asarray(array)
     if array.dtype in (np.float16, ml_dtypes.bfloat16):
         array = array.astype(np.float32)

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 
 import bitflax as bf
-from bitflax import activations, model, trees
+from bitflax import trees
 from bitflax.learned import clipped, elastic, lsq
+from bitflax.model import apply as model_apply
+from bitflax.model import sites
 from tests.helpers import small
 
 CONFIG = small.config(2)
@@ -34,19 +36,19 @@ def params_of():
 
 @functools.cache
 def learned_params():
-    return model.init_act(params_of(), ACT, small.batch(4, 0), CONFIG)
+    return model_apply.init_act(params_of(), ACT, small.batch(4, 0), CONFIG)
 
 
 def test_there_are_ten_sites_a_layer_and_the_pooler():
-    found = activations.sites(CONFIG)
+    found = sites.sites(CONFIG)
     assert len(found) == len(set(found)) == 21
     assert sum(site.startswith("encoder/layer_1/") for site in found) == 10
 
 
 def test_shapes_of_what_is_learned():
-    assert activations.learned_shapes(ACT, CONFIG) == LEARNED
-    assert activations.learned_shapes(bf.symmetric(8), CONFIG) == {}
-    assert activations.learned_shapes(None, CONFIG) == {}
+    assert sites.learned_shapes(ACT, CONFIG) == LEARNED
+    assert sites.learned_shapes(bf.symmetric(8), CONFIG) == {}
+    assert sites.learned_shapes(None, CONFIG) == {}
 
 
 def test_first_parameters_lie_at_their_sites_and_nothing_else_changes():
@@ -72,15 +74,15 @@ def test_each_site_sees_what_the_sites_before_it_have_quantised():
         bf.bert(CONFIG, act)(learned_params(), batch)
         np.testing.assert_allclose(flat[last], elastic().init(seen[0]), rtol=1e-6)
     # The first layer's quantizers are seen in the second's first steps.
-    alone = model.init_act(params, [(last, elastic())], batch, CONFIG)
+    alone = model_apply.init_act(params, [(last, elastic())], batch, CONFIG)
     assert abs(float(trees.flatten(alone)[last] - flat[last])) > 1e-4
 
 
 def test_first_parameters_may_fit_quantised_weights():
     quantize = functools.partial(bf.quantize, rules=bf.xtc_1bit())
     batch = small.batch(4, 0)
-    found = model.init_act(params_of(), ACT, batch, CONFIG, quantize)
-    expected = model.init_act(quantize(params_of()), ACT, batch, CONFIG)
+    found = model_apply.init_act(params_of(), ACT, batch, CONFIG, quantize)
+    expected = model_apply.init_act(quantize(params_of()), ACT, batch, CONFIG)
     for path in LEARNED:
         a, b = trees.flatten(found)[path], trees.flatten(expected)[path]
         np.testing.assert_array_equal(a, b)
@@ -91,27 +93,27 @@ def test_first_parameters_may_fit_quantised_weights():
 
 def test_what_was_learned_before_is_dropped():
     act = [("pooler/input", elastic())]
-    found = model.init_act(learned_params(), act, small.batch(4, 0), CONFIG)
+    found = model_apply.init_act(learned_params(), act, small.batch(4, 0), CONFIG)
     assert set(trees.flatten(found)) - set(trees.flatten(params_of())) == {
         "pooler/input"
     }
     assert found["pooler"]["input"].shape == ()
-    bare = model.init_act(learned_params(), None, {})
+    bare = model_apply.init_act(learned_params(), None, {})
     assert set(trees.flatten(bare)) == set(trees.flatten(params_of()))
 
 
 def test_a_configuration_is_needed_only_where_activations_are_looked_at():
     clips = ((".*", clipped(bf.symmetric(8, axis=None), at=1.5)),)
-    found = trees.flatten(model.init_act(params_of(), clips, {}))
-    for site in activations.sites(CONFIG):
+    found = trees.flatten(model_apply.init_act(params_of(), clips, {}))
+    for site in sites.sites(CONFIG):
         np.testing.assert_array_equal(found[site], [-1.5, 1.5])
     with pytest.raises(ValueError, match=r"layer_0/attention/probs: lsq.*give"):
-        model.init_act(params_of(), ACT, small.batch(4, 0))
+        model_apply.init_act(params_of(), ACT, small.batch(4, 0))
 
 
 def test_a_rule_of_no_site_is_refused():
     with pytest.raises(ValueError, match="matches no parameter path"):
-        model.init_act(params_of(), [("encoder/layer_2/.*", elastic())], {})
+        model_apply.init_act(params_of(), [("encoder/layer_2/.*", elastic())], {})
 
 
 def test_a_missing_parameter_names_its_site():
@@ -145,7 +147,7 @@ def test_an_own_quantizer_that_learns_is_a_quantizer():
             return jnp.clip(x, -p[0], p[0])
 
     act = ((".*/ffn/in/input", Own()),)
-    params = model.init_act(params_of(), act, small.batch(4, 0), CONFIG)
+    params = model_apply.init_act(params_of(), act, small.batch(4, 0), CONFIG)
     out = bf.bert(CONFIG, act)(params, small.batch(4, 0)).logits
     plain = bf.bert(CONFIG)(params_of(), small.batch(4, 0)).logits
     np.testing.assert_array_equal(out, plain)

@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from bitflax import activations, hfnames, hfstate, leaves
 from bitflax.errors import ConfigError
+from bitflax.model import hf_weights, leaves, names, sites
 from bitflax.types import BertConfig
 
 FILE = "bitflax_extra.safetensors"
@@ -32,13 +32,13 @@ def paths(config: BertConfig) -> frozenset[str]:
     >>> "pooler/input" in paths(BertConfig(num_hidden_layers=1))
     True
     """
-    return frozenset((*activations.sites(config), *PROJECTION))
+    return frozenset((*sites.sites(config), *PROJECTION))
 
 
 def read(folder: Path) -> dict[str, np.ndarray]:
     """Return the tensors of a folder's extra file; none where there is none."""
     path = folder / FILE
-    return hfstate.read_file(path) if path.is_file() else {}
+    return hf_weights.read_file(path) if path.is_file() else {}
 
 
 def plain(flat: Mapping[str, Any]) -> dict[str, Any]:
@@ -58,17 +58,17 @@ def plain(flat: Mapping[str, Any]) -> dict[str, Any]:
     return {path: leaf for path, leaf in flat.items() if path not in PROJECTION}
 
 
-def named(entry: hfnames.Entry, leaf: Any) -> list[tuple[hfnames.Entry, Any]]:
+def named(entry: names.Entry, leaf: Any) -> list[tuple[names.Entry, Any]]:
     """Return the leaf by its entry in the table of names, or its halves by theirs."""
     if not isinstance(leaf, leaves.Split):
         return [(entry, leaf)]
     return list(zip(halves(entry), (leaf.a, leaf.b), strict=True))
 
 
-def halves(entry: hfnames.Entry) -> tuple[hfnames.Entry, hfnames.Entry]:
+def halves(entry: names.Entry) -> tuple[names.Entry, names.Entry]:
     """Return the entries of the two halves of a matrix.
 
-    >>> halves(hfnames.Entry("pooler/kernel", "bert.pooler.dense.weight", (2, 2)))[1]
+    >>> halves(names.Entry("pooler/kernel", "bert.pooler.dense.weight", (2, 2)))[1]
     Entry(path='pooler/kernel', name='bert.pooler.dense_2.weight', shape=(2, 2))
     """
     module, _, kind = entry.name.rpartition(".")
@@ -79,8 +79,8 @@ def halves(entry: hfnames.Entry) -> tuple[hfnames.Entry, hfnames.Entry]:
 
 
 def owned(
-    entry: hfnames.Entry, state: Mapping[str, np.ndarray]
-) -> tuple[hfnames.Entry, ...]:
+    entry: names.Entry, state: Mapping[str, np.ndarray]
+) -> tuple[names.Entry, ...]:
     """Return the entries by which a parameter is there: one, two halves, or none."""
     for way in ((entry,), halves(entry)):
         if all(part.name in state for part in way):

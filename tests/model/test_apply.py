@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 import bitflax as bf
-from bitflax import activations, hfnames, packing, trees
+from bitflax import packing, trees
+from bitflax.model import names
+from bitflax.model import sites as model_sites
 from tests.helpers import oracles, small
 
 LOSS = bf.weighted(
@@ -364,7 +366,7 @@ def test_rules_choose_sites_and_the_first_wins():
 
 
 def test_every_site_has_an_effect():
-    sites = activations.sites(small.config(1))
+    sites = model_sites.sites(small.config(1))
     batch, params = small.batch(3, 0), params_of(1)
 
     @jax.jit
@@ -393,7 +395,7 @@ def test_fresh_parameters_have_the_tables_paths_and_shapes():
     params = trees.flatten(bf.init_params(config, jax.random.key(0)))
     expected = {
         entry.path: entry.shape[::-1] if entry.transposed else entry.shape
-        for entry in hfnames.entries(config)
+        for entry in names.entries(config)
     }
     assert {path: leaf.shape for path, leaf in params.items()} == expected
     assert {leaf.dtype for leaf in params.values()} == {jnp.dtype("float32")}

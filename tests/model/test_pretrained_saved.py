@@ -10,8 +10,8 @@ import pytest
 import safetensors
 import tokenizers
 
-from bitflax import model, pretrained
 from bitflax.errors import ConfigError, OutputError
+from bitflax.model import apply, pretrained
 from tests.helpers import hf_tiny
 from tests.helpers.hf_tiny import CONFIG, assert_same
 
@@ -93,7 +93,7 @@ class Tokenizer:
 def test_a_round_trip_loses_nothing(tmp_path, config, said):
     rng = np.random.default_rng(0)
     shapes = jax.eval_shape(
-        lambda key: model.init_params(config, key), jax.random.key(0)
+        lambda key: apply.init_params(config, key), jax.random.key(0)
     )
     params = jax.tree.map(lambda w: rng.normal(size=w.shape).astype(w.dtype), shapes)
     pretrained.save_pretrained(tmp_path / "out", config, params, Tokenizer())

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 import bitflax as bf
-from bitflax import leaves, packing, products
-from bitflax.leaves import Lazy, Packed, Split
+from bitflax import packing
+from bitflax.model import leaves, matmul
+from bitflax.model.leaves import Lazy, Packed, Split
 
 part = functools.partial
 
@@ -51,9 +52,9 @@ def close(a, b, tol=1e-6):
     assert error <= tol * scale
 
 
-def coded(quantizer, x, dtype) -> products.Coded:
-    found = products.coded(quantizer, x, dtype)
-    assert isinstance(found, products.Coded)
+def coded(quantizer, x, dtype) -> matmul.Coded:
+    found = matmul.coded(quantizer, x, dtype)
+    assert isinstance(found, matmul.Coded)
     return found
 
 
@@ -83,7 +84,7 @@ def test_the_gradients_are_those_of_the_values(x64, act, weights):
     cot = some((2, 5, 8), 9, jnp.float64)
 
     def integers(x, w):
-        return leaves.matmul(products.coded(quantizer, x, jnp.float64), Lazy(w, weight))
+        return leaves.matmul(matmul.coded(quantizer, x, jnp.float64), Lazy(w, weight))
 
     def values(x, w):
         return quantizer(x) @ weight(w)
@@ -101,7 +102,7 @@ def test_only_the_incoming_gradient_is_rounded(dtype, tol):
     weight = part(bf.binarize, axis=0)
 
     def loss(x, w, dtype):
-        coded = products.coded(bf.symmetric(8), x, dtype)
+        coded = matmul.coded(bf.symmetric(8), x, dtype)
         return jnp.sum(jnp.sin(leaves.matmul(coded, Lazy(w, weight))))
 
     found = jax.grad(loss, (0, 1))(x, w, dtype)
@@ -116,7 +117,7 @@ def test_int8_has_the_gradients_of_bfloat16():
     x, w = x_and_w()
 
     def loss(x, w, dtype):
-        coded = products.coded(bf.symmetric(8), x, dtype)
+        coded = matmul.coded(bf.symmetric(8), x, dtype)
         return jnp.sum(leaves.matmul(coded, Lazy(w, bf.ternarize)))
 
     for ours, theirs in zip(
@@ -166,7 +167,7 @@ def test_a_split_gets_the_gradient_of_its_sum_in_both_halves():
     split, cot = Split(w, some((24, 8), 2)), some((2, 5, 8), 3)
 
     def product(x, split):
-        coded = products.coded(bf.symmetric(8), x, jnp.float32)
+        coded = matmul.coded(bf.symmetric(8), x, jnp.float32)
         halves = Split(Lazy(split.a, bf.binarize), Lazy(split.b, bf.binarize))
         return leaves.matmul(coded, halves)
 
@@ -198,7 +199,7 @@ class Own:
 )
 def test_activations_that_do_not_factor_multiply_as_values(quantizer):
     x, w = x_and_w()
-    coded = products.coded(quantizer, x, jnp.bfloat16)
+    coded = matmul.coded(quantizer, x, jnp.bfloat16)
     found = leaves.matmul(coded, Lazy(w, bf.binarize))
     np.testing.assert_array_equal(found, quantizer(x) @ bf.binarize(w))
 
@@ -230,7 +231,7 @@ def test_rounded_products_round_every_operand(monkeypatch, backend):
     def half(x):
         return np.asarray(x.astype(jnp.bfloat16), np.float64)
 
-    found, vjp = jax.vjp(part(products.product, dtype=jnp.bfloat16), a, b)
+    found, vjp = jax.vjp(part(matmul.product, dtype=jnp.bfloat16), a, b)
     assert found.dtype == jnp.float32
     close(found, half(a) @ half(b))
     by_a, by_b = vjp(cot)
@@ -242,4 +243,4 @@ def test_rounded_products_round_every_operand(monkeypatch, backend):
 def test_without_a_dtype_nothing_is_rounded():
     a, b = some((4, 6)), some((6, 5), 1)
     for dtype in (None, jnp.float32):
-        np.testing.assert_array_equal(products.product(a, b, dtype), a @ b)
+        np.testing.assert_array_equal(matmul.product(a, b, dtype), a @ b)

@@ -7,8 +7,8 @@ from typing import Any
 import jax
 from jax.typing import DTypeLike
 
-from bitflax import leaves, products
-from bitflax.products import Coded
+from bitflax.model import leaves, matmul
+from bitflax.model.matmul import Coded
 from bitflax.types import Quantizer
 
 
@@ -38,7 +38,7 @@ class Numerics:
         """Quantise what goes into a matrix: as integers, if they are multiplied."""
         if self.integers is None or site not in self.act:
             return self.at(site, x)
-        return products.coded(self.act[site], x, self.integers)
+        return matmul.coded(self.act[site], x, self.integers)
 
     def matmul(self, x: jax.Array | Coded, kernel: Any) -> jax.Array:
         """Return ``x @ kernel`` for any kind of kernel [n, m]."""
@@ -46,4 +46,4 @@ class Numerics:
 
     def product(self, a: jax.Array, b: jax.Array) -> jax.Array:
         """Return ``a @ b`` of two activations."""
-        return products.product(a, b, self.dtype)
+        return matmul.product(a, b, self.dtype)

@@ -14,8 +14,8 @@ import time
 
 import pytest
 
-from bitflax import hub
 from bitflax.errors import DamagedFile, InputMissing
+from bitflax.model import hub
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 FILES = {

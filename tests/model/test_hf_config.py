@@ -5,8 +5,8 @@ import json
 
 import pytest
 
-from bitflax import hfconfig
 from bitflax.errors import ConfigError, DamagedFile, InputMissing, StorageError
+from bitflax.model import hf_config
 from bitflax.types import BertConfig
 
 BERT = {"model_type": "bert", "hidden_size": 64, "num_attention_heads": 4}
@@ -14,12 +14,12 @@ BERT = {"model_type": "bert", "hidden_size": 64, "num_attention_heads": 4}
 
 def config(**fields):
     overrides = fields.pop("overrides", {})
-    return hfconfig.config_from_hf(BERT | fields, **overrides)
+    return hf_config.config_from_hf(BERT | fields, **overrides)
 
 
 def test_every_field_is_read(golden):
-    fields = hfconfig.read_json(golden / "hf_tiny" / "config.json")
-    assert hfconfig.config_from_hf(fields) == BertConfig(
+    fields = hf_config.read_json(golden / "hf_tiny" / "config.json")
+    assert hf_config.config_from_hf(fields) == BertConfig(
         vocab_size=24,
         hidden_size=8,
         num_hidden_layers=2,
@@ -120,7 +120,7 @@ def test_numbers_and_names_that_disagree_are_refused():
 
 def test_an_old_file_without_model_type_is_known_by_its_architecture():
     fields = {"architectures": ["BertForPreTraining"]}
-    assert hfconfig.config_from_hf(fields) == BertConfig()
+    assert hf_config.config_from_hf(fields) == BertConfig()
 
 
 def test_the_exact_gelu_has_two_names():
@@ -139,15 +139,15 @@ def test_the_exact_gelu_has_two_names():
 )
 def test_a_round_trip_loses_nothing(changes):
     before = dataclasses.replace(BertConfig(), **changes)
-    fields = json.loads(json.dumps(hfconfig.config_to_hf(before)))
+    fields = json.loads(json.dumps(hf_config.config_to_hf(before)))
     assert fields["model_type"] == "bert"
-    assert hfconfig.config_from_hf(fields) == before
+    assert hf_config.config_from_hf(fields) == before
 
 
 def test_heads_that_do_not_fill_the_width_are_not_written():
     with pytest.raises(ConfigError, match="12 heads of width 32 are not"):
-        hfconfig.config_to_hf(BertConfig(head_size=32))
-    assert "head_size" not in hfconfig.config_to_hf(BertConfig(head_size=64))
+        hf_config.config_to_hf(BertConfig(head_size=32))
+    assert "head_size" not in hf_config.config_to_hf(BertConfig(head_size=64))
 
 
 @pytest.mark.parametrize(
@@ -165,9 +165,9 @@ def test_a_file_that_is_no_json_object_is_said(tmp_path, content, error, problem
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(error, match=problem):
-        hfconfig.read_json(path)
+        hf_config.read_json(path)
 
 
 def test_a_folder_in_the_place_of_a_file_is_said(tmp_path):
     with pytest.raises(StorageError, match="cannot read it"):
-        hfconfig.read_json(tmp_path)
+        hf_config.read_json(tmp_path)

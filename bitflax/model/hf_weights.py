@@ -10,8 +10,8 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from bitflax import hfconfig, torchfile
 from bitflax.errors import DamagedFile, InputMissing, StorageError
+from bitflax.model import hf_config, torch_bin
 
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 
@@ -51,7 +51,7 @@ def read_state(folder: Path) -> tuple[dict[str, np.ndarray], Path]:
 def read_file(path: Path) -> dict[str, np.ndarray]:
     """Return the tensors of one ``.safetensors`` or ``.bin`` file."""
     if path.suffix == ".bin":
-        return torchfile.read(path)
+        return torch_bin.read(path)
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -72,7 +72,7 @@ def write_state(path: Path, state: Mapping[str, np.ndarray]) -> None:
 
 
 def _read_shards(index: Path) -> dict[str, np.ndarray]:
-    weight_map: Any = hfconfig.read_json(index).get("weight_map")
+    weight_map: Any = hf_config.read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise DamagedFile(index, "expected a weight_map", fix="fetch the file again")
     state: dict[str, np.ndarray] = {}

@@ -3,7 +3,8 @@
 import jax
 import pytest
 
-from bitflax import hfnames, model, trees
+from bitflax import trees
+from bitflax.model import apply, names
 from bitflax.types import BertConfig
 
 SMALL = {
@@ -20,10 +21,10 @@ SMALL = {
 @pytest.mark.parametrize("changes", [{"num_hidden_layers": 1}, {"head_size": 5}])
 def test_the_table_holds_the_models_parameters_and_shapes(changes):
     config = BertConfig(**SMALL | {"num_hidden_layers": 3} | changes)
-    table = hfnames.entries(config)
+    table = names.entries(config)
     here = {e.path: e.shape[::-1] if e.transposed else e.shape for e in table}
     shapes = jax.eval_shape(
-        lambda key: model.init_params(config, key), jax.random.key(0)
+        lambda key: apply.init_params(config, key), jax.random.key(0)
     )
     assert here == {path: leaf.shape for path, leaf in trees.flatten(shapes).items()}
     assert len({entry.name for entry in table}) == len(table)
@@ -40,10 +41,10 @@ def test_the_table_holds_the_models_parameters_and_shapes(changes):
     ],
 )
 def test_names_of_other_times_and_wrappers(name, expected):
-    assert hfnames.canonical(name) == expected
+    assert names.canonical(name) == expected
 
 
 def test_known_names_are_left_as_they_are():
-    for entry in hfnames.entries(BertConfig()):
-        assert hfnames.canonical(entry.name) == entry.name
-        assert not hfnames.IGNORED.fullmatch(entry.name)
+    for entry in names.entries(BertConfig()):
+        assert names.canonical(entry.name) == entry.name
+        assert not names.IGNORED.fullmatch(entry.name)

@@ -13,8 +13,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
-from bitflax import products
-from bitflax.products import Coded
+from bitflax.model.matmul import Coded, coded, integer_product, product
 from bitflax.types import Quantizer
 
 
@@ -166,7 +165,7 @@ def factored(kernel: Any, dtype: DTypeLike) -> tuple[Coded, ...] | None:
         scale = scale if groups == 1 else jnp.repeat(scale, cols // groups, axis=-1)
         return (Coded(dense(kernel), integers, scale),)
     if isinstance(kernel, Lazy):
-        found = products.coded(kernel.quantizer, kernel.table, dtype)
+        found = coded(kernel.quantizer, kernel.table, dtype)
         if isinstance(found, Coded) and found.zero is None:
             return (found,) if found.scale.shape[0] == 1 else None
     return None
@@ -194,10 +193,10 @@ def matmul(
         parts = factored(kernel, x.integers.dtype)
     if parts:
         rows = _by_rows(x, flat)
-        each = [products.integer_product(rows, part) for part in parts]
+        each = [integer_product(rows, part) for part in parts]
         y = functools.reduce(jnp.add, each)
     else:
-        y = products.product(flat, dense(kernel), dtype)
+        y = product(flat, dense(kernel), dtype)
     return y.reshape(*value.shape[:-1], y.shape[-1])
 
 

@@ -1,6 +1,6 @@
-"""BERT's layers as linen modules: what ``bitflax.model`` is made of.
+"""BERT's layers as linen modules: what ``bitflax.model.apply`` is made of.
 
-Weights may be arrays or any kind of leaf that ``bitflax.leaves`` knows; bits are none
+Weights may be arrays or any kind of leaf that ``bitflax.model.leaves`` knows; bits are none
 of the layers' business, save those of activations.
 """
 
@@ -8,9 +8,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from bitflax import leaves, recompute
-from bitflax.numerics import Numerics
-from bitflax.products import Coded
+from bitflax.model import leaves, recompute
+from bitflax.model.matmul import Coded
+from bitflax.model.numerics import Numerics
 from bitflax.types import BertConfig, Outputs
 
 _MASKED = -1e9

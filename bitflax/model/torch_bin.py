@@ -17,8 +17,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from bitflax import torchpickle
 from bitflax.errors import DamagedFile, InputMissing, StorageError
+from bitflax.model import torchpickle
 
 # What reading a file that was cut or changed may end in.
 _BROKEN = (

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from bitflax import hfstate
 from bitflax.errors import DamagedFile, InputMissing, StorageError
+from bitflax.model import hf_weights
 
 STATE = {
     "a": np.arange(6, dtype=np.float32).reshape(2, 3),
@@ -40,20 +40,20 @@ def shards(folder, stem="model", weight_map=None):
 
 def test_what_is_written_is_read(tmp_path):
     path = tmp_path / "model.safetensors"
-    hfstate.write_state(path, STATE | {"a": STATE["a"].T})
-    assert_same(hfstate.read_file(path), STATE | {"a": STATE["a"].T})
+    hf_weights.write_state(path, STATE | {"a": STATE["a"].T})
+    assert_same(hf_weights.read_file(path), STATE | {"a": STATE["a"].T})
 
 
 def test_one_file_goes_before_shards_and_safetensors_before_torch(tmp_path, golden):
     shutil.copy(golden / "hf_tiny" / "kinds.bin", tmp_path / "pytorch_model.bin")
-    state, path = hfstate.read_state(tmp_path)
+    state, path = hf_weights.read_state(tmp_path)
     assert (path.name, len(state)) == ("pytorch_model.bin", 12)
     shards(tmp_path)
-    state, path = hfstate.read_state(tmp_path)
+    state, path = hf_weights.read_state(tmp_path)
     assert path.name == "model.safetensors.index.json"
     assert_same(state, STATE)
-    hfstate.write_state(tmp_path / "model.safetensors", {"a": STATE["a"]})
-    state, path = hfstate.read_state(tmp_path)
+    hf_weights.write_state(tmp_path / "model.safetensors", {"a": STATE["a"]})
+    state, path = hf_weights.read_state(tmp_path)
     assert path.name == "model.safetensors"
     assert_same(state, {"a": STATE["a"]})
 
@@ -62,7 +62,7 @@ def test_torch_shards_are_read(tmp_path, golden):
     shutil.copy(golden / "hf_tiny" / "kinds.bin", tmp_path / "pytorch_model-1.bin")
     index = {"weight_map": {"half": "pytorch_model-1.bin"}}
     (tmp_path / "pytorch_model.bin.index.json").write_text(json.dumps(index))
-    state, _ = hfstate.read_state(tmp_path)
+    state, _ = hf_weights.read_state(tmp_path)
     assert state["half"].dtype == np.float16
 
 
@@ -82,21 +82,21 @@ def test_torch_shards_are_read(tmp_path, golden):
 def test_no_path_out_of_an_index_is_followed(tmp_path, shard):
     shards(tmp_path, weight_map={"a": shard})
     with pytest.raises(DamagedFile, match="expected the name of a file beside it"):
-        hfstate.read_state(tmp_path)
+        hf_weights.read_state(tmp_path)
 
 
 def test_a_missing_shard_is_named(tmp_path):
     names = shards(tmp_path)
     (tmp_path / names["a"]).unlink()
     with pytest.raises(InputMissing, match=names["a"]):
-        hfstate.read_state(tmp_path)
+        hf_weights.read_state(tmp_path)
 
 
 def test_a_tensor_that_no_shard_holds_is_named(tmp_path):
     names = shards(tmp_path)
     shards(tmp_path, weight_map=names | {"e": names["a"]})
     with pytest.raises(DamagedFile, match="no shard holds e"):
-        hfstate.read_state(tmp_path)
+        hf_weights.read_state(tmp_path)
 
 
 @pytest.mark.parametrize("weight_map", [[], "a", 1])
@@ -104,26 +104,26 @@ def test_an_index_without_a_map_is_refused(tmp_path, weight_map):
     index = {"weight_map": weight_map}
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(DamagedFile, match="weight_map"):
-        hfstate.read_state(tmp_path)
+        hf_weights.read_state(tmp_path)
 
 
 @pytest.mark.parametrize("cut", [0, 4, 8, 60, -1])
 def test_a_cut_file_is_refused(tmp_path, cut):
     path = tmp_path / "model.safetensors"
-    hfstate.write_state(path, STATE)
+    hf_weights.write_state(path, STATE)
     path.write_bytes(path.read_bytes()[:cut])
     with pytest.raises(DamagedFile, match="not a whole safetensors file"):
-        hfstate.read_state(tmp_path)
+        hf_weights.read_state(tmp_path)
 
 
 def test_a_folder_without_weights_says_what_it_has(tmp_path):
     with pytest.raises(InputMissing, match="found no weights"):
-        hfstate.read_state(tmp_path)
+        hf_weights.read_state(tmp_path)
     (tmp_path / "tf_model.h5").touch()
     with pytest.raises(InputMissing, match=r"found tf_model.h5"):
-        hfstate.read_state(tmp_path)
+        hf_weights.read_state(tmp_path)
 
 
 def test_what_cannot_be_read_is_said(tmp_path):
     with pytest.raises(StorageError, match="cannot read it"):
-        hfstate.read_file(tmp_path)
+        hf_weights.read_file(tmp_path)

@@ -13,8 +13,9 @@ import pytest
 import safetensors
 import safetensors.numpy
 
-from bitflax import model, pretrained, trees
+from bitflax import trees
 from bitflax.errors import ConfigError, DamagedFile, InputMissing
+from bitflax.model import apply, pretrained
 from tests.helpers import hf_tiny
 from tests.helpers.hf_tiny import CONFIG, assert_same
 
@@ -62,7 +63,7 @@ def test_logits_are_those_of_transformers(golden, tmp_path, kind, said):
         shutil.copy(source / name, tmp_path)
     config, params = pretrained.load_pretrained(tmp_path)
     expected = dict(np.load(source / "expected.npz"))
-    logits = model.bert(config)(params, expected).logits
+    logits = apply.bert(config)(params, expected).logits
     assert config == CONFIG
     np.testing.assert_allclose(logits, expected["logits"], rtol=0, atol=2e-5)
     assert said() == ""
@@ -230,7 +231,7 @@ def test_labels_in_another_order_move_with_their_rows(folder, golden, said):
     config, found = pretrained.load_pretrained(folder, id2label=("YES", "no", "maybe"))
     assert config.labels == ("YES", "no", "maybe")
     expected = dict(np.load(golden / "hf_tiny" / "expected.npz"))
-    logits = model.bert(config)(found, expected).logits
+    logits = apply.bert(config)(found, expected).logits
     np.testing.assert_allclose(logits, expected["logits"][:, [2, 0, 1]], atol=2e-5)
     assert "put in the order" in said()
 

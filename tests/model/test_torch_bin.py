@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from bitflax import torchfile
 from bitflax.errors import DamagedFile, InputMissing, StorageError
+from bitflax.model import torch_bin
 
 GRID = np.arange(24, dtype=np.float32).reshape(4, 6)
 KINDS = {
@@ -33,7 +33,7 @@ KINDS = {
 
 @pytest.mark.parametrize("name", ["kinds", "kinds_legacy", "kinds_protocol4"])
 def test_every_kind_of_tensor_is_read(golden, name):
-    state = torchfile.read(golden / "hf_tiny" / f"{name}.bin")
+    state = torch_bin.read(golden / "hf_tiny" / f"{name}.bin")
     assert state.keys() == KINDS.keys()
     for key, value in KINDS.items():
         assert state[key].dtype == value.dtype
@@ -42,7 +42,7 @@ def test_every_kind_of_tensor_is_read(golden, name):
 
 def test_a_model_is_what_its_safetensors_hold(golden):
     folder = golden / "hf_tiny"
-    state = torchfile.read(folder / "pytorch_model.bin")
+    state = torch_bin.read(folder / "pytorch_model.bin")
     same = safetensors.numpy.load_file(folder / "model.safetensors")
     assert state.keys() == same.keys()
     for name, value in same.items():
@@ -90,7 +90,7 @@ def write_legacy(path, pickled: bytes, data: bytes = bytes(24), numel: int = 6) 
 def test_a_tensor_made_by_hand_is_read(tmp_path, write):
     data = np.arange(6, dtype="<f4")
     write(tmp_path / "m.bin", tensor(shape=(3, 2), strides=(1, 3)), data.tobytes())
-    state = torchfile.read(tmp_path / "m.bin")
+    state = torch_bin.read(tmp_path / "m.bin")
     np.testing.assert_array_equal(state["w"], data.reshape(2, 3).T)
 
 
@@ -125,7 +125,7 @@ def test_a_hostile_pickle_is_refused(tmp_path, kind, protocol, write):
     mark = tmp_path / "mark"
     write(tmp_path / "m.bin", pickle.dumps(HOSTILE[kind](mark), protocol))
     with pytest.raises(DamagedFile, match="hostile pickle refused"):
-        torchfile.read(tmp_path / "m.bin")
+        torch_bin.read(tmp_path / "m.bin")
     assert not mark.exists()
 
 
@@ -144,7 +144,7 @@ def test_a_hostile_pickle_is_refused(tmp_path, kind, protocol, write):
 def test_a_known_name_used_otherwise_is_refused(tmp_path, pickled):
     write_zip(tmp_path / "m.bin", pickled)
     with pytest.raises(DamagedFile, match=r"hostile pickle refused|not a whole"):
-        torchfile.read(tmp_path / "m.bin")
+        torch_bin.read(tmp_path / "m.bin")
 
 
 @pytest.mark.parametrize(
@@ -169,13 +169,13 @@ def test_a_known_name_used_otherwise_is_refused(tmp_path, pickled):
 def test_a_tensor_outside_its_bytes_is_refused(tmp_path, changes, problem):
     write_zip(tmp_path / "m.bin", tensor(**changes))
     with pytest.raises(DamagedFile, match=problem):
-        torchfile.read(tmp_path / "m.bin")
+        torch_bin.read(tmp_path / "m.bin")
 
 
 def test_a_file_that_swells_is_refused(tmp_path):
     write_zip(tmp_path / "m.bin", tensor(), compression=zipfile.ZIP_DEFLATED)
     with pytest.raises(DamagedFile, match="compressed"):
-        torchfile.read(tmp_path / "m.bin")
+        torch_bin.read(tmp_path / "m.bin")
 
 
 def test_entries_that_share_their_bytes_are_refused(tmp_path):
@@ -193,7 +193,7 @@ def test_entries_that_share_their_bytes_are_refused(tmp_path):
     tail = whole[end : end + 8] + struct.pack("<HHII", 12, 12, len(directory), start)
     (tmp_path / "m.bin").write_bytes(whole[:start] + directory + tail + b"\0\0")
     with pytest.raises(DamagedFile, match="overlap"):
-        torchfile.read(tmp_path / "m.bin")
+        torch_bin.read(tmp_path / "m.bin")
 
 
 @pytest.mark.parametrize(
@@ -218,26 +218,26 @@ def test_entries_that_share_their_bytes_are_refused(tmp_path):
 def test_a_broken_pickle_is_refused(tmp_path, pickled, write):
     write(tmp_path / "m.bin", pickled)
     with pytest.raises(DamagedFile, match="not a whole PyTorch state"):
-        torchfile.read(tmp_path / "m.bin")
+        torch_bin.read(tmp_path / "m.bin")
 
 
 def test_other_byte_orders_are_refused(tmp_path):
     write_zip(tmp_path / "m.bin", tensor(), byteorder=b"big")
     with pytest.raises(DamagedFile, match="little-endian"):
-        torchfile.read(tmp_path / "m.bin")
+        torch_bin.read(tmp_path / "m.bin")
 
 
 @pytest.mark.parametrize("numel", [5, -1, 2**62])
 def test_a_legacy_storage_of_another_size_is_refused(tmp_path, numel):
     write_legacy(tmp_path / "m.bin", tensor(), numel=numel)
     with pytest.raises(DamagedFile, match=f"{numel} values"):
-        torchfile.read(tmp_path / "m.bin")
+        torch_bin.read(tmp_path / "m.bin")
 
 
 def test_a_legacy_storage_that_is_not_there_is_refused(tmp_path):
     write_legacy(tmp_path / "m.bin", tensor(numel=2**40), numel=2**40)
     with pytest.raises(DamagedFile, match="has 24 bytes"):
-        torchfile.read(tmp_path / "m.bin")
+        torch_bin.read(tmp_path / "m.bin")
 
 
 @pytest.mark.parametrize("name", ["kinds.bin", "kinds_legacy.bin"])
@@ -246,7 +246,7 @@ def test_every_cut_is_noticed(golden, tmp_path, name):
     for length in range(0, len(whole), 23):
         (tmp_path / "m.bin").write_bytes(whole[:length])
         with pytest.raises(DamagedFile):
-            torchfile.read(tmp_path / "m.bin")
+            torch_bin.read(tmp_path / "m.bin")
 
 
 @pytest.mark.parametrize("name", ["kinds.bin", "kinds_legacy.bin"])
@@ -260,7 +260,7 @@ def test_a_changed_byte_ends_in_no_other_error(golden, tmp_path, name):
         changed[at] ^= 0x41
         (tmp_path / "m.bin").write_bytes(changed)
         try:
-            torchfile.read(tmp_path / "m.bin")
+            torch_bin.read(tmp_path / "m.bin")
         except DamagedFile:
             refused += 1
     assert refused > len(places) // 4
@@ -268,18 +268,18 @@ def test_a_changed_byte_ends_in_no_other_error(golden, tmp_path, name):
 
 def test_a_missing_file_is_said(tmp_path):
     with pytest.raises(InputMissing, match="no such file"):
-        torchfile.read(tmp_path / "m.bin")
+        torch_bin.read(tmp_path / "m.bin")
 
 
 def test_what_cannot_be_read_is_said(tmp_path):
     with pytest.raises(StorageError, match="cannot read it"):
-        torchfile.read(tmp_path)  # a folder
+        torch_bin.read(tmp_path)  # a folder
 
 
 def test_text_is_no_model(tmp_path):
     (tmp_path / "m.bin").write_text("version https://git-lfs.github.com/spec/v1\n")
     with pytest.raises(DamagedFile, match="not a whole PyTorch state"):
-        torchfile.read(tmp_path / "m.bin")
+        torch_bin.read(tmp_path / "m.bin")
 
 
 def test_a_file_of_torch_itself_is_read(tmp_path):
@@ -289,7 +289,7 @@ def test_a_file_of_torch_itself_is_read(tmp_path):
         file = io.BytesIO()
         torch.save(state, file, _use_new_zipfile_serialization=not legacy)
         (tmp_path / "m.bin").write_bytes(file.getvalue())
-        found = torchfile.read(tmp_path / "m.bin")
+        found = torch_bin.read(tmp_path / "m.bin")
         np.testing.assert_array_equal(found["w"], state["w"].numpy())
         np.testing.assert_array_equal(
             found["b"].astype(np.float32), state["b"].float().numpy()

@@ -3,8 +3,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bitflax import bitfields, leaves, quantizers
-from bitflax.leaves import Lazy, Packed, Split
+from bitflax import bitfields, quantizers
+from bitflax.model import leaves
+from bitflax.model.leaves import Lazy, Packed, Split
 
 # What a field of a code stands for, written out.
 MEANING = {1: [-1, 1], 2: [-1, 0, 1]}

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 import bitflax as bf
-from bitflax import leaves, packing, trees
+from bitflax import packing, trees
+from bitflax.model import leaves
 from tests.helpers import small
 
 ACTS = {

@@ -1,7 +1,7 @@
 """BERT for classification and regression: ``apply(params, batch) -> Outputs``.
 
 Devlin et al. 2018 (arXiv:1810.04805), as Hugging Face computes it in
-``BertForSequenceClassification``; ``bitflax.layers`` has its parts.
+``BertForSequenceClassification``; ``bitflax.model.layers`` has its parts.
 """
 
 from collections.abc import Callable
@@ -11,10 +11,10 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from bitflax import activations
-from bitflax.activations import Act
-from bitflax.layers import Bert
-from bitflax.numerics import Numerics
+from bitflax.model import sites
+from bitflax.model.layers import Bert
+from bitflax.model.numerics import Numerics
+from bitflax.model.sites import Act
 from bitflax.types import INPUTS, ApplyFn, Batch, BertConfig, Outputs, Params
 
 
@@ -32,7 +32,7 @@ def bert(
       config: the model's shape.
       act: quantizers of activations. None; one quantizer for the inputs of the
         encoder's matrices; or a tuple of (regex of a site, quantizer), where the
-        first match decides (``bitflax.activations.sites`` lists the sites). One
+        first match decides (``bitflax.model.sites.sites`` lists the sites). One
         that learns takes its parameter from ``params``, at the path of its site.
       dtype: what the operands of all matrix products are rounded to, those of their
         gradients too: ``"bfloat16"``; None: they are not. Parameters, sums, and all
@@ -61,7 +61,7 @@ def bert(
     >>> out.logits.shape, len(out.hidden), len(out.scores)
     ((1, 2), 2, 1)
     """
-    chosen = activations.at_sites(act, config)
+    chosen = sites.at_sites(act, config)
 
     def apply(params: Params, batch: Batch, rng: jax.Array | None = None) -> Outputs:
         length = batch["input_ids"].shape[1]
@@ -72,7 +72,7 @@ def bert(
             )
         rngs = None if rng is None else {"dropout": rng}
         inputs = {name: batch[name] for name in INPUTS}
-        bound = activations.bind(chosen, params)
+        bound = sites.bind(chosen, params)
         coded = dtype if integers is None else integers
         module = Bert(config, Numerics(bound, dtype, coded, recompute))
         out: Any = module.apply({"params": params}, inputs, rng is not None, rngs=rngs)
@@ -121,4 +121,4 @@ def init_act(
         assert config is not None
         return bert(config, act)(quantize(params) if quantize else params, batch)
 
-    return activations.with_first(params, act, config, run)
+    return sites.with_first(params, act, config, run)

@@ -10,9 +10,10 @@ import pytest
 import safetensors.numpy
 
 import bitflax as bf
-from bitflax import hfextra, hfnames, packedmeta, pretrained, splitting, trees
+from bitflax import packedmeta, splitting, trees
 from bitflax.errors import ConfigError, DamagedFile
-from bitflax.leaves import Split
+from bitflax.model import hfextra, names, pretrained
+from bitflax.model.leaves import Split
 from tests.helpers import small
 
 CONFIG = small.config(1, id2label={0: "no", 1: "yes", 2: "perhaps"})
@@ -70,7 +71,7 @@ def test_halves_have_binaryberts_names_and_torchs_layout(tmp_path):
     plain = safetensors.numpy.load_file(tmp_path / "p" / "model.safetensors")
     assert f"{place}.query.bias" in plain
     assert f"{place}.query.weight" not in plain
-    assert plain.keys() <= {entry.name for entry in hfnames.entries(CONFIG)}
+    assert plain.keys() <= {entry.name for entry in names.entries(CONFIG)}
 
 
 def test_transformers_does_not_take_half_a_student_for_all(tmp_path):
