@@ -13,7 +13,6 @@ from bitflax import (
     packedmeta,
     packedtokenizer,
     projection,
-    splitting,
     starting,
     trees,
     weighting,
@@ -21,9 +20,10 @@ from bitflax import (
 from bitflax.errors import BitflaxError, ConfigError
 from bitflax.lesson import Model
 from bitflax.model import apply, hf_config, leaves, pretrained
+from bitflax.quantization import splitting
+from bitflax.quantization.rules import quantize
 from bitflax.recipe import Init, Stage
 from bitflax.resolving import function_name
-from bitflax.rules import quantize
 from bitflax.setting import Setting
 from bitflax.types import BertConfig, Params
 

@@ -23,8 +23,8 @@ from bitflax.data import metrics
 from bitflax.errors import InputMissing
 from bitflax.lesson import Model
 from bitflax.model import leaves
+from bitflax.quantization.rules import bits_of
 from bitflax.recipe import Stage
-from bitflax.rules import bits_of
 from bitflax.setting import Setting
 from bitflax.types import Params
 

@@ -82,7 +82,7 @@ def make(name: str, config: BertConfig, params: Params, act: Any = None) -> Engi
 def onnx_kind(config: BertConfig, act: Any) -> str:
     """Return which ONNX form computes what a student was trained with.
 
-    >>> from bitflax.quantizers import symmetric
+    >>> from bitflax.quantization.quantizers import symmetric
     >>> onnx_kind(BertConfig(), symmetric(8)), onnx_kind(BertConfig(), None)
     ('onnx-int8', 'onnx-fp32')
     """

@@ -4,9 +4,10 @@ import functools
 import math
 from typing import Any, NamedTuple
 
-from bitflax import bitfields, encoding, rules, trees
+from bitflax import bitfields, encoding, trees
 from bitflax.errors import ConfigError
 from bitflax.model import names
+from bitflax.quantization import rules
 from bitflax.types import BertConfig
 
 Shape = tuple[int, ...]

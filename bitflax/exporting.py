@@ -42,7 +42,7 @@ from bitflax import (
 from bitflax.errors import ConfigError, OutputError
 from bitflax.model import hf_config, pretrained
 from bitflax.opening import Opened, locate, open_model
-from bitflax.rules import ACT_PARAMS
+from bitflax.quantization.rules import ACT_PARAMS
 from bitflax.types import Params
 
 KINDS = ("onnx-int8", "onnx-2bit", "onnx-fp32", "hf")

@@ -12,8 +12,8 @@ from bitflax.data.corpus import CorpusBatches
 from bitflax.data.text import Tokenizer
 from bitflax.lesson import Model
 from bitflax.model.apply import bert
+from bitflax.quantization.rules import quantize
 from bitflax.recipe import Stage
-from bitflax.rules import quantize
 from bitflax.runfolder import RunFolder
 from bitflax.types import BertConfig, Mean, Params
 

@@ -23,8 +23,8 @@ from bitflax.data.batches import Batches
 from bitflax.data.examples import Task
 from bitflax.data.text import Tokens
 from bitflax.model import apply
+from bitflax.quantization.rules import quantize
 from bitflax.recipe import Stage
-from bitflax.rules import quantize
 from bitflax.runfolder import RunFolder
 from bitflax.sources import Data
 from bitflax.types import BertConfig, Outputs, Params

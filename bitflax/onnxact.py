@@ -1,6 +1,6 @@
 """Activation quantizers as parts of an ONNX graph, as values or as integers.
 
-The same arithmetic as ``bitflax.quantizers`` and ``bitflax.learned``; rounding is half
+The same arithmetic as ``bitflax.quantization.quantizers`` and ``bitflax.quantization.learned_activations``; rounding is half
 to even on both sides. Each quantizer is a grid: what is rounded, the step, the lowest
 and the highest multiple of it, and what is added again.
 """
@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from bitflax.errors import ConfigError
-from bitflax.learned import LEAST_STEP, clipped, elastic, lsq
 from bitflax.onnxgraph import Graph, Value
-from bitflax.quantizers import Axis, asymmetric, symmetric
+from bitflax.quantization.learned_activations import LEAST_STEP, clipped, elastic, lsq
+from bitflax.quantization.quantizers import Axis, asymmetric, symmetric
 
 _LEAST = np.float32(1e-30)
 """In place of a step of 0, which only zeros have."""

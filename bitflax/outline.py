@@ -9,10 +9,11 @@ import re
 from pathlib import Path
 from typing import Any
 
-from bitflax import encoding, expected, resolving, rules, weighting
+from bitflax import encoding, expected, resolving, weighting
 from bitflax.data import glue, tasks
 from bitflax.errors import BitflaxError, ConfigError
 from bitflax.model import hf_config, hub, names
+from bitflax.quantization import rules
 from bitflax.recipe import Init, Recipe, Stage
 from bitflax.types import BertConfig, Optim
 

@@ -10,17 +10,18 @@ import json
 import re
 from typing import Any
 
-from bitflax import learned, quantizers, tensorfile
+from bitflax import tensorfile
 from bitflax.errors import ConfigError
 from bitflax.model import sites
+from bitflax.quantization import learned_activations, quantizers
 from bitflax.types import BertConfig
 
 KINDS = {
     "symmetric": quantizers.symmetric,
     "asymmetric": quantizers.asymmetric,
-    "clipped": learned.clipped,
-    "lsq": learned.lsq,
-    "elastic": learned.elastic,
+    "clipped": learned_activations.clipped,
+    "lsq": learned_activations.lsq,
+    "elastic": learned_activations.elastic,
 }
 
 
@@ -77,7 +78,7 @@ def _named(quantizer: Any) -> dict[str, Any] | None:
             fix=f"use one of {', '.join(KINDS)}, or save with act=None and hand "
             "the quantizer to bitflax.bert yourself",
         )
-    if isinstance(quantizer, learned.clipped):
+    if isinstance(quantizer, learned_activations.clipped):
         inner = _named(quantizer.quantizer)
         return {"quantizer": name, "inner": inner, "at": quantizer.at}
     return {"quantizer": name, **dataclasses.asdict(quantizer)}
@@ -113,7 +114,7 @@ def _quantizer(found: Any) -> Any:
         raise ValueError(f"act: a quantizer is none of {', '.join(KINDS)}")
     fields = {name: value for name, value in found.items() if name != "quantizer"}
     made = KINDS[kind]
-    if made is learned.clipped:
+    if made is learned_activations.clipped:
         fields["quantizer"] = _inner(fields.pop("inner", None))
     if set(fields) != {field.name for field in dataclasses.fields(made)}:
         raise ValueError(f"act: the fields are not those of {kind}")

@@ -12,7 +12,7 @@ A safetensors file of U8, F16 and F32 tensors. A parameter of path ``P`` is ther
   or 8 bits (a signed integer; since version 3 4 where that is enough), times the scale
   of their row and run of columns; or
 - the sum of two such matrices, ``P_1`` and ``P_2``: the halves of a split student
-  (``bitflax.splitting``), two planes of one bit for each position (since version 2).
+  (``bitflax.quantization.splitting``), two planes of one bit for each position (since version 2).
 
 ``tokenizer`` is ``tokenizer.json``, its vocabulary as lines, compressed with xz. The
 header's metadata are ``format``, ``version``, ``config``, ``act`` (the activation
@@ -45,7 +45,7 @@ from bitflax.errors import ConfigError, OutputError, StorageError
 from bitflax.model import leaves
 from bitflax.model.leaves import Split
 from bitflax.packedreader import FORMAT
-from bitflax.rules import ACT_PARAMS, Rules, quantize
+from bitflax.quantization.rules import ACT_PARAMS, Rules, quantize
 from bitflax.types import BertConfig, Params
 
 

@@ -11,7 +11,7 @@ from typing import Literal
 from bitflax import overrides
 from bitflax.errors import UsageError
 from bitflax.model.sites import Act
-from bitflax.rules import Rules
+from bitflax.quantization.rules import Rules
 from bitflax.sources import Corpus, Data, Teacher, check_optim, check_rules, need
 from bitflax.types import BertConfig, LossFn, Optim
 

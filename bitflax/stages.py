@@ -43,9 +43,9 @@ from bitflax.lesson import Lesson, Model
 from bitflax.model import pretrained
 from bitflax.model.apply import bert
 from bitflax.prepare import prepare
+from bitflax.quantization.rules import quantize
 from bitflax.recipe import Recipe, Stage, check_until
 from bitflax.resolving import resolved
-from bitflax.rules import quantize
 from bitflax.runfolder import RunFolder
 from bitflax.setting import Setting
 

@@ -7,9 +7,10 @@ from collections.abc import Callable
 
 import jax
 
-from bitflax import depth, projection, rules, splitting, trees, width
+from bitflax import depth, projection, trees, width
 from bitflax.lesson import Model
 from bitflax.model import apply, pretrained, sites
+from bitflax.quantization import rules, splitting
 from bitflax.recipe import Init, Stage
 from bitflax.types import Batch, BertConfig, Params
 

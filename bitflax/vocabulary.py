@@ -15,8 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from bitflax import rules, trees
+from bitflax import trees
 from bitflax.data.text import Tokens
+from bitflax.quantization import rules
 from bitflax.types import BertConfig, Params
 
 TABLE = "embeddings/word/embedding"

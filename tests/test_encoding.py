@@ -7,9 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from bitflax import encoding, quantizers
+from bitflax import encoding
 from bitflax.errors import ConfigError, Diverged
 from bitflax.model import leaves
+from bitflax.quantization import quantizers
 
 RNG = np.random.default_rng(0)
 W = RNG.normal(size=(10, 24)).astype(np.float32)

@@ -20,17 +20,17 @@ L0  memory trees onnxgraph fieldtypes storage svg progressbar model.torchpickle
 L0  joining
 L0  tensorfile hosts
 L1  model.matmul bitfields model.recompute outputfiles
-L1  overrides quantizers losses weighting depth data.metrics
+L1  overrides quantization.quantizers losses weighting depth data.metrics
 L1  model.leaves
-L1  model.sites model.numerics bertadam learned liveness provenance
+L1  model.sites model.numerics bertadam quantization.learned_activations liveness provenance
 L1  model.hf_config model.names hffolder model.hub statedict model.torch_bin runlog
 L1  folderlock pauses
 L1  data.tables data.text data.icd10 data.passages data.pieces compiling
 L1  data.augmentation.word_vectors data.augmentation.resumable_file
 L2  model.layers
-L2  rules model.apply projection encoding packedact packedmeta tokenizerparts model.hf_weights
+L2  quantization.rules model.apply projection encoding packedact packedmeta tokenizerparts model.hf_weights
 L2  data.columns data.batches data.piececounts
-L2  packedfile packedtokenizer splitting width profiles model.hfextra unpacking positions
+L2  packedfile packedtokenizer quantization.splitting width quantization.profiles model.hfextra unpacking positions
 L2  data.augmentation.words
 L2  data.augmentation.variants
 L2  data.glue data.own_files

@@ -8,9 +8,9 @@ import pytest
 
 from bitflax import onnxact
 from bitflax.errors import ConfigError
-from bitflax.learned import clipped, elastic, lsq
 from bitflax.onnxgraph import Graph
-from bitflax.quantizers import asymmetric, symmetric
+from bitflax.quantization.learned_activations import clipped, elastic, lsq
+from bitflax.quantization.quantizers import asymmetric, symmetric
 from tests.helpers import onnxrun
 
 SYMMETRIC = {

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 import bitflax as bf
-from bitflax import learned, onnxbert, packing, profiles, splitting
+from bitflax import onnxbert, packing
 from bitflax.errors import ConfigError
+from bitflax.quantization import learned_activations, profiles, splitting
 from tests.helpers import onnxrun, small
 
 CONFIG = small.config(2, id2label={0: "no", 1: "yes", 2: "perhaps"}, hidden_size=32)
@@ -27,9 +28,9 @@ ACTS = {
     "lsq": profiles.lsq_act(4),
     # All sites of one bit make of equal terms sums of +-0, whose sign is chance.
     "elastic": (
-        (".*/ffn/in/input", learned.elastic()),
-        (".*/ffn/out/input", learned.elastic(4, signed=False)),
-        (".*", learned.elastic(4)),
+        (".*/ffn/in/input", learned_activations.elastic()),
+        (".*/ffn/out/input", learned_activations.elastic(4, signed=False)),
+        (".*", learned_activations.elastic(4)),
     ),
     "uneven": (
         (".*/query/input", bf.symmetric(8)),

@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 
 from bitflax import onnxact, onnxlinear
-from bitflax.learned import lsq
 from bitflax.onnxgraph import Graph
 from bitflax.onnxweights import Integers
-from bitflax.quantizers import asymmetric, symmetric
+from bitflax.quantization.learned_activations import lsq
+from bitflax.quantization.quantizers import asymmetric, symmetric
 from tests.helpers import onnxrun
 
 ROWS, IN, OUT = 9, 160, 24

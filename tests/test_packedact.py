@@ -7,10 +7,11 @@ import jax.numpy as jnp
 import pytest
 
 import bitflax as bf
-from bitflax import packedact, profiles
+from bitflax import packedact
 from bitflax.errors import ConfigError
-from bitflax.learned import clipped, elastic
 from bitflax.model import sites
+from bitflax.quantization import profiles
+from bitflax.quantization.learned_activations import clipped, elastic
 from tests.helpers import small
 
 CONFIG = small.config(2)

@@ -4,9 +4,10 @@ import jax
 import pytest
 
 import bitflax as bf
-from bitflax import packedmeta, profiles, trees
+from bitflax import packedmeta, trees
 from bitflax.errors import ConfigError
 from bitflax.model import sites
+from bitflax.quantization import profiles
 from tests.helpers import small
 
 CONFIGS = {

@@ -11,15 +11,7 @@ import safetensors
 import safetensors.numpy
 
 import bitflax as bf
-from bitflax import (
-    encoding,
-    packedfile,
-    packedmeta,
-    packedreader,
-    packing,
-    splitting,
-    trees,
-)
+from bitflax import encoding, packedfile, packedmeta, packedreader, packing, trees
 from bitflax.errors import (
     ConfigError,
     DamagedFile,
@@ -29,6 +21,7 @@ from bitflax.errors import (
 )
 from bitflax.model import leaves
 from bitflax.model.leaves import Packed
+from bitflax.quantization import splitting
 from tests.helpers import packedfiles, small
 
 CONFIG = small.config(2, id2label={0: "no", 1: "yes", 2: "perhaps"})

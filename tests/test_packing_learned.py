@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 import bitflax as bf
-from bitflax import packedreader, packing, profiles, trees
+from bitflax import packedreader, packing, trees
 from bitflax.errors import ConfigError, DamagedFile
 from bitflax.model import apply, sites
+from bitflax.quantization import profiles
 from tests.helpers import small
 
 CONFIG = small.config(1, hidden_act="relu")

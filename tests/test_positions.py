@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 import bitflax as bf
-from bitflax import encoding, packedreader, packing, positions, splitting, trees
+from bitflax import encoding, packedreader, packing, positions, trees
 from bitflax.model import leaves
+from bitflax.quantization import splitting
 from tests.helpers import small
 
 CONFIG = small.config(1)

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 import bitflax as bf
-from bitflax import checkpoints, packing, predict, splitting, trees
+from bitflax import checkpoints, packing, predict, trees
 from bitflax.model import pretrained
 from bitflax.model.leaves import Packed, Split
+from bitflax.quantization import splitting
 from tests import test_predict
 from tests.helpers import small
 

@@ -1,6 +1,6 @@
 """Sites: where a model's activations can be quantised, and what quantises them there.
 
-A quantizer that learns (``bitflax.learned``, or any with ``init(x) -> p`` and
+A quantizer that learns (``bitflax.quantization.learned_activations``, or any with ``init(x) -> p`` and
 ``__call__(x, p)``) keeps its parameter in the model's tree: the path is the site.
 """
 
@@ -61,7 +61,7 @@ def learned_shapes(act: Act, config: BertConfig) -> dict[str, tuple[int, ...]]:
     Raises:
       ValueError: as ``at_sites``.
 
-    >>> from bitflax.learned import lsq
+    >>> from bitflax.quantization.learned_activations import lsq
     >>> learned_shapes((("pooler/input", lsq(4)),), BertConfig())
     {'pooler/input': ()}
     """

@@ -10,9 +10,9 @@ import jax.numpy as jnp
 
 import bitflax as bf
 from bitflax import packing
-from bitflax.learned import clipped, lsq
 from bitflax.model import apply
 from bitflax.model.leaves import Split
+from bitflax.quantization.learned_activations import clipped, lsq
 from tests.helpers import small
 
 CONFIG = small.config(1, hidden_size=12, num_attention_heads=2, vocab_size=40)

@@ -3,9 +3,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bitflax import bitfields, quantizers
+from bitflax import bitfields
 from bitflax.model import leaves
 from bitflax.model.leaves import Lazy, Packed, Split
+from bitflax.quantization import quantizers
 
 # What a field of a code stands for, written out.
 MEANING = {1: [-1, 1], 2: [-1, 0, 1]}

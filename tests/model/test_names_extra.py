@@ -10,10 +10,11 @@ import pytest
 import safetensors.numpy
 
 import bitflax as bf
-from bitflax import packedmeta, splitting, trees
+from bitflax import packedmeta, trees
 from bitflax.errors import ConfigError, DamagedFile
 from bitflax.model import hfextra, names, pretrained
 from bitflax.model.leaves import Split
+from bitflax.quantization import splitting
 from tests.helpers import small
 
 CONFIG = small.config(1, id2label={0: "no", 1: "yes", 2: "perhaps"})

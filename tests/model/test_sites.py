@@ -9,9 +9,9 @@ import pytest
 
 import bitflax as bf
 from bitflax import trees
-from bitflax.learned import clipped, elastic, lsq
 from bitflax.model import apply as model_apply
 from bitflax.model import sites
+from bitflax.quantization.learned_activations import clipped, elastic, lsq
 from tests.helpers import small
 
 CONFIG = small.config(2)

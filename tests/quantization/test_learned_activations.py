@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bitflax.learned import clipped, elastic, lsq
 from bitflax.model import leaves
-from bitflax.quantizers import asymmetric, binarize, symmetric, ternarize
+from bitflax.quantization.learned_activations import clipped, elastic, lsq
+from bitflax.quantization.quantizers import asymmetric, binarize, symmetric, ternarize
 from tests.helpers import oracles
 
 FILE = "binarybert_quantizers"

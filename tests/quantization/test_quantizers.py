@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bitflax import quantizers
 from bitflax.model import leaves
-from bitflax.quantizers import asymmetric, binarize, symmetric, ternarize
+from bitflax.quantization import quantizers
+from bitflax.quantization.quantizers import asymmetric, binarize, symmetric, ternarize
 from tests.helpers import oracles
 
 part = functools.partial

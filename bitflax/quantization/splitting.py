@@ -32,10 +32,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from bitflax import quantizers, trees
+from bitflax import trees
 from bitflax.errors import ConfigError
 from bitflax.model import leaves
-from bitflax.rules import Rules
+from bitflax.quantization import quantizers
+from bitflax.quantization.rules import Rules
 from bitflax.types import Params
 
 Groups = Float[np.ndarray, "groups members"]

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from bitflax.quantizers import asymmetric, symmetric
+from bitflax.quantization.quantizers import asymmetric, symmetric
 
 LEAST_STEP = 1e-5
 """Steps below this count as this, so that nothing is divided by zero."""

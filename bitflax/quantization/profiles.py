@@ -2,14 +2,14 @@
 
 Weights: a tuple of (path regex, quantizer) for ``bitflax.quantize``. Activations: a
 tuple of (site regex, quantizer) for ``bitflax.bert``, all of which learn: their first
-parameters come from ``bitflax.init_act``. XTC's weights are in ``bitflax.rules``.
+parameters come from ``bitflax.init_act``. XTC's weights are in ``bitflax.quantization.rules``.
 """
 
 import functools
 from typing import Any
 
-from bitflax import learned, quantizers
-from bitflax.rules import MATRICES, WORD_TABLE, Rules
+from bitflax.quantization import learned_activations, quantizers
+from bitflax.quantization.rules import MATRICES, WORD_TABLE, Rules
 
 POOLER = r"pooler/kernel"
 
@@ -84,7 +84,8 @@ def binarybert_act(bits: int = 8) -> Rules:
     """
     wide = quantizers.asymmetric(bits, axis=None, levels="widened")
     return _sites(
-        learned.clipped(quantizers.symmetric(bits, axis=None)), learned.clipped(wide)
+        learned_activations.clipped(quantizers.symmetric(bits, axis=None)),
+        learned_activations.clipped(wide),
     )
 
 
@@ -93,7 +94,9 @@ def lsq_act(bits: int = 4) -> Rules:
 
     Source: BinaryBERT's 4-bit students (arXiv:2012.15701); LSQ is arXiv:1902.08153.
     """
-    return _sites(learned.lsq(bits), learned.lsq(bits, signed=False))
+    return _sites(
+        learned_activations.lsq(bits), learned_activations.lsq(bits, signed=False)
+    )
 
 
 def elastic_act(bits: int = 1) -> Rules:
@@ -104,4 +107,7 @@ def elastic_act(bits: int = 1) -> Rules:
 
     Source: BiT, Liu et al. 2022 (arXiv:2205.13016).
     """
-    return _sites(learned.elastic(bits), learned.elastic(bits, signed=False))
+    return _sites(
+        learned_activations.elastic(bits),
+        learned_activations.elastic(bits, signed=False),
+    )

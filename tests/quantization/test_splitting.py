@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 import bitflax as bf
-from bitflax import profiles, splitting, trees
+from bitflax import trees
 from bitflax.errors import ConfigError
 from bitflax.model import apply as model_apply
 from bitflax.model.leaves import Split
+from bitflax.quantization import profiles, splitting
 from tests.helpers import oracles, small
 
 part = functools.partial

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 import bitflax as bf
-from bitflax import rules, trees
+from bitflax import trees
 from bitflax.model import leaves
+from bitflax.quantization import rules
 from tests.helpers import oracles, small
 
 part = functools.partial

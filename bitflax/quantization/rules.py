@@ -8,8 +8,9 @@ import functools
 from collections.abc import Sequence
 from typing import Any
 
-from bitflax import quantizers, trees
+from bitflax import trees
 from bitflax.model import leaves
+from bitflax.quantization import quantizers
 from bitflax.types import Params, Quantizer
 
 Rules = Sequence[tuple[str, Quantizer]]

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 import bitflax as bf
-from bitflax import profiles, rules, splitting, trees
+from bitflax import trees
 from bitflax.model import apply, names, sites
+from bitflax.quantization import profiles, rules, splitting
 from bitflax.types import BertConfig
 from tests.helpers import oracles, small
 

@@ -1,0 +1,1 @@
+"""Quantizers, rules that give them to parameters, and weight splitting."""
