@@ -6,20 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bitflax import (
-    depth,
-    encoding,
-    packedact,
-    packedmeta,
-    packedtokenizer,
-    projection,
-    starting,
-    trees,
-    weighting,
-)
+from bitflax import depth, projection, starting, trees, weighting
 from bitflax.errors import BitflaxError, ConfigError
 from bitflax.lesson import Model
 from bitflax.model import apply, hf_config, leaves, pretrained
+from bitflax.packed import metadata, packedact, packing, tokenizer
 from bitflax.quantization import splitting
 from bitflax.quantization.rules import quantize
 from bitflax.recipe import Init, Stage
@@ -74,7 +65,7 @@ def check_stages(setting: Setting) -> dict[str, Params]:
     stages = setting.recipe.stages
     if stages and stages[-1].packs:
         assert before is not None
-        packedtokenizer.checked(setting.tokenizer.to_json(), before.config)
+        tokenizer.checked(setting.tokenizer.to_json(), before.config)
         _check_packs(stages[-1], setting.recipe.rest, before)
     return {name: model.params for name, model in done.items()}
 
@@ -151,18 +142,18 @@ def _source(name: str, teacher: BertConfig, setting: Setting) -> Model:
     return _like(starting.loaded(name, teacher, jax.random.key(0)))
 
 
-def _check_packs(stage: Stage, rest: encoding.Rest, last: Model) -> None:
+def _check_packs(stage: Stage, rest: packing.Rest, last: Model) -> None:
     """Check that what the last stage trains can be packed."""
-    packedmeta.config_to_json(last.config)
+    metadata.config_to_json(last.config)
     packedact.to_json(stage.act, last.config)
     try:
-        encoding.rest_of(rest, trees.flatten(last.params))
+        packing.rest_of(rest, trees.flatten(last.params))
     except ValueError as error:
         fix = "correct the rule's regular expression"
         raise ConfigError("Recipe.rest", str(error), fix=fix) from error
     for regex, quantizer in stage.rules:
         values = np.asarray(jax.jit(quantizer)(_SOME))
-        encoding.pack_leaf(f"{stage.name}: {regex}", values, True, "int8")
+        packing.pack_leaf(f"{stage.name}: {regex}", values, True, "int8")
 
 
 def _check_stage(stage: Stage, teacher: Model, start: Model, batch: dict) -> Model:

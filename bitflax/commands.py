@@ -171,36 +171,38 @@ def export_command(args: Namespace) -> None:
 
 def inspect_command(args: Namespace) -> None:
     """Print every tensor's bits and bytes."""
-    from bitflax import packedfile, packedreader
     from bitflax.model import hf_weights
+    from bitflax.packed import tensors
+    from bitflax.packed.file import size_report
 
     path = Path(args.model)
     file = _weights(path)
     named = path.is_file()
     # A packed file may lie in any folder, a dense model's too.
     if not (file.parent / "config.json").is_file() or (named and _is_packed(file)):
-        rows = packedreader.size_report(file)
+        rows = size_report(file)
     else:
         own = named and file.suffix != ".json"  # an index stands for its folder
         state = (
             hf_weights.read_file(file) if own else hf_weights.read_state(file.parent)[0]
         )
         rows = [
-            packedfile.SizeRow(name, 8 * array.dtype.itemsize, array.size, array.nbytes)
+            tensors.SizeRow(name, 8 * array.dtype.itemsize, array.size, array.nbytes)
             for name, array in state.items()
         ]
-    print(packedfile.size_table(rows))
+    print(tensors.size_table(rows))
 
 
 def _is_packed(file: Path) -> bool:
     """Whether a file says that it is a packed one; others are no error here."""
-    from bitflax import packedreader, tensorfile
+    from bitflax.packed import safetensors_file
+    from bitflax.packed.file import FORMAT, guarded
 
     try:
-        found = packedreader.guarded(tensorfile.read_header, file)
+        found = guarded(safetensors_file.read_header, file)
     except DamagedFile:
         return False
-    return found.metadata.get("format") == packedreader.FORMAT
+    return found.metadata.get("format") == FORMAT
 
 
 def verify_command(args: Namespace) -> None:

@@ -9,20 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from bitflax import (
-    hosts,
-    packedreader,
-    packing,
-    positions,
-    predict,
-    provenance,
-    report,
-    trees,
-)
+from bitflax import hosts, positions, predict, provenance, report, trees
 from bitflax.data import metrics
 from bitflax.errors import InputMissing
 from bitflax.lesson import Model
 from bitflax.model import leaves
+from bitflax.packed import file, saving
 from bitflax.quantization.rules import bits_of
 from bitflax.recipe import Stage
 from bitflax.setting import Setting
@@ -75,10 +67,10 @@ def packed_bits(packed: Params) -> int:
     """Return the bits of the narrowest weights where no rule says them.
 
     >>> import jax.numpy as jnp
-    >>> packed_bits(packing.pack({"kernel": jnp.ones((8, 8))}, (), "int8"))
+    >>> packed_bits(saving.pack({"kernel": jnp.ones((8, 8))}, (), "int8"))
     8
     """
-    return int(min(line.bits for line in packedreader.size_report(packed)))
+    return int(min(line.bits for line in file.size_report(packed)))
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -144,7 +136,7 @@ def _packed(
     """
     began = time.monotonic()
     config, params = result.model
-    packed = packing.pack(params, stage.rules, setting.recipe.rest)
+    packed = saving.pack(params, stage.rules, setting.recipe.rest)
     bits = weight_bits(stage, params) if stage.rules else packed_bits(packed)
     if setting.recipe.positions:
         found = config, packed, setting.recipe.positions
@@ -156,7 +148,7 @@ def _packed(
     def save(rows: list[report.Row]) -> None:
         length = {"max_length": lesson.data.max_length}
         extras = length | _provenance(setting, rows).to_extras()
-        packing.save_packed(path, config, packed, stage.act, text, extras)
+        saving.save_packed(path, config, packed, stage.act, text, extras)
 
     save(rows)
     predictor = predict.load(path)

@@ -8,10 +8,11 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from bitflax import engines, packedreader, trees
+from bitflax import engines, trees
 from bitflax.model import sites
 from bitflax.model.leaves import Packed, Split
 from bitflax.opening import Opened
+from bitflax.packed import file
 from bitflax.provenance import PACKAGED, Provenance, Scored
 from bitflax.types import BertConfig, Params
 
@@ -112,7 +113,7 @@ def _bits(params: Params, counts: Counter[int | float]) -> int | float:
 def _counts(model: Opened) -> Counter[int | float]:
     """Return how many values are stored with how many bits."""
     counts: Counter[int | float] = Counter()
-    for row in packedreader.size_report(model.params):
+    for row in file.size_report(model.params):
         counts[row.bits] += row.values
     return counts
 

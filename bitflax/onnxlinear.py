@@ -9,9 +9,10 @@ from collections.abc import Callable
 
 import numpy as np
 
-from bitflax import bitfields, onnxact, onnxweights
+from bitflax import onnxact, onnxweights
 from bitflax.onnxgraph import CONTRIB, FLOAT, Graph, Value
 from bitflax.onnxweights import Integers
+from bitflax.packed import bitfields
 
 BLOCK = 128
 """Weights that share a scale in ``MatMulNBits``; ONNX Runtime 1.32 has products of

@@ -9,9 +9,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from bitflax import bitfields, encoding, unpacking
+from bitflax import unpacking
 from bitflax.model.leaves import Packed, Split
 from bitflax.onnxgraph import FLOAT, INT32, Graph, Value
+from bitflax.packed import bitfields, packing
 
 
 class Integers(NamedTuple):
@@ -25,7 +26,7 @@ def read(leaf: Any) -> Any:
     """Return a matrix of 1- or 2-bit values as ``Packed``, another leaf as it is."""
     if isinstance(leaf, Packed | Split) or np.ndim(leaf) != 2:
         return leaf
-    return encoding.read_off(np.asarray(leaf, np.float32)) or leaf
+    return packing.read_off(np.asarray(leaf, np.float32)) or leaf
 
 
 def integers(leaf: Any) -> list[Integers]:

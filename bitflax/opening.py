@@ -5,11 +5,12 @@ import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bitflax import packedreader, trees
+from bitflax import trees
 from bitflax.data.text import Tokenizer
 from bitflax.errors import ConfigError, InputMissing
 from bitflax.model import hfextra, pretrained
 from bitflax.model.leaves import Split
+from bitflax.packed import file
 from bitflax.types import BertConfig, Params
 
 
@@ -59,7 +60,7 @@ def open_model(path: str | Path) -> Opened:
         config, params = pretrained.load_pretrained(place)
         _check_whole(params, place)
         return Opened(config, params, None, Tokenizer.from_folder(place), {}, place)
-    found = packedreader.read_packed(place)
+    found = file.read_packed(place)
     text = found.tokenizer
     tokenizer = None if text is None else Tokenizer.from_json(text, place)
     return Opened(found.config, found.packed, found.act, tokenizer, found.extras, place)

@@ -9,10 +9,11 @@ import re
 from pathlib import Path
 from typing import Any
 
-from bitflax import encoding, expected, resolving, weighting
+from bitflax import resolving, weighting
 from bitflax.data import glue, tasks
 from bitflax.errors import BitflaxError, ConfigError
 from bitflax.model import hf_config, hub, names
+from bitflax.packed import packing, sizes
 from bitflax.quantization import rules
 from bitflax.recipe import Init, Recipe, Stage
 from bitflax.types import BertConfig, Optim
@@ -104,7 +105,7 @@ def describe(of: Recipe, config: BertConfig | None = None) -> str:
     return f"{text}\n\n{_sizes(of, config)}"
 
 
-def _rest(rest: encoding.Rest) -> str:
+def _rest(rest: packing.Rest) -> str:
     if isinstance(rest, str):
         return rest
     return ", ".join([*(f"{kind} {regex}" for regex, kind in rest), "int8"])
@@ -234,8 +235,8 @@ def _sizes(of: Recipe, config: BertConfig) -> str:
     split = [stage.init.split for stage in of.stages if stage.init.split]
     place = f"Stage {stage.name!r}.rules"
     halved = split[-1] if split else ()
-    lines = expected.parameter_bits(stage.rules, student, rest, halved, place)
-    groups: dict[tuple, list[expected.Line]] = {}
+    lines = sizes.parameter_bits(stage.rules, student, rest, halved, place)
+    groups: dict[tuple, list[sizes.Line]] = {}
     for line in lines:
         path = re.sub(r"layer_\d+", "layer_*", line.path)
         groups.setdefault((path, line.shape, line.bits), []).append(line)

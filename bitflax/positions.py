@@ -8,8 +8,8 @@ import dataclasses
 from typing import Any
 
 from bitflax import trees
-from bitflax.encoding import POSITIONS
 from bitflax.model.leaves import Packed, Split
+from bitflax.packed.packing import POSITIONS
 from bitflax.types import BertConfig, Params
 
 

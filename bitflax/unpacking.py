@@ -13,9 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
-from bitflax import bitfields
 from bitflax.model.leaves import Packed, Split
 from bitflax.model.matmul import Coded
+from bitflax.packed import bitfields
 
 
 def integers_here() -> DTypeLike | None:

@@ -10,11 +10,12 @@ from io import BufferedReader
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bitflax import opening, packedreader, tensorfile
+from bitflax import opening
 from bitflax.data.text import Tokenizer
 from bitflax.errors import DamagedFile, InputMissing, UsageError
-from bitflax.packedfile import SizeRow
-from bitflax.packedreader import PackedModel
+from bitflax.packed import file, safetensors_file
+from bitflax.packed.file import PackedModel
+from bitflax.packed.tensors import SizeRow
 
 
 class Verified(NamedTuple):
@@ -54,16 +55,16 @@ def verify(path: str | Path, sha256: str | None = None) -> Verified:
         problem = "a folder of dense weights, which carries no checksum"
         fix = "give a packed model.safetensors, or a run's folder that has one"
         raise InputMissing(place, problem, fix=fix)
-    found = packedreader.guarded(_digest, place)
+    found = file.guarded(_digest, place)
     if sha256 is not None and found != sha256.lower():
         problem = f"its SHA-256 is {found}, not {sha256.lower()}"
         fix = "fetch the file again, or compare with another digest"
         raise DamagedFile(place, problem, fix=fix)
-    model = packedreader.read_packed(place)
+    model = file.read_packed(place)
     tokens = None
     if model.tokenizer is not None:
         tokens = Tokenizer.from_json(model.tokenizer, place).vocab_size
-    version, rows = packedreader.describe(place)
+    version, rows = file.describe(place)
     return Verified(place, found, version, model, tokens, rows)
 
 
@@ -80,7 +81,7 @@ def report(found: Verified) -> str:
     shape += f"{config.max_position_embeddings} positions"
     says = "a number" if config.regression else f"{config.num_labels} labels"
     facts = {
-        "file": tensorfile.shown(str(found.path)),
+        "file": safetensors_file.shown(str(found.path)),
         "format": f"bitflax-packed, version {found.version}",
         "bytes": f"{size:,}",
         "sha256": found.sha256,

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 import bitflax as bf
-from bitflax import cli, packing, predict
+from bitflax import cli, predict
 from bitflax.model import pretrained
+from bitflax.packed import saving
 
 
 class Echo:
@@ -150,8 +151,8 @@ def params():
 def packed(params, tmp_path_factory):
     """A run's folder with a packed file in it."""
     folder = tmp_path_factory.mktemp("run")
-    tree = packing.pack(params, bf.xtc_1bit())
-    packing.save_packed(folder / "model.safetensors", CONFIG, tree)
+    tree = saving.pack(params, bf.xtc_1bit())
+    saving.save_packed(folder / "model.safetensors", CONFIG, tree)
     return folder
 
 

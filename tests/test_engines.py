@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 import bitflax as bf
-from bitflax import engines, packing, predict
+from bitflax import engines, predict
 from bitflax.errors import ConfigError, InputMissing
+from bitflax.packed import saving
 from tests import test_predict
 from tests.test_predict import CONFIG, TEXTS, params, tokenizer
 
@@ -17,7 +18,7 @@ ACT = bf.symmetric(bits=8)
 
 @pytest.fixture(scope="module")
 def packed():
-    return packing.pack(params(), bf.xtc_1bit())
+    return saving.pack(params(), bf.xtc_1bit())
 
 
 def logits(tree, act, engine):

@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 
 import bitflax as bf
-from bitflax import exporting, packedreader, packing, predict, storage
+from bitflax import exporting, predict, storage
 from bitflax.data.text import Tokenizer
 from bitflax.errors import ConfigError, InputMissing, OutputError, StorageError
 from bitflax.model import pretrained
+from bitflax.packed import file, saving
 from tests import test_predict
 from tests.helpers import small
 from tests.test_predict import CONFIG, TEXTS, params, tokenizer
@@ -31,9 +32,9 @@ HF_FILES = {
 
 
 def write_packed(path, act=ACT, words=True, extras=None):
-    packed = packing.pack(params(), bf.xtc_1bit())
+    packed = saving.pack(params(), bf.xtc_1bit())
     known = tokenizer() if words else None
-    packing.save_packed(path, CONFIG, packed, act, known, extras)
+    saving.save_packed(path, CONFIG, packed, act, known, extras)
     return path
 
 
@@ -52,14 +53,14 @@ def test_a_folder_holds_the_same_weights_as_float32(packed):
     assert names(out) == HF_FILES
     config, found = pretrained.load_pretrained(out)
     assert config == CONFIG
-    expected = packing.unpack(packedreader.load_packed(packed)[1])
+    expected = saving.unpack(file.load_packed(packed)[1])
     assert small.largest_difference(found, expected) == 0
 
 
 def test_a_folder_predicts_without_rounded_activations(tmp_path):
     path = write_packed(tmp_path / "m", act=bf.symmetric(bits=4))
     out = exporting.export(path, tmp_path / "hf", "hf")
-    _, packed = packedreader.load_packed(path)
+    _, packed = file.load_packed(path)
     found = predict.load(out).logits(TEXTS)
     for row, text in zip(found, TEXTS, strict=True):
         expected = test_predict.alone(text, tree=packed)
@@ -145,11 +146,11 @@ def test_a_file_of_ones_own_is_left_alone(packed, kind):
 def test_a_split_student_is_summed(tmp_path):
     ternary = bf.xtc_2bit()
     halves = bf.split(params(), ternary)
-    packed = packing.pack(halves, bf.binary_rules(ternary))
-    packing.save_packed(tmp_path / "m", CONFIG, packed, ACT, tokenizer())
+    packed = saving.pack(halves, bf.binary_rules(ternary))
+    saving.save_packed(tmp_path / "m", CONFIG, packed, ACT, tokenizer())
     out = exporting.export(tmp_path / "m", kind="hf")
     _, found = pretrained.load_pretrained(out)
-    expected = packing.unpack(packed)
+    expected = saving.unpack(packed)
     assert small.largest_difference(found, expected) == 0
 
 
@@ -169,8 +170,8 @@ def test_what_activations_learned_is_left_out(tmp_path):
     batch = small.batch(2, seed=0)
     batch["input_ids"] %= CONFIG.vocab_size
     tree = bf.init_act(params(), act, batch, CONFIG)
-    packed = packing.pack(tree, bf.xtc_1bit())
-    packing.save_packed(tmp_path / "m", CONFIG, packed, act, tokenizer())
+    packed = saving.pack(tree, bf.xtc_1bit())
+    saving.save_packed(tmp_path / "m", CONFIG, packed, act, tokenizer())
     out = exporting.export(tmp_path / "m", kind="hf")
     _, found = pretrained.load_pretrained(out)
     assert not (out / "bitflax_extra.safetensors").exists()
@@ -181,8 +182,8 @@ def test_what_activations_learned_is_left_out(tmp_path):
 def test_heads_of_another_width_are_refused(tmp_path):
     config = dataclasses.replace(CONFIG, head_size=4)
     tree = bf.init_params(config, jax.random.key(0))
-    packed = packing.pack(tree, bf.xtc_1bit())
-    packing.save_packed(tmp_path / "m", config, packed, ACT, tokenizer())
+    packed = saving.pack(tree, bf.xtc_1bit())
+    saving.save_packed(tmp_path / "m", config, packed, ACT, tokenizer())
     with pytest.raises(ConfigError, match="heads of width 4") as raised:
         exporting.export(tmp_path / "m", kind="hf")
     assert raised.value.status == 78

@@ -18,8 +18,8 @@ ROWS = """
 L0  types errors data.examples
 L0  memory trees onnxgraph fieldtypes storage svg progressbar model.torchpickle
 L0  joining
-L0  tensorfile hosts
-L1  model.matmul bitfields model.recompute outputfiles
+L0  packed.safetensors_file hosts
+L1  model.matmul packed.bitfields model.recompute outputfiles
 L1  overrides quantization.quantizers losses weighting depth data.metrics
 L1  model.leaves
 L1  model.sites model.numerics bertadam quantization.learned_activations liveness provenance
@@ -28,9 +28,9 @@ L1  folderlock pauses
 L1  data.tables data.text data.icd10 data.passages data.pieces compiling
 L1  data.augmentation.word_vectors data.augmentation.resumable_file
 L2  model.layers
-L2  quantization.rules model.apply projection encoding packedact packedmeta tokenizerparts model.hf_weights
+L2  quantization.rules model.apply projection packed.packing packed.packedact packed.metadata packed.tokenizerparts model.hf_weights
 L2  data.columns data.batches data.piececounts
-L2  packedfile packedtokenizer quantization.splitting width quantization.profiles model.hfextra unpacking positions
+L2  packed.tensors packed.tokenizer quantization.splitting width quantization.profiles model.hfextra unpacking positions
 L2  data.augmentation.words
 L2  data.augmentation.variants
 L2  data.glue data.own_files
@@ -38,8 +38,8 @@ L2  data.tfds
 L2  data.corpus_tfds
 L2  data.corpus
 L2  data.tasks
-L3  packedreader
-L3  packing model.pretrained training parallel checkpoints runfolder teaching
+L3  packed.file
+L3  packed.saving model.pretrained training parallel checkpoints runfolder teaching
 L3  vocabulary onnxact onnxweights
 L3  onnxlinear
 L3  onnxbert
@@ -51,7 +51,7 @@ L4  resolving opening evaluate loop
 L4  engines
 L4  predict modelcard
 L4  exporting answering verifying
-L5  report recipefiles expected
+L5  report recipefiles packed.sizes
 L5  outline
 L5  lesson
 L5  general starting judging

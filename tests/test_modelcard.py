@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 import bitflax as bf
-from bitflax import modelcard, packedreader, packing
+from bitflax import modelcard
 from bitflax.opening import Opened
+from bitflax.packed import file, saving
 from bitflax.provenance import Provenance, Scored
 from tests.test_predict import CONFIG, params, tokenizer
 
@@ -27,7 +28,7 @@ ORIGIN = Provenance(
 def opened(act=None, config=CONFIG, rules=None, extras=None) -> Opened:
     tree = params()
     if rules is not None:
-        tree = packing.pack(tree, rules)
+        tree = saving.pack(tree, rules)
     return Opened(config, tree, act, tokenizer(), extras or {}, Path("m"))
 
 
@@ -89,7 +90,7 @@ def test_learned_ranges_are_said():
 
 def test_every_value_is_counted_once():
     counts = modelcard._counts(STUDENT)
-    rows = packedreader.size_report(STUDENT.params)
+    rows = file.size_report(STUDENT.params)
     assert sum(counts.values()) == sum(row.values for row in rows)
     assert modelcard._bits(STUDENT.params, counts) == 1
 

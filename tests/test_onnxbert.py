@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 import bitflax as bf
-from bitflax import onnxbert, packing
+from bitflax import onnxbert
 from bitflax.errors import ConfigError
+from bitflax.packed import saving
 from bitflax.quantization import learned_activations, profiles, splitting
 from tests.helpers import onnxrun, small
 
@@ -67,7 +68,7 @@ def student(rules, act):
     params, rules, act = latent(), RULES[rules], ACTS[act]
     if act is not None and not callable(act):
         params = bf.init_act(params, act, BATCH, CONFIG)
-    return packing.pack(params, rules, rest="float32"), act
+    return saving.pack(params, rules, rest="float32"), act
 
 
 @functools.cache
@@ -149,7 +150,7 @@ def test_heads_of_another_width_relu_and_a_real_number():
     config = small.config(1, num_labels=1, problem_type="regression", **changes)
     tree = bf.init_params(config, jax.random.key(1))
     tree = jax.tree.map(lambda w: 5 * w if w.ndim == 2 else w, tree)
-    packed = packing.pack(tree, bf.xtc_1bit(), rest="float32")
+    packed = saving.pack(tree, bf.xtc_1bit(), rest="float32")
     model = onnxbert.build(config, packed, None, "onnx-fp32")
     wanted = np.asarray(jax.jit(bf.bert(config))(packed, BATCH).logits)
     assert (distance(onnxrun.logits(model, BATCH), wanted) < 2e-5).all()
@@ -164,7 +165,7 @@ def test_a_sequence_longer_than_the_positions_is_refused():
 
 def test_a_split_student_has_two_products_a_matrix():
     tree = splitting.split(latent(), bf.xtc_2bit())
-    packed = packing.pack(tree, bf.xtc_1bit(), rest="float32")
+    packed = saving.pack(tree, bf.xtc_1bit(), rest="float32")
     model = onnxbert.build(CONFIG, packed, ACTS["token"], "onnx-int8")
     products = [n for n in model.graph.node if n.op_type == "MatMulInteger"]
     assert len(products) == 2 * 6 * CONFIG.num_hidden_layers
@@ -176,7 +177,7 @@ def test_a_split_student_has_two_products_a_matrix():
 
 def test_dense_quantised_weights_are_taken_as_integers():
     packed, act = student("channel", "token")
-    dense = packing.unpack(packed)
+    dense = saving.unpack(packed)
     models = [onnxbert.build(CONFIG, p, act, "onnx-int8") for p in (packed, dense)]
     assert models[0].SerializeToString() == models[1].SerializeToString()
 

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 
 import bitflax as bf
-from bitflax import encoding, onnxweights
+from bitflax import onnxweights
 from bitflax.model import leaves
 from bitflax.model.leaves import Packed, Split
 from bitflax.onnxgraph import Graph
+from bitflax.packed import packing
 from tests.helpers import onnxrun
 
 
@@ -20,7 +21,7 @@ def matrix(seed=0, shape=(20, 24)):
 
 def packed(quantizer, seed=0, **options):
     values = np.asarray(quantizer(matrix(seed), **options))
-    found = encoding.read_off(values)
+    found = packing.read_off(values)
     assert found is not None
     return found
 
@@ -33,10 +34,10 @@ LEAVES = {
     "1 bit, groups": packed(bf.binarize, groups=4),
     "2 bits": packed(bf.ternarize),
     "2 bits, rows": packed(bf.ternarize, axis=-1),
-    "8 bits": encoding.eight_bits(np.asarray(matrix())),
+    "8 bits": packing.eight_bits(np.asarray(matrix())),
     "split": Split(packed(bf.binarize), packed(bf.binarize, 1, axis=0)),
-    "odd width": encoding.read_off(np.asarray(bf.binarize(matrix(shape=(9, 13))))),
-    "odd width, 2 bits": encoding.read_off(
+    "odd width": packing.read_off(np.asarray(bf.binarize(matrix(shape=(9, 13))))),
+    "odd width, 2 bits": packing.read_off(
         np.asarray(bf.ternarize(matrix(shape=(9, 13))))
     ),
 }

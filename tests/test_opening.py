@@ -6,17 +6,18 @@ import numpy as np
 import pytest
 
 import bitflax as bf
-from bitflax import opening, packing
+from bitflax import opening
 from bitflax.errors import ConfigError, InputMissing
 from bitflax.model import pretrained
 from bitflax.model.leaves import Packed, Split
+from bitflax.packed import saving
 from tests.test_predict import CONFIG, params, tokenizer
 
 
 def save(path, extras=None, tokenizer=None):
-    packed = packing.pack(params(), bf.xtc_1bit())
+    packed = saving.pack(params(), bf.xtc_1bit())
     act = bf.symmetric(bits=8)
-    packing.save_packed(path, CONFIG, packed, act, tokenizer, extras)
+    saving.save_packed(path, CONFIG, packed, act, tokenizer, extras)
     return path
 
 
@@ -72,8 +73,8 @@ def test_an_unfinished_run_names_latent_weights_that_can_be_opened(tmp_path, spl
 
 def test_packed_halves_are_opened(tmp_path):
     ternary = bf.xtc_2bit()
-    packed = packing.pack(bf.split(params(), ternary), bf.binary_rules(ternary))
-    packing.save_packed(tmp_path / "m", CONFIG, packed)
+    packed = saving.pack(bf.split(params(), ternary), bf.binary_rules(ternary))
+    saving.save_packed(tmp_path / "m", CONFIG, packed)
     found = opening.open_model(tmp_path / "m")
     assert isinstance(found.params["embeddings"]["word"]["embedding"], Split)
 

@@ -8,8 +8,9 @@ import jax
 import pytest
 
 import bitflax as bf
-from bitflax import expected, outline
+from bitflax import outline
 from bitflax.errors import ConfigError
+from bitflax.packed import sizes as packed_sizes
 
 CONFIG = bf.BertConfig(
     vocab_size=50,
@@ -32,7 +33,7 @@ def made(rules=(), layers=(1, 3), **fields) -> bf.Recipe:
 
 def test_an_own_quantizer_has_bits_that_only_the_values_say():
     of = made(((r"pooler/kernel", lambda w: w),))
-    lines = expected.parameter_bits(of.stages[1].rules, CONFIG)
+    lines = packed_sizes.parameter_bits(of.stages[1].rules, CONFIG)
     assert next(line.bits for line in lines if line.path == "pooler/kernel") is None
     assert "?" in outline.describe(of, CONFIG)
 

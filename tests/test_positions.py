@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 
 import bitflax as bf
-from bitflax import encoding, packedreader, packing, positions, trees
+from bitflax import positions, trees
 from bitflax.model import leaves
+from bitflax.packed import file, packing, saving
 from bitflax.quantization import splitting
 from tests.helpers import small
 
 CONFIG = small.config(1)
-TABLE = encoding.POSITIONS
+TABLE = packing.POSITIONS
 RULES = {
     "dense": None,
     "8 bits": (),
@@ -26,7 +27,7 @@ def made(kind):
     params = bf.init_params(CONFIG, jax.random.key(0))
     if kind == "split":
         params = splitting.split(params, ((TABLE, bf.ternarize),))
-    return params if RULES[kind] is None else packing.pack(params, RULES[kind])
+    return params if RULES[kind] is None else saving.pack(params, RULES[kind])
 
 
 @pytest.mark.parametrize("kind", RULES)
@@ -42,8 +43,8 @@ def test_short_texts_get_the_same_logits_and_longer_ones_an_error(kind, tmp_path
     with pytest.raises(ValueError, match="has only 8 positions"):
         bf.bert(config)(fewer, small.batch(3, seed=0, length=9))
     if kind != "dense":
-        packing.save_packed(tmp_path / "m", config, fewer)
-        again, loaded = packedreader.load_packed(tmp_path / "m")
+        saving.save_packed(tmp_path / "m", config, fewer)
+        again, loaded = file.load_packed(tmp_path / "m")
         assert again == config
         jax.tree.map(np.testing.assert_array_equal, loaded, fewer)
 

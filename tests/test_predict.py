@@ -10,11 +10,12 @@ import pytest
 import tokenizers
 
 import bitflax as bf
-from bitflax import packedreader, packing, predict
+from bitflax import predict
 from bitflax.data import examples
 from bitflax.data.text import Tokenizer
 from bitflax.errors import ConfigError, DamagedFile, DataError, InputMissing
 from bitflax.model import pretrained
+from bitflax.packed import file, saving
 from tests.helpers import small
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *"abcdefghijklmnopqrst"]
@@ -64,8 +65,8 @@ def alone(text, config=CONFIG, tree=None, act=None):
 @pytest.fixture
 def packed_file(tmp_path):
     path = tmp_path / "model.safetensors"
-    packed = packing.pack(params(), bf.xtc_1bit())
-    packing.save_packed(path, CONFIG, packed, None, tokenizer())
+    packed = saving.pack(params(), bf.xtc_1bit())
+    saving.save_packed(path, CONFIG, packed, None, tokenizer())
     return path
 
 
@@ -185,7 +186,7 @@ def test_more_tokens_than_positions_are_refused():
 
 def test_a_packed_file_predicts_what_its_tree_does(packed_file):
     found = predict.load(packed_file)
-    _, packed = packedreader.load_packed(packed_file)
+    _, packed = file.load_packed(packed_file)
     for row, text in zip(found.logits(TEXTS), TEXTS, strict=True):
         np.testing.assert_allclose(row, alone(text, tree=packed), atol=2e-5)
     assert found.config == CONFIG
@@ -193,8 +194,8 @@ def test_a_packed_file_predicts_what_its_tree_does(packed_file):
 
 def test_activation_quantizers_travel_along(tmp_path):
     path, act = tmp_path / "m", bf.symmetric(bits=4)
-    packed = packing.pack(params(), bf.xtc_1bit())
-    packing.save_packed(path, CONFIG, packed, act, tokenizer())
+    packed = saving.pack(params(), bf.xtc_1bit())
+    saving.save_packed(path, CONFIG, packed, act, tokenizer())
     found = predict.load(path)
     assert found.act == act
     row = found.logits(["a b c"], batch_size=1)[0]
@@ -203,8 +204,8 @@ def test_activation_quantizers_travel_along(tmp_path):
 
 
 def test_the_length_of_training_travels_along(tmp_path):
-    packed = packing.pack(params(), ())
-    packing.save_packed(
+    packed = saving.pack(params(), ())
+    saving.save_packed(
         tmp_path / "m", CONFIG, packed, None, tokenizer(), {"max_length": 6}
     )
     assert predict.load(tmp_path / "m").max_length == 6
@@ -212,23 +213,23 @@ def test_the_length_of_training_travels_along(tmp_path):
 
 @pytest.mark.parametrize("limit", [0, 17, "6", True, None])
 def test_a_length_that_makes_no_sense_is_not_used(tmp_path, limit):
-    packed = packing.pack(params(), ())
-    packing.save_packed(
+    packed = saving.pack(params(), ())
+    saving.save_packed(
         tmp_path / "m", CONFIG, packed, None, tokenizer(), {"max_length": limit}
     )
     assert predict.load(tmp_path / "m").max_length == 16
 
 
 def test_a_packed_file_without_tokenizer_is_said(tmp_path):
-    packing.save_packed(tmp_path / "m", CONFIG, packing.pack(params(), ()))
+    saving.save_packed(tmp_path / "m", CONFIG, saving.pack(params(), ()))
     with pytest.raises(InputMissing, match="no tokenizer"):
         predict.load(tmp_path / "m")
 
 
 def test_a_packed_file_with_something_else_for_a_tokenizer_is_said(tmp_path):
-    packed = packing.pack(params(), ())
+    packed = saving.pack(params(), ())
     text = '{"model":{"type":"WordPiece","vocab":{"[UNK]":0}}}'
-    packing.save_packed(tmp_path / "m", CONFIG, packed, tokenizer=text)
+    saving.save_packed(tmp_path / "m", CONFIG, packed, tokenizer=text)
     with pytest.raises(DamagedFile, match="expected a tokenizer"):
         predict.load(tmp_path / "m")
 

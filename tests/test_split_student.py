@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 import bitflax as bf
-from bitflax import checkpoints, packing, predict, trees
+from bitflax import checkpoints, predict, trees
 from bitflax.model import pretrained
 from bitflax.model.leaves import Packed, Split
+from bitflax.packed import saving
 from bitflax.quantization import splitting
 from tests import test_predict
 from tests.helpers import small
@@ -122,12 +123,12 @@ def test_saved_loaded_packed_it_predicts_the_same(stages, tmp_path):
     pretrained.save_pretrained(tmp_path / "p", CONFIG, params, extra=True)
     config, loaded = pretrained.load_pretrained(tmp_path / "p")
     jax.tree.map(np.testing.assert_array_equal, loaded, params)
-    packed = packing.pack(loaded, BINARY, rest="float32")
+    packed = saving.pack(loaded, BINARY, rest="float32")
     assert isinstance(trees.flatten(packed)[WORD].a, Packed)
     path, tokenizer = tmp_path / "model.safetensors", test_predict.tokenizer()
-    packing.save_packed(path, config, packed, ACT, tokenizer)
+    saving.save_packed(path, config, packed, ACT, tokenizer)
     found = predict.load(path).logits(test_predict.TEXTS)
-    dense = packing.unpack(bf.quantize(params, BINARY))
+    dense = saving.unpack(bf.quantize(params, BINARY))
     expected = predict.Predictor(config, dense, tokenizer, ACT)
     np.testing.assert_allclose(
         found, expected.logits(test_predict.TEXTS), rtol=0, atol=1e-5

@@ -10,10 +10,11 @@ import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
 import bitflax as bf
-from bitflax import packedreader, packing, predict, provenance, runlog, teaching, trees
+from bitflax import predict, provenance, runlog, teaching, trees
 from bitflax.data import batches, metrics, tasks
 from bitflax.errors import ConfigError, UsageError
 from bitflax.model import pretrained
+from bitflax.packed import file, saving
 from tests.helpers import tinyrun
 
 NAMES = ["teacher", "fp32", "onebit", "packed"]
@@ -156,23 +157,21 @@ def test_the_packed_file_predicts_what_the_last_stage_does(whole, place):
 def test_a_packed_file_may_keep_fewer_positions(whole, place, tmp_path):
     settings = (ready(whole), "data.max_length=12", "positions=12")
     rows = start(place, tmp_path / "run", *settings)
-    found = packedreader.read_packed(tmp_path / "run" / "model.safetensors")
+    found = file.read_packed(tmp_path / "run" / "model.safetensors")
     assert found.config.max_position_embeddings == 12
     task = tasks.load_task(place / "kinds.tsv")
     score = predict.load(tmp_path / "run").score(task)
     assert score["accuracy"] == rows[-1].score
     _, params = pretrained.load_pretrained(tmp_path / "run/2-onebit/params")
-    whole = packing.unpack(packing.pack(params, bf.xtc_1bit()))
+    whole = saving.unpack(saving.pack(params, bf.xtc_1bit()))
     path = "embeddings/position/embedding"
-    table = trees.flatten(packing.unpack(found.packed))[path]
+    table = trees.flatten(saving.unpack(found.packed))[path]
     np.testing.assert_array_equal(table, trees.flatten(whole)[path][:12])
 
 
 def test_the_packed_file_says_where_it_comes_from(whole):
     out, rows = whole
-    found = provenance.from_extras(
-        packedreader.read_packed(out / "model.safetensors").extras
-    )
+    found = provenance.from_extras(file.read_packed(out / "model.safetensors").extras)
     assert (found.recipe, found.task, found.metric) == ("tiny", "kinds.tsv", "accuracy")
     assert found.teacher is None  # a folder on this machine
     assert [stage.name for stage in found.stages] == NAMES

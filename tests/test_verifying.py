@@ -8,9 +8,11 @@ import jax
 import pytest
 
 import bitflax as bf
-from bitflax import cli, packedreader, packing, verifying
+from bitflax import cli, verifying
 from bitflax.errors import DamagedFile, InputMissing, UsageError
 from bitflax.model import pretrained
+from bitflax.packed import file as packed_file
+from bitflax.packed import saving
 from tests.helpers import forgery, small, tinypacked
 
 
@@ -46,7 +48,7 @@ def test_a_file_is_said(file):
 def test_a_file_without_act_and_tokenizer_is_said(tmp_path):
     config = small.config(1, num_labels=1, problem_type="regression")
     params = bf.init_params(config, jax.random.key(0))
-    packing.save_packed(tmp_path / "m", config, packing.pack(params, ()))
+    saving.save_packed(tmp_path / "m", config, saving.pack(params, ()))
     text = verifying.report(verifying.verify(tmp_path / "m"))
     assert "; a number\n" in text
     assert "none\n" in text
@@ -75,7 +77,7 @@ def test_a_tokenizer_that_the_library_does_not_take_is_damage(file):
     raw = lzma.compress(text)
     forged.tensors["tokenizer"] = ["U8", [len(raw)], raw]
     file.write_bytes(forged.bytes())
-    packedreader.read_packed(file)
+    packed_file.read_packed(file)
     with pytest.raises(DamagedFile, match="expected a tokenizer"):
         verifying.verify(file)
 

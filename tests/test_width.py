@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 import bitflax as bf
-from bitflax import packedmeta, trees, width
+from bitflax import trees, width
 from bitflax.errors import ConfigError
 from bitflax.model import hf_config, leaves
+from bitflax.packed import metadata
 from tests.helpers import small
 
 CONFIG = small.config(2, num_attention_heads=4, head_size=5)
@@ -23,7 +24,7 @@ NEURONS = (tuple(range(3, 10)), tuple(range(0, 14, 2)))
 @functools.cache
 def arrays():
     rng = np.random.default_rng(0)
-    shapes = packedmeta.parameter_shapes(CONFIG)
+    shapes = metadata.parameter_shapes(CONFIG)
     return {path: rng.normal(0, 0.2, shape) for path, shape in shapes.items()}
 
 
@@ -46,7 +47,7 @@ def test_the_narrow_model_is_the_full_one_with_the_others_zeroed():
     batch = small.batch(4, 0)
     narrow = width.take_width(params(), HEADS, NEURONS, head_size=5)
     shapes = {path: leaf.shape for path, leaf in trees.flatten(narrow).items()}
-    assert shapes == packedmeta.parameter_shapes(NARROW)
+    assert shapes == metadata.parameter_shapes(NARROW)
     found = jax.jit(bf.bert(NARROW))(narrow, batch)
     expected = jax.jit(bf.bert(CONFIG))(masked(params(), HEADS, NEURONS), batch)
     np.testing.assert_allclose(found.logits, expected.logits, atol=1e-5)

@@ -16,12 +16,13 @@ from typing import Any
 import numpy as np
 
 import bitflax as bf
-from bitflax import onnxbert, packing, recipefiles
+from bitflax import onnxbert, recipefiles
 from bitflax.data import metrics, tasks
 from bitflax.data.examples import label_places
 from bitflax.data.text import Tokenizer
 from bitflax.engines import run_onnx
 from bitflax.model import pretrained
+from bitflax.packed import saving
 from tests.benchmarks import common
 
 
@@ -47,8 +48,8 @@ def answers(
             made._engine = run_onnx(graph.SerializeToString())
         return made.logits(texts)
 
-    packed = packing.pack(latent, stage.rules)
-    plain = packing.unpack(packed)
+    packed = saving.pack(latent, stage.rules)
+    plain = saving.unpack(packed)
     found = {"as trained": logits(bf.quantize(latent, stage.rules), stage.act)}
     found["jax, packed"] = logits(packed, stage.act)
     for kind in kinds:

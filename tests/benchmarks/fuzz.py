@@ -31,10 +31,11 @@ import jax.numpy as jnp
 import numpy as np
 
 import bitflax as bf
-from bitflax import opening, packedmeta, packedreader, packing, trees
+from bitflax import opening, trees
 from bitflax.data.text import Tokenizer
 from bitflax.errors import DamagedFile
-from bitflax.packedreader import PackedModel
+from bitflax.packed import file, metadata, saving
+from bitflax.packed.file import PackedModel
 from tests.helpers import hostile, tinypacked
 
 SECONDS, MEMORY = 2.0, 64e6
@@ -54,7 +55,7 @@ def said(found: PackedModel) -> list:
 
 def opened(path: pathlib.Path) -> PackedModel:
     """Read a file, and build its tokenizer as a predictor does."""
-    found = packedreader.read_packed(path)
+    found = file.read_packed(path)
     if found.tokenizer is not None:
         Tokenizer.from_json(found.tokenizer, path)
     return found
@@ -68,7 +69,7 @@ def check_same(found: PackedModel, original: list) -> None:
 
 def check_sound(found: PackedModel, path: pathlib.Path) -> None:
     """Raise ``Wrong`` where what was read is no student that runs and is kept."""
-    shapes = packedmeta.parameter_shapes(found.config, found.act)
+    shapes = metadata.parameter_shapes(found.config, found.act)
     flat = trees.flatten(found.packed)
     if {name: tuple(leaf.shape) for name, leaf in flat.items()} != shapes:
         raise Wrong("other parameters than configured")
@@ -81,8 +82,8 @@ def check_sound(found: PackedModel, path: pathlib.Path) -> None:
         if len(ids) and ids.max() >= found.config.vocab_size:
             raise Wrong("the tokenizer gives ids without a row")
     again = path.with_name("again")
-    packing.save_packed(again, *found)
-    if said(packedreader.read_packed(again)) != said(found):
+    saving.save_packed(again, *found)
+    if said(file.read_packed(again)) != said(found):
         raise Wrong("saved and read again, it is another")
 
 

@@ -42,14 +42,15 @@ def write_models(model: str, folder: Path) -> dict[str, int]:
     import jax
 
     import bitflax as bf
-    from bitflax import onnxbert, packing
+    from bitflax import onnxbert
     from bitflax.errors import ConfigError
+    from bitflax.packed import saving
     from tests.benchmarks import common, steps
 
     _, config, _ = steps.configs(model)
     params = bf.init_params(config, jax.random.key(0))
-    packed = packing.pack(params, bf.xtc_1bit())
-    packing.save_packed(place(folder, PACKED), config, packed, bf.symmetric(bits=8))
+    packed = saving.pack(params, bf.xtc_1bit())
+    saving.save_packed(place(folder, PACKED), config, packed, bf.symmetric(bits=8))
     for side, (kind, axis) in ONNX.items():
         act = bf.symmetric(bits=8, axis=axis)
         try:
@@ -96,9 +97,10 @@ def use(threads: int) -> None:
 def engine(folder: Path, side: str, threads: int) -> Callable[[dict], np.ndarray]:
     """Return the engine that runs a side's file."""
     if side == PACKED:
-        from bitflax import engines, packedreader
+        from bitflax import engines
+        from bitflax.packed import file
 
-        found = packedreader.read_packed(place(folder, side))
+        found = file.read_packed(place(folder, side))
         return engines.make("jax", found.config, found.packed, found.act)
     import onnxruntime
 

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 import bitflax as bf
-from bitflax import packing, trees
+from bitflax import trees
 from bitflax.model import names
 from bitflax.model import sites as model_sites
+from bitflax.packed import saving
 from tests.helpers import oracles, small
 
 LOSS = bf.weighted(
@@ -422,9 +423,9 @@ def test_fresh_parameters_depend_on_the_key_alone():
 )
 def test_packed_leaves_give_the_outputs_of_the_unpacked(rules, rest):
     params, batch = params_of(), small.batch(4, 0)
-    packed = packing.pack(params, rules, rest)
+    packed = saving.pack(params, rules, rest)
     apply = jax.jit(bf.bert(small.config(2), bf.symmetric(8)))
-    found, expected = apply(packed, batch), apply(packing.unpack(packed), batch)
+    found, expected = apply(packed, batch), apply(saving.unpack(packed), batch)
     for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
         close(a, b, 1e-5)
     if rest == "float32":

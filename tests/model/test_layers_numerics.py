@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 import bitflax as bf
-from bitflax import packing, trees
+from bitflax import trees
 from bitflax.model import leaves
+from bitflax.packed import saving
 from tests.helpers import small
 
 ACTS = {
@@ -72,7 +73,7 @@ def test_packed_leaves_run_as_integers(x64):
         (r".*/ffn/.*kernel", bf.ternarize),
         (r".*/attention/.*kernel", bf.binarize),
     )
-    packed = packing.pack(params(), rules, rest="float32")
+    packed = saving.pack(params(), rules, rest="float32")
     packed = jax.tree.map(lambda x: double(x) if x.dtype == jnp.float32 else x, packed)
     dense = trees.map_paths(lambda _, leaf: leaves.dense(leaf), packed)
     act = bf.symmetric(8)

@@ -3,9 +3,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bitflax import bitfields
 from bitflax.model import leaves
 from bitflax.model.leaves import Lazy, Packed, Split
+from bitflax.packed import bitfields
 from bitflax.quantization import quantizers
 
 # What a field of a code stands for, written out.

@@ -10,10 +10,11 @@ import pytest
 import safetensors.numpy
 
 import bitflax as bf
-from bitflax import packedmeta, trees
+from bitflax import trees
 from bitflax.errors import ConfigError, DamagedFile
 from bitflax.model import hfextra, names, pretrained
 from bitflax.model.leaves import Split
+from bitflax.packed import metadata
 from bitflax.quantization import splitting
 from tests.helpers import small
 
@@ -33,7 +34,7 @@ PROJECTION = {
 @functools.cache
 def flat():
     rng = np.random.default_rng(0)
-    shapes = packedmeta.parameter_shapes(CONFIG)
+    shapes = metadata.parameter_shapes(CONFIG)
     return {
         p: jnp.asarray(rng.normal(0, 0.1, s), jnp.float32) for p, s in shapes.items()
     }
@@ -112,7 +113,7 @@ def test_an_export_drops_the_projection_and_refuses_halves(tmp_path):
 
 def test_a_narrow_student_comes_back_with_the_size_of_its_heads(tmp_path):
     narrow = small.config(1, num_attention_heads=1, head_size=8, intermediate_size=5)
-    shapes = packedmeta.parameter_shapes(narrow)
+    shapes = metadata.parameter_shapes(narrow)
     params = trees.unflatten({p: jnp.ones(shape) for p, shape in shapes.items()})
     with pytest.raises(ConfigError, match="Hugging Face's BERT has no field"):
         pretrained.save_pretrained(tmp_path / "p", narrow, params)

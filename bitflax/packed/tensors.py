@@ -1,7 +1,7 @@
 """The tensors of a packed file: from leaves to named arrays, and back with suspicion.
 
-``bitflax.packing`` documents the format. What is wrong in a file raises ValueError,
-which ``bitflax.packedreader`` turns into a ``DamagedFile`` with the file's name.
+``bitflax.packed.saving`` documents the format. What is wrong in a file raises ValueError,
+which ``bitflax.packed.file`` turns into a ``DamagedFile`` with the file's name.
 """
 
 from collections.abc import Mapping
@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from bitflax import bitfields
 from bitflax.errors import ConfigError
 from bitflax.model.leaves import Packed, Split
-from bitflax.tensorfile import Entry
+from bitflax.packed import bitfields
+from bitflax.packed.safetensors_file import Entry
 
 Shapes = Mapping[str, tuple[int, ...]]
 

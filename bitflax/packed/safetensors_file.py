@@ -3,7 +3,7 @@
 The container is safetensors' (a uint64 length, a JSON header, the tensors' bytes), so
 that its own library reads our files; what is stricter here is named in
 ``FORMAT.md``. Every function raises ValueError with what is wrong;
-``bitflax.packedreader`` puts the file's name to it.
+``bitflax.packed.file`` puts the file's name to it.
 """
 
 import errno

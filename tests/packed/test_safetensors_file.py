@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bitflax import tensorfile
+from bitflax.packed import safetensors_file
 
 TENSORS = {
     "b": np.arange(6, dtype=np.float32).reshape(2, 3),
@@ -20,14 +20,14 @@ TENSORS = {
 @pytest.fixture
 def path(tmp_path):
     path = tmp_path / "m"
-    tensorfile.write(path, tensorfile.encode(TENSORS, {"who": "\u2603"}))
+    safetensors_file.write(path, safetensors_file.encode(TENSORS, {"who": "\u2603"}))
     return path
 
 
 def test_what_is_written_is_read(path):
-    with tensorfile.open_file(path) as file:
-        header = tensorfile.read_header(file)
-        found = tensorfile.read_tensors(file, header)
+    with safetensors_file.open_file(path) as file:
+        header = safetensors_file.read_header(file)
+        found = safetensors_file.read_tensors(file, header)
     assert header.metadata["who"] == "\u2603"
     for name, array in TENSORS.items():
         wide = np.float32 if array.dtype == np.float16 else array.dtype
@@ -36,8 +36,8 @@ def test_what_is_written_is_read(path):
 
 
 def test_what_is_read_lies_where_jax_can_take_it_over(path):
-    with tensorfile.open_file(path) as file:
-        found = tensorfile.read_tensors(file, tensorfile.read_header(file))
+    with safetensors_file.open_file(path) as file:
+        found = safetensors_file.read_tensors(file, safetensors_file.read_header(file))
     for array in found.values():
         assert array.ctypes.data % 64 == 0
         np.testing.assert_array_equal(jnp.asarray(array, array.dtype), array)
@@ -46,11 +46,11 @@ def test_what_is_read_lies_where_jax_can_take_it_over(path):
 def test_reading_takes_the_memory_of_its_result(tmp_path):
     path, size = tmp_path / "m", 8 << 20
     halves = np.ones(size // 2, np.float16)
-    tensorfile.write(path, tensorfile.encode({"a": halves}, {}))
+    safetensors_file.write(path, safetensors_file.encode({"a": halves}, {}))
     tracemalloc.start()
     try:
-        with tensorfile.open_file(path) as file:
-            tensorfile.read_tensors(file, tensorfile.read_header(file))
+        with safetensors_file.open_file(path) as file:
+            safetensors_file.read_tensors(file, safetensors_file.read_header(file))
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
@@ -59,7 +59,9 @@ def test_reading_takes_the_memory_of_its_result(tmp_path):
 
 def test_a_file_that_changes_while_it_is_read_is_refused(path):
     # Longer than what is read ahead with the header.
-    tensorfile.write(path, tensorfile.encode({"a": np.ones(99_999, np.uint8)}, {}))
+    safetensors_file.write(
+        path, safetensors_file.encode({"a": np.ones(99_999, np.uint8)}, {})
+    )
     raw = path.read_bytes()
     for changed, problem in (
         (raw[:-1], "became shorter"),
@@ -67,21 +69,23 @@ def test_a_file_that_changes_while_it_is_read_is_refused(path):
         (raw + b"!", None),
     ):
         path.write_bytes(raw)
-        with tensorfile.open_file(path) as file:
-            header = tensorfile.read_header(file)
+        with safetensors_file.open_file(path) as file:
+            header = safetensors_file.read_header(file)
             path.write_bytes(changed)
             if problem is None:  # what is read is what was there
-                tensorfile.read_tensors(file, header)
+                safetensors_file.read_tensors(file, header)
                 continue
             with pytest.raises(ValueError, match=problem):
-                tensorfile.read_tensors(file, header)
+                safetensors_file.read_tensors(file, header)
 
 
 def test_a_file_that_is_replaced_is_read_as_it_was(path):
-    with tensorfile.open_file(path) as file:
-        header = tensorfile.read_header(file)
-        tensorfile.write(path, tensorfile.encode({"z": np.zeros(3, np.uint8)}, {}))
-        found = tensorfile.read_tensors(file, header)
+    with safetensors_file.open_file(path) as file:
+        header = safetensors_file.read_header(file)
+        safetensors_file.write(
+            path, safetensors_file.encode({"z": np.zeros(3, np.uint8)}, {})
+        )
+        found = safetensors_file.read_tensors(file, header)
     np.testing.assert_array_equal(found["b"], TENSORS["b"])
 
 
@@ -90,23 +94,23 @@ def test_a_pipe_or_a_device_is_no_file(tmp_path):
     os.mkfifo(pipe)  # nobody writes to it: opened like a file, it would block
     for odd in (pipe, pathlib.Path(os.devnull), pathlib.Path("/dev/zero")):
         with pytest.raises(OSError, match="not a regular file"):
-            tensorfile.open_file(odd)
+            safetensors_file.open_file(odd)
     with pytest.raises(IsADirectoryError):
-        tensorfile.open_file(tmp_path)
+        safetensors_file.open_file(tmp_path)
 
 
 def test_a_link_is_followed(path, tmp_path):
     link = tmp_path / "link"
     link.symlink_to(path)
-    tensorfile.open_file(link).close()
+    safetensors_file.open_file(link).close()
     link.unlink()
     link.symlink_to(link)
     with pytest.raises(OSError, match="symbolic links"):
-        tensorfile.open_file(link)
+        safetensors_file.open_file(link)
 
 
 def test_every_tensor_is_aligned(tmp_path):
-    parts = tensorfile.encode(TENSORS, {})
+    parts = safetensors_file.encode(TENSORS, {})
     header = json.loads(parts[0][8:])
     assert len(parts[0]) % 8 == 0
     for name, array in TENSORS.items():
@@ -146,32 +150,34 @@ def test_the_digest_sees_every_change(change):
     before = {**TENSORS, "a": np.arange(4, dtype=np.uint8)}
     after, metadata = dict(before), {"who": "we"}
     change(after, metadata)
-    assert tensorfile.digest(after, metadata) != tensorfile.digest(
+    assert safetensors_file.digest(after, metadata) != safetensors_file.digest(
         before, {"who": "we"}
     )
 
 
 def test_the_digest_needs_no_digest_and_no_order():
-    one = tensorfile.digest(TENSORS, {"b": "1", "a": "2"})
+    one = safetensors_file.digest(TENSORS, {"b": "1", "a": "2"})
     other = dict(reversed(TENSORS.items()))
-    assert one == tensorfile.digest(other, {"a": "2", "b": "1", "sha256": "any"})
+    assert one == safetensors_file.digest(other, {"a": "2", "b": "1", "sha256": "any"})
 
 
 def test_a_header_over_a_megabyte_is_not_written():
     with pytest.raises(ValueError, match="over 1048576"):
-        tensorfile.encode({}, {"long": "x" * (1 << 20)})
+        safetensors_file.encode({}, {"long": "x" * (1 << 20)})
 
 
 def test_a_reader_sees_the_old_file_or_the_new_one(tmp_path):
     path = tmp_path / "m"
-    files = [tensorfile.encode({"a": np.full(99, n, np.uint8)}, {}) for n in (0, 1)]
-    tensorfile.write(path, files[0])
+    files = [
+        safetensors_file.encode({"a": np.full(99, n, np.uint8)}, {}) for n in (0, 1)
+    ]
+    safetensors_file.write(path, files[0])
     stop = threading.Event()
 
     def write():
         while not stop.is_set():
             for parts in files:
-                tensorfile.write(path, parts)
+                safetensors_file.write(path, parts)
 
     writer = threading.Thread(target=write)
     writer.start()
@@ -203,11 +209,11 @@ def test_a_reader_sees_the_old_file_or_the_new_one(tmp_path):
 )
 def test_strict_json_refuses(text, problem):
     with pytest.raises(ValueError, match=problem):
-        tensorfile.strict_json(text, "what")
+        safetensors_file.strict_json(text, "what")
 
 
 def test_strict_json_reads_the_rest():
-    assert tensorfile.strict_json('{"a": [1, 2.5, null, "\\u00e4"]}', "what") == {
+    assert safetensors_file.strict_json('{"a": [1, 2.5, null, "\\u00e4"]}', "what") == {
         "a": [1, 2.5, None, "ä"]
     }
-    assert tensorfile.strict_json('"\\ud83d\\ude00"', "what") == "\U0001f600"
+    assert safetensors_file.strict_json('"\\ud83d\\ude00"', "what") == "\U0001f600"

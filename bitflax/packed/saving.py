@@ -17,7 +17,7 @@ A safetensors file of U8, F16 and F32 tensors. A parameter of path ``P`` is ther
 ``tokenizer`` is ``tokenizer.json``, its vocabulary as lines, compressed with xz. The
 header's metadata are ``format``, ``version``, ``config``, ``act`` (the activation
 quantizers), ``packed`` (bits, shape and groups of each matrix that is codes),
-``extras``, and ``sha256`` of all of it (``bitflax.tensorfile.digest``).
+``extras``, and ``sha256`` of all of it (``bitflax.packed.safetensors_file.digest``).
 
 A reader takes nothing on trust: the header has at most 2^20 bytes, keys are neither
 unknown nor double, names and shapes are those that ``config`` asks for, all this
@@ -32,24 +32,20 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from bitflax import (
-    encoding,
-    packedact,
-    packedfile,
-    packedmeta,
-    packedtokenizer,
-    tensorfile,
-    trees,
-)
+from bitflax import trees
 from bitflax.errors import ConfigError, OutputError, StorageError
 from bitflax.model import leaves
 from bitflax.model.leaves import Split
-from bitflax.packedreader import FORMAT
+from bitflax.packed import packedact, packing, safetensors_file
+from bitflax.packed.file import FORMAT
+from bitflax.packed.metadata import config_to_json, parameter_shapes
+from bitflax.packed.tensors import check_tree, specs, to_tensors, version
+from bitflax.packed.tokenizer import to_bytes
 from bitflax.quantization.rules import ACT_PARAMS, Rules, quantize
 from bitflax.types import BertConfig, Params
 
 
-def pack(params: Params, rules: Rules, rest: encoding.Rest = "int8") -> Params:
+def pack(params: Params, rules: Rules, rest: packing.Rest = "int8") -> Params:
     """Quantise by ``rules`` and pack the result; pack the rest by ``rest``.
 
     The bits are read off the quantised *values*, not off the quantizer: -s and s take
@@ -86,7 +82,7 @@ def pack(params: Params, rules: Rules, rest: encoding.Rest = "int8") -> Params:
     flat = trees.flatten(params)
     chosen = trees.match(rules, flat)
     kept = [path for path in flat if not path.startswith("projection/")]
-    rests = encoding.rest_of(rest, kept)
+    rests = packing.rest_of(rest, kept)
     quantised = trees.flatten(quantize(params, rules))
     packed = {p: _pack(p, quantised[p], p in chosen, rests[p]) for p in kept}
     return trees.unflatten(packed)
@@ -102,10 +98,10 @@ def _pack(path: str, leaf: Any, chosen: bool, rest: str) -> Any:
         rest = "float32"
     if isinstance(leaf, Split):
         if chosen and len(leaf.shape) == 2:
-            halves = (encoding.pack_leaf(path, x, True, rest) for x in (leaf.a, leaf.b))
+            halves = (packing.pack_leaf(path, x, True, rest) for x in (leaf.a, leaf.b))
             return Split(*halves)
         leaf = leaves.dense(leaf)
-    return encoding.pack_leaf(path, leaf, chosen, rest)
+    return packing.pack_leaf(path, leaf, chosen, rest)
 
 
 def unpack(packed: Params) -> Params:
@@ -119,7 +115,7 @@ def _extras(found: Any) -> str:
     """Return what else travels along as JSON that the reader takes."""
     try:
         text = json.dumps(found or {}, separators=(",", ":"))
-        if not isinstance(tensorfile.strict_json(text, "extras"), dict):
+        if not isinstance(safetensors_file.strict_json(text, "extras"), dict):
             raise ValueError("not a JSON object")
     except (TypeError, ValueError) as error:
         problem = str(error).removeprefix("extras: ")
@@ -134,24 +130,24 @@ def _parts(
     """Return the file as its parts, after checking that it may be written."""
     flat = trees.flatten(packed)
     named = packedact.to_json(act, config)
-    packedfile.check_tree(flat, packedmeta.parameter_shapes(config, act))
-    tensors = packedfile.to_tensors(flat)
+    check_tree(flat, parameter_shapes(config, act))
+    tensors = to_tensors(flat)
     if tokenizer is not None:
         text = tokenizer if isinstance(tokenizer, str) else tokenizer.to_json()
-        xz = packedtokenizer.to_bytes(text, config)
+        xz = to_bytes(text, config)
         tensors["tokenizer"] = np.frombuffer(xz, np.uint8)
-    packed_specs = packedfile.specs(flat)
+    packed_specs = specs(flat)
     new = any(map(_is_new, flat, flat.values()))
     metadata = {
         "format": FORMAT,
-        "version": packedfile.version(packed_specs, new),
-        "config": packedmeta.config_to_json(config),
+        "version": version(packed_specs, new),
+        "config": config_to_json(config),
         "act": named,
         "packed": json.dumps(packed_specs, separators=(",", ":")),
         "extras": _extras(extras),
     }
     try:
-        return tensorfile.encode(tensors, metadata)
+        return safetensors_file.encode(tensors, metadata)
     except ValueError as error:
         fix = "shorten the labels or the extras"
         raise ConfigError("metadata", str(error), fix=fix) from None
@@ -185,7 +181,7 @@ def save_packed(
     path = Path(path)
     parts = _parts(config, packed, act, tokenizer, extras)
     try:
-        tensorfile.write(path, parts)
+        safetensors_file.write(path, parts)
     except (
         FileNotFoundError,
         IsADirectoryError,

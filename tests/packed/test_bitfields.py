@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from bitflax import bitfields
+from bitflax.packed import bitfields
 
 RNG = np.random.default_rng(0)
 

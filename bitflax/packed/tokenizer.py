@@ -1,7 +1,7 @@
 """A tokenizer in a packed file: small, and of parts that can do no harm.
 
 The text of Hugging Face's ``tokenizer.json`` is compressed with xz, the vocabulary as
-lines. It comes back through the closed list of ``bitflax.tokenizerparts``. What comes
+lines. It comes back through the closed list of ``bitflax.packed.tokenizerparts``. What comes
 back wrong raises ValueError with what is wrong.
 """
 
@@ -9,8 +9,8 @@ import json
 import lzma
 from typing import Any
 
-from bitflax import tensorfile, tokenizerparts
 from bitflax.errors import ConfigError
+from bitflax.packed import safetensors_file, tokenizerparts
 from bitflax.types import BertConfig
 
 _PARTS = 300_000
@@ -90,7 +90,7 @@ def _text(plain: bytes, config: BertConfig) -> str:
     first, line, rest = plain.partition(b"\n")
     if sum(first.count(mark) for mark in b",[{:") > _PARTS:
         raise ValueError("tokenizer: more parts than a tokenizer has")
-    found = tensorfile.strict_json(first, "tokenizer")
+    found = safetensors_file.strict_json(first, "tokenizer")
     if line:
         most = min(tokenizerparts.limits(config)[1], config.vocab_size)
         if rest.count(b"\n") >= most:

@@ -4,9 +4,10 @@ import functools
 import math
 from typing import Any, NamedTuple
 
-from bitflax import bitfields, encoding, trees
+from bitflax import trees
 from bitflax.errors import ConfigError
 from bitflax.model import names
+from bitflax.packed import bitfields, packing
 from bitflax.quantization import rules
 from bitflax.types import BertConfig
 
@@ -25,7 +26,7 @@ class Line(NamedTuple):
 def parameter_bits(
     chosen: rules.Rules,
     config: BertConfig,
-    rest: encoding.Rest = "int8",
+    rest: packing.Rest = "int8",
     split: rules.Rules = (),
     place: str = "rules",
 ) -> list[Line]:
@@ -51,7 +52,7 @@ def parameter_bits(
     except ValueError as error:
         raise ConfigError(place, str(error), fix=fix) from error
     try:
-        rests = encoding.rest_of(rest, shapes)
+        rests = packing.rest_of(rest, shapes)
     except ValueError as error:
         raise ConfigError("Recipe.rest", str(error), fix=fix) from error
     # Halves that no rule quantises are packed as their sum.
@@ -74,10 +75,10 @@ def _halves(
 def _stored(
     quantizer: Any, shape: tuple[int, ...], rest: str
 ) -> tuple[int | float | None, int]:
-    """Return bits and bytes of a parameter, as ``bitflax.packing`` stores it."""
+    """Return bits and bytes of a parameter, as ``bitflax.packed.saving`` stores it."""
     values = math.prod(shape)
     if quantizer is None or len(shape) == 1:
-        bits = encoding.rest_bits(shape, rest)
+        bits = packing.rest_bits(shape, rest)
         # A scale a row or a column: only the values tell which.
         if bits <= 8:
             return bits, shape[0] * bitfields.row_bytes(bits, shape[-1]) + 2 * max(

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import pytest
 
 import bitflax as bf
-from bitflax import packedact
 from bitflax.errors import ConfigError
 from bitflax.model import sites
+from bitflax.packed import packedact
 from bitflax.quantization import profiles
 from bitflax.quantization.learned_activations import clipped, elastic
 from tests.helpers import small

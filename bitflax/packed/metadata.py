@@ -11,9 +11,9 @@ import types
 import typing
 from typing import Any
 
-from bitflax import tensorfile
 from bitflax.errors import ConfigError
 from bitflax.model import names, sites
+from bitflax.packed import safetensors_file
 from bitflax.types import BertConfig
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
@@ -41,7 +41,7 @@ def config_from_json(text: str) -> BertConfig:
     >>> config_from_json(config_to_json(BertConfig(num_labels=3))).num_labels
     3
     """
-    fields = tensorfile.strict_json(text, "config")
+    fields = safetensors_file.strict_json(text, "config")
     hints = typing.get_type_hints(BertConfig)
     if not isinstance(fields, dict) or set(fields) != set(hints):
         raise ValueError("config: its fields are not those of a BertConfig")

@@ -4,9 +4,10 @@ import jax
 import pytest
 
 import bitflax as bf
-from bitflax import packedmeta, trees
+from bitflax import trees
 from bitflax.errors import ConfigError
 from bitflax.model import sites
+from bitflax.packed import metadata
 from bitflax.quantization import profiles
 from tests.helpers import small
 
@@ -21,8 +22,8 @@ CONFIGS = {
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_a_configuration_comes_back(name):
-    text = packedmeta.config_to_json(CONFIGS[name])
-    found = packedmeta.config_from_json(text)
+    text = metadata.config_to_json(CONFIGS[name])
+    found = metadata.config_from_json(text)
     assert found == CONFIGS[name]
     assert found.labels == CONFIGS[name].labels
 
@@ -32,21 +33,21 @@ def test_parameter_shapes_are_the_models(name):
     config = CONFIGS[name]
     made = jax.eval_shape(lambda: bf.init_params(config, jax.random.key(0)))
     expected = {path: leaf.shape for path, leaf in trees.flatten(made).items()}
-    assert packedmeta.parameter_shapes(config) == expected
+    assert metadata.parameter_shapes(config) == expected
 
 
 def test_shapes_know_what_activations_learn():
     config, act = CONFIGS["heads"], profiles.binarybert_act()
-    more = packedmeta.parameter_shapes(config, act)
-    plain = packedmeta.parameter_shapes(config, bf.symmetric(8))
-    assert plain == packedmeta.parameter_shapes(config)
+    more = metadata.parameter_shapes(config, act)
+    plain = metadata.parameter_shapes(config, bf.symmetric(8))
+    assert plain == metadata.parameter_shapes(config)
     learned = {path: shape for path, shape in more.items() if path not in plain}
     assert learned == dict.fromkeys(sites.sites(config), (2,))
 
 
 def edited(**fields):
     """The JSON of a configuration with other fields."""
-    return json.dumps(json.loads(packedmeta.config_to_json(bf.BertConfig())) | fields)
+    return json.dumps(json.loads(metadata.config_to_json(bf.BertConfig())) | fields)
 
 
 @pytest.mark.parametrize(
@@ -65,10 +66,10 @@ def edited(**fields):
 )
 def test_a_configuration_that_cannot_be_is_refused(fields, problem):
     with pytest.raises(ValueError, match=f"config: .*{problem}"):
-        packedmeta.config_from_json(edited(**fields))
+        metadata.config_from_json(edited(**fields))
 
 
 def test_what_a_reader_would_refuse_is_not_written():
     labels = {0: "one", 1: "two\ttwo"}
     with pytest.raises(ConfigError, match=r"config: id2label .* control characters"):
-        packedmeta.config_to_json(bf.BertConfig(id2label=labels))
+        metadata.config_to_json(bf.BertConfig(id2label=labels))

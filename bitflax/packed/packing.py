@@ -10,9 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float32
 
-from bitflax import bitfields, trees
+from bitflax import trees
 from bitflax.errors import ConfigError, Diverged
 from bitflax.model.leaves import Packed
+from bitflax.packed import bitfields
 
 RESTS = ("int4", "int8", "float16", "float32")
 

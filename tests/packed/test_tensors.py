@@ -15,9 +15,11 @@ import numpy as np
 import pytest
 
 import bitflax as bf
-from bitflax import packedfile, packedmeta, packedreader, packing, trees
+from bitflax import trees
 from bitflax.errors import ConfigError, DamagedFile
 from bitflax.model.leaves import Packed, Split
+from bitflax.packed import file as packed_file
+from bitflax.packed import metadata, saving, tensors
 from tests.helpers import packedfiles, small
 
 CONFIG = small.config(1, hidden_size=12, num_attention_heads=2, vocab_size=20)
@@ -36,14 +38,14 @@ def good() -> bytes:
         (WORD, functools.partial(bf.binarize, axis=-1)),
     )
     rng = np.random.default_rng(0)
-    shapes = packedmeta.parameter_shapes(CONFIG)
+    shapes = metadata.parameter_shapes(CONFIG)
     flat = {path: rng.normal(size=shape) for path, shape in shapes.items()}
     flat[QUERY] = Split(flat[QUERY], rng.normal(size=shapes[QUERY]))
     params = jax.tree.map(jnp.float32, trees.unflatten(flat))
     with tempfile.TemporaryDirectory() as folder:
         path = pathlib.Path(folder) / "m"
-        packed = packing.pack(params, rules)
-        packing.save_packed(path, CONFIG, packed, bf.symmetric(), TOKENIZER)
+        packed = saving.pack(params, rules)
+        saving.save_packed(path, CONFIG, packed, bf.symmetric(), TOKENIZER)
         return path.read_bytes()
 
 
@@ -66,7 +68,7 @@ def test_every_single_cut_is_refused(file):
     for size in range(0, len(raw), 31):
         file.write_bytes(raw[:size])
         with pytest.raises(DamagedFile):
-            packedreader.read_packed(file)
+            packed_file.read_packed(file)
 
 
 def forged(path, change):
@@ -415,18 +417,18 @@ def test_a_hostile_file_with_the_right_checksum_is_refused(name, file):
     change, problem = HOSTILE[name]
     forged(file, change)
     with pytest.raises(DamagedFile, match=problem):
-        packedreader.read_packed(file)
+        packed_file.read_packed(file)
 
 
 @pytest.mark.parametrize("version", ["1", "2"])
 def test_an_older_version_is_read_as_ever(version, golden):
     path = golden / f"packed_v{version}.safetensors"
-    found = packedreader.read_packed(path)
+    found = packed_file.read_packed(path)
     assert found.config == CONFIG
     header, data = packedfiles.split(path)
     assert header["__metadata__"]["version"] == version
     values = packedfiles.dense(header, data)
-    for path, leaf in trees.flatten(packing.unpack(found.packed)).items():
+    for path, leaf in trees.flatten(saving.unpack(found.packed)).items():
         np.testing.assert_array_equal(leaf, values[path])
 
 
@@ -442,18 +444,18 @@ def test_an_older_version_is_read_as_ever(version, golden):
 def test_a_file_names_the_lowest_version_that_knows_it(rules, halved, version, file):
     params = bf.init_params(CONFIG, jax.random.key(0))
     params = bf.split(params, bf.xtc_2bit()) if halved else params
-    packing.save_packed(file, CONFIG, packing.pack(params, rules))
+    saving.save_packed(file, CONFIG, saving.pack(params, rules))
     header, _ = packedfiles.split(file)
     assert header["__metadata__"]["version"] == version
-    packedreader.read_packed(file)
+    packed_file.read_packed(file)
 
 
 @pytest.mark.parametrize("version", ["1", "2"])
 def test_an_older_version_is_written_again_as_the_same_weights(version, file, golden):
     old = golden / f"packed_v{version}.safetensors"
-    found = packedreader.read_packed(old)
-    packing.save_packed(file, *found)
-    assert said(packedreader.read_packed(file)) == said(found)
+    found = packed_file.read_packed(old)
+    saving.save_packed(file, *found)
+    assert said(packed_file.read_packed(file)) == said(found)
     # Ternary fields shrink; nothing else changes.
     before, after = (packedfiles.split(path) for path in (old, file))
     shrunk = packedfiles.arrays(*after)
@@ -471,26 +473,26 @@ def test_two_bits_of_an_older_version_are_checked(fields, problem, file, golden)
     file.write_bytes((golden / "packed_v1.safetensors").read_bytes())
     forged(file, put(f"{FFN}.codes", np.uint8(fields)))
     if problem is None:  # 32 fields fill their bytes
-        packedreader.read_packed(file)
+        packed_file.read_packed(file)
     else:
         with pytest.raises(DamagedFile, match=f"{FFN}: .*{problem}"):
-            packedreader.read_packed(file)
+            packed_file.read_packed(file)
 
 
 def test_a_split_whose_halves_are_not_packed_is_not_written(file):
-    found = packedreader.read_packed(file)
+    found = packed_file.read_packed(file)
     flat = trees.flatten(found.packed)
     whole = flat[QUERY].a
     assert isinstance(whole, Packed)
     flat[QUERY] = Split(whole, jnp.zeros(whole.shape))
     with pytest.raises(ConfigError, match=f"{QUERY}: its halves are not two packed"):
-        packing.save_packed(file, found.config, trees.unflatten(flat))
+        saving.save_packed(file, found.config, trees.unflatten(flat))
 
 
 def test_forging_nothing_changes_nothing(file):
-    expected = said(packedreader.read_packed(file))
+    expected = said(packed_file.read_packed(file))
     forged(file, lambda header, data: None)
-    assert said(packedreader.read_packed(file)) == expected
+    assert said(packed_file.read_packed(file)) == expected
 
 
 def test_a_wrong_checksum_is_said(file):
@@ -498,7 +500,7 @@ def test_a_wrong_checksum_is_said(file):
     raw[-1] ^= 1
     file.write_bytes(raw)
     with pytest.raises(DamagedFile, match="SHA-256 of its contents"):
-        packedreader.read_packed(file)
+        packed_file.read_packed(file)
 
 
 def test_a_double_tensor_is_refused(file):
@@ -507,14 +509,14 @@ def test_a_double_tensor_is_refused(file):
     doubled = json.dumps(header).encode()[:-1] + b"," + line + b"}"
     packedfiles.join(file, doubled, data)
     with pytest.raises(DamagedFile, match="'pooler/bias' is there twice"):
-        packedreader.read_packed(file)
+        packed_file.read_packed(file)
 
 
 @pytest.mark.parametrize("length", [1 << 20, (1 << 20) + 1, 1 << 40, (1 << 64) - 1])
 def test_a_header_that_claims_too_much_is_not_read(file, length):
     file.write_bytes(struct.pack("<Q", length) + good()[8:])
     with pytest.raises(DamagedFile, match=r"over 1048576|ends in its header"):
-        packedreader.read_packed(file)
+        packed_file.read_packed(file)
 
 
 def test_a_large_deep_header_is_refused_in_bounded_memory(file):
@@ -522,7 +524,7 @@ def test_a_large_deep_header_is_refused_in_bounded_memory(file):
     tracemalloc.start()
     try:
         with pytest.raises(DamagedFile):
-            packedreader.read_packed(file)
+            packed_file.read_packed(file)
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
@@ -531,8 +533,8 @@ def test_a_large_deep_header_is_refused_in_bounded_memory(file):
 
 def test_narrow_keeps_every_value():
     x = np.array([0.5, 65504.0, 2.0**-24, 0.0], np.float32)
-    assert packedfile.narrow(x).dtype == np.float16
+    assert tensors.narrow(x).dtype == np.float16
     for other in (0.1, 65505.0, 2.0**-25, 1e30):
-        exact = packedfile.narrow(np.array([*x, other], np.float32))
+        exact = tensors.narrow(np.array([*x, other], np.float32))
         assert exact.dtype == np.float32
         assert exact[-1] == np.float32(other)

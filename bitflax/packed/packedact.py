@@ -10,9 +10,9 @@ import json
 import re
 from typing import Any
 
-from bitflax import tensorfile
 from bitflax.errors import ConfigError
 from bitflax.model import sites
+from bitflax.packed import safetensors_file
 from bitflax.quantization import learned_activations, quantizers
 from bitflax.types import BertConfig
 
@@ -86,7 +86,7 @@ def _named(quantizer: Any) -> dict[str, Any] | None:
 
 def from_json(text: str, config: BertConfig) -> Any:
     """Return activation quantizers; the inverse of ``to_json``."""
-    found = tensorfile.strict_json(text, "act")
+    found = safetensors_file.strict_json(text, "act")
     if found is None or isinstance(found, dict):
         act: Any = None if found is None else _quantizer(found)
     else:

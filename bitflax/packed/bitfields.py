@@ -10,7 +10,7 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Integer, UInt8
 
-from bitflax import tensorfile
+from bitflax.packed import safetensors_file
 
 FIFTHS = 1.6
 """The bits of a ternary field where five of them share a byte, as in a file."""
@@ -136,7 +136,7 @@ def _from_halves(codes: np.ndarray, cols: int) -> np.ndarray:
 
 
 def _empty(rows: int, width: int) -> np.ndarray:
-    return tensorfile.aligned(rows * width, np.dtype("u1")).reshape(rows, width)
+    return safetensors_file.aligned(rows * width, np.dtype("u1")).reshape(rows, width)
 
 
 def to_trits(codes: UInt8[np.ndarray, "rows quarters"], cols: int) -> np.ndarray:
@@ -192,6 +192,6 @@ def check(codes: UInt8[np.ndarray, "rows bytes"], bits: int, cols: int) -> None:
     used = cols * bits - 8 * (codes.shape[1] - 1)
     if used < 8 and (codes[:, -1] >> used).any():
         raise ValueError("padding bits are not zero")
-    for block in tensorfile.blocks(codes) if bits == 2 else ():
+    for block in safetensors_file.blocks(codes) if bits == 2 else ():
         if (block & (block >> 1) & 0x55).any():
             raise ValueError("a 2-bit field holds 3")

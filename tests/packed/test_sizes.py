@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 import bitflax as bf
-from bitflax import expected, outline, packedreader, packing, trees
+from bitflax import outline, trees
 from bitflax.model import names
+from bitflax.packed import file, saving, sizes
 from tests.test_outline import CONFIG, made
 
 
@@ -48,9 +49,9 @@ def test_bits_and_bytes_are_those_of_the_packed_file(rules, rest, halved):
     }
     params = trees.unflatten({k: jnp.asarray(v, jnp.float32) for k, v in flat.items()})
     params = bf.split(params, split)
-    rows = packedreader.size_report(packing.pack(params, rules, rest))
+    rows = file.size_report(saving.pack(params, rules, rest))
     packed = {row.name.split()[0]: (row.bits, row.values) for row in rows}
-    lines = expected.parameter_bits(rules, student, rest, split)
+    lines = sizes.parameter_bits(rules, student, rest, split)
     assert {line.path for line in lines} == set(trees.flatten(params))
     for line in lines:
         values = trees.flatten(params)[line.path]

@@ -1,6 +1,6 @@
 """Reading a packed file: nothing is taken on trust.
 
-``bitflax.packing`` documents the format and writes it.
+``bitflax.packed.saving`` documents the format and writes it.
 """
 
 from collections.abc import Callable
@@ -8,16 +8,19 @@ from io import BufferedReader
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from bitflax import (
-    packedact,
-    packedfile,
-    packedmeta,
-    packedtokenizer,
-    tensorfile,
-    trees,
-)
+from bitflax import trees
 from bitflax.errors import DamagedFile, InputMissing, StorageError
-from bitflax.packedfile import SizeRow
+from bitflax.packed import metadata, packedact, safetensors_file, tokenizer
+from bitflax.packed.tensors import (
+    Shapes,
+    SizeRow,
+    check_entries,
+    check_specs,
+    rows,
+    to_leaves,
+    to_tensors,
+)
+from bitflax.packed.tensors import specs as tensors_specs
 from bitflax.types import BertConfig, Params
 
 FORMAT = "bitflax-packed"
@@ -80,9 +83,9 @@ def size_report(packed: Params | str | Path) -> list[SizeRow]:
     """
     if isinstance(packed, dict):
         flat = trees.flatten(packed)
-        specs, tensors = packedfile.specs(flat), packedfile.to_tensors(flat)
+        specs, tensors = tensors_specs(flat), to_tensors(flat)
         found = {name: (t.shape, t.nbytes, t.itemsize) for name, t in tensors.items()}
-        return packedfile.rows(found, specs)
+        return rows(found, specs)
     return describe(Path(packed))[1]
 
 
@@ -91,25 +94,25 @@ def describe(path: Path) -> tuple[str, list[SizeRow]]:
     header = guarded(_header, path)
     file, found = header.file, {}
     for name, entry in file.entries.items():
-        item = tensorfile.DTYPES[entry.dtype].itemsize
+        item = safetensors_file.DTYPES[entry.dtype].itemsize
         found[name] = entry.shape, entry.stop - entry.start, item
     own = SizeRow("header", 8, file.size, file.size)
-    return file.metadata["version"], [*packedfile.rows(found, header.specs), own]
+    return file.metadata["version"], [*rows(found, header.specs), own]
 
 
 class _Header(NamedTuple):
     """All that stands before the tensors; it fits the configuration."""
 
-    file: tensorfile.Header
+    file: safetensors_file.Header
     config: BertConfig
     act: Any
     extras: dict[str, Any]
-    shapes: packedfile.Shapes
+    shapes: Shapes
     specs: dict[str, dict]
 
 
 def _header(file: BufferedReader) -> _Header:
-    header = tensorfile.read_header(file)
+    header = safetensors_file.read_header(file)
     found = header.metadata
     if found.get("format") != FORMAT:
         raise ValueError(
@@ -122,15 +125,15 @@ def _header(file: BufferedReader) -> _Header:
     if set(found) != _KEYS:
         odd = sorted(set(found) ^ _KEYS)
         raise ValueError(f"metadata: unknown or missing keys: {odd!r:.80}")
-    config = packedmeta.config_from_json(found["config"])
+    config = metadata.config_from_json(found["config"])
     if _TENSORS_A_LAYER * config.num_hidden_layers > len(header.entries):
         raise ValueError("config: more layers than there are tensors")
     act = packedact.from_json(found["act"], config)
-    shapes = packedmeta.parameter_shapes(config, act)
-    packed = tensorfile.strict_json(found["packed"], "packed")
-    specs = packedfile.check_specs(packed, shapes, version)
-    packedfile.check_entries(header.entries, shapes, specs)
-    extras = tensorfile.strict_json(found["extras"], "extras")
+    shapes = metadata.parameter_shapes(config, act)
+    packed = safetensors_file.strict_json(found["packed"], "packed")
+    specs = check_specs(packed, shapes, version)
+    check_entries(header.entries, shapes, specs)
+    extras = safetensors_file.strict_json(found["extras"], "extras")
     if not isinstance(extras, dict):
         raise ValueError("extras: not a JSON object")
     return _Header(header, config, act, extras, shapes, specs)
@@ -138,11 +141,11 @@ def _header(file: BufferedReader) -> _Header:
 
 def _read(file: BufferedReader) -> PackedModel:
     header, config, act, extras, shapes, specs = _header(file)
-    tensors = tensorfile.read_tensors(file, header)
+    tensors = safetensors_file.read_tensors(file, header)
     xz, text = tensors.pop("tokenizer", None), None
     if xz is not None:
-        text = packedtokenizer.from_bytes(xz.tobytes(), config)
-    packed = packedfile.to_leaves(tensors, shapes, specs)
+        text = tokenizer.from_bytes(xz.tobytes(), config)
+    packed = to_leaves(tensors, shapes, specs)
     return PackedModel(config, trees.unflatten(packed), act, text, extras)
 
 
@@ -155,7 +158,7 @@ def guarded(read: Callable[[BufferedReader], T], path: Path) -> T:
       DamagedFile: ``read`` raised a ValueError.
     """
     try:
-        with tensorfile.open_file(path) as file:
+        with safetensors_file.open_file(path) as file:
             return read(file)
     except (FileNotFoundError, NotADirectoryError):
         raise InputMissing(path, "no such file", fix="check the path") from None
