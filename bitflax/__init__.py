@@ -1,19 +1,26 @@
 """bitflax: turn a fine-tuned BERT into a 1-bit BERT by knowledge distillation."""
 
 from bitflax.bertadam import bert_adam as bert_adam
-from bitflax.depth import layer_pairs as layer_pairs
-from bitflax.depth import take_layers as take_layers
-from bitflax.depth import uniform_layers as uniform_layers
+from bitflax.distillation.losses import attention_kl as attention_kl
+from bitflax.distillation.losses import hidden_mse as hidden_mse
+from bitflax.distillation.losses import label_cross_entropy as label_cross_entropy
+from bitflax.distillation.losses import label_mse as label_mse
+from bitflax.distillation.losses import logits_mse as logits_mse
+from bitflax.distillation.losses import score_mse as score_mse
+from bitflax.distillation.losses import soft_cross_entropy as soft_cross_entropy
+from bitflax.distillation.losses import soft_labels as soft_labels
+from bitflax.distillation.positions import take_positions as take_positions
+from bitflax.distillation.projection import add_projection as add_projection
+from bitflax.distillation.projection import projected as projected
+from bitflax.distillation.student import layer_pairs as layer_pairs
+from bitflax.distillation.student import take_layers as take_layers
+from bitflax.distillation.student import uniform_layers as uniform_layers
+from bitflax.distillation.weighting import total as total
+from bitflax.distillation.weighting import weighted as weighted
+from bitflax.distillation.width import importance as importance
+from bitflax.distillation.width import take_width as take_width
 from bitflax.exporting import export as export
 from bitflax.hosts import initialize as initialize
-from bitflax.losses import attention_kl as attention_kl
-from bitflax.losses import hidden_mse as hidden_mse
-from bitflax.losses import label_cross_entropy as label_cross_entropy
-from bitflax.losses import label_mse as label_mse
-from bitflax.losses import logits_mse as logits_mse
-from bitflax.losses import score_mse as score_mse
-from bitflax.losses import soft_cross_entropy as soft_cross_entropy
-from bitflax.losses import soft_labels as soft_labels
 from bitflax.model.apply import bert as bert
 from bitflax.model.apply import init_act as init_act
 from bitflax.model.apply import init_params as init_params
@@ -32,11 +39,8 @@ from bitflax.parallel import data_parallel as data_parallel
 from bitflax.parallel import mesh as mesh
 from bitflax.parallel import pmapped as pmapped
 from bitflax.parallel import shard_batch as shard_batch
-from bitflax.positions import take_positions as take_positions
 from bitflax.predict import Predictor as Predictor
 from bitflax.predict import load as load
-from bitflax.projection import add_projection as add_projection
-from bitflax.projection import projected as projected
 from bitflax.quantization.learned_activations import clipped as clipped
 from bitflax.quantization.learned_activations import elastic as elastic
 from bitflax.quantization.learned_activations import lsq as lsq
@@ -75,9 +79,5 @@ from bitflax.types import Mean as Mean
 from bitflax.types import Optim as Optim
 from bitflax.types import Outputs as Outputs
 from bitflax.types import TrainState as TrainState
-from bitflax.weighting import total as total
-from bitflax.weighting import weighted as weighted
-from bitflax.width import importance as importance
-from bitflax.width import take_width as take_width
 
 __version__ = "0.1.0"

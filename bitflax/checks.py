@@ -6,7 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bitflax import depth, projection, starting, trees, weighting
+from bitflax import starting, trees
+from bitflax.distillation import projection, weighting
+from bitflax.distillation.student import take_layers
 from bitflax.errors import BitflaxError, ConfigError
 from bitflax.lesson import Model
 from bitflax.model import apply, hf_config, leaves, pretrained
@@ -100,7 +102,7 @@ def _start(init: Init, source: Model) -> Model:
     if init.shape is not None:
         params = _shapes(config)
     elif init.layers is not None:
-        params = depth.take_layers(params, init.layers)
+        params = take_layers(params, init.layers)
     if init.width is not None:
         flat = trees.flatten(params)
         if any(isinstance(leaf, leaves.Split) for leaf in flat.values()):

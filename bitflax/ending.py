@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from bitflax import hosts, positions, predict, provenance, report, trees
+from bitflax import hosts, predict, provenance, report, trees
 from bitflax.data import metrics
+from bitflax.distillation import positions
 from bitflax.errors import InputMissing
 from bitflax.lesson import Model
 from bitflax.model import leaves

@@ -7,9 +7,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from bitflax import hosts, parallel, projection, weighting
+from bitflax import hosts, parallel
 from bitflax.data.corpus import CorpusBatches
 from bitflax.data.text import Tokenizer
+from bitflax.distillation import projection, weighting
 from bitflax.lesson import Model
 from bitflax.model.apply import bert
 from bitflax.quantization.rules import quantize

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from bitflax import losses, width
+from bitflax.distillation import losses, width
 from bitflax.lesson import Lesson, Model
 from bitflax.model.apply import bert
 from bitflax.types import Batch, Mean, Params

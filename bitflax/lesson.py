@@ -10,18 +10,11 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from bitflax import (
-    evaluate,
-    hosts,
-    outputfiles,
-    parallel,
-    projection,
-    teaching,
-    vocabulary,
-)
+from bitflax import evaluate, hosts, parallel
 from bitflax.data.batches import Batches
 from bitflax.data.examples import Task
 from bitflax.data.text import Tokens
+from bitflax.distillation import outputfiles, projection, teacher_outputs, vocabulary
 from bitflax.model import apply
 from bitflax.quantization.rules import quantize
 from bitflax.recipe import Stage
@@ -64,7 +57,9 @@ class Lesson:
     dev: Batches
     buckets: tuple[int, ...]
     used: np.ndarray
-    _kept: list[tuple[Any, teaching.Kept]] = dataclasses.field(default_factory=list)
+    _kept: list[tuple[Any, teacher_outputs.Kept]] = dataclasses.field(
+        default_factory=list
+    )
 
     @property
     def metric(self) -> str:
@@ -112,7 +107,7 @@ class Lesson:
 
     def kept(
         self, stage: Stage, teacher: Model, start: Model, batches: Batches
-    ) -> teaching.Kept | None:
+    ) -> teacher_outputs.Kept | None:
         """Return the teacher's outputs that a stage's loss reads, where they fit.
 
         A stage that reads what a stage before it read takes over what that kept. With
@@ -127,7 +122,7 @@ class Lesson:
         for known, kept in self._kept:
             if known == source and used <= kept.names:
                 return kept
-        size = teaching.size(teaching.row_shapes(used, outputs), batches)
+        size = teacher_outputs.size(teacher_outputs.row_shapes(used, outputs), batches)
         files = None
         if stage.cache_teacher == "disk":
             files = self._files(stage, teacher, used)
@@ -169,12 +164,12 @@ class Lesson:
         outputs: Outputs,
         used: frozenset[str],
         files: outputfiles.Files | None,
-    ) -> teaching.Kept:
+    ) -> teacher_outputs.Kept:
         """Return a teacher's outputs: from disk, or computed on all devices."""
         array = files and files.array
         if files and files.whole:
-            return teaching.Kept(used, outputs, batches, array)
-        filling = teaching.keep(
+            return teacher_outputs.Kept(used, outputs, batches, array)
+        filling = teacher_outputs.keep(
             apply.bert(teacher.config, dtype=stage.teacher_dtype),
             parallel.replicate(teacher.params, self.mesh),
             batches,
@@ -209,6 +204,6 @@ def _used(stage: Stage, teacher: Model, start: Model, batches: Any):
     student = projection.projected(apply.bert(start.config, stage.act))
     told = jax.eval_shape(apply.bert(teacher.config), teacher.params, batch)
     said = jax.eval_shape(student, start.params, batch)
-    if teaching.may_read_padding(stage.loss, said, told, batch):
+    if teacher_outputs.may_read_padding(stage.loss, said, told, batch):
         return told, None
-    return told, teaching.used_outputs(stage.loss, said, told, batch)
+    return told, teacher_outputs.used_outputs(stage.loss, said, told, batch)

@@ -9,8 +9,9 @@ import re
 from pathlib import Path
 from typing import Any
 
-from bitflax import resolving, weighting
+from bitflax import resolving
 from bitflax.data import glue, tasks
+from bitflax.distillation import weighting
 from bitflax.errors import BitflaxError, ConfigError
 from bitflax.model import hf_config, hub, names
 from bitflax.packed import packing, sizes

@@ -8,11 +8,12 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from bitflax import checks, evaluate, parallel, storage, vocabulary
+from bitflax import checks, evaluate, parallel, storage
 from bitflax.data import batches, metrics, tasks
 from bitflax.data.augmentation import augment
 from bitflax.data.examples import Examples, Task, digest, label_places
 from bitflax.data.text import Tokenizer
+from bitflax.distillation import vocabulary
 from bitflax.errors import ConfigError
 from bitflax.lesson import Lesson, Model
 from bitflax.model import apply, pretrained

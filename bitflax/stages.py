@@ -18,17 +18,14 @@ from bitflax import (
     hosts,
     judging,
     loop,
-    losses,
     memory,
     parallel,
-    projection,
     report,
     starting,
     storage,
-    teaching,
     training,
-    weighting,
 )
+from bitflax.distillation import losses, projection, teacher_outputs, weighting
 from bitflax.ending import (
     Result,
     ending,
@@ -273,7 +270,7 @@ def _step(
         kept = lesson.kept(stage, teacher, start, batches)
     step = training.make_train_step(
         apply,
-        teach if kept is None else teaching.reader(kept.outputs),
+        teach if kept is None else teacher_outputs.reader(kept.outputs),
         stage.loss,
         optimizer,
         quantize=functools.partial(quantize, rules=stage.rules, lazy=True)

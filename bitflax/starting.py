@@ -7,7 +7,8 @@ from collections.abc import Callable
 
 import jax
 
-from bitflax import depth, projection, trees, width
+from bitflax import trees
+from bitflax.distillation import projection, student, width
 from bitflax.lesson import Model
 from bitflax.model import apply, pretrained, sites
 from bitflax.quantization import rules, splitting
@@ -38,7 +39,7 @@ def start(
     if init.shape is not None:
         params = apply.init_params(config, key)
     elif init.layers is not None:
-        params = depth.take_layers(params, init.layers)
+        params = student.take_layers(params, init.layers)
     if init.width is not None:
         depth_alone = dataclasses.replace(init, width=None).config(chosen.config)
         judged = judge(Model(depth_alone, params))

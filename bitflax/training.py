@@ -14,7 +14,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from bitflax import bertadam, liveness, trees, weighting
+from bitflax import bertadam, liveness, trees
+from bitflax.distillation import weighting
 from bitflax.quantization import rules
 from bitflax.types import (
     ApplyFn,

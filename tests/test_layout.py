@@ -19,8 +19,8 @@ L0  types errors data.examples
 L0  memory trees onnxgraph fieldtypes storage svg progressbar model.torchpickle
 L0  joining
 L0  packed.safetensors_file hosts
-L1  model.matmul packed.bitfields model.recompute outputfiles
-L1  overrides quantization.quantizers losses weighting depth data.metrics
+L1  model.matmul packed.bitfields model.recompute distillation.outputfiles
+L1  overrides quantization.quantizers distillation.losses distillation.weighting distillation.student data.metrics
 L1  model.leaves
 L1  model.sites model.numerics bertadam quantization.learned_activations liveness provenance
 L1  model.hf_config model.names hffolder model.hub statedict model.torch_bin runlog
@@ -28,9 +28,9 @@ L1  folderlock pauses
 L1  data.tables data.text data.icd10 data.passages data.pieces compiling
 L1  data.augmentation.word_vectors data.augmentation.resumable_file
 L2  model.layers
-L2  quantization.rules model.apply projection packed.packing packed.packedact packed.metadata packed.tokenizerparts model.hf_weights
+L2  quantization.rules model.apply distillation.projection packed.packing packed.packedact packed.metadata packed.tokenizerparts model.hf_weights
 L2  data.columns data.batches data.piececounts
-L2  packed.tensors packed.tokenizer quantization.splitting width quantization.profiles model.hfextra unpacking positions
+L2  packed.tensors packed.tokenizer quantization.splitting distillation.width quantization.profiles model.hfextra unpacking distillation.positions
 L2  data.augmentation.words
 L2  data.augmentation.variants
 L2  data.glue data.own_files
@@ -39,8 +39,8 @@ L2  data.corpus_tfds
 L2  data.corpus
 L2  data.tasks
 L3  packed.file
-L3  packed.saving model.pretrained training parallel checkpoints runfolder teaching
-L3  vocabulary onnxact onnxweights
+L3  packed.saving model.pretrained training parallel checkpoints runfolder distillation.teacher_outputs
+L3  distillation.vocabulary onnxact onnxweights
 L3  onnxlinear
 L3  onnxbert
 L4  data.augmentation.masked_lm

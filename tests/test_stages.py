@@ -10,8 +10,9 @@ import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
 import bitflax as bf
-from bitflax import predict, provenance, runlog, teaching, trees
+from bitflax import predict, provenance, runlog, trees
 from bitflax.data import batches, metrics, tasks
+from bitflax.distillation import teacher_outputs
 from bitflax.errors import ConfigError, UsageError
 from bitflax.model import pretrained
 from bitflax.packed import file, saving
@@ -306,7 +307,7 @@ def test_what_a_stage_computes_with_is_its_own(whole, place, tmp_path, monkeypat
     def never(*args, **kwargs):
         raise AssertionError("computed again")
 
-    monkeypatch.setattr(teaching, "keep", never)
+    monkeypatch.setattr(teacher_outputs, "keep", never)
     start(place, tmp_path / "run", *settings)
     found, expected = losses(tmp_path / "run", "2-onebit"), losses(whole[0], "2-onebit")
     assert found != expected

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 import bitflax as bf
-from bitflax import starting, trees, width
+from bitflax import starting, trees
+from bitflax.distillation import width
 from bitflax.lesson import Model
 from bitflax.model import leaves
 from tests.helpers import tinyrun

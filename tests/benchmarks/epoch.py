@@ -18,9 +18,10 @@ from typing import Any
 
 import numpy as np
 
-from bitflax import memory, vocabulary
+from bitflax import memory
 from bitflax.data import batches, tasks
 from bitflax.data.text import Tokenizer, Tokens
+from bitflax.distillation import vocabulary
 from bitflax.model import pretrained
 from tests.benchmarks import common, steps, train_step
 

@@ -13,9 +13,10 @@ import jax
 import numpy as np
 
 import bitflax as bf
-from bitflax import parallel, teaching
+from bitflax import parallel
 from bitflax.data.batches import Batches
 from bitflax.data.text import Tokens
+from bitflax.distillation import teacher_outputs
 from bitflax.model import apply
 from tests.benchmarks import common
 
@@ -151,7 +152,7 @@ class Stepper:
             self._teacher = None
         elif kind.endswith("kept"):
             self._kept = keep(name, batches, loss)
-            self._teacher, reader = None, teaching.reader(self._kept.outputs)
+            self._teacher, reader = None, teacher_outputs.reader(self._kept.outputs)
         step, optimizer = train_step(
             kind, teacher, student, layers, reader=reader, optim=optim, **padding
         )
@@ -171,7 +172,7 @@ class Stepper:
         return metrics
 
 
-def keep(name: str, batches: Batches, loss: Any) -> teaching.Kept:
+def keep(name: str, batches: Batches, loss: Any) -> teacher_outputs.Kept:
     """Return the teacher's outputs of all examples that the loss reads."""
     teacher, student, layers = configs(name)
     params = teacher_params(name)
@@ -179,8 +180,8 @@ def keep(name: str, batches: Batches, loss: Any) -> teaching.Kept:
     told = jax.eval_shape(apply.bert(teacher), params, batch)
     start = bf.take_layers(params, layers)
     said = jax.eval_shape(apply.bert(student), start, batch)
-    used = teaching.used_outputs(loss, said, told, batch)
-    *_, kept = teaching.keep(apply.bert(teacher), params, batches, told, used)
+    used = teacher_outputs.used_outputs(loss, said, told, batch)
+    *_, kept = teacher_outputs.keep(apply.bert(teacher), params, batches, told, used)
     return kept
 
 

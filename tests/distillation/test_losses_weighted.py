@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import bitflax as bf
-from tests.test_losses import outputs
+from tests.distillation.test_losses import outputs
 
 
 def test_weighted_adds_by_name():

@@ -9,9 +9,10 @@ import optax
 import pytest
 
 import bitflax as bf
-from bitflax import outputfiles, parallel, teaching
+from bitflax import parallel
 from bitflax.data.batches import Batches
 from bitflax.data.text import Tokens
+from bitflax.distillation import outputfiles, teacher_outputs
 from tests.helpers import small
 
 LENGTHS = (3, 8, 5, 2, 6, 3, 4, 7, 4, 2, 3, 8, 6)
@@ -49,7 +50,9 @@ def shapes(layers=2):
 @pytest.fixture(scope="module")
 def kept():
     apply, batches = bf.bert(small.config(2)), some_batches()
-    steps = teaching.keep(apply, teacher_params(), batches, shapes(), frozenset(USED))
+    steps = teacher_outputs.keep(
+        apply, teacher_params(), batches, shapes(), frozenset(USED)
+    )
     found = list(steps)
     assert len(found) == batches.steps_per_epoch
     return found[-1]
@@ -60,7 +63,7 @@ def kept():
 
 def used(loss, student=1):
     batch = model_batch(some_batches().batch(0))
-    return teaching.used_outputs(loss, shapes(student), shapes(), batch)
+    return teacher_outputs.used_outputs(loss, shapes(student), shapes(), batch)
 
 
 def test_a_loss_reads_what_its_pairs_name():
@@ -103,7 +106,7 @@ def test_what_compares_padding_is_known(loss, reads):
     said = jax.eval_shape(bf.bert(small.config(2)), small.teacher_params(), batch)
     two = bf.weighted(a=(1.0, bf.logits_mse), b=(1.0, loss))
     for one in (loss, bf.weighted(a=(1.0, loss)), two):
-        assert teaching.may_read_padding(one, said, said, batch) == reads
+        assert teacher_outputs.may_read_padding(one, said, said, batch) == reads
 
 
 # --------------------------------------------------------------------- what comes back
@@ -112,7 +115,7 @@ def test_what_compares_padding_is_known(loss, reads):
 @functools.cache
 def gradient_step(running):
     """Return a step of SGD with rate 1, taught by who runs or by what was kept."""
-    apply = bf.bert(small.config(2)) if running else teaching.reader(shapes())
+    apply = bf.bert(small.config(2)) if running else teacher_outputs.reader(shapes())
     tx = optax.sgd(1.0)
     loss = small.one_stage(LAYERS)
     step = bf.make_train_step(bf.bert(small.config(1)), apply, loss, tx)
@@ -178,14 +181,14 @@ def test_an_example_gets_its_own_outputs_and_zeros_in_padding(kept):
 def test_on_disk_they_are_the_same_to_the_last_bit(kept, tmp_path):
     files = outputfiles.Files(tmp_path / "kept")
     apply, batches = bf.bert(small.config(2)), some_batches()
-    steps = teaching.keep(
+    steps = teacher_outputs.keep(
         apply, teacher_params(), batches, shapes(), frozenset(USED), array=files.array
     )
     *_, made = steps
     files.finish()
     again = outputfiles.Files(tmp_path / "kept")
     assert again.whole
-    read = teaching.Kept(frozenset(USED), shapes(), batches, again.array)
+    read = teacher_outputs.Kept(frozenset(USED), shapes(), batches, again.array)
     assert kept.in_memory == kept.nbytes == read.nbytes
     assert read.in_memory == 0
     for number in range(batches.steps_per_epoch):
@@ -208,7 +211,7 @@ def test_devices_share_the_work(kept):
         seen.add(len(shared["input_ids"].addressable_shards))
         return shared
 
-    *_, found = teaching.keep(
+    *_, found = teacher_outputs.keep(
         apply, params, batches, shapes(), frozenset(USED), share=share
     )
     assert seen == {2}
@@ -221,7 +224,7 @@ def test_devices_share_the_work(kept):
 def test_what_was_put_for_an_example_comes_back_in_any_order():
     batches = some_batches()
     out = bf.Outputs(jax.ShapeDtypeStruct((4, 1), "float32"), (), ())
-    kept = teaching.Kept(frozenset({"logits"}), out, batches)
+    kept = teacher_outputs.Kept(frozenset({"logits"}), out, batches)
     for batch in batches.evaluation():
         kept.put(batch["index"], {"logits": batch["index"][:, None].astype(float)})
     for number in range(2 * batches.steps_per_epoch):
@@ -231,17 +234,17 @@ def test_what_was_put_for_an_example_comes_back_in_any_order():
 
 
 def test_the_size_is_known_before(kept):
-    table = teaching.row_shapes(frozenset(USED), shapes())
+    table = teacher_outputs.row_shapes(frozenset(USED), shapes())
     expected = 0
     for length in LENGTHS:
         bucket = BUCKETS[np.searchsorted(BUCKETS, length)]
         # Three logits, two hidden states of 16, the scores of two heads.
         expected += 4 * (3 + 2 * bucket * 16 + 2 * bucket**2)
-    assert teaching.size(table, some_batches()) == expected
+    assert teacher_outputs.size(table, some_batches()) == expected
     assert kept.nbytes == expected
 
 
 def test_a_reader_says_none_of_what_was_not_kept():
-    read = teaching.reader(shapes())
+    read = teacher_outputs.reader(shapes())
     out = read({}, {"teacher_logits": 1, "teacher_scores_1": 2})
     assert out == bf.Outputs(1, (None,) * 3, (None, 2))

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 import bitflax as bf
-from bitflax import projection, trees
+from bitflax import trees
+from bitflax.distillation import projection
 from bitflax.model import names, pretrained
 from tests.helpers import oracles
 

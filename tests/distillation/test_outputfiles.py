@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from bitflax import outputfiles
+from bitflax.distillation import outputfiles
 from bitflax.errors import StorageError
 
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 import bitflax as bf
-from bitflax import positions, trees
+from bitflax import trees
+from bitflax.distillation import positions
 from bitflax.model import leaves
 from bitflax.packed import file, packing, saving
 from bitflax.quantization import splitting

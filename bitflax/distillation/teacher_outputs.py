@@ -12,10 +12,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from bitflax import losses
 from bitflax.data.batches import Batches
+from bitflax.distillation import losses
+from bitflax.distillation.weighting import Weighted
 from bitflax.types import ApplyFn, Batch, LossFn, Outputs, Params
-from bitflax.weighting import Weighted
 
 PREFIX = "teacher_"
 
@@ -36,7 +36,7 @@ def used_outputs(
       teacher: the teacher's, likewise.
       batch: a batch, likewise.
 
-    >>> from bitflax import losses
+    >>> from bitflax.distillation import losses
     >>> out = Outputs(jax.ShapeDtypeStruct((2, 3), "float32"), (), ())
     >>> used_outputs(losses.soft_cross_entropy, out, out, {})
     frozenset({'logits'})
@@ -54,7 +54,7 @@ def may_read_padding(
 ) -> bool:
     """Whether a loss may read the teacher's padded positions, which are not kept.
 
-    A loss of ``bitflax.losses`` says so by its options; of any other one it is known
+    A loss of ``bitflax.distillation.losses`` says so by its options; of any other one it is known
     only where it reads the teacher's logits alone.
     """
     parts = loss.parts.values() if isinstance(loss, Weighted) else [(1.0, loss)]

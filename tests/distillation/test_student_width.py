@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 import bitflax as bf
-from bitflax import trees, width
+from bitflax import trees
+from bitflax.distillation import width
 from bitflax.errors import ConfigError
 from bitflax.model import hf_config, leaves
 from bitflax.packed import metadata

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bitflax import trees, vocabulary
+from bitflax import trees
+from bitflax.distillation import vocabulary
 from bitflax.model.leaves import Split
 from tests.helpers import small
 

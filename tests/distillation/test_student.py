@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from bitflax import depth
+from bitflax.distillation import student as distillation_student
 from tests.helpers import oracles
 
 MAPS = json.loads((oracles.GOLDEN / "layer_maps.json").read_text("utf-8"))
@@ -30,29 +30,34 @@ def test_the_lists_are_whole():
 @pytest.mark.parametrize("name", PAIRS)
 def test_uniform_layers_are_the_peers(name, peer):
     expected = MAPS[name][peer]
-    layers = depth.uniform_layers(*PAIRS[name])
+    layers = distillation_student.uniform_layers(*PAIRS[name])
     if isinstance(expected, str):  # TinyBERT refuses depths that do not divide
         assert PAIRS[name][0] % PAIRS[name][1]
         return
-    assert taught_by(depth.layer_pairs(layers)) == expected["teacher_att_layer"]
-    hidden = depth.layer_pairs(layers, hidden=True)
+    assert (
+        taught_by(distillation_student.layer_pairs(layers))
+        == expected["teacher_att_layer"]
+    )
+    hidden = distillation_student.layer_pairs(layers, hidden=True)
     assert taught_by(hidden) == expected["teacher_hidden_state"]
 
 
 @pytest.mark.parametrize("name", XTC)
 def test_a_list_of_layers_is_xtcs(name):
     layers = XTC[name]["teacher_layer"]
-    assert taught_by(depth.layer_pairs(layers)) == XTC[name]["att_list"]
+    assert taught_by(distillation_student.layer_pairs(layers)) == XTC[name]["att_list"]
     theirs = XTC[name]["rep_list"]
     if name in LAST:
         assert theirs[0] == -1
         with pytest.raises(ValueError, match="hidden state -1; use embeddings='first'"):
-            depth.layer_pairs(layers, hidden=True, embeddings="first-1")
+            distillation_student.layer_pairs(layers, hidden=True, embeddings="first-1")
     else:
-        pairs = depth.layer_pairs(layers, hidden=True, embeddings="first-1")
+        pairs = distillation_student.layer_pairs(
+            layers, hidden=True, embeddings="first-1"
+        )
         assert taught_by(pairs) == theirs
     # By default the embeddings' output learns from the embeddings' output.
-    ours = taught_by(depth.layer_pairs(layers, hidden=True))
+    ours = taught_by(distillation_student.layer_pairs(layers, hidden=True))
     assert ours == [0, *theirs[1:]]
 
 
@@ -60,7 +65,7 @@ def test_a_list_of_layers_is_xtcs(name):
 def test_take_layers_takes_xtcs(name):
     total = XTC[name]["teacher_layers_total"]
     params = {"encoder": {f"layer_{i}": i for i in range(total)}, "pooler": "p"}
-    student = depth.take_layers(params, XTC[name]["teacher_layer"])
+    student = distillation_student.take_layers(params, XTC[name]["teacher_layer"])
     expected = XTC[name]["init_student_layer_from_teacher_layer"]
     assert list(student["encoder"]) == [f"layer_{i}" for i in range(len(expected))]
     assert list(student["encoder"].values()) == expected
@@ -70,38 +75,38 @@ def test_take_layers_takes_xtcs(name):
 def test_take_layers_copies_nothing_and_leaves_the_teacher_alone():
     leaf = object()
     params = {"encoder": {"layer_0": {"w": leaf}, "layer_1": {}}, "classifier": {}}
-    student = depth.take_layers(params, (0,))
+    student = distillation_student.take_layers(params, (0,))
     assert student["encoder"]["layer_0"]["w"] is leaf
     assert list(params["encoder"]) == ["layer_0", "layer_1"]
 
 
 def test_layers_may_come_twice_and_in_any_order():
     params = {"encoder": {"layer_0": "a", "layer_1": "b"}}
-    taken = depth.take_layers(params, (1, 0, 1))["encoder"]
+    taken = distillation_student.take_layers(params, (1, 0, 1))["encoder"]
     assert taken == {"layer_0": "b", "layer_1": "a", "layer_2": "b"}
-    assert depth.layer_pairs((1, 0, 1)) == ((0, 1), (1, 0), (2, 1))
+    assert distillation_student.layer_pairs((1, 0, 1)) == ((0, 1), (1, 0), (2, 1))
 
 
 @pytest.mark.parametrize("layer", [2, -1])
 def test_a_layer_that_the_teacher_lacks_is_refused(layer):
     params = {"encoder": {"layer_0": "a", "layer_1": "b"}}
     with pytest.raises(ValueError, match=f"layer {layer}: the teacher has 2 layers"):
-        depth.take_layers(params, (0, layer))
+        distillation_student.take_layers(params, (0, layer))
 
 
 @pytest.mark.parametrize("student", [0, 7])
 def test_a_student_is_neither_empty_nor_deeper(student):
     with pytest.raises(ValueError, match=f"student of {student} layers"):
-        depth.uniform_layers(6, student)
+        distillation_student.uniform_layers(6, student)
 
 
 @pytest.mark.parametrize("layers", [(), (1, -1)])
 @pytest.mark.parametrize("hidden", [True, False])
 def test_pairs_of_no_or_negative_layers_are_refused(layers, hidden):
     with pytest.raises(ValueError, match="at least one index from 0"):
-        depth.layer_pairs(layers, hidden=hidden)
+        distillation_student.layer_pairs(layers, hidden=hidden)
 
 
 def test_an_unknown_kind_of_embeddings_is_refused():
     with pytest.raises(ValueError, match="not 'last'"):
-        depth.layer_pairs((1, 3), hidden=True, embeddings="last")
+        distillation_student.layer_pairs((1, 3), hidden=True, embeddings="last")

@@ -1,0 +1,1 @@
+"""Losses, what a student takes of its teacher, a teacher's kept outputs."""
