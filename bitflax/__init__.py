@@ -1,6 +1,5 @@
 """bitflax: turn a fine-tuned BERT into a 1-bit BERT by knowledge distillation."""
 
-from bitflax.bertadam import bert_adam as bert_adam
 from bitflax.distillation.losses import attention_kl as attention_kl
 from bitflax.distillation.losses import hidden_mse as hidden_mse
 from bitflax.distillation.losses import label_cross_entropy as label_cross_entropy
@@ -20,7 +19,6 @@ from bitflax.distillation.weighting import weighted as weighted
 from bitflax.distillation.width import importance as importance
 from bitflax.distillation.width import take_width as take_width
 from bitflax.exporting import export as export
-from bitflax.hosts import initialize as initialize
 from bitflax.model.apply import bert as bert
 from bitflax.model.apply import init_act as init_act
 from bitflax.model.apply import init_params as init_params
@@ -35,10 +33,6 @@ from bitflax.packed.file import size_report as size_report
 from bitflax.packed.saving import pack as pack
 from bitflax.packed.saving import save_packed as save_packed
 from bitflax.packed.saving import unpack as unpack
-from bitflax.parallel import data_parallel as data_parallel
-from bitflax.parallel import mesh as mesh
-from bitflax.parallel import pmapped as pmapped
-from bitflax.parallel import shard_batch as shard_batch
 from bitflax.predict import Predictor as Predictor
 from bitflax.predict import load as load
 from bitflax.quantization.learned_activations import clipped as clipped
@@ -70,10 +64,16 @@ from bitflax.sources import Corpus as Corpus
 from bitflax.sources import Data as Data
 from bitflax.sources import Teacher as Teacher
 from bitflax.stages import run as run
-from bitflax.training import init_state as init_state
-from bitflax.training import make_eval_step as make_eval_step
-from bitflax.training import make_optimizer as make_optimizer
-from bitflax.training import make_train_step as make_train_step
+from bitflax.training.hosts import initialize as initialize
+from bitflax.training.optimizer import bert_adam as bert_adam
+from bitflax.training.parallel import data_parallel as data_parallel
+from bitflax.training.parallel import mesh as mesh
+from bitflax.training.parallel import pmapped as pmapped
+from bitflax.training.parallel import shard_batch as shard_batch
+from bitflax.training.steps import init_state as init_state
+from bitflax.training.steps import make_eval_step as make_eval_step
+from bitflax.training.steps import make_optimizer as make_optimizer
+from bitflax.training.steps import make_train_step as make_train_step
 from bitflax.types import BertConfig as BertConfig
 from bitflax.types import Mean as Mean
 from bitflax.types import Optim as Optim

@@ -9,18 +9,10 @@ from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
-from bitflax import (
-    answering,
-    compiling,
-    hosts,
-    outline,
-    overrides,
-    progressbar,
-    recipe,
-    recipefiles,
-)
+from bitflax import answering, outline, overrides, progressbar, recipe, recipefiles
 from bitflax.data import tasks
 from bitflax.errors import ConfigError, DamagedFile, InputMissing
+from bitflax.training import compile_cache, hosts
 
 
 def ls_command(args: Namespace) -> None:
@@ -89,7 +81,7 @@ def run_command(args: Namespace) -> None:
     )
 
 
-@compiling.kept_for_user()
+@compile_cache.kept_for_user()
 def eval_command(args: Namespace) -> None:
     """Print a model's scores on a task's dev examples; of an own file, on all."""
     from bitflax import predict
@@ -152,7 +144,7 @@ def augment_command(args: Namespace) -> None:
     print(f"{args.out}\t{rows} rows of {len(task.train)} examples")
 
 
-@compiling.kept_for_user()
+@compile_cache.kept_for_user()
 def predict_command(args: Namespace) -> None:
     """Print label, probability and text, a line each."""
     from bitflax import predict

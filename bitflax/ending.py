@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from bitflax import hosts, predict, provenance, report, trees
+from bitflax import predict, provenance, report, trees
 from bitflax.data import metrics
 from bitflax.distillation import positions
 from bitflax.errors import InputMissing
@@ -19,6 +19,7 @@ from bitflax.packed import file, saving
 from bitflax.quantization.rules import bits_of
 from bitflax.recipe import Stage
 from bitflax.setting import Setting
+from bitflax.training import hosts
 from bitflax.types import Params
 
 PACKED = "model.safetensors"

@@ -9,8 +9,8 @@ import time
 from pathlib import Path
 from typing import IO
 
-from bitflax import hosts
 from bitflax.errors import FolderBusy, OutputError
+from bitflax.training import hosts
 
 # What a run may have made before its recipe is written.
 OURS = {"cache", "tensorboard", "log.jsonl"}

@@ -7,7 +7,6 @@ from typing import Any
 import jax
 import numpy as np
 
-from bitflax import hosts, parallel
 from bitflax.data.corpus import CorpusBatches
 from bitflax.data.text import Tokenizer
 from bitflax.distillation import projection, weighting
@@ -16,6 +15,7 @@ from bitflax.model.apply import bert
 from bitflax.quantization.rules import quantize
 from bitflax.recipe import Stage
 from bitflax.runfolder import RunFolder
+from bitflax.training import hosts, parallel
 from bitflax.types import BertConfig, Mean, Params
 
 

@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from bitflax import evaluate, hosts, parallel
 from bitflax.data.batches import Batches
 from bitflax.data.examples import Task
 from bitflax.data.text import Tokens
@@ -20,6 +19,7 @@ from bitflax.quantization.rules import quantize
 from bitflax.recipe import Stage
 from bitflax.runfolder import RunFolder
 from bitflax.sources import Data
+from bitflax.training import evaluation, hosts, parallel
 from bitflax.types import BertConfig, Outputs, Params
 
 MOST_KEPT_BYTES = 4 << 30
@@ -90,12 +90,12 @@ class Lesson:
         """Return trained parameters with the start's rows of all other words."""
         return vocabulary.grow(params, start, self.used)
 
-    def scorer(self, stage: Stage | None, student: BertConfig) -> evaluate.Evaluator:
+    def scorer(self, stage: Stage | None, student: BertConfig) -> evaluation.Evaluator:
         """Return what scores a stage's parameters; without a stage, a plain model's."""
         rules = stage.rules if stage else ()
         labels = self.task.dev.labels
         assert labels is not None  # where data have none, prepare takes the teacher's
-        return evaluate.Evaluator(
+        return evaluation.Evaluator(
             apply.bert(student, stage.act if stage else None),
             self.dev,
             labels,

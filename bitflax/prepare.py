@@ -8,7 +8,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from bitflax import checks, evaluate, parallel, storage
+from bitflax import checks, storage
 from bitflax.data import batches, metrics, tasks
 from bitflax.data.augmentation import augment
 from bitflax.data.examples import Examples, Task, digest, label_places
@@ -21,6 +21,7 @@ from bitflax.recipe import Recipe
 from bitflax.runfolder import RunFolder
 from bitflax.setting import Setting
 from bitflax.sources import Data
+from bitflax.training import evaluation, parallel
 from bitflax.types import BertConfig, Params
 
 EVAL_ROWS = 64
@@ -135,7 +136,7 @@ def _agreeing(setting: Setting, lesson: Lesson, plain: Lesson) -> Setting:
     """Return the setting with the teacher's predictions for the labels of dev."""
     config, params = lesson.small(setting.teacher)
     names = () if config.regression else config.labels
-    judge = evaluate.Evaluator(
+    judge = evaluation.Evaluator(
         apply.bert(config),
         lesson.dev,
         np.zeros(0),

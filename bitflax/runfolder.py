@@ -17,8 +17,9 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from bitflax import folderlock, hosts, progressbar, runlog, storage
+from bitflax import folderlock, progressbar, runlog, storage
 from bitflax.errors import ConfigError, DamagedFile
+from bitflax.training import hosts
 
 # What a stage costs, and not what it gives: a run that ran out of memory may go on
 # with other ones; and with other microbatches, where ``_by_row`` holds.

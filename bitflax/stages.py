@@ -13,18 +13,7 @@ from typing import Any
 import jax
 import optax
 
-from bitflax import (
-    compiling,
-    hosts,
-    judging,
-    loop,
-    memory,
-    parallel,
-    report,
-    starting,
-    storage,
-    training,
-)
+from bitflax import judging, memory, report, starting, storage
 from bitflax.distillation import losses, projection, teacher_outputs, weighting
 from bitflax.ending import (
     Result,
@@ -45,6 +34,13 @@ from bitflax.recipe import Recipe, Stage, check_until
 from bitflax.resolving import resolved
 from bitflax.runfolder import RunFolder
 from bitflax.setting import Setting
+from bitflax.training import compile_cache, hosts, loop, parallel
+from bitflax.training.steps import (
+    init_state,
+    learning_rate,
+    make_optimizer,
+    make_train_step,
+)
 
 
 @hosts.telling()
@@ -84,7 +80,7 @@ def run(
         if folder.finished:
             say(f"{folder.path} is finished: see report.html there")
             return []
-        with compiling.kept_in(folder.cache / "compiled"):
+        with compile_cache.kept_in(folder.cache / "compiled"):
             return _run(prepare(recipe, folder), until)
 
 
@@ -202,13 +198,13 @@ def _trained(
     small = _with_act(setting, number, stage, lesson.small(start), batches)
     scorer = lesson.scorer(stage, small.config)
     steps = lesson.steps(stage, batches)
-    optimizer = training.make_optimizer(stage.optim, steps)
+    optimizer = make_optimizer(stage.optim, steps)
     step, batch, teacher_params = _step(
         setting, lesson, stage, teacher, small, batches, optimizer
     )
     setup = time.monotonic() - began
     key = jax.random.fold_in(jax.random.key(setting.recipe.seed), number)
-    state = training.init_state(small.params, optimizer, key=key)
+    state = init_state(small.params, optimizer, key=key)
     state = parallel.replicate(state, setting.mesh)
     work = loop.Training(
         name=folder.name,
@@ -219,7 +215,7 @@ def _trained(
         evaluate=scorer,
         metric=lesson.metric,
         eval_every=-(-steps // stage.evals),
-        rate=training.learning_rate(stage.optim, steps),
+        rate=learning_rate(stage.optim, steps),
         keep=stage.keep,
         place=f"stages.{name}" if number else "teacher",
     )
@@ -268,7 +264,7 @@ def _step(
         teacher = lesson.small(teacher)
         teach = bert(teacher.config, dtype=stage.teacher_dtype)
         kept = lesson.kept(stage, teacher, start, batches)
-    step = training.make_train_step(
+    step = make_train_step(
         apply,
         teach if kept is None else teacher_outputs.reader(kept.outputs),
         stage.loss,

@@ -2,8 +2,9 @@
 
 import pytest
 
-from bitflax import folderlock, hosts
+from bitflax import folderlock
 from bitflax.errors import OutputError
+from bitflax.training import hosts
 
 
 def test_what_process_0_writes_is_seen_and_removed(tmp_path):

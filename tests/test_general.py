@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 import bitflax as bf
-from bitflax import loop, runlog, stages, trees
+from bitflax import runlog, stages, trees
 from bitflax.errors import ConfigError
+from bitflax.training import loop
 from tests.helpers import tinyrun
 
 STATES = bf.weighted(

@@ -17,15 +17,15 @@ ROOT = PACKAGE.parent
 ROWS = """
 L0  types errors data.examples
 L0  memory trees onnxgraph fieldtypes storage svg progressbar model.torchpickle
-L0  joining
-L0  packed.safetensors_file hosts
+L0  training.joining
+L0  packed.safetensors_file training.hosts
 L1  model.matmul packed.bitfields model.recompute distillation.outputfiles
 L1  overrides quantization.quantizers distillation.losses distillation.weighting distillation.student data.metrics
 L1  model.leaves
-L1  model.sites model.numerics bertadam quantization.learned_activations liveness provenance
-L1  model.hf_config model.names hffolder model.hub statedict model.torch_bin runlog
-L1  folderlock pauses
-L1  data.tables data.text data.icd10 data.passages data.pieces compiling
+L1  model.sites model.numerics training.optimizer quantization.learned_activations training.liveness provenance
+L1  model.hf_config model.names hffolder model.hub training.statedict model.torch_bin runlog
+L1  folderlock training.pauses
+L1  data.tables data.text data.icd10 data.passages data.pieces training.compile_cache
 L1  data.augmentation.word_vectors data.augmentation.resumable_file
 L2  model.layers
 L2  quantization.rules model.apply distillation.projection packed.packing packed.packedact packed.metadata packed.tokenizerparts model.hf_weights
@@ -39,7 +39,7 @@ L2  data.corpus_tfds
 L2  data.corpus
 L2  data.tasks
 L3  packed.file
-L3  packed.saving model.pretrained training parallel checkpoints runfolder distillation.teacher_outputs
+L3  packed.saving model.pretrained training.steps training.parallel training.checkpoints runfolder distillation.teacher_outputs
 L3  distillation.vocabulary onnxact onnxweights
 L3  onnxlinear
 L3  onnxbert
@@ -47,7 +47,7 @@ L4  data.augmentation.masked_lm
 L4  data.augmentation.augment
 L4  sources
 L4  recipe
-L4  resolving opening evaluate loop
+L4  resolving opening training.evaluation training.loop
 L4  engines
 L4  predict modelcard
 L4  exporting answering verifying
@@ -72,7 +72,7 @@ RANK = {
 ONLY = {
     "transformers": {"data/text.py", "model/pretrained.py"},
     "tensorflow_datasets": {"data/tfds.py", "data/corpus_tfds.py"},
-    "orbax": {"checkpoints.py"},
+    "orbax": {"training/checkpoints.py"},
     "flax.linen": {"model/layers.py"},
     "flax.nnx": set(),
     "tensorflow": set(),

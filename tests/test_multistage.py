@@ -6,9 +6,10 @@ import jax.numpy as jnp
 import pytest
 
 import bitflax as bf
-from bitflax import judging, loop, stages, trees
+from bitflax import judging, stages, trees
 from bitflax.errors import ConfigError
 from bitflax.model import leaves
+from bitflax.training import loop
 from tests.helpers import tinyrun
 
 LOGITS = bf.weighted(logits=(1.0, bf.soft_labels))

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 
 import bitflax as bf
-from bitflax import checkpoints, predict, trees
+from bitflax import predict, trees
 from bitflax.model import pretrained
 from bitflax.model.leaves import Packed, Split
 from bitflax.packed import saving
 from bitflax.quantization import splitting
+from bitflax.training import checkpoints
 from tests import test_predict
 from tests.helpers import small
 

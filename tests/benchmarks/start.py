@@ -31,8 +31,9 @@ def child(argv: list[str]) -> None:
 
     import jax
 
-    from bitflax import cli, parallel
+    from bitflax import cli
     from bitflax import prepare as prepare
+    from bitflax.training import parallel
 
     mark("imported")
     prepare, data_parallel = prepare.prepare, parallel.data_parallel

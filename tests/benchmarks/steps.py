@@ -13,11 +13,11 @@ import jax
 import numpy as np
 
 import bitflax as bf
-from bitflax import parallel
 from bitflax.data.batches import Batches
 from bitflax.data.text import Tokens
 from bitflax.distillation import teacher_outputs
 from bitflax.model import apply
+from bitflax.training import parallel
 from tests.benchmarks import common
 
 KINDS = (

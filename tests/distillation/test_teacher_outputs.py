@@ -9,10 +9,10 @@ import optax
 import pytest
 
 import bitflax as bf
-from bitflax import parallel
 from bitflax.data.batches import Batches
 from bitflax.data.text import Tokens
 from bitflax.distillation import outputfiles, teacher_outputs
+from bitflax.training import parallel
 from tests.helpers import small
 
 LENGTHS = (3, 8, 5, 2, 6, 3, 4, 7, 4, 2, 3, 8, 6)

@@ -126,7 +126,7 @@ def train(place, processes, process, how, kind, steps, out) -> None:
     import numpy as np
 
     import bitflax as bf
-    from bitflax import hosts, parallel
+    from bitflax.training import hosts, parallel
 
     hosts.initialize(place, processes, process)
     hosts.initialize(place, processes, process)  # once more does nothing

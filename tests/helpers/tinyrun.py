@@ -10,9 +10,10 @@ import numpy as np
 import tokenizers
 
 import bitflax as bf
-from bitflax import parallel, stages, trees
+from bitflax import stages, trees
 from bitflax.data.text import Tokenizer
 from bitflax.model import pretrained
+from bitflax.training import parallel
 
 KINDS = {
     "animal": ["cat", "dog", "horse", "cow"],

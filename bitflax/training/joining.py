@@ -1,4 +1,4 @@
-"""How the processes of a run find each other, before ``bitflax.hosts`` joins them."""
+"""How the processes of a run find each other, before ``bitflax.training.hosts`` joins them."""
 
 import socket
 import time

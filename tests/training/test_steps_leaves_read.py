@@ -1,7 +1,7 @@
 import jax
 import jax.numpy as jnp
 
-from bitflax import liveness
+from bitflax.training import liveness
 
 
 def test_what_the_result_is_not_made_of_is_not_read():

@@ -17,8 +17,8 @@ import optax
 import pytest
 
 from bitflax import storage
-from bitflax.checkpoints import Checkpoints
 from bitflax.errors import ConfigError, DamagedFile, InputMissing, StorageError
+from bitflax.training.checkpoints import Checkpoints
 from bitflax.types import TrainState
 
 OPTIMIZER = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-3))
@@ -328,7 +328,9 @@ SCRIPT_HEAD = """
 
 
 def run_script(body, folder):
-    head = SCRIPT_HEAD.format(tests=os.path.dirname(__file__), folder=str(folder))
+    head = SCRIPT_HEAD.format(
+        tests=os.path.dirname(os.path.dirname(__file__)), folder=str(folder)
+    )
     return subprocess.Popen(
         [sys.executable, "-c", textwrap.dedent(head) + textwrap.dedent(body)],
         stdout=subprocess.PIPE,

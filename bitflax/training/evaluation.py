@@ -5,9 +5,9 @@ from collections.abc import Callable
 import jax
 import numpy as np
 
-from bitflax import hosts, parallel, training
 from bitflax.data import metrics
 from bitflax.data.batches import Batches
+from bitflax.training import hosts, parallel, steps
 from bitflax.types import INPUTS, ApplyFn, Params
 
 
@@ -37,7 +37,7 @@ class Evaluator:
         self._batches, self._labels, self._metric = batches, labels, metric
         self._regression, self._mesh = regression, mesh
         self._quantize = None if quantize is None else jax.jit(quantize)
-        self._step = training.make_eval_step(apply)
+        self._step = steps.make_eval_step(apply)
 
     def logits(self, params: Params) -> np.ndarray:
         """Return the logits of all examples [examples, labels], in their order."""

@@ -7,7 +7,7 @@ import optax
 import pytest
 
 import bitflax as bf
-from bitflax import bertadam
+from bitflax.training import optimizer
 from tests.helpers import oracles
 
 NAMES = {"kernel": "w", "bias": "b", "input": "clip"}
@@ -65,7 +65,7 @@ def test_bert_adam_is_the_same_with_one_rate():
             lambda path, _: path[-1].key == "kernel", params
         )
 
-    alone = bertadam.bert_adam(5e-3, mask=mask)
+    alone = optimizer.bert_adam(5e-3, mask=mask)
     optim = bf.Optim(
         kind="bertadam", lr=5e-3, act_lr=5e-3, warmup=0.0, schedule="constant"
     )
@@ -82,15 +82,15 @@ def test_bert_adam_is_the_same_with_one_rate():
 def test_each_tensors_gradient_is_clipped_by_itself():
     grads = {"a": jnp.full(4, 3.0), "b": jnp.full(4, 0.1)}
     for clip, factor in ((1.0, 1 / 6), (12.0, 1.0), (None, 1.0)):
-        tx = bertadam.scale_by_bert_adam(clip=clip)
+        tx = optimizer.scale_by_bert_adam(clip=clip)
         _, state = tx.update(grads, tx.init(grads))
-        assert isinstance(state, bertadam.BertAdamState)
+        assert isinstance(state, optimizer.BertAdamState)
         np.testing.assert_allclose(state.mu["a"], 0.1 * 3 * factor, rtol=1e-6)
         np.testing.assert_allclose(state.mu["b"], 0.1 * 0.1, rtol=1e-6)
 
 
 def test_a_schedule_may_be_the_rate():
-    tx = bertadam.bert_adam(lambda step: 0.1 * step, weight_decay=0.0)
+    tx = optimizer.bert_adam(lambda step: 0.1 * step, weight_decay=0.0)
     w = jnp.ones(2)
     state = tx.init(w)
     first, state = tx.update(w, state, w)

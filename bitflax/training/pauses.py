@@ -12,7 +12,7 @@ from typing import Any
 
 import jax
 
-from bitflax import hosts
+from bitflax.training import hosts
 
 AGREE_SECONDS = 1.0
 

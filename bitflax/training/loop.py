@@ -8,8 +8,8 @@ from typing import Any, Protocol, runtime_checkable
 
 import jax
 
-from bitflax import checkpoints, hosts, pauses
 from bitflax.errors import Diverged
+from bitflax.training import checkpoints, hosts, pauses
 from bitflax.types import Mean, Params, TrainState
 
 LOG_EVERY = 20

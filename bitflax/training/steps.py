@@ -14,9 +14,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from bitflax import bertadam, liveness, trees
+from bitflax import trees
 from bitflax.distillation import weighting
 from bitflax.quantization import rules
+from bitflax.training import liveness
+from bitflax.training.optimizer import scale_by_bert_adam
 from bitflax.types import (
     ApplyFn,
     Batch,
@@ -94,7 +96,7 @@ def _rates(optim: Optim, steps: int) -> optax.GradientTransformation:
 def _moments(optim: Optim) -> optax.GradientTransformation:
     b1, b2, eps = optim.b1, optim.b2, optim.eps
     if optim.kind == "bertadam":
-        return bertadam.scale_by_bert_adam(b1, b2, eps, optim.clip)
+        return scale_by_bert_adam(b1, b2, eps, optim.clip)
     if optim.kind != "adamw":
         raise ValueError(f"kind {optim.kind!r}: choose adamw or bertadam")
     clip = optax.clip_by_global_norm(optim.clip) if optim.clip else optax.identity()
@@ -117,7 +119,7 @@ def make_optimizer(optim: Optim, steps: int) -> optax.GradientTransformation:
         matches no parameter.
 
     Source: Loshchilov & Hutter 2019 (arXiv:1711.05101), as XTC trains (no decay of
-    biases and LayerNorm, bias correction); ``bitflax.bertadam``.
+    biases and LayerNorm, bias correction); ``bitflax.training.optimizer``.
     """
     trained = optax.chain(
         _moments(optim),

@@ -5,7 +5,7 @@ import signal
 import jax
 import pytest
 
-from bitflax import hosts, pauses
+from bitflax.training import hosts, pauses
 
 
 class Asked(Exception):

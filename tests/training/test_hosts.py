@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from bitflax import hosts, joining, runlog
+from bitflax import runlog
 from bitflax.errors import ConfigError, HostLost, UsageError
+from bitflax.training import hosts, joining
 from tests.helpers import hosted, tinyrun
 
 PLACE = "10.0.0.1:8476"

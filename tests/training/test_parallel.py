@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import bitflax as bf
-from bitflax import parallel
+from bitflax.training import parallel
 from tests.helpers import small
 
 # Uneven padding everywhere; filler rows land on one device alone.

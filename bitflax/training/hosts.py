@@ -20,8 +20,8 @@ from typing import Any, TypeVar
 
 import jax
 
-from bitflax import joining
 from bitflax.errors import HostLost, UsageError
+from bitflax.training import joining
 
 T = TypeVar("T")
 

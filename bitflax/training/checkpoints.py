@@ -23,8 +23,9 @@ from typing import Any
 
 import jax
 
-from bitflax import hosts, statedict, storage
+from bitflax import storage
 from bitflax.errors import ConfigError, DamagedFile, InputMissing
+from bitflax.training import hosts, statedict
 from bitflax.types import TrainState
 
 

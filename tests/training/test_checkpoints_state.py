@@ -6,8 +6,8 @@ import numpy as np
 import optax
 import pytest
 
-from bitflax import statedict
 from bitflax.model import leaves
+from bitflax.training import statedict
 from bitflax.types import TrainState
 
 

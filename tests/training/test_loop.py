@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 import bitflax as bf
-from bitflax import loop, pauses, training
 from bitflax.errors import Diverged
 from bitflax.runfolder import RunFolder
+from bitflax.training import loop, pauses, steps
 
 STEPS = 9
 OPTIM = bf.Optim(lr=0.1)
@@ -69,7 +69,7 @@ def work(folder, step, **changes):
         evaluate=lambda params: {"accuracy": float(jnp.sum(params["kernel"]))},
         metric="accuracy",
         eval_every=4,
-        rate=training.learning_rate(OPTIM, STEPS),
+        rate=steps.learning_rate(OPTIM, STEPS),
         keep="last",
         place="stages.stage",
     )
@@ -175,7 +175,7 @@ def test_a_training_logs_means_rates_and_scores(whole):
     assert [x["step"] for x in losses] == [2, 4, 6, 8, STEPS]
     assert [x["step"] for x in lines if "dev/accuracy" in x] == [4, 8, STEPS]
     assert losses[-1]["loss/labels"] < losses[0]["loss/labels"]
-    rate = training.learning_rate(OPTIM, STEPS)
+    rate = steps.learning_rate(OPTIM, STEPS)
     for line in losses:
         np.testing.assert_allclose(line["lr"], float(rate(line["step"] - 1)), rtol=1e-6)
         np.testing.assert_allclose(line["loss/loss"], line["loss/labels"], rtol=1e-6)

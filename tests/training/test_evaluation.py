@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 
 import bitflax as bf
-from bitflax import evaluate
 from bitflax.data.batches import Batches
 from bitflax.data.text import Tokens
+from bitflax.training import evaluation
 from tests.helpers import small
 
 EXAMPLES = 200
@@ -32,7 +32,7 @@ def test_cpu_devices_end_a_batch_before_the_next(devices, waits, monkeypatch):
     batches = Batches(tokens(), batch_size=16, seed=0, buckets=(16,), multiple_of=8)
     apply = bf.bert(CONFIG, bf.symmetric(8, axis=None))
     labels = np.zeros(EXAMPLES, int)
-    scores = evaluate.Evaluator(apply, batches, labels, "accuracy", False, mesh)
+    scores = evaluation.Evaluator(apply, batches, labels, "accuracy", False, mesh)
     step, queued = scores._step, []
 
     def watched(params, batch):

@@ -1,0 +1,1 @@
+"""One training: optimizer, step, devices, hosts, checkpoints."""
