@@ -15,8 +15,8 @@ from bitflax.model import apply, hf_config, leaves, pretrained
 from bitflax.packed import metadata, packedact, packing, tokenizer
 from bitflax.quantization import splitting
 from bitflax.quantization.rules import quantize
-from bitflax.recipe import Init, Stage
-from bitflax.resolving import function_name
+from bitflax.recipe.recipe import Init, Stage
+from bitflax.recipe.resolving import function_name
 from bitflax.setting import Setting
 from bitflax.types import BertConfig, Params
 

@@ -9,17 +9,18 @@ from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
-from bitflax import answering, outline, overrides, progressbar, recipe, recipefiles
+from bitflax import answering, progressbar
 from bitflax.data import tasks
 from bitflax.errors import ConfigError, DamagedFile, InputMissing
+from bitflax.recipe import describe, loading, overrides, recipe
 from bitflax.training import compile_cache, hosts
 
 
 def ls_command(args: Namespace) -> None:
     """Print the recipes and the named tasks."""
-    files = recipefiles.recipe_files()
+    files = loading.recipe_files()
     print("recipes")
-    _print_pairs((name, recipefiles.summary(path)) for name, path in files.items())
+    _print_pairs((name, loading.summary(path)) for name, path in files.items())
     print("\ntasks")
     _print_pairs((name, tasks.describe(name)) for name in tasks.task_names())
     print("\nor a path: a recipe's .py, a task's .tsv, .csv or .jsonl")
@@ -34,12 +35,12 @@ def _print_pairs(pairs: Any) -> None:
 
 def show_command(args: Namespace) -> None:
     """Print a recipe's docstring, dials, stages, bits and expected bytes."""
-    file = recipefiles.read_recipe(args.recipe)
+    file = loading.read_recipe(args.recipe)
     made = file.build(args.settings)
     if made.data is not None:
         _check_task(made.data.task)
-    config, where = outline.teacher_config(made)
-    text = outline.describe(made, config)
+    config, where = describe.teacher_config(made)
+    text = describe.describe(made, config)
     print(f"{file.path}\n\n{file.doc}\n\ndials (--set NAME=VALUE)")
     _print_pairs((name, _dial(default)) for name, (_, default) in file.dials.items())
     print(f"\n{text}")
@@ -65,7 +66,7 @@ def _dial(default: Any) -> str:
 
 def run_command(args: Namespace) -> None:
     """Run a recipe, or go on with it."""
-    file = recipefiles.read_recipe(args.recipe)
+    file = loading.read_recipe(args.recipe)
     made = file.build(args.settings)
     recipe.check_until(made, args.until)
     # A mistyped command is told at once, and not when the other processes have come.

@@ -17,7 +17,7 @@ from bitflax.lesson import Model
 from bitflax.model import leaves
 from bitflax.packed import file, saving
 from bitflax.quantization.rules import bits_of
-from bitflax.recipe import Stage
+from bitflax.recipe.recipe import Stage
 from bitflax.setting import Setting
 from bitflax.training import hosts
 from bitflax.types import Params

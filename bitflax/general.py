@@ -13,7 +13,7 @@ from bitflax.distillation import projection, weighting
 from bitflax.lesson import Model
 from bitflax.model.apply import bert
 from bitflax.quantization.rules import quantize
-from bitflax.recipe import Stage
+from bitflax.recipe.recipe import Stage
 from bitflax.runfolder import RunFolder
 from bitflax.training import hosts, parallel
 from bitflax.types import BertConfig, Mean, Params

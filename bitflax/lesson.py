@@ -16,9 +16,9 @@ from bitflax.data.text import Tokens
 from bitflax.distillation import outputfiles, projection, teacher_outputs, vocabulary
 from bitflax.model import apply
 from bitflax.quantization.rules import quantize
-from bitflax.recipe import Stage
+from bitflax.recipe.recipe import Stage
+from bitflax.recipe.schema import Data
 from bitflax.runfolder import RunFolder
-from bitflax.sources import Data
 from bitflax.training import evaluation, hosts, parallel
 from bitflax.types import BertConfig, Outputs, Params
 

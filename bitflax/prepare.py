@@ -17,10 +17,10 @@ from bitflax.distillation import vocabulary
 from bitflax.errors import ConfigError
 from bitflax.lesson import Lesson, Model
 from bitflax.model import apply, pretrained
-from bitflax.recipe import Recipe
+from bitflax.recipe.recipe import Recipe
+from bitflax.recipe.schema import Data
 from bitflax.runfolder import RunFolder
 from bitflax.setting import Setting
-from bitflax.sources import Data
 from bitflax.training import evaluation, parallel
 from bitflax.types import BertConfig, Params
 

@@ -11,7 +11,7 @@ from bitflax.errors import ConfigError
 from bitflax.general import General
 from bitflax.lesson import Lesson, Model
 from bitflax.model import pretrained
-from bitflax.recipe import Recipe, Stage
+from bitflax.recipe.recipe import Recipe, Stage
 from bitflax.runfolder import RunFolder
 
 

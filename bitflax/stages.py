@@ -30,8 +30,8 @@ from bitflax.model import pretrained
 from bitflax.model.apply import bert
 from bitflax.prepare import prepare
 from bitflax.quantization.rules import quantize
-from bitflax.recipe import Recipe, Stage, check_until
-from bitflax.resolving import resolved
+from bitflax.recipe.recipe import Recipe, Stage, check_until
+from bitflax.recipe.resolving import resolved
 from bitflax.runfolder import RunFolder
 from bitflax.setting import Setting
 from bitflax.training import compile_cache, hosts, loop, parallel

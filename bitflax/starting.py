@@ -12,7 +12,7 @@ from bitflax.distillation import projection, student, width
 from bitflax.lesson import Model
 from bitflax.model import apply, pretrained, sites
 from bitflax.quantization import rules, splitting
-from bitflax.recipe import Init, Stage
+from bitflax.recipe.recipe import Init, Stage
 from bitflax.types import Batch, BertConfig, Params
 
 

@@ -16,11 +16,11 @@ ROOT = PACKAGE.parent
 # The rows of one level keep order inside it.
 ROWS = """
 L0  types errors data.examples
-L0  memory trees onnxgraph fieldtypes storage svg progressbar model.torchpickle
+L0  memory trees onnxgraph recipe.fieldtypes storage svg progressbar model.torchpickle
 L0  training.joining
 L0  packed.safetensors_file training.hosts
 L1  model.matmul packed.bitfields model.recompute distillation.outputfiles
-L1  overrides quantization.quantizers distillation.losses distillation.weighting distillation.student data.metrics
+L1  recipe.overrides quantization.quantizers distillation.losses distillation.weighting distillation.student data.metrics
 L1  model.leaves
 L1  model.sites model.numerics training.optimizer quantization.learned_activations training.liveness provenance
 L1  model.hf_config model.names hffolder model.hub training.statedict model.torch_bin runlog
@@ -45,14 +45,14 @@ L3  onnxlinear
 L3  onnxbert
 L4  data.augmentation.masked_lm
 L4  data.augmentation.augment
-L4  sources
-L4  recipe
-L4  resolving opening training.evaluation training.loop
+L4  recipe.schema
+L4  recipe.recipe
+L4  recipe.resolving opening training.evaluation training.loop
 L4  engines
 L4  predict modelcard
 L4  exporting answering verifying
-L5  report recipefiles packed.sizes
-L5  outline
+L5  report recipe.loading packed.sizes
+L5  recipe.describe
 L5  lesson
 L5  general starting judging
 L5  setting

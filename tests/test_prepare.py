@@ -8,10 +8,11 @@ import pytest
 
 import bitflax as bf
 from bitflax import lesson as lesson
-from bitflax import prepare, resolving, runfolder
+from bitflax import prepare, runfolder
 from bitflax.data import tasks
 from bitflax.data.augmentation import augment
 from bitflax.errors import ConfigError, DataError, InputMissing, OutputError
+from bitflax.recipe import resolving
 from bitflax.training import loop
 from tests.helpers import tinyrun
 

@@ -7,7 +7,8 @@ import jax
 import pytest
 
 import bitflax as bf
-from bitflax import recipefiles, runlog
+from bitflax import runlog
+from bitflax.recipe import loading
 from tests.helpers import tinyrun
 
 
@@ -57,7 +58,7 @@ def quick():
 
 
 def test_every_recipe_is_run():
-    here = {p.stem for p in (recipefiles._PACKAGE.parent / "recipes").glob("*.py")}
+    here = {p.stem for p in (loading._PACKAGE.parent / "recipes").glob("*.py")}
     assert here == {*SHRUNK, "general_kd"}
 
 

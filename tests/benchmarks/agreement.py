@@ -16,13 +16,14 @@ from typing import Any
 import numpy as np
 
 import bitflax as bf
-from bitflax import onnxbert, recipefiles
+from bitflax import onnxbert
 from bitflax.data import metrics, tasks
 from bitflax.data.examples import label_places
 from bitflax.data.text import Tokenizer
 from bitflax.engines import run_onnx
 from bitflax.model import pretrained
 from bitflax.packed import saving
+from bitflax.recipe import loading
 from tests.benchmarks import common
 
 
@@ -31,7 +32,7 @@ def answers(
 ) -> tuple[dict[str, np.ndarray], Any, bf.BertConfig]:
     """Return ``{engine: logits}`` of the dev set, the student first; task and shape."""
     record = json.loads((run / "recipe.json").read_text())
-    recipe = recipefiles.load_recipe(run / "recipe.py", record["overrides"])
+    recipe = loading.load_recipe(run / "recipe.py", record["overrides"])
     data, stage = recipe.data, recipe.stages[-1]
     assert data is not None
     folder = run / f"{len(recipe.stages)}-{stage.name}" / "params"

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 
 import bitflax as bf
-from bitflax import outline, trees
+from bitflax import trees
 from bitflax.model import names
 from bitflax.packed import file, saving, sizes
-from tests.test_outline import CONFIG, made
+from bitflax.recipe import describe
+from tests.recipe.test_describe import CONFIG, made
 
 
 @pytest.mark.parametrize(
@@ -39,7 +40,7 @@ from tests.test_outline import CONFIG, made
 def test_bits_and_bytes_are_those_of_the_packed_file(rules, rest, halved):
     split = bf.xtc_2bit("channel") if halved else ()
     of = made(rules)
-    student = outline.student_config(of, CONFIG)
+    student = describe.student_config(of, CONFIG)
     rng = np.random.default_rng(0)
     flat = {
         entry.path: rng.normal(

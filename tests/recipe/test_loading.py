@@ -9,10 +9,10 @@ import sys
 import pytest
 
 import bitflax as bf
-from bitflax import recipefiles
 from bitflax.errors import ConfigError, InputMissing
+from bitflax.recipe import loading
 
-RECIPES = pathlib.Path(__file__).parent.parent / "recipes"
+RECIPES = pathlib.Path(__file__).parents[2] / "recipes"
 GOOD = '''"""Mine: a recipe.
 
 More of it.
@@ -63,7 +63,7 @@ def test_load_recipe_with_dials_and_fields(write):
 
 
 def test_a_recipe_file_is_read_with_text_and_docstring(write):
-    file = recipefiles.read_recipe(write(GOOD))
+    file = loading.read_recipe(write(GOOD))
     assert file.source == GOOD
     assert file.doc == "Mine: a recipe.\n\nMore of it."
     assert file.dials["lr"] == (float, 1e-3)
@@ -161,11 +161,11 @@ def test_a_binary_file_is_no_recipe(write):
 
 
 def test_a_bare_name_is_looked_for_here_first(write):
-    assert recipefiles.find_recipe("quickstart").resolve() == RECIPES / "quickstart.py"
+    assert loading.find_recipe("quickstart").resolve() == RECIPES / "quickstart.py"
     mine = write(GOOD, "recipes/quickstart.py")
-    assert recipefiles.find_recipe("quickstart") == mine
-    assert recipefiles.find_recipe("quickstart.py") == mine
-    assert recipefiles.recipe_files()["quickstart"] == mine
+    assert loading.find_recipe("quickstart") == mine
+    assert loading.find_recipe("quickstart.py") == mine
+    assert loading.recipe_files()["quickstart"] == mine
 
 
 def test_a_wheel_carries_the_recipes(write, monkeypatch, tmp_path):
@@ -175,8 +175,8 @@ def test_a_wheel_carries_the_recipes(write, monkeypatch, tmp_path):
     # Another package's folder of that name is not ours.
     (package.parent / "recipes").mkdir()
     (package.parent / "recipes" / "cake.py").write_text(GOOD)
-    monkeypatch.setattr(recipefiles, "_PACKAGE", package)
-    assert list(recipefiles.recipe_files()) == ["mine"]
+    monkeypatch.setattr(loading, "_PACKAGE", package)
+    assert list(loading.recipe_files()) == ["mine"]
     assert bf.load_recipe("mine").name == "mine"
 
 
@@ -191,21 +191,21 @@ def test_a_wheel_carries_the_recipes(write, monkeypatch, tmp_path):
 )
 def test_no_such_recipe(write, name, problem, fix):
     with pytest.raises(InputMissing) as caught:
-        recipefiles.find_recipe(name)
+        loading.find_recipe(name)
     assert problem in caught.value.problem
     assert fix in caught.value.fix
 
 
 def test_summary_does_not_run_the_file(write):
-    assert recipefiles.summary(write(GOOD + "1 / 0\n")) == "Mine: a recipe."
-    assert recipefiles.summary(write("x = 1")) == "(no docstring)"
-    assert "cannot be read" in recipefiles.summary(write("x ="))
+    assert loading.summary(write(GOOD + "1 / 0\n")) == "Mine: a recipe."
+    assert loading.summary(write("x = 1")) == "(no docstring)"
+    assert "cannot be read" in loading.summary(write("x ="))
 
 
 @pytest.mark.parametrize("path", sorted(RECIPES.glob("*.py")), ids=lambda p: p.stem)
 def test_every_recipe_says_what_it_is_and_builds(path):
-    file = recipefiles.read_recipe(path)
-    assert len(recipefiles.summary(path)) <= 88
+    file = loading.read_recipe(path)
+    assert len(loading.summary(path)) <= 88
     for word in ("Paper", "Command"):
         assert f"\n{word} " in file.doc
     made = file.build()

@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 import pytest
 
-from bitflax import fieldtypes
+from bitflax.recipe import fieldtypes
 
 
 @pytest.mark.parametrize(

@@ -9,14 +9,14 @@ import re
 from pathlib import Path
 from typing import Any
 
-from bitflax import resolving
 from bitflax.data import glue, tasks
 from bitflax.distillation import weighting
 from bitflax.errors import BitflaxError, ConfigError
 from bitflax.model import hf_config, hub, names
 from bitflax.packed import packing, sizes
 from bitflax.quantization import rules
-from bitflax.recipe import Init, Recipe, Stage
+from bitflax.recipe import resolving
+from bitflax.recipe.recipe import Init, Recipe, Stage
 from bitflax.types import BertConfig, Optim
 
 Shape = tuple[int, ...]

@@ -8,11 +8,11 @@ import dataclasses
 import re
 from typing import Literal
 
-from bitflax import overrides
 from bitflax.errors import UsageError
 from bitflax.model.sites import Act
 from bitflax.quantization.rules import Rules
-from bitflax.sources import Corpus, Data, Teacher, check_optim, check_rules, need
+from bitflax.recipe import overrides
+from bitflax.recipe.schema import Corpus, Data, Teacher, check_optim, check_rules, need
 from bitflax.types import BertConfig, LossFn, Optim
 
 override = overrides.override

@@ -5,13 +5,13 @@ import functools
 import inspect
 from typing import Any
 
-from bitflax import recipe, sources
+from bitflax.recipe import recipe, schema
 from bitflax.types import Optim
 
 # Written without their kind: a run folder says by their fields which they are.
 _OWN = (
     *(recipe.Recipe, recipe.Stage, recipe.Init, recipe.Shape, Optim),
-    *(sources.Data, sources.Teacher, sources.Corpus),
+    *(schema.Data, schema.Teacher, schema.Corpus),
 )
 
 
@@ -21,7 +21,7 @@ def resolved(node: Any) -> Any:
     The same recipe gives the same data in every process, so that a run can tell
     whether it goes on with the recipe that it began with.
 
-    >>> resolved(sources.Corpus(length=64, source="a.txt"))["length"]
+    >>> resolved(schema.Corpus(length=64, source="a.txt"))["length"]
     64
     """
     if dataclasses.is_dataclass(node) and not isinstance(node, type):

@@ -17,11 +17,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from bitflax import fieldtypes, overrides
 from bitflax.errors import BitflaxError, ConfigError, InputMissing
-from bitflax.recipe import Recipe
+from bitflax.recipe import fieldtypes, overrides
+from bitflax.recipe.recipe import Recipe
 
-_PACKAGE = Path(__file__).resolve().parent
+_PACKAGE = Path(__file__).resolve().parents[1]
 
 
 def recipe_folders() -> list[Path]:

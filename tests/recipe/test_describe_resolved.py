@@ -6,8 +6,8 @@ import subprocess
 import sys
 
 import bitflax as bf
-from bitflax import resolving
-from tests.test_recipe import made
+from bitflax.recipe import resolving
+from tests.recipe.test_schema import made
 
 RESOLVED = """
 import functools, json

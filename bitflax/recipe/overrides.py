@@ -10,8 +10,8 @@ import typing
 from collections.abc import Iterable
 from typing import Any, TypeVar
 
-from bitflax import fieldtypes
 from bitflax.errors import ConfigError
+from bitflax.recipe import fieldtypes
 
 T = TypeVar("T")
 

@@ -7,8 +7,8 @@ import sys
 import pytest
 
 import bitflax as bf
-from bitflax import recipe
 from bitflax.errors import ConfigError, UsageError
+from bitflax.recipe import recipe
 
 
 def made(**stage) -> bf.Recipe:

@@ -5,8 +5,8 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from bitflax import overrides
 from bitflax.errors import ConfigError
+from bitflax.recipe import overrides
 from bitflax.types import Optim
 
 PACKAGED = "minilm"

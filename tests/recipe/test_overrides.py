@@ -6,8 +6,8 @@ from typing import Any, Literal
 
 import pytest
 
-from bitflax import overrides
 from bitflax.errors import ConfigError
+from bitflax.recipe import overrides
 
 
 @dataclasses.dataclass(frozen=True)
