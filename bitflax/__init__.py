@@ -18,7 +18,9 @@ from bitflax.distillation.weighting import total as total
 from bitflax.distillation.weighting import weighted as weighted
 from bitflax.distillation.width import importance as importance
 from bitflax.distillation.width import take_width as take_width
-from bitflax.exporting import export as export
+from bitflax.inference.exporting import export as export
+from bitflax.inference.predictor import Predictor as Predictor
+from bitflax.inference.predictor import load as load
 from bitflax.model.apply import bert as bert
 from bitflax.model.apply import init_act as init_act
 from bitflax.model.apply import init_params as init_params
@@ -33,8 +35,6 @@ from bitflax.packed.file import size_report as size_report
 from bitflax.packed.saving import pack as pack
 from bitflax.packed.saving import save_packed as save_packed
 from bitflax.packed.saving import unpack as unpack
-from bitflax.predict import Predictor as Predictor
-from bitflax.predict import load as load
 from bitflax.quantization.learned_activations import clipped as clipped
 from bitflax.quantization.learned_activations import elastic as elastic
 from bitflax.quantization.learned_activations import lsq as lsq

@@ -16,8 +16,9 @@ import traceback
 from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn
 
-from bitflax import commands, engines, exporting
+from bitflax import commands
 from bitflax.errors import BitflaxError, InputMissing, StorageError, UsageError
+from bitflax.inference import engines, exporting
 from bitflax.recipe import overrides
 from bitflax.training import hosts
 

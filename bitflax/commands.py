@@ -85,10 +85,10 @@ def run_command(args: Namespace) -> None:
 @compile_cache.kept_for_user()
 def eval_command(args: Namespace) -> None:
     """Print a model's scores on a task's dev examples; of an own file, on all."""
-    from bitflax import predict
+    from bitflax.inference.predictor import load
 
     named = args.task in tasks.task_names()
-    predictor = predict.load(args.model, args.engine)
+    predictor = load(args.model, args.engine)
     config, known = predictor.config, {}
     if not named:  # the model knows which classes there are, and in which order
         known["regression"] = config.regression
@@ -148,14 +148,14 @@ def augment_command(args: Namespace) -> None:
 @compile_cache.kept_for_user()
 def predict_command(args: Namespace) -> None:
     """Print label, probability and text, a line each."""
-    from bitflax import predict
+    from bitflax.inference.predictor import load
 
-    answering.answer(predict.load(args.model, args.engine), args.texts)
+    answering.answer(load(args.model, args.engine), args.texts)
 
 
 def export_command(args: Namespace) -> None:
     """Write a model for ONNX Runtime or for transformers; print path and bytes."""
-    from bitflax import exporting
+    from bitflax.inference import exporting
 
     out = exporting.export(args.model, args.out, args.format)
     files = [path for path in (out, *out.glob("*")) if path.is_file()]
@@ -200,7 +200,7 @@ def _is_packed(file: Path) -> bool:
 
 def verify_command(args: Namespace) -> None:
     """Read all of a packed file strictly, and print what it is."""
-    from bitflax import verifying
+    from bitflax.inference import verifying
 
     print(verifying.report(verifying.verify(args.model, args.sha256)))
 

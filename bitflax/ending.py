@@ -9,10 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from bitflax import predict, provenance, report, trees
+from bitflax import report, trees
 from bitflax.data import metrics
 from bitflax.distillation import positions
 from bitflax.errors import InputMissing
+from bitflax.inference import provenance
+from bitflax.inference.predictor import load
 from bitflax.lesson import Model
 from bitflax.model import leaves
 from bitflax.packed import file, saving
@@ -153,7 +155,7 @@ def _packed(
         saving.save_packed(path, config, packed, stage.act, text, extras)
 
     save(rows)
-    predictor = predict.load(path)
+    predictor = load(path)
     dev = lesson.task.dev
     assert dev.labels is not None
     texts = list(dev.texts[0])

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 import bitflax as bf
-from bitflax import cli, predict
+from bitflax import cli
+from bitflax.inference import predictor
 from bitflax.model import pretrained
 from bitflax.packed import saving
 
@@ -22,13 +23,13 @@ class Echo:
 
     def predict(self, texts):
         self.asked.append(list(texts))
-        return [predict.Prediction(self.label, 0.5, text) for text in texts]
+        return [predictor.Prediction(self.label, 0.5, text) for text in texts]
 
 
 @pytest.fixture
 def echo(monkeypatch):
     made = Echo()
-    monkeypatch.setattr(predict, "load", lambda path, engine: made)
+    monkeypatch.setattr(predictor, "load", lambda path, engine: made)
     return made
 
 
@@ -203,7 +204,7 @@ def test_predict_hands_the_engine_on(monkeypatch, capsys):
         asked.append((path, engine))
         return Echo()
 
-    monkeypatch.setattr(predict, "load", load)
+    monkeypatch.setattr(predictor, "load", load)
     assert cli.main(["predict", "m", "a", "--engine", "onnx"]) == 0
     assert cli.main(["predict", "m", "a"]) == 0
     assert asked == [("m", "onnx"), ("m", "jax")]

@@ -6,13 +6,14 @@ import sys
 
 import pytest
 
-from bitflax import answering, predict
+from bitflax import answering
 from bitflax.errors import DataError
+from bitflax.inference import predictor
 
 
 class Echo:
     def predict(self, texts):
-        return [predict.Prediction("L", 0.5, text) for text in texts]
+        return [predictor.Prediction("L", 0.5, text) for text in texts]
 
 
 class Terminal(io.StringIO):

@@ -16,13 +16,13 @@ ROOT = PACKAGE.parent
 # The rows of one level keep order inside it.
 ROWS = """
 L0  types errors data.examples
-L0  memory trees onnxgraph recipe.fieldtypes storage svg progressbar model.torchpickle
+L0  memory trees inference.onnx_graph recipe.fieldtypes storage svg progressbar model.torchpickle
 L0  training.joining
 L0  packed.safetensors_file training.hosts
 L1  model.matmul packed.bitfields model.recompute distillation.outputfiles
 L1  recipe.overrides quantization.quantizers distillation.losses distillation.weighting distillation.student data.metrics
 L1  model.leaves
-L1  model.sites model.numerics training.optimizer quantization.learned_activations training.liveness provenance
+L1  model.sites model.numerics training.optimizer quantization.learned_activations training.liveness inference.provenance
 L1  model.hf_config model.names hffolder model.hub training.statedict model.torch_bin runlog
 L1  folderlock training.pauses
 L1  data.tables data.text data.icd10 data.passages data.pieces training.compile_cache
@@ -30,7 +30,7 @@ L1  data.augmentation.word_vectors data.augmentation.resumable_file
 L2  model.layers
 L2  quantization.rules model.apply distillation.projection packed.packing packed.packedact packed.metadata packed.tokenizerparts model.hf_weights
 L2  data.columns data.batches data.piececounts
-L2  packed.tensors packed.tokenizer quantization.splitting distillation.width quantization.profiles model.hfextra unpacking distillation.positions
+L2  packed.tensors packed.tokenizer quantization.splitting distillation.width quantization.profiles model.hfextra inference.unpacking distillation.positions
 L2  data.augmentation.words
 L2  data.augmentation.variants
 L2  data.glue data.own_files
@@ -40,17 +40,17 @@ L2  data.corpus
 L2  data.tasks
 L3  packed.file
 L3  packed.saving model.pretrained training.steps training.parallel training.checkpoints runfolder distillation.teacher_outputs
-L3  distillation.vocabulary onnxact onnxweights
-L3  onnxlinear
-L3  onnxbert
+L3  distillation.vocabulary inference.onnx_activations inference.onnx_matrices
+L3  inference.onnxlinear
+L3  inference.onnx_bert
 L4  data.augmentation.masked_lm
 L4  data.augmentation.augment
 L4  recipe.schema
 L4  recipe.recipe
-L4  recipe.resolving opening training.evaluation training.loop
-L4  engines
-L4  predict modelcard
-L4  exporting answering verifying
+L4  recipe.resolving inference.stored_model training.evaluation training.loop
+L4  inference.engines
+L4  inference.predictor inference.model_card
+L4  inference.exporting answering inference.verifying
 L5  report recipe.loading packed.sizes
 L5  recipe.describe
 L5  lesson

@@ -8,18 +8,19 @@ import numpy as np
 import pytest
 
 import bitflax as bf
-from bitflax import predict, trees
+from bitflax import trees
+from bitflax.inference import predictor
 from bitflax.model import pretrained
 from bitflax.model.leaves import Packed, Split
 from bitflax.packed import saving
 from bitflax.quantization import splitting
 from bitflax.training import checkpoints
-from tests import test_predict
 from tests.helpers import small
+from tests.inference import test_predictor
 
 pytestmark = pytest.mark.slow
 
-CONFIG = small.config(1, id2label=test_predict.LABELS)
+CONFIG = small.config(1, id2label=test_predictor.LABELS)
 ACT = bf.symmetric()
 LOSS = bf.weighted(labels=(1.0, bf.label_cross_entropy))
 TERNARY, BINARY = bf.xtc_2bit("channel"), bf.xtc_1bit("channel")
@@ -126,12 +127,12 @@ def test_saved_loaded_packed_it_predicts_the_same(stages, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, loaded, params)
     packed = saving.pack(loaded, BINARY, rest="float32")
     assert isinstance(trees.flatten(packed)[WORD].a, Packed)
-    path, tokenizer = tmp_path / "model.safetensors", test_predict.tokenizer()
+    path, tokenizer = tmp_path / "model.safetensors", test_predictor.tokenizer()
     saving.save_packed(path, config, packed, ACT, tokenizer)
-    found = predict.load(path).logits(test_predict.TEXTS)
+    found = predictor.load(path).logits(test_predictor.TEXTS)
     dense = saving.unpack(bf.quantize(params, BINARY))
-    expected = predict.Predictor(config, dense, tokenizer, ACT)
+    expected = predictor.Predictor(config, dense, tokenizer, ACT)
     np.testing.assert_allclose(
-        found, expected.logits(test_predict.TEXTS), rtol=0, atol=1e-5
+        found, expected.logits(test_predictor.TEXTS), rtol=0, atol=1e-5
     )
     assert np.std(found) > 0.01

@@ -10,10 +10,12 @@ import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
 import bitflax as bf
-from bitflax import predict, provenance, runlog, trees
+from bitflax import runlog, trees
 from bitflax.data import batches, metrics, tasks
 from bitflax.distillation import teacher_outputs
 from bitflax.errors import ConfigError, UsageError
+from bitflax.inference import predictor as inference_predictor
+from bitflax.inference import provenance
 from bitflax.model import pretrained
 from bitflax.packed import file, saving
 from tests.helpers import tinyrun
@@ -139,12 +141,14 @@ def test_the_log_has_every_stage(whole):
 def test_the_packed_file_predicts_what_the_last_stage_does(whole, place):
     out, rows = whole
     task = tasks.load_task(place / "kinds.tsv")
-    predictor = predict.load(out)
+    predictor = inference_predictor.load(out)
     assert predictor.score(task)["accuracy"] == rows[-1].score
     assert predictor.max_length == 16
     config, params = pretrained.load_pretrained(out / "2-onebit" / "params")
     values = bf.quantize(params, bf.xtc_1bit())
-    plain = predict.Predictor(config, values, tinyrun.tokenizer(), bf.symmetric(bits=8))
+    plain = inference_predictor.Predictor(
+        config, values, tinyrun.tokenizer(), bf.symmetric(bits=8)
+    )
     texts = list(task.dev.texts[0])
     said = [found.label for found in predictor.predict(texts)]
     before = [found.label for found in plain.predict(texts)]
@@ -161,7 +165,7 @@ def test_a_packed_file_may_keep_fewer_positions(whole, place, tmp_path):
     found = file.read_packed(tmp_path / "run" / "model.safetensors")
     assert found.config.max_position_embeddings == 12
     task = tasks.load_task(place / "kinds.tsv")
-    score = predict.load(tmp_path / "run").score(task)
+    score = inference_predictor.load(tmp_path / "run").score(task)
     assert score["accuracy"] == rows[-1].score
     _, params = pretrained.load_pretrained(tmp_path / "run/2-onebit/params")
     whole = saving.unpack(saving.pack(params, bf.xtc_1bit()))
@@ -328,7 +332,10 @@ def test_a_run_that_ends_in_fp32_packs_nothing(place, whole, tmp_path):
     assert [row.name for row in rows] == ["teacher", "fp32"]
     assert not (tmp_path / "run" / "model.safetensors").exists()
     task = tasks.load_task(place / "kinds.tsv")
-    assert predict.load(tmp_path / "run").score(task)["accuracy"] == rows[-1].score
+    assert (
+        inference_predictor.load(tmp_path / "run").score(task)["accuracy"]
+        == rows[-1].score
+    )
 
 
 def test_a_teacher_alone_is_a_run(place, whole, tmp_path):
@@ -354,7 +361,7 @@ def test_a_ready_teacher_scores_whatever_its_labels_order(whole, place, tmp_path
     turned = reordered(whole, tmp_path / "turned")
     rows = start(place, tmp_path / "run", f"ready={turned}", "epochs=1")
     assert rows[0].score == whole[1][0].score
-    predictor = predict.load(tmp_path / "run")
+    predictor = inference_predictor.load(tmp_path / "run")
     assert predictor.config.labels == ("sky", "animal", "food")
     task = tasks.load_task(place / "kinds.tsv")
     assert predictor.score(task)["accuracy"] == rows[-1].score
@@ -369,8 +376,8 @@ def test_texts_without_labels_train(whole, place, tmp_path):
     assert found[0].score == 1.0
     labelled = tasks.load_task(place / "kinds.tsv")
     texts = list(labelled.dev.texts[0])
-    teacher = predict.load(whole[0] / "0-teacher" / "params").predict(texts)
-    student = predict.load(out).predict(texts)
+    teacher = inference_predictor.load(whole[0] / "0-teacher" / "params").predict(texts)
+    student = inference_predictor.load(out).predict(texts)
     same = [a.label == b.label for a, b in zip(teacher, student, strict=True)]
     assert found[-1].score == np.mean(same)
 
@@ -394,7 +401,7 @@ def test_real_numbers_train(place, tmp_path):
     found = start(place, tmp_path / "run", f"task={task}", "epochs=4")
     assert report(tmp_path / "run")["metric"] == "pearson_spearman"
     assert found[0].score > 0.7
-    predictor = predict.load(tmp_path / "run")
+    predictor = inference_predictor.load(tmp_path / "run")
     assert predictor.config.regression
     task = tasks.load_task(task)
     assert predictor.score(task)["pearson_spearman"] == pytest.approx(found[-1].score)
@@ -425,7 +432,7 @@ def test_pairs_train(place, tmp_path):
     header = "sentence1\tsentence2\tlabel"
     task = tinyrun.write_tsv(tmp_path / "pairs.tsv", rows, header)
     found = start(place, tmp_path / "run", f"task={task}", "epochs=1")
-    predictor = predict.load(tmp_path / "run")
+    predictor = inference_predictor.load(tmp_path / "run")
     assert predictor.predict([("the old cat", "a red dog")])[0].label in ("0", "1")
     assert predictor.score(tasks.load_task(task))["accuracy"] == found[-1].score
 
@@ -433,7 +440,7 @@ def test_pairs_train(place, tmp_path):
 def test_the_metric_of_a_stage_is_that_of_its_own_parameters(whole, place):
     out, rows = whole
     task = tasks.load_task(place / "kinds.tsv")
-    predictor = predict.load(out / "1-fp32" / "params")
+    predictor = inference_predictor.load(out / "1-fp32" / "params")
     said = metrics.predictions(predictor.logits(list(task.dev.texts[0])))
     assert metrics.score("accuracy", said, task.dev.labels)["accuracy"] == rows[1].score
 

@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 
 import bitflax as bf
-from bitflax import onnxbert
 from bitflax.data import metrics, tasks
 from bitflax.data.examples import label_places
 from bitflax.data.text import Tokenizer
-from bitflax.engines import run_onnx
+from bitflax.inference import onnx_bert
+from bitflax.inference.engines import run_onnx
 from bitflax.model import pretrained
 from bitflax.packed import saving
 from bitflax.recipe import loading
@@ -54,7 +54,7 @@ def answers(
     found = {"as trained": logits(bf.quantize(latent, stage.rules), stage.act)}
     found["jax, packed"] = logits(packed, stage.act)
     for kind in kinds:
-        graph = onnxbert.build(config, packed, stage.act, kind)
+        graph = onnx_bert.build(config, packed, stage.act, kind)
         found[kind] = logits(plain, None, graph)
     found["hf (no rounding of activations)"] = logits(plain, None)
     return found, task, config
@@ -89,9 +89,9 @@ def main() -> None:
     """Measure every run; the table goes to stderr, the JSON to stdout."""
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("runs", nargs="+", metavar="RUN")
-    options.add_argument("--kinds", nargs="*", choices=onnxbert.KINDS)
+    options.add_argument("--kinds", nargs="*", choices=onnx_bert.KINDS)
     args = options.parse_args()
-    args.kinds = onnxbert.KINDS if args.kinds is None else args.kinds
+    args.kinds = onnx_bert.KINDS if args.kinds is None else args.kinds
     rows = [row for run in args.runs for row in measure(Path(run), args.kinds)]
     lines = [
         [f"{cell:.4f}" if isinstance(cell, float) else cell for cell in row.values()]

@@ -31,9 +31,10 @@ import jax.numpy as jnp
 import numpy as np
 
 import bitflax as bf
-from bitflax import opening, trees
+from bitflax import trees
 from bitflax.data.text import Tokenizer
 from bitflax.errors import DamagedFile
+from bitflax.inference import stored_model
 from bitflax.packed import file, metadata, saving
 from bitflax.packed.file import PackedModel
 from tests.helpers import hostile, tinypacked
@@ -226,7 +227,11 @@ def main() -> int:
     # In memory where there is such a folder: a disk takes ten times the reader's time.
     memory = "/dev/shm" if pathlib.Path("/dev/shm").is_dir() else None
     folder = pathlib.Path(tempfile.mkdtemp(prefix="fuzz-", dir=memory))
-    real = opening.locate(pathlib.Path(args.model)).read_bytes() if args.model else b""
+    real = (
+        stored_model.locate(pathlib.Path(args.model)).read_bytes()
+        if args.model
+        else b""
+    )
     share = args.files // 100 if real else 0
     parts = {
         "damaged": (damaged, tiny, args.files - share),

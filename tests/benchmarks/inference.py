@@ -42,8 +42,8 @@ def write_models(model: str, folder: Path) -> dict[str, int]:
     import jax
 
     import bitflax as bf
-    from bitflax import onnxbert
     from bitflax.errors import ConfigError
+    from bitflax.inference import onnx_bert
     from bitflax.packed import saving
     from tests.benchmarks import common, steps
 
@@ -54,12 +54,12 @@ def write_models(model: str, folder: Path) -> dict[str, int]:
     for side, (kind, axis) in ONNX.items():
         act = bf.symmetric(bits=8, axis=axis)
         try:
-            graph = onnxbert.build(config, packed, act, kind)
+            graph = onnx_bert.build(config, packed, act, kind)
         except ConfigError as error:  # too small a shape for it
             common.say(f"left out: {error.problem}")
             continue
         place(folder, side).write_bytes(graph.SerializeToString())
-    graph = onnxbert.build(config, packed, None, "onnx-fp32")
+    graph = onnx_bert.build(config, packed, None, "onnx-fp32")
     place(folder, FLOAT).write_bytes(graph.SerializeToString())
     logging.disable(logging.WARNING)  # it recommends a step that changes nothing here
     from onnxruntime import quantization
@@ -97,7 +97,7 @@ def use(threads: int) -> None:
 def engine(folder: Path, side: str, threads: int) -> Callable[[dict], np.ndarray]:
     """Return the engine that runs a side's file."""
     if side == PACKED:
-        from bitflax import engines
+        from bitflax.inference import engines
         from bitflax.packed import file
 
         found = file.read_packed(place(folder, side))

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bitflax import unpacking
+from bitflax.inference import unpacking
 from bitflax.model import leaves
 from bitflax.model.leaves import Packed, Split
 

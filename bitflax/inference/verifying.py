@@ -10,9 +10,9 @@ from io import BufferedReader
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bitflax import opening
 from bitflax.data.text import Tokenizer
 from bitflax.errors import DamagedFile, InputMissing, UsageError
+from bitflax.inference import stored_model
 from bitflax.packed import file, safetensors_file
 from bitflax.packed.file import PackedModel
 from bitflax.packed.tensors import SizeRow
@@ -50,7 +50,7 @@ def verify(path: str | Path, sha256: str | None = None) -> Verified:
     if sha256 is not None and not re.fullmatch(r"[0-9a-fA-F]{64}", sha256):
         problem = f"expected 64 hexadecimal digits, found {sha256[:80]!r}"
         raise UsageError("--sha256", problem, fix="give what `sha256sum FILE` prints")
-    place = opening.locate(Path(path))
+    place = stored_model.locate(Path(path))
     if place.is_dir():
         problem = "a folder of dense weights, which carries no checksum"
         fix = "give a packed model.safetensors, or a run's folder that has one"

@@ -10,10 +10,10 @@ import pytest
 import tokenizers
 
 import bitflax as bf
-from bitflax import predict
 from bitflax.data import examples
 from bitflax.data.text import Tokenizer
 from bitflax.errors import ConfigError, DamagedFile, DataError, InputMissing
+from bitflax.inference import predictor as inference_predictor
 from bitflax.model import pretrained
 from bitflax.packed import file, saving
 from tests.helpers import small
@@ -72,7 +72,7 @@ def packed_file(tmp_path):
 
 @pytest.fixture(scope="module")
 def predictor():
-    return predict.Predictor(CONFIG, params(), tokenizer())
+    return inference_predictor.Predictor(CONFIG, params(), tokenizer())
 
 
 def test_logits_are_those_of_each_text_alone(predictor):
@@ -118,13 +118,13 @@ def test_large_logits_are_no_nan():
             "bias": jnp.array([0.0, 1e4, -1e4]),
         },
     }
-    (said,) = predict.Predictor(CONFIG, tree, tokenizer()).predict(["a"])
+    (said,) = inference_predictor.Predictor(CONFIG, tree, tokenizer()).predict(["a"])
     assert said == ("yes", 1.0, "a")
 
 
 def test_a_regression_gives_real_numbers():
     config = small.config(2, num_labels=1, problem_type="regression")
-    found = predict.Predictor(config, params(1), tokenizer())
+    found = inference_predictor.Predictor(config, params(1), tokenizer())
     for said in found.predict(TEXTS):
         expected = float(alone(said.text, config, params(1))[0])
         assert said.label == pytest.approx(expected, abs=2e-5)
@@ -132,7 +132,7 @@ def test_a_regression_gives_real_numbers():
 
 
 def test_few_shapes_compile():
-    found = predict.Predictor(CONFIG, params(), tokenizer())
+    found = inference_predictor.Predictor(CONFIG, params(), tokenizer())
     shapes = set()
     engine = found._engine
 
@@ -153,7 +153,7 @@ def test_few_shapes_compile():
 
 
 def test_long_texts_are_cut():
-    cut = predict.Predictor(CONFIG, params(), tokenizer(), max_length=6)
+    cut = inference_predictor.Predictor(CONFIG, params(), tokenizer(), max_length=6)
     row = cut.logits(["a b c d e f g h"])[0]
     np.testing.assert_allclose(row, alone("a b c d"), atol=2e-5)
 
@@ -176,16 +176,16 @@ def test_what_is_no_text_is_named(predictor, texts, problem):
 def test_a_tokenizer_of_another_model_is_refused():
     config = small.config(2, vocab_size=10)
     with pytest.raises(ConfigError, match="24 tokens, but the model has only 10"):
-        predict.Predictor(config, params(), tokenizer())
+        inference_predictor.Predictor(config, params(), tokenizer())
 
 
 def test_more_tokens_than_positions_are_refused():
     with pytest.raises(ConfigError, match="only 16 positions"):
-        predict.Predictor(CONFIG, params(), tokenizer(), max_length=17)
+        inference_predictor.Predictor(CONFIG, params(), tokenizer(), max_length=17)
 
 
 def test_a_packed_file_predicts_what_its_tree_does(packed_file):
-    found = predict.load(packed_file)
+    found = inference_predictor.load(packed_file)
     _, packed = file.load_packed(packed_file)
     for row, text in zip(found.logits(TEXTS), TEXTS, strict=True):
         np.testing.assert_allclose(row, alone(text, tree=packed), atol=2e-5)
@@ -196,7 +196,7 @@ def test_activation_quantizers_travel_along(tmp_path):
     path, act = tmp_path / "m", bf.symmetric(bits=4)
     packed = saving.pack(params(), bf.xtc_1bit())
     saving.save_packed(path, CONFIG, packed, act, tokenizer())
-    found = predict.load(path)
+    found = inference_predictor.load(path)
     assert found.act == act
     row = found.logits(["a b c"], batch_size=1)[0]
     coarse, exact = alone("a b c", tree=packed, act=act), alone("a b c", tree=packed)
@@ -208,7 +208,7 @@ def test_the_length_of_training_travels_along(tmp_path):
     saving.save_packed(
         tmp_path / "m", CONFIG, packed, None, tokenizer(), {"max_length": 6}
     )
-    assert predict.load(tmp_path / "m").max_length == 6
+    assert inference_predictor.load(tmp_path / "m").max_length == 6
 
 
 @pytest.mark.parametrize("limit", [0, 17, "6", True, None])
@@ -217,13 +217,13 @@ def test_a_length_that_makes_no_sense_is_not_used(tmp_path, limit):
     saving.save_packed(
         tmp_path / "m", CONFIG, packed, None, tokenizer(), {"max_length": limit}
     )
-    assert predict.load(tmp_path / "m").max_length == 16
+    assert inference_predictor.load(tmp_path / "m").max_length == 16
 
 
 def test_a_packed_file_without_tokenizer_is_said(tmp_path):
     saving.save_packed(tmp_path / "m", CONFIG, saving.pack(params(), ()))
     with pytest.raises(InputMissing, match="no tokenizer"):
-        predict.load(tmp_path / "m")
+        inference_predictor.load(tmp_path / "m")
 
 
 def test_a_packed_file_with_something_else_for_a_tokenizer_is_said(tmp_path):
@@ -231,7 +231,7 @@ def test_a_packed_file_with_something_else_for_a_tokenizer_is_said(tmp_path):
     text = '{"model":{"type":"WordPiece","vocab":{"[UNK]":0}}}'
     saving.save_packed(tmp_path / "m", CONFIG, packed, tokenizer=text)
     with pytest.raises(DamagedFile, match="expected a tokenizer"):
-        predict.load(tmp_path / "m")
+        inference_predictor.load(tmp_path / "m")
 
 
 def write_stage(run, number, name, factor=1.0):
@@ -249,9 +249,9 @@ def write_recipe(run, **stages):
 
 
 def test_a_run_predicts_with_its_packed_file(packed_file):
-    expected = predict.load(packed_file).logits(TEXTS)
+    expected = inference_predictor.load(packed_file).logits(TEXTS)
     np.testing.assert_array_equal(
-        predict.load(packed_file.parent).logits(TEXTS), expected
+        inference_predictor.load(packed_file.parent).logits(TEXTS), expected
     )
 
 
@@ -259,7 +259,7 @@ def test_a_run_without_one_predicts_with_its_last_stage(tmp_path):
     write_stage(tmp_path, 9, "fp32", factor=0.5)
     write_stage(tmp_path, 10, "longer")
     write_recipe(tmp_path, fp32=[], longer=[])
-    rows = predict.load(tmp_path).logits(TEXTS)
+    rows = inference_predictor.load(tmp_path).logits(TEXTS)
     np.testing.assert_allclose(rows[1], alone(TEXTS[1]), atol=2e-5)
 
 
@@ -270,19 +270,19 @@ def test_latent_weights_do_not_pass_for_the_model(tmp_path):
     with pytest.raises(
         ConfigError, match="2-1bit: this stage trains quantised weights"
     ):
-        predict.load(tmp_path)
-    rows = predict.load(tmp_path / "2-1bit" / "params").logits(["a"])
+        inference_predictor.load(tmp_path)
+    rows = inference_predictor.load(tmp_path / "2-1bit" / "params").logits(["a"])
     np.testing.assert_allclose(rows[0], alone("a"), atol=2e-5)
 
 
 def test_a_folder_of_nothing_is_said(tmp_path):
     with pytest.raises(InputMissing, match=r"neither a packed model\.safetensors"):
-        predict.load(tmp_path)
+        inference_predictor.load(tmp_path)
 
 
 def test_a_path_of_nothing_is_said(tmp_path):
     with pytest.raises(InputMissing, match="no such file"):
-        predict.load(tmp_path / "nowhere")
+        inference_predictor.load(tmp_path / "nowhere")
 
 
 def task(labels, names, regression=False):
@@ -303,7 +303,7 @@ def test_the_score_matches_labels_by_their_names(predictor):
 def test_the_score_keeps_labels_apart_that_differ_in_case():
     names = {0: "polish", 1: "Polish", 2: "other"}
     config = dataclasses.replace(CONFIG, id2label=names)
-    found = predict.Predictor(config, params(), tokenizer())
+    found = inference_predictor.Predictor(config, params(), tokenizer())
     said = np.argmax(found.logits(TEXTS), axis=1)
     right = np.array([1, 0, 2], np.int32)[said]
     its = ("Polish", "polish", "other")
@@ -320,7 +320,7 @@ def test_the_score_says_how_far_it_is(predictor):
 
 
 def test_the_score_of_a_model_without_names_goes_by_number():
-    found = predict.Predictor(small.config(2), params(), tokenizer())
+    found = inference_predictor.Predictor(small.config(2), params(), tokenizer())
     right = np.argmax(found.logits(TEXTS), axis=1).astype(np.int32)
     assert found.score(task(right, ("x", "y", "z"))) == {"accuracy": 1.0}
 

@@ -6,9 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bitflax import onnxact
 from bitflax.errors import ConfigError
-from bitflax.onnxgraph import Graph
+from bitflax.inference import onnx_activations
+from bitflax.inference.onnx_graph import Graph
 from bitflax.quantization.learned_activations import clipped, elastic, lsq
 from bitflax.quantization.quantizers import asymmetric, symmetric
 from tests.helpers import onnxrun
@@ -81,7 +81,7 @@ def expected(quantizer, x):
 def test_values_are_those_of_jax(name, rank):
     quantizer, x = ALL[name], activation(rank)
     graph = Graph()
-    y = onnxact.values(
+    y = onnx_activations.values(
         graph,
         "site",
         quantizer,
@@ -97,9 +97,9 @@ def test_values_are_those_of_jax(name, rank):
 @pytest.mark.parametrize("name", CODED)
 def test_integers_stand_for_the_values_of_jax(name):
     quantizer, x = CODED[name], activation(2)
-    assert onnxact.has_codes(quantizer)
+    assert onnx_activations.has_codes(quantizer)
     graph = Graph()
-    made = onnxact.codes(
+    made = onnx_activations.codes(
         graph,
         "site",
         quantizer,
@@ -119,19 +119,19 @@ def test_integers_stand_for_the_values_of_jax(name):
 
 @pytest.mark.parametrize("name", FLOATS)
 def test_what_has_no_integers_of_eight_bits(name):
-    assert not onnxact.has_codes(FLOATS[name])
+    assert not onnx_activations.has_codes(FLOATS[name])
 
 
 def test_an_own_quantizer_is_refused():
     graph = Graph()
     x = graph.input("x", np.float32, ["r", "n"])
     with pytest.raises(ConfigError, match=r"ffn/in/input: .*cannot express"):
-        onnxact.values(graph, "ffn/in/input", jnp.round, x, rank=2)
-    assert not onnxact.has_codes(jnp.round)
+        onnx_activations.values(graph, "ffn/in/input", jnp.round, x, rank=2)
+    assert not onnx_activations.has_codes(jnp.round)
 
 
 def test_what_depends_on_its_own_token_alone():
-    alone = {name for name in ALL if onnxact.is_by_token(ALL[name])}
+    alone = {name for name in ALL if onnx_activations.is_by_token(ALL[name])}
     wide = {name for name in ALL if name.endswith("None")} | {
         "clipped-symmetric",
         "lsq4-unsigned",

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 import bitflax as bf
-from bitflax import onnxweights
+from bitflax.inference import onnx_matrices
+from bitflax.inference.onnx_graph import Graph
 from bitflax.model import leaves
 from bitflax.model.leaves import Packed, Split
-from bitflax.onnxgraph import Graph
 from bitflax.packed import packing
 from tests.helpers import onnxrun
 
@@ -55,14 +55,14 @@ CODED = {
 @pytest.mark.parametrize("name", LEAVES)
 def test_the_array_is_that_of_leaves(name):
     graph, expected = Graph(), np.asarray(leaves.dense(LEAVES[name]))
-    y = graph.op("Identity", onnxweights.dense(graph, LEAVES[name]))
+    y = graph.op("Identity", onnx_matrices.dense(graph, LEAVES[name]))
     np.testing.assert_array_equal(onnxrun.run(graph, y, list("nm")), expected)
 
 
 @pytest.mark.parametrize("name", LEAVES)
 def test_looked_up_rows_are_those_of_leaves(name):
     graph, ids = Graph(), np.array([3, 0, 8, 3])
-    y = onnxweights.rows(graph, LEAVES[name], graph.input("ids", np.int64, ["n"]))
+    y = onnx_matrices.rows(graph, LEAVES[name], graph.input("ids", np.int64, ["n"]))
     found = onnxrun.run(graph, y, list("nm"), ids=ids)
     expected = leaves.lookup(LEAVES[name], jnp.asarray(ids))
     np.testing.assert_array_equal(found, expected)
@@ -70,7 +70,7 @@ def test_looked_up_rows_are_those_of_leaves(name):
 
 @pytest.mark.parametrize("name", LEAVES)
 def test_integers_times_scales_are_the_matrix(name):
-    parts = onnxweights.integers(LEAVES[name])
+    parts = onnx_matrices.integers(LEAVES[name])
     assert len(parts) == CODED.get(name, 0)
     if parts:
         total = sum(part.fields * part.scale for part in parts)
@@ -79,9 +79,9 @@ def test_integers_times_scales_are_the_matrix(name):
 
 @pytest.mark.parametrize("name", CODED)
 def test_what_is_stored_are_the_integers_in_few_bits(name):
-    fields = onnxweights.integers(LEAVES[name])[0].fields
+    fields = onnx_matrices.integers(LEAVES[name])[0].fields
     graph = Graph()
-    y = graph.op("Identity", onnxweights.stored(graph, fields))
+    y = graph.op("Identity", onnx_matrices.stored(graph, fields))
     found = onnxrun.run(graph, y, list("nm"), dtype=np.int8)
     np.testing.assert_array_equal(found, fields)
     bits = 1 if (np.abs(fields) == 1).all() else 2
@@ -91,10 +91,10 @@ def test_what_is_stored_are_the_integers_in_few_bits(name):
 
 def test_dense_values_of_few_bits_are_read():
     table = functools.partial(bf.binarize, axis=-1)(matrix())
-    read = onnxweights.read(table)
+    read = onnx_matrices.read(table)
     assert isinstance(read, Packed)
     assert read.bits == 1
-    assert onnxweights.read(matrix()).dtype == jnp.float32
-    assert onnxweights.read(np.zeros(3)).shape == (3,)
+    assert onnx_matrices.read(matrix()).dtype == jnp.float32
+    assert onnx_matrices.read(np.zeros(3)).shape == (3,)
     halves = Split(bf.binarize(matrix()), bf.binarize(matrix(1)))
-    assert len(onnxweights.integers(halves)) == 2
+    assert len(onnx_matrices.integers(halves)) == 2

@@ -4,9 +4,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bitflax import onnxact, onnxlinear
-from bitflax.onnxgraph import Graph
-from bitflax.onnxweights import Integers
+from bitflax.inference import onnx_activations, onnxlinear
+from bitflax.inference.onnx_graph import Graph
+from bitflax.inference.onnx_matrices import Integers
 from bitflax.quantization.learned_activations import lsq
 from bitflax.quantization.quantizers import asymmetric, symmetric
 from tests.helpers import onnxrun
@@ -57,7 +57,7 @@ def parameter(quantizer):
 @pytest.mark.parametrize("parts", PARTS)
 def test_int8_products_are_exact_but_for_the_scales(parts, act, level):
     graph, x, quantizer = Graph(), activation(), ACTS[act]
-    codes = onnxact.codes(
+    codes = onnx_activations.codes(
         graph,
         "site",
         quantizer,
@@ -72,13 +72,15 @@ def test_int8_products_are_exact_but_for_the_scales(parts, act, level):
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=2e-6)
 
 
-@pytest.mark.parametrize("act", [name for name in ACTS if onnxact.is_small(ACTS[name])])
+@pytest.mark.parametrize(
+    "act", [name for name in ACTS if onnx_activations.is_small(ACTS[name])]
+)
 @pytest.mark.parametrize("parts", PARTS)
 def test_two_bit_products_of_integers_are_exact_but_for_the_scales(parts, act):
     graph, x, quantizer = Graph(), activation(), ACTS[act]
     p = parameter(quantizer)
     x_name = graph.input("x", np.float32, ["r", IN])
-    codes = onnxact.codes(graph, "site", quantizer, x_name, p)
+    codes = onnx_activations.codes(graph, "site", quantizer, x_name, p)
     y = onnxlinear.two_bits(graph, codes, PARTS[parts])
     found = onnxrun.run(graph, y, ["r", OUT], x=x)
     weights = sum(p.fields.astype(np.float64) * p.scale for p in PARTS[parts])

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 import bitflax as bf
-from bitflax import engines, predict
 from bitflax.errors import ConfigError, InputMissing
+from bitflax.inference import engines, predictor
 from bitflax.packed import saving
-from tests import test_predict
-from tests.test_predict import CONFIG, TEXTS, params, tokenizer
+from tests.inference import test_predictor
+from tests.inference.test_predictor import CONFIG, TEXTS, params, tokenizer
 
 ACT = bf.symmetric(bits=8)
 
@@ -22,7 +22,7 @@ def packed():
 
 
 def logits(tree, act, engine):
-    made = predict.Predictor(CONFIG, tree, tokenizer(), act, engine=engine)
+    made = predictor.Predictor(CONFIG, tree, tokenizer(), act, engine=engine)
     return made.logits(TEXTS, batch_size=4)
 
 
@@ -53,7 +53,7 @@ def test_a_missing_package_is_said_before_the_work(monkeypatch, tmp_path, module
     monkeypatch.setattr(importlib.util, "find_spec", find_spec)
     monkeypatch.delitem(sys.modules, module, raising=False)
     with pytest.raises(InputMissing, match="not installed") as raised:
-        predict.load(tmp_path / "nowhere", engine="onnx")
+        predictor.load(tmp_path / "nowhere", engine="onnx")
     assert raised.value.fix == "pip install 'bitflax[onnx]'"
     assert module in raised.value.place
 
@@ -65,10 +65,10 @@ def test_an_unknown_engine_is_said():
 
 def test_onnx_also_says_labels_and_probabilities(packed):
     pytest.importorskip("onnxruntime")
-    made = predict.Predictor(CONFIG, packed, tokenizer(), engine="onnx")
+    made = predictor.Predictor(CONFIG, packed, tokenizer(), engine="onnx")
     for said, expected in zip(
         made.predict(TEXTS),
-        predict.Predictor(CONFIG, packed, tokenizer()).predict(TEXTS),
+        predictor.Predictor(CONFIG, packed, tokenizer()).predict(TEXTS),
         strict=True,
     ):
         assert said.label == expected.label
@@ -78,7 +78,7 @@ def test_onnx_also_says_labels_and_probabilities(packed):
 def test_pairs_run_in_onnx_too(packed):
     pytest.importorskip("onnxruntime")
     pairs = [("a b", "c"), ("d", "e f g")]
-    made = predict.Predictor(CONFIG, packed, tokenizer(), engine="onnx")
+    made = predictor.Predictor(CONFIG, packed, tokenizer(), engine="onnx")
     for row, pair in zip(made.logits(pairs), pairs, strict=True):
-        expected = test_predict.alone(pair, tree=packed)
+        expected = test_predictor.alone(pair, tree=packed)
         np.testing.assert_allclose(row, expected, atol=2e-5)

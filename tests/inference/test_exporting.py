@@ -11,14 +11,15 @@ import numpy as np
 import pytest
 
 import bitflax as bf
-from bitflax import exporting, predict, storage
+from bitflax import storage
 from bitflax.data.text import Tokenizer
 from bitflax.errors import ConfigError, InputMissing, OutputError, StorageError
+from bitflax.inference import exporting, predictor
 from bitflax.model import pretrained
 from bitflax.packed import file, saving
-from tests import test_predict
 from tests.helpers import small
-from tests.test_predict import CONFIG, TEXTS, params, tokenizer
+from tests.inference import test_predictor
+from tests.inference.test_predictor import CONFIG, TEXTS, params, tokenizer
 
 ACT = bf.symmetric(bits=8)
 HF_FILES = {
@@ -61,11 +62,11 @@ def test_a_folder_predicts_without_rounded_activations(tmp_path):
     path = write_packed(tmp_path / "m", act=bf.symmetric(bits=4))
     out = exporting.export(path, tmp_path / "hf", "hf")
     _, packed = file.load_packed(path)
-    found = predict.load(out).logits(TEXTS)
+    found = predictor.load(out).logits(TEXTS)
     for row, text in zip(found, TEXTS, strict=True):
-        expected = test_predict.alone(text, tree=packed)
+        expected = test_predictor.alone(text, tree=packed)
         np.testing.assert_allclose(row, expected, atol=2e-5)
-    rounded = predict.load(path).logits(TEXTS)
+    rounded = predictor.load(path).logits(TEXTS)
     assert np.abs(found - rounded).max() > 2e-4
 
 
@@ -237,7 +238,7 @@ class TestOnnx:
         monkeypatch.chdir(path.parent)
         space = {}
         exec(textwrap.dedent(snippet), space)
-        expected = predict.load(packed).logits(["a b", "c d e f"])
+        expected = predictor.load(packed).logits(["a b", "c d e f"])
         np.testing.assert_allclose(space["logits"], expected, atol=2e-3)
         said = [CONFIG.labels[i] for i in expected.argmax(axis=-1)]
         assert capsys.readouterr().out == f"{said}\n"

@@ -29,19 +29,11 @@ import os
 import re
 from pathlib import Path
 
-from bitflax import (
-    engines,
-    hffolder,
-    modelcard,
-    onnxbert,
-    provenance,
-    storage,
-    trees,
-    unpacking,
-)
+from bitflax import hffolder, storage, trees
 from bitflax.errors import ConfigError, OutputError
+from bitflax.inference import engines, model_card, onnx_bert, provenance, unpacking
+from bitflax.inference.stored_model import Opened, locate, open_model
 from bitflax.model import hf_config, pretrained
-from bitflax.opening import Opened, locate, open_model
 from bitflax.quantization.rules import ACT_PARAMS
 from bitflax.types import Params
 
@@ -59,7 +51,7 @@ def export(model: str | Path, out: str | Path | None = None, kind: str = "hf") -
     """Write a model for other programs, whole or not at all.
 
     Args:
-      model: as ``bitflax.opening.open_model`` takes it.
+      model: as ``bitflax.inference.stored_model.open_model`` takes it.
       out: the ONNX file or the folder to write; None: beside the model. What an
         earlier export wrote there is replaced, nothing else.
       kind: ``"onnx-fp32"``; ``"onnx-int8"``: integer matrix products, for a student
@@ -131,14 +123,14 @@ def _check_folder(path: Path) -> None:
     hffolder.check(path, also={CARD})
     card = path / CARD
     if path.exists() and any(path.iterdir()):
-        if card.is_file() and modelcard.MARK in card.read_text("utf-8", "replace"):
+        if card.is_file() and model_card.MARK in card.read_text("utf-8", "replace"):
             return
         problem = "holds a model that bitflax export did not write"
         raise OutputError(path, problem, fix="give another --out")
 
 
 def _write_onnx(out: Path, model: Opened, kind: str) -> None:
-    graph = onnxbert.build(model.config, model.params, model.act, kind)
+    graph = onnx_bert.build(model.config, model.params, model.act, kind)
     graph.producer_version = importlib.metadata.version("bitflax")
     limit = model.max_length or model.config.max_position_embeddings
     graph.metadata_props.add(key="max_length", value=str(limit))
@@ -151,7 +143,7 @@ def _write_onnx(out: Path, model: Opened, kind: str) -> None:
 def _write_folder(out: Path, model: Opened, origin: provenance.Provenance) -> None:
     hf_config.config_to_hf(model.config)  # before the work: does this BERT fit there?
     size = model.place.stat().st_size if model.place.is_file() else None
-    card = modelcard.card(model, origin, size)
+    card = model_card.card(model, origin, size)
     with hffolder.replacing(out, also={CARD}) as new:
         pretrained.save_pretrained(new, model.config, _dense(model), model.tokenizer)
         (new / CARD).write_text(card, "utf-8")

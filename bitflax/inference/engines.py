@@ -11,8 +11,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from bitflax import onnxbert, trees, unpacking
+from bitflax import trees
 from bitflax.errors import ConfigError, InputMissing
+from bitflax.inference import onnx_bert, unpacking
 from bitflax.model import sites
 from bitflax.model.apply import bert
 from bitflax.types import INPUTS, BertConfig, Params
@@ -73,9 +74,9 @@ def make(name: str, config: BertConfig, params: Params, act: Any = None) -> Engi
     if name == "jax":
         return _jax(config, params, act)
     try:
-        graph = onnxbert.build(config, params, act, onnx_kind(config, act))
+        graph = onnx_bert.build(config, params, act, onnx_kind(config, act))
     except ConfigError:  # weights without integers; float32 computes the same
-        graph = onnxbert.build(config, params, act, "onnx-fp32")
+        graph = onnx_bert.build(config, params, act, "onnx-fp32")
     return run_onnx(graph.SerializeToString())
 
 

@@ -13,11 +13,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float32
 
-from bitflax import engines, opening
 from bitflax.data import batches, metrics
 from bitflax.data.examples import Task, label_places
 from bitflax.data.text import Tokenizer
 from bitflax.errors import ConfigError, DataError, InputMissing
+from bitflax.inference import engines, stored_model
 from bitflax.types import BertConfig, Params
 
 Text = str | tuple[str, str]
@@ -43,7 +43,7 @@ class Predictor:
       tokenizer: a ``bitflax.data.text.Tokenizer``.
       act: activation quantizers, as ``bitflax.bert`` takes them.
       max_length: longer texts are cut; None: as many as the model has positions.
-      engine: what computes, as ``bitflax.engines.make`` names it.
+      engine: what computes, as ``bitflax.inference.engines.make`` names it.
 
     Raises:
       ConfigError: the tokenizer knows more tokens than the model, ``max_length`` is
@@ -211,7 +211,7 @@ def load(path: str | Path, engine: str = "jax") -> Predictor:
     """Return a predictor of a packed file, a run's folder or a Hugging Face folder.
 
     Args:
-      path: as ``bitflax.opening.open_model`` takes it.
+      path: as ``bitflax.inference.stored_model.open_model`` takes it.
       engine: ``"jax"`` or ``"onnx"`` (``pip install 'bitflax[onnx]'``).
 
     Raises:
@@ -221,7 +221,7 @@ def load(path: str | Path, engine: str = "jax") -> Predictor:
       DamagedFile: a file is damaged.
     """
     engines.check(engine)
-    found = opening.open_model(path)
+    found = stored_model.open_model(path)
     if found.tokenizer is None:
         raise InputMissing(
             found.place,

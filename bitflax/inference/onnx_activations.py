@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from bitflax.errors import ConfigError
-from bitflax.onnxgraph import Graph, Value
+from bitflax.inference.onnx_graph import Graph, Value
 from bitflax.quantization.learned_activations import LEAST_STEP, clipped, elastic, lsq
 from bitflax.quantization.quantizers import Axis, asymmetric, symmetric
 

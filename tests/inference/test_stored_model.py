@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 import bitflax as bf
-from bitflax import opening
 from bitflax.errors import ConfigError, InputMissing
+from bitflax.inference import stored_model
 from bitflax.model import pretrained
 from bitflax.model.leaves import Packed, Split
 from bitflax.packed import saving
-from tests.test_predict import CONFIG, params, tokenizer
+from tests.inference.test_predictor import CONFIG, params, tokenizer
 
 
 def save(path, extras=None, tokenizer=None):
@@ -23,7 +23,7 @@ def save(path, extras=None, tokenizer=None):
 
 def test_a_packed_file_is_opened_as_it_is(tmp_path):
     path = save(tmp_path / "m", {"max_length": 6, "task": "mine"}, tokenizer())
-    found = opening.open_model(path)
+    found = stored_model.open_model(path)
     assert (found.config, found.act) == (CONFIG, bf.symmetric(bits=8))
     assert isinstance(found.params["encoder"]["layer_0"]["ffn"]["in"]["kernel"], Packed)
     assert found.tokenizer.to_json() == tokenizer().to_json()
@@ -31,13 +31,13 @@ def test_a_packed_file_is_opened_as_it_is(tmp_path):
 
 
 def test_a_file_without_tokenizer_is_opened(tmp_path):
-    found = opening.open_model(save(tmp_path / "m"))
+    found = stored_model.open_model(save(tmp_path / "m"))
     assert (found.tokenizer, found.max_length) == (None, None)
 
 
 def test_a_folder_is_dense(tmp_path):
     pretrained.save_pretrained(tmp_path / "m", CONFIG, params(), tokenizer())
-    found = opening.open_model(tmp_path / "m")
+    found = stored_model.open_model(tmp_path / "m")
     assert (found.config, found.act, found.extras) == (CONFIG, None, {})
     kernel = found.params["pooler"]["kernel"]
     np.testing.assert_array_equal(kernel, params()["pooler"]["kernel"])
@@ -46,14 +46,14 @@ def test_a_folder_is_dense(tmp_path):
 def test_a_folder_needs_a_tokenizer(tmp_path):
     pretrained.save_pretrained(tmp_path / "m", CONFIG, params())
     with pytest.raises(InputMissing, match=r"tokenizer\.json"):
-        opening.open_model(tmp_path / "m")
+        stored_model.open_model(tmp_path / "m")
 
 
 def test_latent_halves_are_refused(tmp_path):
     halves = bf.split(params(), bf.xtc_2bit())
     pretrained.save_pretrained(tmp_path / "m", CONFIG, halves, tokenizer(), extra=True)
     with pytest.raises(ConfigError, match="two latent halves") as raised:
-        opening.open_model(tmp_path / "m")
+        stored_model.open_model(tmp_path / "m")
     assert raised.value.place == str(tmp_path / "m")
     assert "the run's folder" in raised.value.fix
 
@@ -67,7 +67,7 @@ def test_an_unfinished_run_names_latent_weights_that_can_be_opened(tmp_path, spl
     stage = {"name": "last", "rules": [["encoder/.*", "binarize"]]}
     (tmp_path / "recipe.json").write_text(json.dumps({"recipe": {"stages": [stage]}}))
     with pytest.raises(ConfigError, match="has not packed them") as raised:
-        opening.locate(tmp_path)
+        stored_model.locate(tmp_path)
     assert ("latent weights" in raised.value.fix) != split
 
 
@@ -75,11 +75,11 @@ def test_packed_halves_are_opened(tmp_path):
     ternary = bf.xtc_2bit()
     packed = saving.pack(bf.split(params(), ternary), bf.binary_rules(ternary))
     saving.save_packed(tmp_path / "m", CONFIG, packed)
-    found = opening.open_model(tmp_path / "m")
+    found = stored_model.open_model(tmp_path / "m")
     assert isinstance(found.params["embeddings"]["word"]["embedding"], Split)
 
 
 def test_a_run_stands_for_its_packed_file(tmp_path):
     path = save(tmp_path / "model.safetensors")
-    assert opening.locate(tmp_path) == path
-    assert opening.locate(path) == path
+    assert stored_model.locate(tmp_path) == path
+    assert stored_model.locate(path) == path

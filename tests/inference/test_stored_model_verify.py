@@ -8,8 +8,9 @@ import jax
 import pytest
 
 import bitflax as bf
-from bitflax import cli, verifying
+from bitflax import cli
 from bitflax.errors import DamagedFile, InputMissing, UsageError
+from bitflax.inference import verifying
 from bitflax.model import pretrained
 from bitflax.packed import file as packed_file
 from bitflax.packed import saving

@@ -8,12 +8,13 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from bitflax import engines, trees
+from bitflax import trees
+from bitflax.inference import engines
+from bitflax.inference.provenance import PACKAGED, Provenance, Scored
+from bitflax.inference.stored_model import Opened
 from bitflax.model import sites
 from bitflax.model.leaves import Packed, Split
-from bitflax.opening import Opened
 from bitflax.packed import file
-from bitflax.provenance import PACKAGED, Provenance, Scored
 from bitflax.types import BertConfig, Params
 
 MARK = "<!-- written by bitflax export -->"

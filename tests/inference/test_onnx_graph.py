@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from bitflax.onnxgraph import Graph
+from bitflax.inference.onnx_graph import Graph
 from tests.helpers import onnxrun
 
 onnx = pytest.importorskip("onnx")

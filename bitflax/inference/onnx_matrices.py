@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from bitflax import unpacking
+from bitflax.inference import unpacking
+from bitflax.inference.onnx_graph import FLOAT, INT32, Graph, Value
 from bitflax.model.leaves import Packed, Split
-from bitflax.onnxgraph import FLOAT, INT32, Graph, Value
 from bitflax.packed import bitfields, packing
 
 

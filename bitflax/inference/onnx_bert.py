@@ -23,10 +23,11 @@ from typing import Any
 
 import numpy as np
 
-from bitflax import onnxact, onnxlinear, onnxweights, trees, unpacking
+from bitflax import trees
 from bitflax.errors import ConfigError
+from bitflax.inference import onnx_activations, onnx_matrices, onnxlinear, unpacking
+from bitflax.inference.onnx_graph import FLOAT, Graph
 from bitflax.model.sites import at_sites, bind
-from bitflax.onnxgraph import FLOAT, Graph
 from bitflax.types import INPUTS, BertConfig, Params
 
 FP32, INT8, TWO_BIT = KINDS = ("onnx-fp32", "onnx-int8", "onnx-2bit")
@@ -59,7 +60,7 @@ def build(config: BertConfig, params: Params, act: Any, kind: str) -> Any:
     """
     if kind not in KINDS:
         raise ConfigError("kind", f"no kind {kind!r}", fix=f"one of {', '.join(KINDS)}")
-    held = unpacking.on_host if kind == FP32 else onnxweights.read
+    held = unpacking.on_host if kind == FP32 else onnx_matrices.read
     flat = {path: held(leaf) for path, leaf in trees.flatten(params).items()}
     chosen = at_sites(act, config)
     bind(chosen, params)
@@ -124,10 +125,10 @@ class _Student:
             self.flat[path.format(n)] for n in ("word", "position", "token_type")
         )
         ids, types = (graph.op("Reshape", x, _ROW) for x in (self.ids, self.types))
-        x = onnxweights.rows(graph, word, ids)
-        x = graph.op("Add", x, onnxweights.rows(graph, token_type, types))
+        x = onnx_matrices.rows(graph, word, ids)
+        x = graph.op("Add", x, onnx_matrices.rows(graph, token_type, types))
         length = graph.op("Slice", self.shape, np.array([1]), np.array([2]))
-        table = onnxweights.dense(graph, position)
+        table = onnx_matrices.dense(graph, position)
         positions = graph.op("Slice", table, np.array([0]), length)
         x = graph.op("Add", self.by_text(x), positions)
         return self.norm("embeddings/norm", self.by_row(x, self.config.hidden_size))
@@ -167,11 +168,11 @@ class _Student:
         """Add ``x @ kernel + bias``, ``x`` quantised as its site says."""
         graph, site = self.graph, f"{path}/input"
         kernel, bias = self.flat[f"{path}/kernel"], self.flat[f"{path}/bias"]
-        parts = onnxweights.integers(kernel) if self.kind != FP32 else []
+        parts = onnx_matrices.integers(kernel) if self.kind != FP32 else []
         y = self.coded(site, x, parts, first) if parts else None
         if y is None:
             x = self.at(site, x, first)
-            y = graph.op("MatMul", x, onnxweights.dense(graph, kernel))
+            y = graph.op("MatMul", x, onnx_matrices.dense(graph, kernel))
         return graph.op("Add", y, np.asarray(bias, np.float32))
 
     def coded(self, site: str, x: str, parts: list, first: bool) -> str | None:
@@ -179,12 +180,12 @@ class _Student:
         graph, quantizer = self.graph, self.act.get(site)
         # The pooler sees one token a text: rounding its input would save nothing.
         whole = quantizer is None and site == "pooler/input"
-        if whole or (self.kind == INT8 and not onnxact.has_codes(quantizer)):
+        if whole or (self.kind == INT8 and not onnx_activations.has_codes(quantizer)):
             return None
         self.products += 1
         if self.kind == INT8:
             return onnxlinear.int8(graph, self.codes(site, x), parts)
-        if onnxact.is_small(quantizer):
+        if onnx_activations.is_small(quantizer):
             return onnxlinear.two_bits(graph, self.codes(site, x), parts)
         return onnxlinear.two_bits_rounded(graph, self.at(site, x, first), parts)
 
@@ -206,19 +207,19 @@ class _Student:
         quantizer = self.act.get(site)
         if quantizer is None:
             return x
-        if first or onnxact.is_flat(quantizer):
+        if first or onnx_activations.is_flat(quantizer):
             return self.values(site, x, rank=2)
         y = self.values(site, self.by_text(x), rank=3)
         return self.graph.op("Reshape", y, self.graph.op("Shape", x))
 
     def values(self, site: str, x: str, rank: int) -> str:
         """Add the quantizer of a site; once for equal ones of the same ``x``."""
-        make = functools.partial(onnxact.values, rank=rank)
+        make = functools.partial(onnx_activations.values, rank=rank)
         return self._once(make, site, x)
 
-    def codes(self, site: str, x: str) -> onnxact.Codes:
+    def codes(self, site: str, x: str) -> onnx_activations.Codes:
         """Add the quantizer of a site as integers; once for equal ones of ``x``."""
-        return self._once(onnxact.codes, site, x)
+        return self._once(onnx_activations.codes, site, x)
 
     def _once(self, make: Callable, site: str, x: str) -> Any:
         quantizer, p = self.act[site], self.flat.get(site)
@@ -231,7 +232,7 @@ class _Student:
     def by_token(self, path: str) -> bool:
         """Whether no quantizer of a layer looks at more than one token."""
         sites = (site for site in self.act if site.startswith(f"{path}/"))
-        return all(onnxact.is_by_token(self.act[site]) for site in sites)
+        return all(onnx_activations.is_by_token(self.act[site]) for site in sites)
 
     def first(self, x: str) -> str:
         """Return the rows of first tokens [batch, width]."""

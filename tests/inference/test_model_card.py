@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 import bitflax as bf
-from bitflax import modelcard
-from bitflax.opening import Opened
+from bitflax.inference import model_card
+from bitflax.inference.provenance import Provenance, Scored
+from bitflax.inference.stored_model import Opened
 from bitflax.packed import file, saving
-from bitflax.provenance import Provenance, Scored
-from tests.test_predict import CONFIG, params, tokenizer
+from tests.inference.test_predictor import CONFIG, params, tokenizer
 
 yaml = pytest.importorskip("yaml")
 
@@ -42,7 +42,7 @@ def front(text: str) -> dict:
 
 
 def test_the_front_matter_is_a_hubs():
-    text = modelcard.card(STUDENT, ORIGIN, 2_727_306)
+    text = model_card.card(STUDENT, ORIGIN, 2_727_306)
     assert front(text) == {
         "library_name": "transformers",
         "pipeline_tag": "text-classification",
@@ -55,20 +55,20 @@ def test_the_front_matter_is_a_hubs():
 
 def test_a_hubs_own_reader_takes_it():
     hub = pytest.importorskip("huggingface_hub")
-    card = hub.ModelCard(modelcard.card(STUDENT, ORIGIN, 2_727_306))
+    card = hub.ModelCard(model_card.card(STUDENT, ORIGIN, 2_727_306))
     assert card.data.base_model == "sentence-transformers/all-MiniLM-L6-v2"
     assert card.data.pipeline_tag == "text-classification"
 
 
 def test_scores_and_sizes_are_a_table():
-    text = modelcard.card(STUDENT, ORIGIN, 2_727_306)
+    text = model_card.card(STUDENT, ORIGIN, 2_727_306)
     assert "| | accuracy | of the teacher's | bits | MB |" in text
     assert "| teacher | 0.8000 | 100.0% | 32 | 90.90 |" in text
     assert "| packed | 0.7840 | 98.0% | 1 | 2.73 |" in text
 
 
 def test_what_the_folder_is_without_is_said():
-    text = modelcard.card(STUDENT, ORIGIN, 2_727_306)
+    text = model_card.card(STUDENT, ORIGIN, 2_727_306)
     assert "activations rounded to 8 bits; transformers does not" in text
     assert "2,727,306 bytes" in text
     assert "at most 12 tokens" in text
@@ -80,23 +80,23 @@ def test_what_the_folder_is_without_is_said():
 
 def test_learned_ranges_are_said():
     act = ((".*/ffn/in/input", bf.lsq(4)),)
-    text = modelcard.card(opened(act, rules=bf.xtc_1bit()), ORIGIN, 9)
+    text = model_card.card(opened(act, rules=bf.xtc_1bit()), ORIGIN, 9)
     assert "rounded to 4 bits, in ranges that it learned" in text
     assert "The scores above" in text
-    unscored = modelcard.card(opened(act, rules=bf.xtc_1bit()), Provenance(), 9)
+    unscored = model_card.card(opened(act, rules=bf.xtc_1bit()), Provenance(), 9)
     assert "rounded to 4 bits" in unscored
     assert "scores" not in unscored
 
 
 def test_every_value_is_counted_once():
-    counts = modelcard._counts(STUDENT)
+    counts = model_card._counts(STUDENT)
     rows = file.size_report(STUDENT.params)
     assert sum(counts.values()) == sum(row.values for row in rows)
-    assert modelcard._bits(STUDENT.params, counts) == 1
+    assert model_card._bits(STUDENT.params, counts) == 1
 
 
 def test_what_is_unknown_is_left_out():
-    text = modelcard.card(opened(), Provenance())
+    text = model_card.card(opened(), Provenance())
     assert front(text).keys() == {"library_name", "pipeline_tag", "tags"}
     assert front(text)["tags"] == ["bitflax", "bert", "knowledge-distillation"]
     for word in ("None", "Scores", "packed", "It was made", "rounded", "8 bits"):
@@ -107,21 +107,21 @@ def test_what_is_unknown_is_left_out():
 
 def test_dense_weights_have_32_bits_however_short_they_are():
     half = jax.tree.map(lambda x: np.float32(np.float16(x)), params())
-    text = modelcard.card(opened()._replace(params=half), Provenance())
+    text = model_card.card(opened()._replace(params=half), Provenance())
     assert "# A BERT of 2 layers\n" in text
     assert "-bit" not in text
 
 
 def test_a_glue_task_names_its_data_and_metrics():
     origin = Provenance(task="glue/mrpc", metric="f1_accuracy")
-    found = front(modelcard.card(STUDENT, origin, 9))
+    found = front(model_card.card(STUDENT, origin, 9))
     assert found["datasets"] == ["nyu-mll/glue"]
     assert found["metrics"] == ["f1", "accuracy"]
     assert "base_model" not in found
 
 
 def test_no_language_is_claimed_for_data_of_ones_own():
-    found = front(modelcard.card(STUDENT, Provenance(task="mine.tsv"), 9))
+    found = front(model_card.card(STUDENT, Provenance(task="mine.tsv"), 9))
     assert not {"language", "datasets", "metrics"} & found.keys()
 
 
@@ -129,7 +129,7 @@ def test_a_regression_has_no_classes():
     config = dataclasses.replace(
         CONFIG, num_labels=1, id2label=None, problem_type="regression"
     )
-    text = modelcard.card(opened(config=config), Provenance())
+    text = model_card.card(opened(config=config), Provenance())
     assert "a real number" in text
     assert "Classes" not in text
 
@@ -140,7 +140,7 @@ def test_names_cannot_break_out_of_their_places():
     origin = Provenance(
         recipe="a|b", task="x`y", metric="<b>", stages=(Scored("s|t", 0.5, 1, None),)
     )
-    text = modelcard.card(opened(config=config), origin)
+    text = model_card.card(opened(config=config), origin)
     assert "`a'b`, `# x # y`, `ok`" in text
     assert "| s\\|t | 0.5000 |" in text
     assert "\\<b\\>" in text
@@ -149,4 +149,4 @@ def test_names_cannot_break_out_of_their_places():
 
 
 def test_a_card_is_known_by_its_mark():
-    assert modelcard.MARK in modelcard.card(opened(), Provenance())
+    assert model_card.MARK in model_card.card(opened(), Provenance())

@@ -9,9 +9,9 @@ from collections.abc import Callable
 
 import numpy as np
 
-from bitflax import onnxact, onnxweights
-from bitflax.onnxgraph import CONTRIB, FLOAT, Graph, Value
-from bitflax.onnxweights import Integers
+from bitflax.inference import onnx_activations, onnx_matrices
+from bitflax.inference.onnx_graph import CONTRIB, FLOAT, Graph, Value
+from bitflax.inference.onnx_matrices import Integers
 from bitflax.packed import bitfields
 
 BLOCK = 128
@@ -22,7 +22,7 @@ int8 for 32, 64 and 128, and unpacks all weights to floats where there are more.
 _TOP = 127
 
 
-def int8(graph: Graph, x: onnxact.Codes, parts: list[Integers]) -> str:
+def int8(graph: Graph, x: onnx_activations.Codes, parts: list[Integers]) -> str:
     """Return float32 [rows, out] by ``MatMulInteger`` of uint8 and int8.
 
     One scale for all rows takes the form that ONNX Runtime fuses with the bias into one
@@ -37,7 +37,7 @@ def int8(graph: Graph, x: onnxact.Codes, parts: list[Integers]) -> str:
     """
 
     def product(part: Integers) -> str:
-        weights = onnxweights.stored(graph, part.fields)
+        weights = onnx_matrices.stored(graph, part.fields)
         y = graph.op("MatMulInteger", x.integers, weights, np.uint8(x.origin))
         if not x.by_row:
             scale = graph.op("Mul", x.scale, part.scale)
@@ -51,7 +51,7 @@ def int8(graph: Graph, x: onnxact.Codes, parts: list[Integers]) -> str:
     return _shifted(graph, _sum(graph, product, parts), x, parts)
 
 
-def two_bits(graph: Graph, x: onnxact.Codes, parts: list[Integers]) -> str:
+def two_bits(graph: Graph, x: onnx_activations.Codes, parts: list[Integers]) -> str:
     """Return float32 [rows, out] by ``MatMulNBits`` of integers, without its rounding.
 
     At accuracy level 4 the operator rounds activations to int8 by itself, one scale a
@@ -129,7 +129,9 @@ def _sum(
     return first
 
 
-def _shifted(graph: Graph, y: str, x: onnxact.Codes, parts: list[Integers]) -> str:
+def _shifted(
+    graph: Graph, y: str, x: onnx_activations.Codes, parts: list[Integers]
+) -> str:
     """Add what the integers' zero, a number or one a row, adds to the product."""
     if x.zero is None:
         return y

@@ -1,0 +1,1 @@
+"""What a stored model says: predictor, engines, exports."""
