@@ -63,7 +63,7 @@ from bitflax.recipe.recipe import override as override
 from bitflax.recipe.schema import Corpus as Corpus
 from bitflax.recipe.schema import Data as Data
 from bitflax.recipe.schema import Teacher as Teacher
-from bitflax.stages import run as run
+from bitflax.runs.stages import run as run
 from bitflax.training.hosts import initialize as initialize
 from bitflax.training.optimizer import bert_adam as bert_adam
 from bitflax.training.parallel import data_parallel as data_parallel

@@ -71,7 +71,7 @@ def run_command(args: Namespace) -> None:
     recipe.check_until(made, args.until)
     # A mistyped command is told at once, and not when the other processes have come.
     hosts.initialize(args.coordinator, args.processes, args.process)
-    from bitflax.stages import run
+    from bitflax.runs.stages import run
 
     run(
         made,

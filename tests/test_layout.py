@@ -16,15 +16,15 @@ ROOT = PACKAGE.parent
 # The rows of one level keep order inside it.
 ROWS = """
 L0  types errors data.examples
-L0  memory trees inference.onnx_graph recipe.fieldtypes storage svg progressbar model.torchpickle
+L0  runs.memory trees inference.onnx_graph recipe.fieldtypes storage runs.svg progressbar model.torchpickle
 L0  training.joining
 L0  packed.safetensors_file training.hosts
 L1  model.matmul packed.bitfields model.recompute distillation.outputfiles
 L1  recipe.overrides quantization.quantizers distillation.losses distillation.weighting distillation.student data.metrics
 L1  model.leaves
 L1  model.sites model.numerics training.optimizer quantization.learned_activations training.liveness inference.provenance
-L1  model.hf_config model.names hffolder model.hub training.statedict model.torch_bin runlog
-L1  folderlock training.pauses
+L1  model.hf_config model.names hffolder model.hub training.statedict model.torch_bin runs.log
+L1  runs.folderlock training.pauses
 L1  data.tables data.text data.icd10 data.passages data.pieces training.compile_cache
 L1  data.augmentation.word_vectors data.augmentation.resumable_file
 L2  model.layers
@@ -39,7 +39,7 @@ L2  data.corpus_tfds
 L2  data.corpus
 L2  data.tasks
 L3  packed.file
-L3  packed.saving model.pretrained training.steps training.parallel training.checkpoints runfolder distillation.teacher_outputs
+L3  packed.saving model.pretrained training.steps training.parallel training.checkpoints runs.folder distillation.teacher_outputs
 L3  distillation.vocabulary inference.onnx_activations inference.onnx_matrices
 L3  inference.onnxlinear
 L3  inference.onnx_bert
@@ -51,14 +51,14 @@ L4  recipe.resolving inference.stored_model training.evaluation training.loop
 L4  inference.engines
 L4  inference.predictor inference.model_card
 L4  inference.exporting answering inference.verifying
-L5  report recipe.loading packed.sizes
+L5  runs.report recipe.loading packed.sizes
 L5  recipe.describe
-L5  lesson
-L5  general starting judging
-L5  setting
-L5  checks ending
-L5  prepare
-L6  stages
+L5  runs.experiment
+L5  runs.general runs.initialization runs.judging
+L5  runs.setting
+L5  runs.checks runs.results
+L5  runs.prepare
+L6  runs.stages
 L7  commands
 L7  cli
 """

@@ -20,7 +20,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from bitflax import runfolder
+from bitflax.runs import folder
 
 MODELS = {
     "minilm": dict(
@@ -102,7 +102,7 @@ def machine() -> dict[str, Any]:
         "cores": len(usable(0)) if usable else os.cpu_count(),
         "load": list(os.getloadavg()),
         "devices": [str(device) for device in jax.devices()],
-        "versions": runfolder.versions() | _torch(),
+        "versions": folder.versions() | _torch(),
         "commit": _commit(),
         "date": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }

@@ -26,7 +26,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 import numpy as np  # noqa: E402
 
 import bitflax as bf  # noqa: E402
-from bitflax import stages  # noqa: E402
+from bitflax.runs import stages  # noqa: E402
 from tests.benchmarks import common  # noqa: E402
 from tests.helpers import tinyrun  # noqa: E402
 

@@ -18,11 +18,11 @@ from typing import Any
 
 import numpy as np
 
-from bitflax import memory
 from bitflax.data import batches, tasks
 from bitflax.data.text import Tokenizer, Tokens
 from bitflax.distillation import vocabulary
 from bitflax.model import pretrained
+from bitflax.runs import memory
 from tests.benchmarks import common, steps, train_step
 
 FOLDERS = {"glue/cola": "CoLA", "glue/mrpc": "MRPC", "glue/sst2": "SST-2"}

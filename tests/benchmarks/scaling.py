@@ -19,7 +19,7 @@ os.environ["XLA_FLAGS"] = (
 
 import jax  # noqa: E402
 
-from bitflax import memory  # noqa: E402
+from bitflax.runs import memory  # noqa: E402
 from tests.benchmarks import common, steps, train_step  # noqa: E402
 
 KINDS = ("fp32", "1-bit")

@@ -32,11 +32,11 @@ def child(argv: list[str]) -> None:
     import jax
 
     from bitflax import cli
-    from bitflax import prepare as prepare
+    from bitflax.runs import prepare as runs_prepare
     from bitflax.training import parallel
 
     mark("imported")
-    prepare, data_parallel = prepare.prepare, parallel.data_parallel
+    prepare, data_parallel = runs_prepare.prepare, parallel.data_parallel
 
     def prepared(*args: Any) -> Any:
         setting = prepare(*args)
@@ -55,7 +55,7 @@ def child(argv: list[str]) -> None:
 
         return take
 
-    prepare.prepare, parallel.data_parallel = prepared, first
+    runs_prepare.prepare, parallel.data_parallel = prepared, first
     sys.exit(cli.main(argv))
 
 

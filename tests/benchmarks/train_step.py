@@ -14,8 +14,8 @@ import argparse
 from collections.abc import Callable
 from typing import Any
 
-from bitflax import memory
 from bitflax.data.batches import Batches
+from bitflax.runs import memory
 from tests.benchmarks import common, steps
 
 RATIOS = (

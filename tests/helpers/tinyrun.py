@@ -10,9 +10,10 @@ import numpy as np
 import tokenizers
 
 import bitflax as bf
-from bitflax import stages, trees
+from bitflax import trees
 from bitflax.data.text import Tokenizer
 from bitflax.model import pretrained
+from bitflax.runs import stages
 from bitflax.training import parallel
 
 KINDS = {

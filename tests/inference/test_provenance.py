@@ -2,9 +2,9 @@ import json
 
 import pytest
 
-from bitflax import report
 from bitflax.inference import provenance
 from bitflax.inference.provenance import Provenance, Scored
+from bitflax.runs import report
 
 ROWS = [
     report.Row("teacher", 0.8, 1.0, 32, 90_000_000, 158.2),

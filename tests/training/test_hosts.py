@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from bitflax import runlog
 from bitflax.errors import ConfigError, HostLost, UsageError
+from bitflax.runs import log as runs_log
 from bitflax.training import hosts, joining
 from tests.helpers import hosted, tinyrun
 
@@ -319,7 +319,7 @@ def test_a_corpus_and_uneven_batches_on_many_processes(place, cache):
         text = f"text={place / 'text.txt'}"
         run(place, out, cache, count, text, recipe="many.py")
     assert_agree(outs[1], outs[0], ("0-teacher", "1-general"))
-    logs = [runlog.read(out / "log.jsonl") for out in outs]
+    logs = [runs_log.read(out / "log.jsonl") for out in outs]
     one, four = ([x["dev/loss"] for x in log if "dev/loss" in x] for log in logs)
     assert len(one) == 2
     assert four == pytest.approx(one, rel=1e-5)

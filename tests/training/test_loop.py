@@ -13,7 +13,7 @@ import pytest
 
 import bitflax as bf
 from bitflax.errors import Diverged
-from bitflax.runfolder import RunFolder
+from bitflax.runs.folder import RunFolder
 from bitflax.training import loop, pauses, steps
 
 STEPS = 9

@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 
 from bitflax.distillation import losses, width
-from bitflax.lesson import Lesson, Model
 from bitflax.model.apply import bert
+from bitflax.runs.experiment import Lesson, Model
 from bitflax.types import Batch, Mean, Params
 
 BATCHES = 16

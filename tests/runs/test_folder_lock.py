@@ -2,8 +2,8 @@
 
 import pytest
 
-from bitflax import folderlock
 from bitflax.errors import OutputError
+from bitflax.runs import folderlock
 from bitflax.training import hosts
 
 

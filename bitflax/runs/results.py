@@ -9,18 +9,19 @@ from typing import Any
 
 import numpy as np
 
-from bitflax import report, trees
+from bitflax import trees
 from bitflax.data import metrics
 from bitflax.distillation import positions
 from bitflax.errors import InputMissing
 from bitflax.inference import provenance
 from bitflax.inference.predictor import load
-from bitflax.lesson import Model
 from bitflax.model import leaves
 from bitflax.packed import file, saving
 from bitflax.quantization.rules import bits_of
 from bitflax.recipe.recipe import Stage
-from bitflax.setting import Setting
+from bitflax.runs import report
+from bitflax.runs.experiment import Model
+from bitflax.runs.setting import Setting
 from bitflax.training import hosts
 from bitflax.types import Params
 

@@ -18,7 +18,7 @@ from bitflax.model import apply
 from bitflax.quantization.rules import quantize
 from bitflax.recipe.recipe import Stage
 from bitflax.recipe.schema import Data
-from bitflax.runfolder import RunFolder
+from bitflax.runs.folder import RunFolder
 from bitflax.training import evaluation, hosts, parallel
 from bitflax.types import BertConfig, Outputs, Params
 

@@ -13,9 +13,19 @@ from typing import Any
 import jax
 import optax
 
-from bitflax import judging, memory, report, starting, storage
+from bitflax import storage
 from bitflax.distillation import losses, projection, teacher_outputs, weighting
-from bitflax.ending import (
+from bitflax.model import pretrained
+from bitflax.model.apply import bert
+from bitflax.quantization.rules import quantize
+from bitflax.recipe.recipe import Recipe, Stage, check_until
+from bitflax.recipe.resolving import resolved
+from bitflax.runs import initialization, judging, memory, report
+from bitflax.runs.experiment import Lesson, Model
+from bitflax.runs.folder import RunFolder
+from bitflax.runs.general import General
+from bitflax.runs.prepare import prepare
+from bitflax.runs.results import (
     Result,
     ending,
     kept_share,
@@ -24,16 +34,7 @@ from bitflax.ending import (
     weight_bits,
     weight_files,
 )
-from bitflax.general import General
-from bitflax.lesson import Lesson, Model
-from bitflax.model import pretrained
-from bitflax.model.apply import bert
-from bitflax.prepare import prepare
-from bitflax.quantization.rules import quantize
-from bitflax.recipe.recipe import Recipe, Stage, check_until
-from bitflax.recipe.resolving import resolved
-from bitflax.runfolder import RunFolder
-from bitflax.setting import Setting
+from bitflax.runs.setting import Setting
 from bitflax.training import compile_cache, hosts, loop, parallel
 from bitflax.training.steps import (
     init_state,
@@ -150,14 +151,14 @@ def run_stage(setting: Setting, number: int, done: Mapping[str, Result]) -> Resu
 
     def start() -> Model:
         key = jax.random.fold_in(jax.random.key(setting.recipe.seed), number)
-        config, params = starting.start(
+        config, params = initialization.start(
             stage.init,
             main,
             before,
             key,
             judge=lambda whole: judging.judge(setting.lesson, whole),
         )
-        fit = starting.projected(params, config, teaches.config, key)
+        fit = initialization.projected(params, config, teaches.config, key)
         return Model(config, fit)
 
     found, scores, seconds = _trained(
@@ -241,7 +242,7 @@ def _with_act(
     batch = batches.batch(0)
     # How many rows only fill up depends on the devices.
     batch = {name: x[batch["weight"] > 0] for name, x in batch.items()}
-    params = starting.fit_act(small, stage, before, batch)
+    params = initialization.fit_act(small, stage, before, batch)
     return small._replace(params=params)
 
 

@@ -10,7 +10,7 @@ import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
 import bitflax as bf
-from bitflax import runlog, trees
+from bitflax import trees
 from bitflax.data import batches, metrics, tasks
 from bitflax.distillation import teacher_outputs
 from bitflax.errors import ConfigError, UsageError
@@ -18,6 +18,7 @@ from bitflax.inference import predictor as inference_predictor
 from bitflax.inference import provenance
 from bitflax.model import pretrained
 from bitflax.packed import file, saving
+from bitflax.runs import log
 from tests.helpers import tinyrun
 
 NAMES = ["teacher", "fp32", "onebit", "packed"]
@@ -129,7 +130,7 @@ def test_what_a_run_returns_is_what_it_reports(whole):
 
 
 def test_the_log_has_every_stage(whole):
-    lines = runlog.read(whole[0] / "log.jsonl")
+    lines = log.read(whole[0] / "log.jsonl")
     for stage in ("0-teacher", "1-fp32", "2-onebit"):
         mine = [line for line in lines if line["stage"] == stage]
         assert any("dev/accuracy" in line for line in mine)
@@ -293,7 +294,7 @@ def test_two_devices_give_the_same_run(whole, place, tmp_path):
 
 
 def losses(out, stage):
-    lines = runlog.read(out / "log.jsonl")
+    lines = log.read(out / "log.jsonl")
     mine = [line for line in lines if line["stage"] == stage]
     return [line["loss/loss"] for line in mine if "loss/loss" in line]
 
@@ -320,7 +321,7 @@ def test_what_a_stage_computes_with_is_its_own(whole, place, tmp_path, monkeypat
 
 def test_the_best_of_a_stage_is_kept(place, whole, tmp_path):
     start(place, tmp_path / "run", ready(whole), "keep=best", "epochs=8", "stages=1")
-    lines = runlog.read(tmp_path / "run" / "log.jsonl")
+    lines = log.read(tmp_path / "run" / "log.jsonl")
     seen = [line["dev/accuracy"] for line in lines if "dev/accuracy" in line]
     assert len(seen) == 2
     _, fp32 = report(tmp_path / "run")["stages"]

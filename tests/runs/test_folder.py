@@ -9,7 +9,6 @@ import textwrap
 
 import pytest
 
-from bitflax import runfolder
 from bitflax.errors import (
     ConfigError,
     DamagedFile,
@@ -17,7 +16,8 @@ from bitflax.errors import (
     OutputError,
     StorageError,
 )
-from bitflax.runfolder import RunFolder
+from bitflax.runs import folder as runs_folder
+from bitflax.runs.folder import RunFolder
 
 RECIPE = {
     "data": {"task": "icd10cm", "limit": None},
@@ -247,8 +247,8 @@ def test_other_versions_are_a_note(tmp_path, monkeypatch, capsys):
         folder.write_recipe("", RECIPE)
         folder.stage(0, "teacher")
         assert capsys.readouterr().err == ""
-        old = runfolder.versions()
-        monkeypatch.setattr(runfolder, "versions", lambda: {**old, "jax": "9.9.9"})
+        old = runs_folder.versions()
+        monkeypatch.setattr(runs_folder, "versions", lambda: {**old, "jax": "9.9.9"})
         folder.write_recipe("", RECIPE)
     note = capsys.readouterr().err
     assert note.count("\n") == 1

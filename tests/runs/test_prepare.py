@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 
 import bitflax as bf
-from bitflax import lesson as lesson
-from bitflax import prepare, runfolder
 from bitflax.data import tasks
 from bitflax.data.augmentation import augment
 from bitflax.errors import ConfigError, DataError, InputMissing, OutputError
 from bitflax.recipe import resolving
+from bitflax.runs import experiment, prepare
+from bitflax.runs import folder as runs_folder
 from bitflax.training import loop
 from tests.helpers import tinyrun
 
@@ -48,7 +48,7 @@ def refuse(place, tmp_path, monkeypatch):
         raise AssertionError("a step before the check")
 
     monkeypatch.setattr(loop, "train", step)
-    monkeypatch.setattr(lesson.Lesson, "scorer", step)
+    monkeypatch.setattr(experiment.Lesson, "scorer", step)
 
     def run(error, *settings, out="run"):
         usual = (f"task={place / 'kinds.tsv'}", f"teacher={place / 'pretrained'}")
@@ -139,7 +139,7 @@ def test_labels_that_differ_in_case_are_two_classes(place, tmp_path):
     file = tinyrun.write_tsv(tmp_path / "case.tsv", rows)
     settings = [f"task={file}", f"teacher={place / 'pretrained'}"]
     made = bf.load_recipe(place / "tiny.py", settings)
-    with runfolder.RunFolder(tmp_path / "run") as folder:
+    with runs_folder.RunFolder(tmp_path / "run") as folder:
         folder.write_recipe("", resolving.resolved(made))
         setting = prepare.prepare(made, folder)
     task = setting.lesson.task
@@ -167,7 +167,7 @@ def test_students_learn_augmented_examples_and_the_teacher_the_plain_ones(
     dials = {"task": str(place / "kinds.tsv"), "teacher": str(place / "pretrained")}
     settings = [f"{name}={value}" for name, value in dials.items()]
     made = bf.load_recipe(place / "tiny.py", [*settings, f"data.augment={file}"])
-    with runfolder.RunFolder(tmp_path / "run") as folder:
+    with runs_folder.RunFolder(tmp_path / "run") as folder:
         folder.write_recipe("", resolving.resolved(made))
         setting = prepare.prepare(made, folder)
     lesson, plain = setting.lesson, setting.plain

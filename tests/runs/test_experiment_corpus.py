@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 
 import bitflax as bf
-from bitflax import runlog, stages, trees
+from bitflax import trees
 from bitflax.errors import ConfigError
+from bitflax.runs import log as runs_log
+from bitflax.runs import stages
 from bitflax.training import loop
 from tests.helpers import tinyrun
 
@@ -53,7 +55,7 @@ def whole(place):
 
 def test_the_score_is_the_loss_on_what_is_held_out(whole, place):
     out, rows = whole
-    log = [line for line in runlog.read(out / "log.jsonl") if "dev/loss" in line]
+    log = [line for line in runs_log.read(out / "log.jsonl") if "dev/loss" in line]
     assert [line["step"] for line in log] == [4, 8, 12]
     assert rows[-1].score == log[-1]["dev/loss"] < log[0]["dev/loss"]
     last = log[-1]

@@ -6,7 +6,7 @@ import xml.etree.ElementTree as ET
 
 import pytest
 
-from bitflax import svg
+from bitflax.runs import svg
 
 
 def parse(text):

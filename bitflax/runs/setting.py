@@ -5,14 +5,14 @@ import functools
 
 import jax
 
-from bitflax import starting
 from bitflax.data.text import Tokenizer
 from bitflax.errors import ConfigError
-from bitflax.general import General
-from bitflax.lesson import Lesson, Model
 from bitflax.model import pretrained
 from bitflax.recipe.recipe import Recipe, Stage
-from bitflax.runfolder import RunFolder
+from bitflax.runs import initialization
+from bitflax.runs.experiment import Lesson, Model
+from bitflax.runs.folder import RunFolder
+from bitflax.runs.general import General
 
 
 @dataclasses.dataclass
@@ -57,7 +57,7 @@ class Setting:
         teacher, taught = self.teacher, self.recipe.teacher
         if taught.folder is not None and taught.pretrained is not None:
             key = jax.random.key(self.recipe.seed)
-            teacher = starting.loaded(taught.pretrained, teacher.config, key)
+            teacher = initialization.loaded(taught.pretrained, teacher.config, key)
             folder = pretrained.resolve(taught.pretrained)
             own = Tokenizer.from_folder(folder)
             if own.to_json() != self.tokenizer.to_json():

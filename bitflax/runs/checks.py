@@ -6,18 +6,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bitflax import starting, trees
+from bitflax import trees
 from bitflax.distillation import projection, weighting
 from bitflax.distillation.student import take_layers
 from bitflax.errors import BitflaxError, ConfigError
-from bitflax.lesson import Model
 from bitflax.model import apply, hf_config, leaves, pretrained
 from bitflax.packed import metadata, packedact, packing, tokenizer
 from bitflax.quantization import splitting
 from bitflax.quantization.rules import quantize
 from bitflax.recipe.recipe import Init, Stage
 from bitflax.recipe.resolving import function_name
-from bitflax.setting import Setting
+from bitflax.runs import initialization
+from bitflax.runs.experiment import Model
+from bitflax.runs.setting import Setting
 from bitflax.types import BertConfig, Params
 
 _SOME = np.random.default_rng(0).normal(size=(16, 16)).astype(np.float32)
@@ -141,7 +142,7 @@ def _source(name: str, teacher: BertConfig, setting: Setting) -> Model:
             f"{longest}",
             fix="shorten Data.max_length",
         )
-    return _like(starting.loaded(name, teacher, jax.random.key(0)))
+    return _like(initialization.loaded(name, teacher, jax.random.key(0)))
 
 
 def _check_packs(stage: Stage, rest: packing.Rest, last: Model) -> None:
@@ -165,8 +166,10 @@ def _check_stage(stage: Stage, teacher: Model, start: Model, batch: dict) -> Mod
     student = projection.projected(apply.bert(config, stage.act))
 
     def run(params, teacher_params):
-        params = starting.projected(params, config, teacher.config, jax.random.key(0))
-        params = starting.fit_act(Model(config, params), stage, None, batch)
+        params = initialization.projected(
+            params, config, teacher.config, jax.random.key(0)
+        )
+        params = initialization.fit_act(Model(config, params), stage, None, batch)
         said = student(quantize(params, stage.rules), batch)
         parts = stage.loss(said, taught(teacher_params, batch), batch)
         loss = weighting.total(parts) if isinstance(parts, dict) else parts.value

@@ -17,8 +17,9 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from bitflax import folderlock, progressbar, runlog, storage
+from bitflax import progressbar, storage
 from bitflax.errors import ConfigError, DamagedFile
+from bitflax.runs import folderlock, log
 from bitflax.training import hosts
 
 # What a stage costs, and not what it gives: a run that ran out of memory may go on
@@ -51,7 +52,7 @@ class RunFolder:
     def __init__(self, path: str | Path):
         self.path = Path(path)
         self._lock: IO[str] | None = None
-        self._log = runlog.RunLog(self.path)
+        self._log = log.RunLog(self.path)
 
     def __enter__(self) -> "RunFolder":
         """Make the folder and lock it."""

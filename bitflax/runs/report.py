@@ -11,8 +11,9 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from bitflax import runlog, storage, svg
-from bitflax.svg import Number
+from bitflax import storage
+from bitflax.runs import log, svg
+from bitflax.runs.svg import Number
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +78,7 @@ def write_report(
     }
     folder = Path(folder)
     storage.write_text(folder / "report.json", json.dumps(record, indent=2) + "\n")
-    page = html(rows, runlog.read(log_path), meta)
+    page = html(rows, log.read(log_path), meta)
     storage.write_text(folder / "report.html", page)
 
 

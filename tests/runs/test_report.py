@@ -8,9 +8,9 @@ import re
 import numpy as np
 import pytest
 
-from bitflax import report
-from bitflax.report import Row
-from bitflax.runlog import RunLog
+from bitflax.runs import report
+from bitflax.runs.log import RunLog
+from bitflax.runs.report import Row
 
 ROWS = (
     Row("teacher", 0.8, 1.0, 32, 90_866_404, 158.2),

@@ -6,9 +6,10 @@ import jax.numpy as jnp
 import pytest
 
 import bitflax as bf
-from bitflax import judging, stages, trees
+from bitflax import trees
 from bitflax.errors import ConfigError
 from bitflax.model import leaves
+from bitflax.runs import judging, stages
 from bitflax.training import loop
 from tests.helpers import tinyrun
 

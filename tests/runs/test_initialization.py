@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 
 import bitflax as bf
-from bitflax import starting, trees
+from bitflax import trees
 from bitflax.distillation import width
-from bitflax.lesson import Model
 from bitflax.model import leaves
+from bitflax.runs import initialization
+from bitflax.runs.experiment import Model
 from tests.helpers import tinyrun
 
 KEY = jax.random.key(0)
@@ -34,7 +35,7 @@ def judge(whole):
 
 
 def start(init, teacher, before=None):
-    return starting.start(init, teacher, before or teacher, KEY, judge)
+    return initialization.start(init, teacher, before or teacher, KEY, judge)
 
 
 def test_layers_of_the_model_before(teacher):
@@ -62,13 +63,13 @@ def test_a_projection_is_there_just_where_who_teaches_is_wider(teacher):
     narrow = dataclasses.replace(teacher.config, hidden_size=24, num_attention_heads=2)
     wider = dataclasses.replace(teacher.config, hidden_size=48)
     bare = {"pooler": teacher.params["pooler"]}
-    assert starting.projected(bare, narrow, narrow, KEY) == bare
-    added = starting.projected(bare, narrow, teacher.config, KEY)
+    assert initialization.projected(bare, narrow, narrow, KEY) == bare
+    added = initialization.projected(bare, narrow, teacher.config, KEY)
     assert added["projection"]["kernel"].shape == (24, 32)
-    assert starting.projected(added, narrow, teacher.config, KEY) is added
-    again = starting.projected(added, narrow, wider, KEY)
+    assert initialization.projected(added, narrow, teacher.config, KEY) is added
+    again = initialization.projected(added, narrow, wider, KEY)
     assert again["projection"]["kernel"].shape == (24, 48)
-    assert starting.projected(added, narrow, narrow, KEY) == bare
+    assert initialization.projected(added, narrow, narrow, KEY) == bare
 
 
 def test_half_the_width_keeps_what_matters(teacher):
@@ -113,7 +114,9 @@ def test_learned_activations_are_made_kept_and_dropped(teacher):
     site = "encoder/layer_0/ffn/in/input"
 
     def fit(params, stage, before):
-        return starting.fit_act(Model(teacher.config, params), stage, before, batch)
+        return initialization.fit_act(
+            Model(teacher.config, params), stage, before, batch
+        )
 
     first = fit(teacher.params, lsq, None)
     assert trees.flatten(first)[site].shape == ()

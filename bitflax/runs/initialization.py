@@ -9,10 +9,10 @@ import jax
 
 from bitflax import trees
 from bitflax.distillation import projection, student, width
-from bitflax.lesson import Model
 from bitflax.model import apply, pretrained, sites
 from bitflax.quantization import rules, splitting
 from bitflax.recipe.recipe import Init, Stage
+from bitflax.runs.experiment import Model
 from bitflax.types import Batch, BertConfig, Params
 
 

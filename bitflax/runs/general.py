@@ -10,18 +10,18 @@ import numpy as np
 from bitflax.data.corpus import CorpusBatches
 from bitflax.data.text import Tokenizer
 from bitflax.distillation import projection, weighting
-from bitflax.lesson import Model
 from bitflax.model.apply import bert
 from bitflax.quantization.rules import quantize
 from bitflax.recipe.recipe import Stage
-from bitflax.runfolder import RunFolder
+from bitflax.runs.experiment import Model
+from bitflax.runs.folder import RunFolder
 from bitflax.training import hosts, parallel
 from bitflax.types import BertConfig, Mean, Params
 
 
 @dataclasses.dataclass
 class General:
-    """A corpus as its stage sees it; in place of a ``bitflax.lesson.Lesson``.
+    """A corpus as its stage sees it; in place of a ``bitflax.runs.experiment.Lesson``.
 
     The score is the loss on pieces of the corpus that training does not see: the lower
     the better.

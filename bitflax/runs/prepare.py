@@ -8,19 +8,20 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from bitflax import checks, storage
+from bitflax import storage
 from bitflax.data import batches, metrics, tasks
 from bitflax.data.augmentation import augment
 from bitflax.data.examples import Examples, Task, digest, label_places
 from bitflax.data.text import Tokenizer
 from bitflax.distillation import vocabulary
 from bitflax.errors import ConfigError
-from bitflax.lesson import Lesson, Model
 from bitflax.model import apply, pretrained
 from bitflax.recipe.recipe import Recipe
 from bitflax.recipe.schema import Data
-from bitflax.runfolder import RunFolder
-from bitflax.setting import Setting
+from bitflax.runs import checks
+from bitflax.runs.experiment import Lesson, Model
+from bitflax.runs.folder import RunFolder
+from bitflax.runs.setting import Setting
 from bitflax.training import evaluation, parallel
 from bitflax.types import BertConfig, Params
 

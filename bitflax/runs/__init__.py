@@ -1,0 +1,1 @@
+"""A recipe's run, stage after stage, in its folder."""
