@@ -16,10 +16,9 @@ import traceback
 from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn
 
-from bitflax import commands
+from bitflax import commands, errors
 from bitflax.errors import BitflaxError, InputMissing, StorageError, UsageError
 from bitflax.inference import engines, exporting
-from bitflax.recipe import overrides
 from bitflax.training import hosts
 
 _COMMANDS = ("ls", "show", "run", "eval", "predict", "inspect", "verify", "export")
@@ -50,10 +49,10 @@ class _Parser(argparse.ArgumentParser):
         option = re.search(r"unrecognized arguments: (--[\w-]+)", message)
         if choice:
             message = f"no such command: {choice[1]}"
-            fix = overrides.nearest(choice[1], _COMMANDS, "commands")
+            fix = errors.nearest(choice[1], _COMMANDS, "commands")
         elif option:
             message = f"no such option: {option[1]}"
-            fix = overrides.nearest(option[1], _OPTIONS, "options")
+            fix = errors.nearest(option[1], _OPTIONS, "options")
         raise UsageError(self.prog, message, fix=fix)
 
 
@@ -157,7 +156,9 @@ def _add_export(parser: _Parser) -> None:
     parser.add_argument("model", metavar="DIR|FILE", help=_MODEL)
     form = "a file for ONNX Runtime (8-bit products, 2-bit or float32 weights), or a "
     form += "folder for transformers (hf: float32, with a model card)"
-    parser.add_argument("--format", required=True, choices=exporting.KINDS, help=form)
+    parser.add_argument(
+        "--format", required=True, choices=exporting.EXPORT_FORMATS, help=form
+    )
     out = "the file or folder to write; by default beside the model"
     parser.add_argument("--out", metavar="PATH", help=out)
 
@@ -212,9 +213,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BaseException as error:
         if "--debug" in argv and not isinstance(error, SystemExit | BrokenPipeError):
             traceback.print_exc()
-        error = hosts.lost(error) or error
+        error = hosts.lost_host(error) or error
         status = _status(error)
-        hosts.leave(error, status)
+        hosts.leave_run(error, status)
         return status
     return 0
 

@@ -4,15 +4,21 @@ What costs seconds to import is imported by the command that needs it.
 """
 
 import inspect
+import itertools
 import sys
 from argparse import Namespace
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from bitflax import answering, progressbar
+from bitflax import errors, progress
 from bitflax.data import tasks
-from bitflax.errors import ConfigError, DamagedFile, InputMissing
-from bitflax.recipe import describe, loading, overrides, recipe
+from bitflax.errors import ConfigError, DamagedFile, DataError, InputMissing
+from bitflax.inference.stored_model import Verified
+from bitflax.packed import safetensors_file
+from bitflax.packed.sizes import SizeRow
+from bitflax.progress import throughput
+from bitflax.recipe import describe, loading, schema
 from bitflax.training import compile_cache, hosts
 
 
@@ -20,9 +26,9 @@ def ls_command(args: Namespace) -> None:
     """Print the recipes and the named tasks."""
     files = loading.recipe_files()
     print("recipes")
-    _print_pairs((name, loading.summary(path)) for name, path in files.items())
+    _print_pairs((name, loading.recipe_summary(path)) for name, path in files.items())
     print("\ntasks")
-    _print_pairs((name, tasks.describe(name)) for name in tasks.task_names())
+    _print_pairs((name, tasks.describe_task(name)) for name in tasks.task_names())
     print("\nor a path: a recipe's .py, a task's .tsv, .csv or .jsonl")
 
 
@@ -40,7 +46,7 @@ def show_command(args: Namespace) -> None:
     if made.data is not None:
         _check_task(made.data.task)
     config, where = describe.teacher_config(made)
-    text = describe.describe(made, config)
+    text = describe.describe_recipe(made, config)
     print(f"{file.path}\n\n{file.doc}\n\ndials (--set NAME=VALUE)")
     _print_pairs((name, _dial(default)) for name, (_, default) in file.dials.items())
     print(f"\n{text}")
@@ -52,7 +58,7 @@ def _check_task(name: str) -> None:
     """Refuse a name that is no task's; a file may lie on another machine."""
     names = tasks.task_names()
     if name not in names and not Path(name).suffix and not Path(name).exists():
-        fix = overrides.nearest(name, names, "tasks")
+        fix = errors.nearest(name, names, "tasks")
         raise ConfigError("Data.task", f"no task {name!r}", fix=fix)
 
 
@@ -68,7 +74,7 @@ def run_command(args: Namespace) -> None:
     """Run a recipe, or go on with it."""
     file = loading.read_recipe(args.recipe)
     made = file.build(args.settings)
-    recipe.check_until(made, args.until)
+    schema.check_until(made, args.until)
     # A mistyped command is told at once, and not when the other processes have come.
     hosts.initialize(args.coordinator, args.processes, args.process)
     from bitflax.runs.stages import run
@@ -82,7 +88,7 @@ def run_command(args: Namespace) -> None:
     )
 
 
-@compile_cache.kept_for_user()
+@compile_cache.compiled_for_user()
 def eval_command(args: Namespace) -> None:
     """Print a model's scores on a task's dev examples; of an own file, on all."""
     from bitflax.inference.predictor import load
@@ -104,7 +110,7 @@ def eval_command(args: Namespace) -> None:
     )
     for note in task.notes:
         print(f"note: {note}", file=sys.stderr)
-    with progressbar.throughput(len(task.dev), "eval") as done:
+    with progress.throughput(len(task.dev), "eval") as done:
         scores = predictor.score(task, done=done)
     for name, value in scores.items():
         print(f"{name}\t{value:.4f}")
@@ -145,12 +151,12 @@ def augment_command(args: Namespace) -> None:
     print(f"{args.out}\t{rows} rows of {len(task.train)} examples")
 
 
-@compile_cache.kept_for_user()
+@compile_cache.compiled_for_user()
 def predict_command(args: Namespace) -> None:
     """Print label, probability and text, a line each."""
     from bitflax.inference.predictor import load
 
-    answering.answer(load(args.model, args.engine), args.texts)
+    _print_predictions(load(args.model, args.engine), args.texts)
 
 
 def export_command(args: Namespace) -> None:
@@ -165,7 +171,7 @@ def export_command(args: Namespace) -> None:
 def inspect_command(args: Namespace) -> None:
     """Print every tensor's bits and bytes."""
     from bitflax.model import hf_weights
-    from bitflax.packed import tensors
+    from bitflax.packed import sizes
     from bitflax.packed.file import size_report
 
     path = Path(args.model)
@@ -177,13 +183,15 @@ def inspect_command(args: Namespace) -> None:
     else:
         own = named and file.suffix != ".json"  # an index stands for its folder
         state = (
-            hf_weights.read_file(file) if own else hf_weights.read_state(file.parent)[0]
+            hf_weights.read_weights(file)
+            if own
+            else hf_weights.read_state(file.parent)[0]
         )
         rows = [
-            tensors.SizeRow(name, 8 * array.dtype.itemsize, array.size, array.nbytes)
+            sizes.SizeRow(name, 8 * array.dtype.itemsize, array.size, array.nbytes)
             for name, array in state.items()
         ]
-    print(tensors.size_table(rows))
+    print(sizes.size_table(rows))
 
 
 def _is_packed(file: Path) -> bool:
@@ -200,9 +208,9 @@ def _is_packed(file: Path) -> bool:
 
 def verify_command(args: Namespace) -> None:
     """Read all of a packed file strictly, and print what it is."""
-    from bitflax.inference import verifying
+    from bitflax.inference import stored_model
 
-    print(verifying.report(verifying.verify(args.model, args.sha256)))
+    print(_verified(stored_model.verify(args.model, args.sha256)))
 
 
 def _weights(path: Path) -> Path:
@@ -217,3 +225,119 @@ def _weights(path: Path) -> Path:
     stages = sorted(path.glob("*-*/params"))
     fix = f"finish the run, or give {stages[-1]}" if stages else "give a run's folder"
     raise InputMissing(path, "no packed model.safetensors in it", fix=fix)
+
+
+PIECE = 1024
+"""Texts that are answered at once; a pipe of any length is answered as it comes."""
+
+
+def _print_predictions(predictor: Any, texts: Sequence[str]) -> None:
+    """Print label, probability and text of every text, a line each.
+
+    Of many texts, stderr says how far they are and how many a second there were.
+
+    Args:
+      predictor: a ``bitflax.Predictor``.
+      texts: a text each, or a pair with a tab between; none: the lines of stdin.
+
+    Raises:
+      DataError: a line is no text, or no pair as the first is; names its number.
+    """
+    place, lines, total = "TEXT", enumerate(texts, 1), len(texts)
+    if not texts:
+        place, lines, total = "stdin", _stdin(), _lines_left()
+    with throughput(total, "predict", shown=not sys.stdout.isatty()) as done:
+        width = 0
+        while piece := list(itertools.islice(lines, PIECE)):
+            width = width or piece[0][1].count("\t") + 1
+            asked = [_line_text(f"{place}:{n}", line, width) for n, line in piece]
+            for label, probability, text in predictor.predict(asked):
+                _print(label, probability, text)
+            sys.stdout.flush()
+            done(len(asked))
+
+
+def _lines_left() -> int | None:
+    """Return how many lines stdin has; None where it is no file."""
+    stdin, count, last = sys.stdin.buffer, 0, b"\n"
+    try:
+        start = stdin.tell()
+        while block := stdin.read(1 << 20):
+            count, last = count + block.count(b"\n"), block[-1:]
+        stdin.seek(start)
+    except OSError:  # a pipe or a terminal
+        return None
+    return count + (last != b"\n")
+
+
+def _line_text(place: str, line: str, width: int) -> str | tuple[str, ...]:
+    parts = line.split("\t")
+    if len(parts) == width <= 2:
+        return line if width == 1 else tuple(parts)
+    found = len(parts)
+    if width > 2:
+        problem = f"expected a text or a pair, found {found} fields"
+    else:
+        problem = f"expected {'a text' if width == 1 else 'a pair'} as in the first"
+        problem += f" line, found {found} field{'' if found == 1 else 's'}"
+    raise DataError(place, problem, fix="a tab parts the two texts of a pair")
+
+
+def _print(label: str | float, probability: float, text: Any) -> None:
+    shown = text if isinstance(text, str) else "\t".join(text)
+    if isinstance(label, float):
+        print(f"{label:.4f}\t-\t{shown}")
+    else:
+        print(f"{label}\t{probability:.4f}\t{shown}")
+
+
+def _stdin() -> Iterator[tuple[int, str]]:
+    if sys.stdin.isatty():
+        print("one text a line; Ctrl-D ends", file=sys.stderr)
+    for number, raw in enumerate(sys.stdin.buffer, 1):
+        try:
+            yield number, raw.decode("utf-8").rstrip("\r\n")
+        except UnicodeDecodeError as error:
+            problem, fix = f"not UTF-8 ({error.reason})", "convert it to UTF-8"
+            raise DataError(f"stdin:{number}", problem, fix=fix) from error
+
+
+def _verified(found: Verified) -> str:
+    """Return what a verified file is, a fact a line."""
+    config, rows = found.model.config, found.rows
+    size = sum(row.bytes for row in rows)
+    shape = f"{config.num_hidden_layers} layers of {config.hidden_size}, "
+    shape += f"{config.num_attention_heads} heads, {config.intermediate_size} inside, "
+    shape += f"{config.max_position_embeddings} positions"
+    says = "a number" if config.regression else f"{config.num_labels} labels"
+    facts = {
+        "file": safetensors_file.shown(str(found.path)),
+        "format": f"bitflax-packed, version {found.version}",
+        "bytes": f"{size:,}",
+        "sha256": found.sha256,
+        "shape": f"{shape}, {config.vocab_size:,} words; {says}",
+        "tokenizer": "none" if found.tokens is None else f"{found.tokens:,} tokens",
+        "activations": _activations(found.model.act),
+        **_by_bits(rows),
+    }
+    width = max(map(len, facts))
+    return "\n".join([*(f"{k:<{width}}  {v}" for k, v in facts.items()), "ok"])
+
+
+def _activations(act: Any) -> str:
+    if act is None:
+        return "not quantised"
+    quantizers = dict.fromkeys(q for _, q in act) if isinstance(act, tuple) else [act]
+    return "; ".join(map(repr, quantizers))
+
+
+def _by_bits(rows: list[SizeRow]) -> dict[str, str]:
+    """Return how many weights have how many bits, and what they take."""
+    weights = [row for row in rows if row.name not in ("header", "tokenizer")]
+    shares = {}
+    for bits in sorted({row.bits for row in weights}):
+        of = [row for row in weights if row.bits == bits]
+        values, size = sum(row.values for row in of), sum(row.bytes for row in of)
+        named = f"{bits:g} bit{'' if bits == 1 else 's'}"
+        shares[named] = f"{values:,} weights in {size:,} bytes"
+    return shares

@@ -6,6 +6,9 @@ The command line prints one as two lines and exits with its status::
     fix: put a tab between text and label
 """
 
+import difflib
+from collections.abc import Iterable
+
 
 class BitflaxError(Exception):
     """An error that a person can mend; the base of all of them.
@@ -84,3 +87,20 @@ class Diverged(BitflaxError, ArithmeticError):
     """Training left the real numbers."""
 
     status = 79
+
+
+def nearest(name: str, names: Iterable[str], what: str = "names") -> str:
+    """Return the mend of a mistyped name: the nearest right one, or all of them.
+
+    >>> nearest("lrr", ["lr", "warmup"])
+    "did you mean 'lr'?"
+    >>> nearest("x", ["lr", "warmup"], "fields")
+    'the fields are: lr, warmup'
+    """
+    names = list(names)
+    close = difflib.get_close_matches(name.lower(), names, n=1, cutoff=0.5)
+    if close:
+        return f"did you mean {close[0]!r}?"
+    if not names:
+        return f"there are no {what}"
+    return f"the {what} are: {', '.join(names[:20])}"

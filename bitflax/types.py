@@ -1,7 +1,7 @@
 """The data that every part of bitflax hands to every other part."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -208,3 +208,33 @@ LossFn = Callable[..., Any]
 """A loss; in a recipe's run ``batch["input_ids"]`` number the words that the task uses.
 ``(student: Outputs, teacher: Outputs | None, batch: Batch) -> Mean``, or, as
 ``bitflax.weighted`` makes it, ``-> dict[str, Mean]``."""
+
+
+class Model(NamedTuple):
+    """A configuration and its parameters."""
+
+    config: BertConfig
+    params: Params
+
+
+def label_places(names: Sequence[str], among: Sequence[str]) -> list[int] | None:
+    """Return where each label name stands among others; None: they are not the same.
+
+    Equal names go together. Where not all have an equal, case does not count, unless
+    two names of one side differ by nothing else: they are two classes.
+
+    >>> label_places(("no", "yes"), ("Yes", "No"))
+    [1, 0]
+    >>> label_places(("polish", "Polish"), ("Polish", "polish"))
+    [1, 0]
+    >>> label_places(("polish", "Polish"), ("POLISH", "polish")) is None
+    True
+    """
+    places = {name: i for i, name in enumerate(among)}
+    if sorted(names) == sorted(among):
+        return [places[name] for name in names]
+    folded = {name.casefold(): i for name, i in places.items()}
+    mine = [name.casefold() for name in names]
+    if len(folded) == len(among) and sorted(mine) == sorted(folded):
+        return [folded[name] for name in mine]
+    return None

@@ -12,7 +12,7 @@ import bitflax as bf
 from bitflax import cli
 from bitflax.inference import predictor
 from bitflax.model import pretrained
-from bitflax.packed import saving
+from bitflax.packed import file, packing
 
 
 class Echo:
@@ -152,8 +152,8 @@ def params():
 def packed(params, tmp_path_factory):
     """A run's folder with a packed file in it."""
     folder = tmp_path_factory.mktemp("run")
-    tree = saving.pack(params, bf.xtc_1bit())
-    saving.save_packed(folder / "model.safetensors", CONFIG, tree)
+    tree = packing.pack(params, bf.xtc_1bit())
+    file.save_packed(folder / "model.safetensors", CONFIG, tree)
     return folder
 
 

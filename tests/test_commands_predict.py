@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from bitflax import answering
+from bitflax import commands
 from bitflax.errors import DataError
 from bitflax.inference import predictor
 
@@ -26,7 +26,7 @@ def stdin(monkeypatch, data: bytes) -> None:
 
 
 def test_few_texts_are_answered_without_a_word_more(capsys):
-    answering.answer(Echo(), ["a", "b"])
+    commands._print_predictions(Echo(), ["a", "b"])
     said = capsys.readouterr()
     assert said.out == "L\t0.5000\ta\nL\t0.5000\tb\n"
     assert said.err == ""
@@ -35,7 +35,7 @@ def test_few_texts_are_answered_without_a_word_more(capsys):
 @pytest.mark.parametrize("end", [b"", b"\n"])
 def test_many_lines_are_counted_before_and_timed_after(capsys, monkeypatch, end):
     stdin(monkeypatch, b"\n".join([b"x"] * 2500) + end)
-    answering.answer(Echo(), [])
+    commands._print_predictions(Echo(), [])
     said = capsys.readouterr()
     assert said.out.count("\n") == 2500
     bar, last = said.err.splitlines()
@@ -47,7 +47,7 @@ def test_many_lines_are_counted_before_and_timed_after(capsys, monkeypatch, end)
 def test_what_stdin_has_given_before_is_not_counted(monkeypatch):
     stdin(monkeypatch, b"a\nb\nc\n")
     sys.stdin.buffer.readline()
-    assert answering._lines_left() == 2
+    assert commands._lines_left() == 2
     assert sys.stdin.buffer.readline() == b"b\n"
 
 
@@ -57,8 +57,8 @@ def test_a_pipe_is_not_counted(capsys, monkeypatch):
         file.write(b"x\n" * 1200)
     with os.fdopen(read, "r") as file:
         monkeypatch.setattr(sys, "stdin", file)
-        assert answering._lines_left() is None
-        answering.answer(Echo(), [])
+        assert commands._lines_left() is None
+        commands._print_predictions(Echo(), [])
     (last,) = capsys.readouterr().err.splitlines()
     assert last.startswith("predict: 1,200 texts in ")
 
@@ -66,7 +66,7 @@ def test_a_pipe_is_not_counted(capsys, monkeypatch):
 def test_on_a_terminal_the_answers_are_the_progress(capsys, monkeypatch):
     out = Terminal()
     monkeypatch.setattr(sys, "stdout", out)
-    answering.answer(Echo(), ["x"] * 1200)
+    commands._print_predictions(Echo(), ["x"] * 1200)
     (last,) = capsys.readouterr().err.splitlines()
     assert last.startswith("predict: 1,200 texts in ")
     assert out.getvalue().count("\n") == 1200
@@ -74,4 +74,4 @@ def test_on_a_terminal_the_answers_are_the_progress(capsys, monkeypatch):
 
 def test_a_text_of_another_width_is_named():
     with pytest.raises(DataError, match="TEXT:2: expected a text as in the first line"):
-        answering.answer(Echo(), ["a", "b\tc"])
+        commands._print_predictions(Echo(), ["a", "b\tc"])

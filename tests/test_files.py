@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from bitflax import storage
+from bitflax import files
 from bitflax.errors import ConfigError, DamagedFile, StorageError
 
 
@@ -25,7 +25,7 @@ from bitflax.errors import ConfigError, DamagedFile, StorageError
 def test_a_refusing_disk_is_a_storage_error(raised, words):
     with (
         pytest.raises(StorageError) as caught,
-        storage.disk("runs/a", also=(ValueError,)),
+        files.disk("runs/a", also=(ValueError,)),
     ):
         raise raised
     assert caught.value.place == "runs/a"
@@ -34,42 +34,42 @@ def test_a_refusing_disk_is_a_storage_error(raised, words):
 
 
 def test_other_errors_pass_through():
-    with pytest.raises(ValueError, match="mine"), storage.disk("a"):
+    with pytest.raises(ValueError, match="mine"), files.disk("a"):
         raise ValueError("mine")
     # A BitflaxError may be an OSError or ValueError, too; it already says more.
     with (
         pytest.raises(ConfigError, match="b: c"),
-        storage.disk("a", also=(ValueError,)),
+        files.disk("a", also=(ValueError,)),
     ):
         raise ConfigError("b", "c", fix="d")
 
 
 def test_write_text_replaces_at_once_and_leaves_no_draft(tmp_path):
     path = tmp_path / "a.json"
-    storage.write_text(path, "old")
-    storage.write_text(path, "new \N{GREEK SMALL LETTER ALPHA}")
+    files.write_text(path, "old")
+    files.write_text(path, "new \N{GREEK SMALL LETTER ALPHA}")
     assert path.read_text(encoding="utf-8") == "new \N{GREEK SMALL LETTER ALPHA}"
     assert os.listdir(tmp_path) == ["a.json"]
 
 
 def test_write_text_that_fails_keeps_the_old_text(tmp_path, monkeypatch):
     path = tmp_path / "a.json"
-    storage.write_text(path, "old")
+    files.write_text(path, "old")
 
     def full(*_):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "replace", full)
     with pytest.raises(StorageError, match="No space left"):
-        storage.write_text(path, "new")
+        files.write_text(path, "new")
     assert path.read_text() == "old"
     assert os.listdir(tmp_path) == ["a.json"]
 
 
 def test_need_counts_the_disk_of_a_folder_not_made_yet(tmp_path):
-    storage.need(tmp_path / "not" / "yet", 1)
+    files.need_space(tmp_path / "not" / "yet", 1)
     with pytest.raises(StorageError, match=r"1,000,000,000,000 MB are needed"):
-        storage.need(tmp_path / "not" / "yet", 10**18)
+        files.need_space(tmp_path / "not" / "yet", 10**18)
 
 
 @pytest.fixture
@@ -77,12 +77,12 @@ def folder(tmp_path):
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "x").write_bytes(b"abc")
     (tmp_path / "y").write_bytes(b"")
-    storage.write_manifest(tmp_path, {"step": 3})
+    files.write_manifest(tmp_path, {"step": 3})
     return tmp_path
 
 
 def test_a_manifest_lists_every_file(folder):
-    manifest = storage.read_manifest(folder)
+    manifest = files.read_manifest(folder)
     assert manifest["step"] == 3
     assert manifest["files"] == {
         # FIPS 180-2's example, and the hash of nothing.
@@ -95,28 +95,28 @@ def test_a_manifest_lists_every_file(folder):
             "sha256": "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855",
         },
     }
-    storage.check_manifest(folder)
+    files.check_manifest(folder)
 
 
 @pytest.mark.parametrize("text", ["", "[]", "3", '{"files": {}}', "{", "\xff"])
 def test_a_manifest_that_is_none(folder, text):
-    (folder / storage.MANIFEST).write_text(text, encoding="latin-1")
+    (folder / files.MANIFEST).write_text(text, encoding="latin-1")
     with pytest.raises(DamagedFile) as caught:
-        storage.read_manifest(folder)
-    assert caught.value.place == str(folder / storage.MANIFEST)
+        files.read_manifest(folder)
+    assert caught.value.place == str(folder / files.MANIFEST)
 
 
 def test_a_manifest_with_any_bit_flipped(folder):
-    path = folder / storage.MANIFEST
+    path = folder / files.MANIFEST
     data = path.read_bytes()
-    written = storage.read_manifest(folder)
+    written = files.read_manifest(folder)
     noticed = 0
     for place in range(len(data)):
         broken = bytearray(data)
         broken[place] ^= 1 << place % 7
         path.write_bytes(broken)
         try:
-            same = storage.read_manifest(folder) == written
+            same = files.read_manifest(folder) == written
         except DamagedFile:
             noticed += 1
         else:
@@ -131,9 +131,9 @@ def test_only_numbered_folders_are_finished_or_removed(tmp_path):
         (tmp_path / name).mkdir()
     (tmp_path / "4").write_text("a file")
     for name in ("1", "notes"):
-        storage.write_manifest(tmp_path / name, {})
-    assert storage.finished(tmp_path) == {1}
-    storage.remove_unfinished(tmp_path)
+        files.write_manifest(tmp_path / name, {})
+    assert files.finished(tmp_path) == {1}
+    files.remove_unfinished(tmp_path)
     assert sorted(os.listdir(tmp_path)) == ["1", "4", "notes"]
-    assert storage.finished(tmp_path / "none") == set()
-    storage.remove_unfinished(tmp_path / "none")
+    assert files.finished(tmp_path / "none") == set()
+    files.remove_unfinished(tmp_path / "none")

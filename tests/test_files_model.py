@@ -8,13 +8,14 @@ import pathlib
 
 import pytest
 
-from bitflax import hffolder
+from bitflax import files as files
 from bitflax.errors import ConfigError, DamagedFile, OutputError, StorageError
+from bitflax.model import pretrained
 
 
 def test_a_new_folder_appears_with_its_parents(tmp_path):
     folder = tmp_path / "a" / "b"
-    with hffolder.replacing(folder) as new:
+    with files.replacing_folder(folder) as new:
         (new / "config.json").write_text("{}")
         assert not folder.exists()
     assert [path.name for path in folder.iterdir()] == ["config.json"]
@@ -25,7 +26,7 @@ def test_an_earlier_model_is_replaced_whole(tmp_path):
     folder = tmp_path / "model"
     folder.mkdir()
     (folder / "vocab.txt").write_text("old")
-    with hffolder.replacing(folder) as new:
+    with files.replacing_folder(folder) as new:
         (new / "config.json").write_text("{}")
         assert (folder / "vocab.txt").exists()
     assert [path.name for path in folder.iterdir()] == ["config.json"]
@@ -47,7 +48,7 @@ def test_a_failure_leaves_what_was_there(tmp_path, failure, error):
     (folder / "config.json").write_text("old")
 
     def write():
-        with hffolder.replacing(folder) as new:
+        with files.replacing_folder(folder) as new:
             (new / "config.json").write_text("new")
             raise failure
 
@@ -71,7 +72,7 @@ def test_a_failure_between_the_renames_leaves_what_was_there(
     folder.mkdir()
     (folder / "config.json").write_text("old")
     _fail_renames(monkeypatch, {2: failure})
-    with pytest.raises(error), hffolder.replacing(folder) as new:
+    with pytest.raises(error), files.replacing_folder(folder) as new:
         (new / "config.json").write_text("new")
     assert (folder / "config.json").read_text() == "old"
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
@@ -87,7 +88,7 @@ def test_an_earlier_model_that_cannot_come_back_is_kept_and_named(
     _fail_renames(monkeypatch, {2: broken, 3: broken})
     with (
         pytest.raises(StorageError, match="Input/output error") as caught,
-        hffolder.replacing(folder) as new,
+        files.replacing_folder(folder) as new,
     ):
         (new / "config.json").write_text("new")
     (kept,) = tmp_path.iterdir()
@@ -111,11 +112,11 @@ def _fail_renames(monkeypatch, failures):
 def test_a_file_or_a_foreign_folder_is_left_alone(tmp_path):
     (tmp_path / "file").write_text("mine")
     for folder, problem in ((tmp_path / "file", "directory"), (tmp_path, "file")):
-        with pytest.raises(OutputError, match=problem), hffolder.replacing(folder):
+        with pytest.raises(OutputError, match=problem), files.replacing_folder(folder):
             pytest.fail("the body ran")
     with (
         pytest.raises(OutputError, match="directory"),
-        hffolder.replacing(tmp_path / "file" / "model"),
+        files.replacing_folder(tmp_path / "file" / "model"),
     ):
         pytest.fail("the body ran")
     assert os.listdir(tmp_path) == ["file"]
@@ -129,7 +130,7 @@ def whole(**normalizer):
 
 def test_the_tokenizers_files_say_what_its_json_says():
     text = whole(lowercase=False, strip_accents=False, handle_chinese_chars=False)
-    files = hffolder.tokenizer_files(text, 64)
+    files = pretrained.tokenizer_files(text, 64)
     assert files["tokenizer.json"] == text
     assert files["vocab.txt"] == "[PAD]\nb\n##c\n"
     settings = json.loads(files["tokenizer_config.json"])
@@ -138,7 +139,7 @@ def test_the_tokenizers_files_say_what_its_json_says():
     assert settings["tokenize_chinese_chars"] is False
     assert settings["model_max_length"] == 64
     assert settings["tokenizer_class"] == "BertTokenizer"
-    assert files.keys() <= hffolder.WRITTEN
+    assert files.keys() <= files.MODEL_FILES
 
 
 @pytest.mark.parametrize(
@@ -146,10 +147,10 @@ def test_the_tokenizers_files_say_what_its_json_says():
 )
 def test_what_is_no_word_piece_tokenizer_is_refused(text):
     with pytest.raises(DamagedFile, match="not a WordPiece"):
-        hffolder.tokenizer_files(text, 64)
+        pretrained.tokenizer_files(text, 64)
 
 
 def test_a_place_that_cannot_be_written_is_found_before_any_work(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path)
     with pytest.raises(OutputError, match=f"{tmp_path} cannot be written"):
-        hffolder.check(tmp_path / "new" / "model")
+        files.check_model_folder(tmp_path / "new" / "model")

@@ -13,15 +13,15 @@ import textwrap
 import jax.numpy as jnp
 import pytest
 
-from bitflax import progressbar
-from bitflax.progressbar import Progress
+from bitflax import progress
+from bitflax.progress import Progress
 
 
 @pytest.fixture
 def now(monkeypatch):
     """A clock that the test turns: ``now[0]`` is the time."""
     time = [100.0]
-    monkeypatch.setattr(progressbar.time, "monotonic", lambda: time[0])
+    monkeypatch.setattr(progress.time, "monotonic", lambda: time[0])
     return time
 
 
@@ -147,13 +147,13 @@ def test_without_tqdm_a_terminal_gets_lines():
 
 @pytest.mark.parametrize("count", [0, 1, 1000])
 def test_a_few_texts_are_not_worth_a_word(capsys, count):
-    with progressbar.throughput(count, "eval") as done:
+    with progress.throughput(count, "eval") as done:
         done(count)
     assert capsys.readouterr().err == ""
 
 
 def test_many_texts_are_shown_and_timed(capsys, now):
-    with progressbar.throughput(3000, "eval") as done:
+    with progress.throughput(3000, "eval") as done:
         for _ in range(3):
             now[0] += 20
             done(1000)
@@ -168,7 +168,7 @@ def test_many_texts_are_shown_and_timed(capsys, now):
 
 @pytest.mark.parametrize(("total", "shown"), [(None, True), (3000, False)])
 def test_the_way_there_may_be_hidden(capsys, now, total, shown):
-    with progressbar.throughput(total, "eval", shown=shown) as done:
+    with progress.throughput(total, "eval", shown=shown) as done:
         now[0] += 30
         done(3000)
     assert capsys.readouterr().err == "eval: 3,000 texts in 30.0 s, 100 a second\n"

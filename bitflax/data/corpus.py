@@ -7,19 +7,135 @@ in an order that seed, epoch and window choose. So memory holds two windows, how
 large the corpus.
 """
 
+import dataclasses
 import hashlib
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from jaxtyping import Int32
 
-from bitflax.data import corpus_tfds, icd10, passages, pieces
+from bitflax.data import icd10, passages, tfds
 from bitflax.data.batches import Part, rows_of
-from bitflax.data.piececounts import PieceCounts
-from bitflax.data.pieces import Pieces
 from bitflax.data.text import Tokenizer
 from bitflax.errors import ConfigError, DataError
+from bitflax.files import disk, write_text
+
+
+@dataclasses.dataclass(frozen=True)
+class Pieces:
+    """Token ids int32 [pieces, length], and how many of each are no padding."""
+
+    ids: Int32[np.ndarray, "pieces length"]
+    lengths: Int32[np.ndarray, "pieces"]
+
+    def __len__(self) -> int:
+        """Return the number of pieces."""
+        return len(self.ids)
+
+    def take(self, rows: np.ndarray) -> "Pieces":
+        """Return some of the pieces."""
+        return Pieces(self.ids[rows], self.lengths[rows])
+
+    def batch(self, rows: int, pad: int) -> dict[str, np.ndarray]:
+        """Return the pieces as a batch; rows that there are none for get weight 0."""
+        lack, length = rows - len(self), self.ids.shape[1]
+        lengths = np.pad(self.lengths, (0, lack))
+        mask = np.arange(length) < lengths[:, None]
+        return {
+            "input_ids": np.pad(self.ids, ((0, lack), (0, 0)), constant_values=pad),
+            "attention_mask": mask.astype(np.int32),
+            "token_type_ids": np.zeros((rows, length), np.int32),
+            "weight": (lengths > 0).astype(np.float32),
+        }
+
+
+def cut_pieces(
+    ids: Int32[np.ndarray, "tokens"], length: int, cls: int, pad: int
+) -> Pieces:
+    """Cut a row of ids into pieces ``[CLS] ... [SEP]`` of ``length`` tokens.
+
+    Args:
+      ids: of passages, [SEP] after each: the last id is [SEP].
+      length: of a piece; the last one is padded to it.
+      cls: the id of [CLS].
+      pad: the id of [PAD].
+
+    >>> cut_pieces(np.array([5, 6, 2, 7, 2], np.int32), 5, cls=1, pad=0)
+    Pieces(ids=array([[1, 5, 6, 2, 2],
+           [1, 7, 2, 0, 0]], dtype=int32), lengths=array([5, 3], dtype=int32))
+    """
+    room, ids, sep = length - 2, ids[:-1], ids[-1:]
+    count = -(-len(ids) // room)
+    body = np.full(count * room, pad, np.int32)
+    body[: len(ids)] = ids
+    out = np.full((count, length), pad, np.int32)
+    out[:, 0], out[:, 1:-1] = cls, body.reshape(count, room)
+    lengths = np.full(count, length, np.int32)
+    lengths[-1:] -= count * room - len(ids)
+    out[np.arange(count), lengths - 1] = sep
+    return Pieces(out, lengths)
+
+
+def joined(parts: Sequence[Pieces]) -> Pieces:
+    """Return the pieces of all parts, one part after the other."""
+    return Pieces(
+        np.concatenate([part.ids for part in parts]),
+        np.concatenate([part.lengths for part in parts]),
+    )
+
+
+class PieceCounts:
+    """How many pieces each window has, -1 where it is not known yet; kept in a file."""
+
+    def __init__(self, source: passages.Source, about: str, cache: str | Path | None):
+        self.pieces = np.full(source.windows, -1, np.int64)
+        self._stamp, self._file = source.stamp, None
+        kept: Mapping[str, Any] = {}
+        if cache is not None:
+            self._file = Path(cache) / f"corpus-{passages.sha256(about)[:24]}.json"
+            kept = _kept(self._file)
+        # What was read before, and has not been touched, is not read again.
+        fresh = kept.get("stamp") != self._stamp
+        self.sha256: str = source.check() if fresh else kept["sha256"]
+        if kept and kept["sha256"] != self.sha256:
+            raise DataError(
+                source.name,
+                "the text is not what it was when this run began (SHA-256 differs)",
+                fix="put the old text back, or begin another run with another --out",
+            )
+        if kept:
+            self.pieces[:] = kept["pieces"]
+        if fresh:
+            self._keep()
+
+    def learn(self, window: int, pieces: int) -> None:
+        """Remember how many pieces a window has."""
+        if self.pieces[window] != pieces:
+            self.pieces[window] = pieces
+            self._keep()
+
+    def _keep(self) -> None:
+        if self._file is not None:
+            kept = {"stamp": self._stamp, "sha256": self.sha256}
+            text = json.dumps({**kept, "pieces": self.pieces.tolist()})
+            with disk(self._file):
+                self._file.parent.mkdir(parents=True, exist_ok=True)
+            write_text(self._file, text)
+
+
+def _kept(file: Path) -> Mapping[str, Any]:
+    """Return what a cache file says; nothing where it is missing or damaged."""
+    try:
+        kept = json.loads(file.read_bytes())
+        whole = {"stamp", "sha256", "pieces"} == set(kept)
+    except (OSError, ValueError, TypeError):
+        return {}
+    return kept if whole else {}
+
 
 ICD10CM = "icd10cm"
 
@@ -145,7 +261,7 @@ class CorpusBatches:
             row, left = row + len(parts[-1]), left - len(parts[-1])
             if not left:
                 self._read_ahead(epoch, place)
-        return self._batch(pieces.joined(parts), part)
+        return self._batch(joined(parts), part)
 
     def evaluation(self, part: Part = (0, 1)) -> Iterator[dict[str, np.ndarray]]:
         """Yield one to 64 batches of held-out text, or a part of each one's rows.
@@ -241,7 +357,7 @@ class CorpusBatches:
         return self._cut(np.concatenate(parts)[:most])
 
     def _cut(self, ids: np.ndarray) -> Pieces:
-        return pieces.cut(ids, self.length, self._cls, self._tokenizer.pad_id)
+        return cut_pieces(ids, self.length, self._cls, self._tokenizer.pad_id)
 
     def _nothing(self) -> DataError:
         problem = "expected words in its passages, found none"
@@ -261,7 +377,7 @@ def _source(
         return passages.Listed(name, icd10.passages())
     if files:
         return passages.TextFiles(path, window)
-    return corpus_tfds.Records(name, data_dir, window)
+    return tfds.Records(name, data_dir, window)
 
 
 def _number(passage: str) -> int:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import hashlib
-from collections.abc import Sequence
 
 import numpy as np
 
@@ -67,38 +66,15 @@ class Task:
     sha256: str = ""
 
 
-def column(values) -> np.ndarray:
+def object_column(values) -> np.ndarray:
     """Return strings as an object array [rows]; numpy's own strings are of one width.
 
-    >>> column(["a", "bc"])
+    >>> object_column(["a", "bc"])
     array(['a', 'bc'], dtype=object)
     """
     array = np.empty(len(values), dtype=object)
     array[:] = values
     return array
-
-
-def label_places(names: Sequence[str], among: Sequence[str]) -> list[int] | None:
-    """Return where each label name stands among others; None: they are not the same.
-
-    Equal names go together. Where not all have an equal, case does not count, unless
-    two names of one side differ by nothing else: they are two classes.
-
-    >>> label_places(("no", "yes"), ("Yes", "No"))
-    [1, 0]
-    >>> label_places(("polish", "Polish"), ("Polish", "polish"))
-    [1, 0]
-    >>> label_places(("polish", "Polish"), ("POLISH", "polish")) is None
-    True
-    """
-    places = {name: i for i, name in enumerate(among)}
-    if sorted(names) == sorted(among):
-        return [places[name] for name in names]
-    folded = {name.casefold(): i for name, i in places.items()}
-    mine = [name.casefold() for name in names]
-    if len(folded) == len(among) and sorted(mine) == sorted(folded):
-        return [folded[name] for name in mine]
-    return None
 
 
 def digest(train: Examples, dev: Examples, labels: tuple[str, ...]) -> str:
@@ -134,7 +110,7 @@ def split_off(
       seed: which ones go.
       share: of the distinct texts; at least one goes and at least one stays.
     """
-    keys = column(list(zip(*examples.texts, strict=True)))
+    keys = object_column(list(zip(*examples.texts, strict=True)))
     distinct = {key: number for number, key in enumerate(dict.fromkeys(keys))}
     goes = max(1, min(len(distinct) - 1, round(share * len(distinct))))
     chosen = np.zeros(len(distinct), bool)

@@ -6,7 +6,7 @@ Source: Wang et al., GLUE, ICLR 2019; classes and columns as TFDS's ``glue`` has
 from pathlib import Path
 from typing import NamedTuple
 
-from bitflax.data import columns, tables
+from bitflax.data import tables
 from bitflax.data.examples import Examples
 from bitflax.errors import DataError, InputMissing
 
@@ -53,7 +53,7 @@ _NLI = GlueTask(
 )
 
 
-TASKS: dict[str, GlueTask] = {
+GLUE_TASKS: dict[str, GlueTask] = {
     "glue/cola": GlueTask(
         about="is the English sentence acceptable?",
         folder="CoLA",
@@ -145,7 +145,7 @@ def find_folder(name: str, data_dir: str | Path) -> Path | None:
         raise InputMissing(
             root, "there is no such folder", fix="check the path of data_dir"
         )
-    plain = TASKS[name].folder.lower().replace("-", "")
+    plain = GLUE_TASKS[name].folder.lower().replace("-", "")
     inner = [
         child
         for child in sorted(root.iterdir())
@@ -165,14 +165,14 @@ def from_folder(
       folder: it holds ``train.tsv`` and ``dev.tsv`` (MNLI: ``dev_matched.tsv``).
       faults: takes the bad rows.
     """
-    task, notes = TASKS[name], []
+    task, notes = GLUE_TASKS[name], []
     parts: list[Examples | None] = []
     for file in ("train", task.dev):
         path = folder / f"{file}.tsv"
         if file != "train" and not path.is_file():
             parts.append(None)
             continue
-        table = tables.read(
+        table = tables.read_table(
             path,
             lambda place, names: _wanted(task, place, names),
             faults,
@@ -205,10 +205,10 @@ def _wanted(task: GlueTask, place: str, names) -> tuple[str, ...]:
 
 def _examples(task: GlueTask, table: tables.Table, faults: tables.Faults) -> Examples:
     """Return a file's checked rows."""
-    texts = columns.texts(table, task.texts, faults, allow_empty=task.short_rows)
+    texts = tables.text_columns(table, task.texts, faults, allow_empty=task.short_rows)
     if task.regression:
-        return columns.examples(
-            table, texts, columns.real_labels(table, task.label, faults)
+        return tables.to_examples(
+            table, texts, tables.real_labels(table, task.label, faults)
         )
-    labels = columns.class_labels(table, task.label, task.values, faults)
-    return columns.examples(table, texts, labels)
+    labels = tables.class_labels(table, task.label, task.values, faults)
+    return tables.to_examples(table, texts, labels)

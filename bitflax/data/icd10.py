@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from bitflax.data.examples import Examples, column
+from bitflax.data.examples import Examples, object_column
 from bitflax.errors import DamagedFile, InputMissing
 
 PACKAGE = "simple_icd_10_cm"
@@ -62,7 +62,7 @@ def icd10cm() -> tuple[Examples, Examples, tuple[str, ...]]:
     numbers = sorted(titles.keys() - {SPECIAL_PURPOSES})
     parts = [
         Examples(
-            texts=(column([d.text for d in part]),),
+            texts=(object_column([d.text for d in part]),),
             labels=np.array([numbers.index(d.chapter) for d in part], np.int32),
             rows=np.array([d.row for d in part], np.int64),
         )

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from bitflax.data import columns, tables
+from bitflax.data import tables
 from bitflax.data.examples import Examples
 from bitflax.errors import DataError, InputMissing
 
@@ -36,7 +36,7 @@ class Own(NamedTuple):
     notes: tuple[str, ...]
 
 
-def load(
+def load_own(
     path: str | Path,
     *,
     dev: str | Path | None = None,
@@ -72,19 +72,21 @@ def load(
         return tuple(n for n in (*found, names[place][1]) if n is not None)
 
     files = dict.fromkeys(p for p in (path, dev) if p is not None)
-    read = [tables.read(p, choose, faults) for p in files]
+    read = [tables.read_table(p, choose, faults) for p in files]
     labelled = [(table, names[table.path][1]) for table in read]
     real, values = _kind(labelled, regression, classes)
     parts = []
     for table, column in labelled:
-        texts = columns.texts(table, names[table.path][0], faults)
+        texts = tables.text_columns(table, names[table.path][0], faults)
         parts.append(
-            columns.examples(table, texts, _labels(table, column, real, values, faults))
+            tables.to_examples(
+                table, texts, _labels(table, column, real, values, faults)
+            )
         )
     faults.check()
     notes = [_note(t.path, *names[t.path]) for t in read]
     if labelled[0][1] is not None and not real and classes is None:
-        columns.check_classes(str(labelled[0][1]), str(path), values, len(parts[0]))
+        tables.check_classes(str(labelled[0][1]), str(path), values, len(parts[0]))
     return Own(parts[0], parts[-1] if dev else None, values, real, tuple(notes))
 
 
@@ -181,8 +183,8 @@ def _kind(labelled, regression: bool | None, classes) -> tuple[bool, tuple[str, 
     values = [table.columns[column] for table, column in labelled if column is not None]
     if classes is not None or not values:
         return False, tuple(classes or ())
-    real = columns.looks_real(values[0]) if regression is None else regression
-    return real, () if real else columns.class_names(values[0])
+    real = tables.looks_real(values[0]) if regression is None else regression
+    return real, () if real else tables.class_names(values[0])
 
 
 def _labels(table, column, real: bool, values, faults) -> np.ndarray | None:
@@ -190,5 +192,5 @@ def _labels(table, column, real: bool, values, faults) -> np.ndarray | None:
     if column is None:
         return None
     if real:
-        return columns.real_labels(table, column, faults)
-    return columns.class_labels(table, column, values, faults)
+        return tables.real_labels(table, column, faults)
+    return tables.class_labels(table, column, values, faults)

@@ -30,14 +30,14 @@ def task_names() -> tuple[str, ...]:
     >>> task_names()[:3]
     ('icd10cm', 'glue/cola', 'glue/sst2')
     """
-    return (ICD10CM, *glue.TASKS)
+    return (ICD10CM, *glue.GLUE_TASKS)
 
 
-def describe(name: str) -> str:
+def describe_task(name: str) -> str:
     """Return what a named task asks, in one line."""
     if name == ICD10CM:
         return "which of 21 chapters does the diagnosis belong to? (ICD-10-CM)"
-    return glue.TASKS[name].about
+    return glue.GLUE_TASKS[name].about
 
 
 def load_task(
@@ -111,10 +111,10 @@ def _icd10cm() -> Loaded:
 
 def _glue(name: str, data_dir: str | Path | None) -> Loaded:
     """Load a GLUE task from GLUE's files if ``data_dir`` holds some, else by TFDS."""
-    task, faults = glue.TASKS[name], tables.Faults()
+    task, faults = glue.GLUE_TASKS[name], tables.Faults()
     folder = None if data_dir is None else glue.find_folder(name, data_dir)
     if folder is None:
-        train, dev, notes = tfds.load(name, data_dir)
+        train, dev, notes = tfds.load_glue(name, data_dir)
     else:
         train, dev, notes = glue.from_folder(name, folder, faults)
         faults.check()
@@ -123,7 +123,7 @@ def _glue(name: str, data_dir: str | Path | None) -> Loaded:
 
 def _own(path: str, **settings) -> Loaded:
     """Load own files; without any dev labels, agreement is what can be measured."""
-    found = own_files.load(path, **settings)
+    found = own_files.load_own(path, **settings)
     metric = "pearson_spearman" if found.regression else "accuracy"
     measured = found.train if found.dev is None else found.dev
     if measured.labels is None:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int32
 
-from bitflax import storage
+from bitflax import files
 from bitflax.errors import ConfigError, DamagedFile, InputMissing, StorageError
 
 CHUNK = 1 << 15
@@ -280,7 +280,7 @@ def _write(file: Path, tokens: Tokens) -> None:
     """Write a result so that no one ever reads half of it."""
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        with storage.atomic(file) as stream:
+        with files.atomic(file) as stream:
             np.savez(stream, ids=tokens.ids, types=tokens.types, offsets=tokens.offsets)
     except OSError as error:
         problem = f"cannot be written: {error.strerror}"

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from bitflax.model import leaves
 from bitflax.types import ApplyFn, Batch, Outputs, Params
 
-NAME = "projection"
+PROJECTION = "projection"
 
 
 def projected(apply: ApplyFn, always: bool = False) -> ApplyFn:
@@ -37,11 +37,11 @@ def projected(apply: ApplyFn, always: bool = False) -> ApplyFn:
     """
 
     def call(params: Params, batch: Batch, rng: jax.Array | None = None) -> Outputs:
-        own = {name: part for name, part in params.items() if name != NAME}
+        own = {name: part for name, part in params.items() if name != PROJECTION}
         out = apply(own, batch, rng)
-        if NAME not in params:
+        if PROJECTION not in params:
             return out
-        kernel, bias = (leaves.dense(params[NAME][n]) for n in ("kernel", "bias"))
+        kernel, bias = (leaves.dense(params[PROJECTION][n]) for n in ("kernel", "bias"))
         if kernel.shape[0] == kernel.shape[1] and not always:
             return out
         return out._replace(hidden=tuple(_linear(x, kernel, bias) for x in out.hidden))
@@ -66,4 +66,4 @@ def add_projection(
     """
     kernel = 0.02 * jax.random.normal(key, (student_width, teacher_width), jnp.float32)
     bias = jnp.zeros(teacher_width, jnp.float32)
-    return {**params, NAME: {"kernel": kernel, "bias": bias}}
+    return {**params, PROJECTION: {"kernel": kernel, "bias": bias}}

@@ -5,16 +5,24 @@ every epoch. Kept outputs come with the batch, and ``reader`` is the model funct
 that reads them there: the train step does not know the difference.
 """
 
+import contextlib
 import functools
+import hashlib
+import json
+import os
+import shutil
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
+from bitflax import files
 from bitflax.data.batches import Batches
 from bitflax.distillation import losses
-from bitflax.distillation.weighting import Weighted
+from bitflax.distillation.losses import Weighted
+from bitflax.errors import DamagedFile
 from bitflax.types import ApplyFn, Batch, LossFn, Outputs, Params
 
 PREFIX = "teacher_"
@@ -77,7 +85,7 @@ def _by_options(fn: Any) -> bool:
     return bool(options.get("count_padding")) or options.get("mask_value") is not None
 
 
-def reader(teacher: Outputs) -> ApplyFn:
+def outputs_reader(teacher: Outputs) -> ApplyFn:
     """Return the model function that reads kept outputs from the batch.
 
     Args:
@@ -94,7 +102,7 @@ def reader(teacher: Outputs) -> ApplyFn:
     return apply
 
 
-class Kept:
+class TeacherOutputs:
     """A teacher's outputs for all examples, float32, each as long as its own bucket.
 
     Args:
@@ -192,7 +200,7 @@ def row_shapes(names: frozenset[str], teacher: Outputs) -> dict[str, Any]:
     return {name: shape_of(name) for name in sorted(names)}
 
 
-def size(shapes: Mapping[str, Any], batches: Batches) -> int:
+def outputs_size(shapes: Mapping[str, Any], batches: Batches) -> int:
     """Return the bytes that keeping these outputs of all examples would take."""
     buckets = np.asarray(batches.buckets)
     number = np.searchsorted(buckets, np.asarray(batches.tokens.lengths))
@@ -203,7 +211,7 @@ def size(shapes: Mapping[str, Any], batches: Batches) -> int:
     return 4 * int(counts @ np.array(row, np.float64))
 
 
-def keep(
+def fill(
     teacher: ApplyFn,
     params: Params,
     batches: Batches,
@@ -212,7 +220,7 @@ def keep(
     *,
     array: Any = None,
     share: Callable[[Batch], Batch] = dict,
-) -> Iterator[Kept]:
+) -> Iterator[TeacherOutputs]:
     """Compute and keep a teacher's outputs; yields after each batch, for progress.
 
     Args:
@@ -225,7 +233,7 @@ def keep(
       share: shares a batch's rows out over devices; where it does, ``params`` are
         replicated.
     """
-    kept = Kept(names, outputs, batches, array)
+    kept = TeacherOutputs(names, outputs, batches, array)
 
     @jax.jit
     def run(params, batch):
@@ -237,3 +245,76 @@ def keep(
         inputs = {k: v for k, v in batch.items() if k not in ("index", "labels")}
         kept.put(batch["index"], jax.device_get(run(params, share(inputs))))
         yield kept
+
+
+def digest(params: Params, arrays: Mapping[str, Any], **settings: Any) -> str:
+    """Return the SHA-256 of parameters, arrays and settings, in hexadecimal.
+
+    >>> digest({}, {"ids": np.arange(3)}, names=["logits"])[:8]
+    'd4d2209f'
+    """
+    found = hashlib.sha256(json.dumps(settings, sort_keys=True, default=repr).encode())
+    leaves, _ = jax.tree_util.tree_flatten_with_path((params, dict(arrays)))
+    for path, leaf in leaves:
+        array = np.ascontiguousarray(leaf)
+        found.update(f"{path} {array.dtype} {array.shape}".encode())
+        found.update(array.view(np.uint8).data)
+    return found.hexdigest()
+
+
+class Files:
+    """A folder of float32 arrays that are filled once and read ever after.
+
+    Whole is what ``finish`` sealed and nobody changed since (size and SHA-256 of each
+    file); anything else in the folder is removed, and the arrays are new and zero.
+
+    Args:
+      folder: the arrays' own; named after all that decides what they hold.
+
+    Raises:
+      StorageError: it cannot be written.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        try:
+            files.check_manifest(folder)
+            self.whole = True
+        except DamagedFile:
+            self.whole = False
+            with files.disk(folder):
+                shutil.rmtree(folder, ignore_errors=True)
+                folder.mkdir(parents=True)
+        self._made: list[np.memmap] = []
+
+    def array(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
+        """Return an array: to be filled, or to be read where the folder is whole.
+
+        Raises:
+          StorageError: the disk has no room for it.
+        """
+        path = self.folder / f"{name}.npy"
+        if not np.prod(shape):
+            return np.zeros(shape, np.float32)
+        if self.whole:
+            return np.load(path, mmap_mode="r")
+        with files.disk(path):
+            kind: Any = {"mode": "w+", "dtype": np.float32, "shape": shape}
+            made = np.lib.format.open_memmap(path, **kind)
+            # A full disk is found out here, and not as a bus error later.
+            with contextlib.suppress(AttributeError), open(path, "r+b") as file:
+                os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+        self._made.append(made)
+        return made
+
+    def finish(self) -> None:
+        """Seal the folder: all that was written is whole.
+
+        Raises:
+          StorageError: it cannot be written.
+        """
+        with files.disk(self.folder):
+            for array in self._made:
+                array.flush()
+            files.write_manifest(self.folder, {})
+        self.whole = True

@@ -33,7 +33,7 @@ def used_ids(tokens: Sequence[Tokens], *pads: int) -> np.ndarray:
     return np.unique(np.concatenate([pads, *(t.ids for t in tokens)]).astype(int))
 
 
-def can_shrink(stage_rules: rules.Rules) -> bool:
+def can_shrink_vocabulary(stage_rules: rules.Rules) -> bool:
     """Whether the rows that a task does not use leave the others as they are.
 
     A quantizer that scales the word table as a whole reads all of its rows.
@@ -42,13 +42,13 @@ def can_shrink(stage_rules: rules.Rules) -> bool:
     return quantizer is None or rules.by_row(quantizer)
 
 
-def renumber(tokens: Tokens, used: np.ndarray) -> Tokens:
+def renumber_tokens(tokens: Tokens, used: np.ndarray) -> Tokens:
     """Return the tokens with each id's place in ``used``."""
     ids = np.searchsorted(used, tokens.ids).astype(tokens.ids.dtype)
     return dataclasses.replace(tokens, ids=ids)
 
 
-def shrink(
+def shrink_vocabulary(
     config: BertConfig, params: Params, used: np.ndarray
 ) -> tuple[BertConfig, Params]:
     """Return a model whose word table, whole or split, has only the rows ``used``."""
@@ -62,12 +62,12 @@ def shrink(
     return small, trees.unflatten(flat)
 
 
-def grow(params: Params, whole: Params, used: np.ndarray) -> Params:
+def grow_vocabulary(params: Params, whole: Params, used: np.ndarray) -> Params:
     """Return the parameters with the rows of ``whole`` where they have none.
 
     >>> whole = {"embeddings": {"word": {"embedding": jnp.zeros((4, 1))}}}
     >>> small = {"embeddings": {"word": {"embedding": jnp.ones((2, 1))}}}
-    >>> grow(small, whole, np.array([0, 3]))["embeddings"]["word"]["embedding"][:, 0]
+    >>> grow_vocabulary(small, whole, np.array([0, 3]))["embeddings"]["word"]["embedding"][:, 0]
     Array([1., 0., 0., 1.], dtype=float32)
     """
 

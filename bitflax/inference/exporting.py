@@ -29,15 +29,16 @@ import os
 import re
 from pathlib import Path
 
-from bitflax import hffolder, storage, trees
+from bitflax import files, trees
 from bitflax.errors import ConfigError, OutputError
-from bitflax.inference import engines, model_card, onnx_bert, provenance, unpacking
-from bitflax.inference.stored_model import Opened, locate, open_model
+from bitflax.inference import engines, model_card, onnx_bert, provenance
+from bitflax.inference.stored_model import StoredModel, locate_model, open_model
 from bitflax.model import hf_config, pretrained
-from bitflax.quantization.rules import ACT_PARAMS
+from bitflax.model.sites import ACT_PARAMS
+from bitflax.packed import packing
 from bitflax.types import Params
 
-KINDS = ("onnx-int8", "onnx-2bit", "onnx-fp32", "hf")
+EXPORT_FORMATS = ("onnx-int8", "onnx-2bit", "onnx-fp32", "hf")
 
 
 CARD = "README.md"
@@ -69,14 +70,14 @@ def export(model: str | Path, out: str | Path | None = None, kind: str = "hf") -
       DamagedFile: a file is damaged.
       StorageError: the disk is full.
     """
-    if kind not in KINDS:
+    if kind not in EXPORT_FORMATS:
         raise ConfigError(
-            "format", f"no format {kind!r}", fix=f"one of {', '.join(KINDS)}"
+            "format", f"no format {kind!r}", fix=f"one of {', '.join(EXPORT_FORMATS)}"
         )
     if kind != "hf":
-        engines.need("onnx")
+        engines.need_packages("onnx")
     model = Path(model)
-    place = locate(model)
+    place = locate_model(model)
     out = _beside(model, place, kind) if out is None else Path(out)
     (_check_folder if kind == "hf" else _check_file)(out)
     found = open_model(place)
@@ -111,7 +112,7 @@ def _check_file(path: Path) -> None:
     elif path.exists() and not path.is_file():
         problem = "is no regular file"
     elif path.exists():
-        with storage.disk(path), path.open("rb") as file:
+        with files.disk(path), path.open("rb") as file:
             if not _OURS.match(file.read(64)):
                 problem = "is a file that bitflax export did not write"
     if problem:
@@ -120,7 +121,7 @@ def _check_file(path: Path) -> None:
 
 def _check_folder(path: Path) -> None:
     """Refuse a folder that holds anything but an earlier export."""
-    hffolder.check(path, also={CARD})
+    files.check_model_folder(path, also={CARD})
     card = path / CARD
     if path.exists() and any(path.iterdir()):
         if card.is_file() and model_card.MARK in card.read_text("utf-8", "replace"):
@@ -129,28 +130,28 @@ def _check_folder(path: Path) -> None:
         raise OutputError(path, problem, fix="give another --out")
 
 
-def _write_onnx(out: Path, model: Opened, kind: str) -> None:
-    graph = onnx_bert.build(model.config, model.params, model.act, kind)
+def _write_onnx(out: Path, model: StoredModel, kind: str) -> None:
+    graph = onnx_bert.build_onnx(model.config, model.params, model.act, kind)
     graph.producer_version = importlib.metadata.version("bitflax")
     limit = model.max_length or model.config.max_position_embeddings
     graph.metadata_props.add(key="max_length", value=str(limit))
     if model.tokenizer is not None:
         graph.metadata_props.add(key="tokenizer", value=model.tokenizer.to_json())
-    with storage.disk(out), storage.atomic(out) as file:
+    with files.disk(out), files.atomic(out) as file:
         file.write(graph.SerializeToString())
 
 
-def _write_folder(out: Path, model: Opened, origin: provenance.Provenance) -> None:
+def _write_folder(out: Path, model: StoredModel, origin: provenance.Provenance) -> None:
     hf_config.config_to_hf(model.config)  # before the work: does this BERT fit there?
     size = model.place.stat().st_size if model.place.is_file() else None
     card = model_card.card(model, origin, size)
-    with hffolder.replacing(out, also={CARD}) as new:
+    with files.replacing_folder(out, also={CARD}) as new:
         pretrained.save_pretrained(new, model.config, _dense(model), model.tokenizer)
         (new / CARD).write_text(card, "utf-8")
 
 
-def _dense(model: Opened) -> Params:
+def _dense(model: StoredModel) -> Params:
     """Return dense weights, without what activation quantizers have learned."""
     flat = trees.flatten(model.params).items()
-    kept = {p: unpacking.on_host(x) for p, x in flat if not re.fullmatch(ACT_PARAMS, p)}
+    kept = {p: packing.on_host(x) for p, x in flat if not re.fullmatch(ACT_PARAMS, p)}
     return trees.unflatten(kept)

@@ -11,7 +11,7 @@ from typing import Any
 from bitflax import trees
 from bitflax.inference import engines
 from bitflax.inference.provenance import PACKAGED, Provenance, Scored
-from bitflax.inference.stored_model import Opened
+from bitflax.inference.stored_model import StoredModel
 from bitflax.model import sites
 from bitflax.model.leaves import Packed, Split
 from bitflax.packed import file
@@ -54,7 +54,7 @@ bf.load({path}).predict(["a text"])
 _ONNX = "With ONNX Runtime, as one file: `bitflax export {path} --format {kind}`."
 
 
-def card(model: Opened, origin: Provenance, size: int | None = None) -> str:
+def card(model: StoredModel, origin: Provenance, size: int | None = None) -> str:
     """Return the card of a folder with a model's dense weights.
 
     Args:
@@ -111,7 +111,7 @@ def _bits(params: Params, counts: Counter[int | float]) -> int | float:
     return max(counts.items(), key=lambda pair: pair[1])[0]
 
 
-def _counts(model: Opened) -> Counter[int | float]:
+def _counts(model: StoredModel) -> Counter[int | float]:
     """Return how many values are stored with how many bits."""
     counts: Counter[int | float] = Counter()
     for row in file.size_report(model.params):
@@ -188,7 +188,7 @@ def _packed(counts: Counter[int | float], size: int | None) -> Iterator[str]:
         )
 
 
-def _limits(model: Opened, scored: bool) -> Iterator[str]:
+def _limits(model: StoredModel, scored: bool) -> Iterator[str]:
     found = sites.at_sites(model.act, model.config).values()
     bits = sorted({q.bits for q in found if getattr(q, "bits", None)})
     if found:
@@ -209,7 +209,7 @@ def _limits(model: Opened, scored: bool) -> Iterator[str]:
     yield "No licence is stated here: those of the teacher and of the data apply."
 
 
-def _loading(model: Opened, packed: bool) -> Iterator[str]:
+def _loading(model: StoredModel, packed: bool) -> Iterator[str]:
     yield "## How to load"
     options = ""
     if model.max_length is not None:

@@ -25,9 +25,10 @@ import numpy as np
 
 from bitflax import trees
 from bitflax.errors import ConfigError
-from bitflax.inference import onnx_activations, onnx_matrices, onnxlinear, unpacking
+from bitflax.inference import onnx_activations, onnx_matrices
 from bitflax.inference.onnx_graph import FLOAT, Graph
 from bitflax.model.sites import at_sites, bind
+from bitflax.packed import packing
 from bitflax.types import INPUTS, BertConfig, Params
 
 FP32, INT8, TWO_BIT = KINDS = ("onnx-fp32", "onnx-int8", "onnx-2bit")
@@ -39,7 +40,7 @@ _MASKED = np.float32(-1e9)
 _ROW = np.array([-1])
 
 
-def build(config: BertConfig, params: Params, act: Any, kind: str) -> Any:
+def build_onnx(config: BertConfig, params: Params, act: Any, kind: str) -> Any:
     """Return a student as an ``onnx.ModelProto``.
 
     Its inputs are ``input_ids``, ``attention_mask`` and ``token_type_ids``, int64
@@ -60,7 +61,7 @@ def build(config: BertConfig, params: Params, act: Any, kind: str) -> Any:
     """
     if kind not in KINDS:
         raise ConfigError("kind", f"no kind {kind!r}", fix=f"one of {', '.join(KINDS)}")
-    held = unpacking.on_host if kind == FP32 else onnx_matrices.read
+    held = packing.on_host if kind == FP32 else onnx_matrices.read
     flat = {path: held(leaf) for path, leaf in trees.flatten(params).items()}
     chosen = at_sites(act, config)
     bind(chosen, params)
@@ -184,10 +185,10 @@ class _Student:
             return None
         self.products += 1
         if self.kind == INT8:
-            return onnxlinear.int8(graph, self.codes(site, x), parts)
+            return onnx_matrices.int8(graph, self.codes(site, x), parts)
         if onnx_activations.is_small(quantizer):
-            return onnxlinear.two_bits(graph, self.codes(site, x), parts)
-        return onnxlinear.two_bits_rounded(graph, self.at(site, x, first), parts)
+            return onnx_matrices.two_bits(graph, self.codes(site, x), parts)
+        return onnx_matrices.two_bits_rounded(graph, self.at(site, x, first), parts)
 
     def gelu(self, x: str) -> str:
         """Add ``x (1 + erf(x / sqrt 2)) / 2``, the form that runtimes fuse."""

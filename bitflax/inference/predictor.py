@@ -14,11 +14,11 @@ import numpy as np
 from jaxtyping import Float32
 
 from bitflax.data import batches, metrics
-from bitflax.data.examples import Task, label_places
+from bitflax.data.examples import Task
 from bitflax.data.text import Tokenizer
 from bitflax.errors import ConfigError, DataError, InputMissing
 from bitflax.inference import engines, stored_model
-from bitflax.types import BertConfig, Params
+from bitflax.types import BertConfig, Params, label_places
 
 Text = str | tuple[str, str]
 
@@ -43,7 +43,7 @@ class Predictor:
       tokenizer: a ``bitflax.data.text.Tokenizer``.
       act: activation quantizers, as ``bitflax.bert`` takes them.
       max_length: longer texts are cut; None: as many as the model has positions.
-      engine: what computes, as ``bitflax.inference.engines.make`` names it.
+      engine: what computes, as ``bitflax.inference.engines.make_engine`` names it.
 
     Raises:
       ConfigError: the tokenizer knows more tokens than the model, ``max_length`` is
@@ -76,7 +76,7 @@ class Predictor:
             )
         self.config, self.tokenizer, self.act = config, tokenizer, act
         self.max_length = max_length or positions
-        self._engine = engines.make(engine, config, params, act)
+        self._engine = engines.make_engine(engine, config, params, act)
 
     def logits(
         self, texts: Sequence[Any], batch_size: int = 32
@@ -220,7 +220,7 @@ def load(path: str | Path, engine: str = "jax") -> Predictor:
         run the model.
       DamagedFile: a file is damaged.
     """
-    engines.check(engine)
+    engines.check_engine(engine)
     found = stored_model.open_model(path)
     if found.tokenizer is None:
         raise InputMissing(

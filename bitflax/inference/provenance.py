@@ -59,7 +59,7 @@ class Provenance:
         return {name: value for name, value in found.items() if value}
 
 
-def make(
+def make_provenance(
     recipe: str,
     task: str,
     metric: str,

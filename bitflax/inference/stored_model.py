@@ -1,20 +1,24 @@
 """What a path holds that predicts: a packed file, a run, a Hugging Face folder."""
 
+import hashlib
 import json
 import re
+from io import BufferedReader
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from bitflax import trees
 from bitflax.data.text import Tokenizer
-from bitflax.errors import ConfigError, InputMissing
-from bitflax.model import hfextra, pretrained
+from bitflax.errors import ConfigError, DamagedFile, InputMissing, UsageError
+from bitflax.model import hf_weights, pretrained
 from bitflax.model.leaves import Split
 from bitflax.packed import file
+from bitflax.packed.file import PackedModel
+from bitflax.packed.sizes import SizeRow
 from bitflax.types import BertConfig, Params
 
 
-class Opened(NamedTuple):
+class StoredModel(NamedTuple):
     """A model as it was stored.
 
     Attributes:
@@ -41,7 +45,7 @@ class Opened(NamedTuple):
         return limit if known else None
 
 
-def open_model(path: str | Path) -> Opened:
+def open_model(path: str | Path) -> StoredModel:
     """Read a model.
 
     Args:
@@ -55,15 +59,19 @@ def open_model(path: str | Path) -> Opened:
         latent halves of a split student.
       DamagedFile: a file is damaged.
     """
-    place = locate(Path(path))
+    place = locate_model(Path(path))
     if place.is_dir():
         config, params = pretrained.load_pretrained(place)
         _check_whole(params, place)
-        return Opened(config, params, None, Tokenizer.from_folder(place), {}, place)
+        return StoredModel(
+            config, params, None, Tokenizer.from_folder(place), {}, place
+        )
     found = file.read_packed(place)
     text = found.tokenizer
     tokenizer = None if text is None else Tokenizer.from_json(text, place)
-    return Opened(found.config, found.packed, found.act, tokenizer, found.extras, place)
+    return StoredModel(
+        found.config, found.packed, found.act, tokenizer, found.extras, place
+    )
 
 
 def _check_whole(params: Params, place: Path) -> None:
@@ -79,7 +87,7 @@ def _check_whole(params: Params, place: Path) -> None:
         )
 
 
-def locate(path: Path) -> Path:
+def locate_model(path: Path) -> Path:
     """Return the packed file or the model's folder that a path stands for.
 
     Raises:
@@ -109,7 +117,9 @@ def _of_run(folder: Path) -> Path:
     _, last = max(stages)
     if _quantised(folder / "recipe.json", last.name.split("-", 1)[1]):
         latent = f", or give {last / 'params'} to see its latent weights"
-        split = (last / "params" / hfextra.FILE).is_file()  # halves cannot be given
+        split = (
+            last / "params" / hf_weights.EXTRA_FILE
+        ).is_file()  # halves cannot be given
         raise ConfigError(
             last,
             "this stage trains quantised weights, and the run has not packed them yet",
@@ -129,3 +139,57 @@ def _quantised(recipe: Path, stage: str) -> bool:
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False
+
+
+class Verified(NamedTuple):
+    """What a packed file is, after all of it was read."""
+
+    path: Path
+    sha256: str
+    """Of the whole file, in hexadecimal."""
+    version: str
+    """Of the format."""
+    model: PackedModel
+    tokens: int | None
+    """How many the tokenizer knows; None: the file carries none."""
+    rows: list[SizeRow]
+    """Every byte of the file, as ``size_report`` accounts for them."""
+
+
+def verify(path: str | Path, sha256: str | None = None) -> Verified:
+    """Read a packed file, every part of it verified.
+
+    Args:
+      path: a packed file, or the folder of a run that has one.
+      sha256: what the whole file's SHA-256 has to be, 64 hexadecimal digits; compared
+        before anything in the file is looked at.
+
+    Raises:
+      UsageError: ``sha256`` is no such digest.
+      InputMissing: there is no packed file.
+      StorageError: reading failed.
+      DamagedFile: something in it is not as it was written; says what.
+    """
+    if sha256 is not None and not re.fullmatch(r"[0-9a-fA-F]{64}", sha256):
+        problem = f"expected 64 hexadecimal digits, found {sha256[:80]!r}"
+        raise UsageError("--sha256", problem, fix="give what `sha256sum FILE` prints")
+    place = locate_model(Path(path))
+    if place.is_dir():
+        problem = "a folder of dense weights, which carries no checksum"
+        fix = "give a packed model.safetensors, or a run's folder that has one"
+        raise InputMissing(place, problem, fix=fix)
+    found = file.guarded(_digest, place)
+    if sha256 is not None and found != sha256.lower():
+        problem = f"its SHA-256 is {found}, not {sha256.lower()}"
+        fix = "fetch the file again, or compare with another digest"
+        raise DamagedFile(place, problem, fix=fix)
+    model = file.read_packed(place)
+    tokens = None
+    if model.tokenizer is not None:
+        tokens = Tokenizer.from_json(model.tokenizer, place).vocab_size
+    version, rows = file.version_and_sizes(place)
+    return Verified(place, found, version, model, tokens, rows)
+
+
+def _digest(file: BufferedReader) -> str:
+    return hashlib.file_digest(file, "sha256").hexdigest()

@@ -12,8 +12,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from bitflax.model import sites
-from bitflax.model.layers import Bert
-from bitflax.model.numerics import Numerics
+from bitflax.model.layers import Bert, Numerics
 from bitflax.model.sites import Act
 from bitflax.types import INPUTS, ApplyFn, Batch, BertConfig, Outputs, Params
 

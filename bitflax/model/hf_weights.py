@@ -1,17 +1,22 @@
 """The weights of a Hugging Face folder as ``{name: array}``: whole or in shards."""
 
+import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes  # noqa: F401  (numpy learns bfloat16 from it)
+import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 import safetensors
 import safetensors.numpy
 
-from bitflax.errors import DamagedFile, InputMissing, StorageError
-from bitflax.model import hf_config, torch_bin
+from bitflax import trees
+from bitflax.errors import ConfigError, DamagedFile, InputMissing, StorageError
+from bitflax.model import hf_config, names, torch_bin
+from bitflax.model.leaves import Split
+from bitflax.types import BertConfig, Params
 
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 
@@ -36,7 +41,7 @@ def read_state(folder: Path) -> tuple[dict[str, np.ndarray], Path]:
     for name in WEIGHTS:
         path, index = folder / name, folder / f"{name}.index.json"
         if path.is_file():
-            return read_file(path), path
+            return read_weights(path), path
         if index.is_file():
             return _read_shards(index), index
     other = [name for name in _OTHERS if (folder / name).exists()]
@@ -48,7 +53,7 @@ def read_state(folder: Path) -> tuple[dict[str, np.ndarray], Path]:
     )
 
 
-def read_file(path: Path) -> dict[str, np.ndarray]:
+def read_weights(path: Path) -> dict[str, np.ndarray]:
     """Return the tensors of one ``.safetensors`` or ``.bin`` file."""
     if path.suffix == ".bin":
         return torch_bin.read(path)
@@ -86,10 +91,167 @@ def _read_shards(index: Path) -> dict[str, np.ndarray]:
         path = index.parent / shard
         if not path.is_file():
             raise InputMissing(path, f"{index.name} names it", fix="fetch the shard")
-        state |= read_file(path)
+        state |= read_weights(path)
     lost = sorted(set(weight_map) - set(state))
     if lost:
         raise DamagedFile(
             index, f"no shard holds {', '.join(lost[:5])}", fix="fetch the shards again"
         )
     return state
+
+
+EXTRA_FILE = "bitflax_extra.safetensors"
+
+
+def read_extra(folder: Path) -> dict[str, np.ndarray]:
+    """Return the tensors of a folder's extra file; none where there is none."""
+    path = folder / EXTRA_FILE
+    return read_weights(path) if path.is_file() else {}
+
+
+log = logging.getLogger("bitflax")
+
+
+def params_from_hf(
+    state: Mapping[str, Any],
+    config: BertConfig,
+    *,
+    seed: int = 0,
+    place: object = "state",
+) -> Params:
+    """Return the parameters that a Hugging Face state holds.
+
+    Names may carry ``bert.``, ``module.`` or ``model.`` or none of them, and
+    LayerNorm's old ``gamma`` and ``beta``. Buffers and the heads of other tasks are
+    left out. A classifier or pooler that is not there starts from a normal
+    distribution (deviation 0.02) and a zero bias, and the logger says so. Names of our
+    own (``bitflax.model.names``) give split matrices, learned ranges and a projection.
+
+    Args:
+      state: ``{name: array}``; a linear weight is [out, in].
+      config: the shape that the state should have.
+      seed: what a new head is drawn from.
+      place: what errors name as the file.
+
+    Raises:
+      DamagedFile: a parameter is missing, is there twice, has another shape than the
+        configuration says, or holds what is no finite real number.
+    """
+    found = _collect(state, place)
+    table = names.parameter_entries(config)
+    _fill_heads(found, table, config, np.random.default_rng(seed))
+    owned = {e.path: names.entries_in(e, found) for e in table}
+    missing = [e.name for e in table if not owned[e.path]]
+    if missing:
+        raise DamagedFile(
+            place,
+            f"{len(missing)} of {len(table)} parameters are missing: {_some(missing)}",
+            fix="give the folder of a BERT, whole",
+        )
+    flat = {}
+    for path, parts in owned.items():
+        leaves = [_leaf(found.pop(part.name), part, place) for part in parts]
+        flat[path] = Split(*leaves) if len(leaves) == 2 else leaves[0]
+    for path in sorted(names.extra_paths(config) & set(found)):
+        own = names.Entry("", path, np.shape(found[path]))
+        flat[path] = _leaf(found.pop(path), own, place)
+    if found:
+        log.warning("%s: not used, because unknown: %s", place, _some(found))
+    return trees.unflatten(flat)
+
+
+def params_to_hf(
+    params: Params, config: BertConfig, *, extra: bool = False
+) -> dict[str, np.ndarray]:
+    """Return ``{name: array}`` as transformers' BertForSequenceClassification names it.
+
+    Args:
+      params: the parameters; a projection, which only training uses, is left out.
+      config: their shape.
+      extra: keep what that BERT has not, by the names of ``bitflax.model.names``.
+
+    Raises:
+      ConfigError: the parameters are not those of the configuration, or not arrays.
+    """
+    flat, table = trees.flatten(params), names.parameter_entries(config)
+    flat = flat if extra else names.without_extras(flat)
+    own = names.extra_paths(config) & set(flat) if extra else set()
+    wrong = set(flat) ^ {entry.path for entry in table} ^ own
+    if wrong:
+        raise ConfigError(
+            "params",
+            f"missing or unknown beside the configuration: {_some(sorted(wrong))}",
+            fix="give the parameters of one BERT with its own configuration",
+        )
+    state = {path: np.asarray(flat[path]) for path in sorted(own)}
+    for entry, leaf in (
+        pair for e in table for pair in names.named_halves(e, flat[e.path])
+    ):
+        array = np.asarray(leaf)
+        array = array.T if entry.transposed else array
+        if array.dtype == object or array.shape != entry.shape:
+            found = type(leaf).__name__
+            raise ConfigError(
+                entry.path,
+                f"expected an array {entry.shape} in torch's layout, found {found} "
+                f"{array.shape}",
+                fix="unpack the parameters, and give the configuration that is theirs",
+            )
+        state[entry.name] = np.ascontiguousarray(array)
+    return state
+
+
+def _collect(state: Mapping[str, Any], place: object) -> dict[str, np.ndarray]:
+    found: dict[str, np.ndarray] = {}
+    for name, array in state.items():
+        known = names.canonical_name(name)
+        if known in found:
+            raise DamagedFile(
+                place, f"{name} is there twice", fix="save the model again"
+            )
+        if not names.IGNORED.fullmatch(known):
+            found[known] = array
+    return found
+
+
+def _fill_heads(
+    found: dict[str, np.ndarray],
+    table: Iterable[names.Entry],
+    config: BertConfig,
+    rng: np.random.Generator,
+) -> None:
+    shapes = {entry.name: entry.shape for entry in table}
+    for here, there, _ in names.HEADS:
+        weight, bias = f"{there}.weight", f"{there}.bias"
+        if weight in found or bias in found:
+            continue
+        draw = rng.normal(0.0, 0.02, shapes[weight])
+        found[weight] = draw.astype(np.float32)
+        found[bias] = np.zeros(shapes[bias], np.float32)
+        log.warning("the %s starts anew: the checkpoint has none that fits", here)
+
+
+def _leaf(array: Any, entry: names.Entry, place: object) -> Any:
+    array = np.asarray(array)
+    if array.dtype in (np.float16, ml_dtypes.bfloat16):
+        array = array.astype(np.float32)
+    problem = ""
+    if array.shape != entry.shape:
+        problem = f"expected shape {entry.shape}, found {array.shape}"
+    elif array.dtype not in (np.float32, np.float64):
+        problem = f"expected real numbers, found {array.dtype}"
+    elif not np.isfinite(array).all():
+        problem = "expected finite numbers, found infinity or NaN"
+    if problem:
+        raise DamagedFile(
+            f"{place}:{entry.name}",
+            problem,
+            fix="fetch the model again; config.json must be the one beside it",
+        )
+    return jnp.array(array.T if entry.transposed else array)
+
+
+def _some(names: Iterable[str]) -> str:
+    names = list(names)
+    rest = f" and {len(names) - 6} more" if len(names) > 6 else ""
+    return ", ".join(names[:6]) + rest

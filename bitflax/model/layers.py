@@ -4,14 +4,99 @@ Weights may be arrays or any kind of leaf that ``bitflax.model.leaves`` knows; b
 of the layers' business, save those of activations.
 """
 
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
-from bitflax.model import leaves, recompute
+from bitflax.model import leaves, matmul
 from bitflax.model.matmul import Coded
-from bitflax.model.numerics import Numerics
-from bitflax.types import BertConfig, Outputs
+from bitflax.types import BertConfig, Outputs, Quantizer
+
+
+@dataclasses.dataclass(frozen=True)
+class Numerics:
+    """What a model computes with: quantizers of activations, dtypes of products.
+
+    Attributes:
+      act: ``{site: array -> array}``, from ``bind``.
+      dtype: what operands of products are rounded to; None: they are not.
+      integers: the dtype in which integers of quantised activations are multiplied;
+        None: their values are.
+      recompute: whether both halves of a layer are computed again on the way back.
+    """
+
+    act: Mapping[str, Quantizer]
+    dtype: DTypeLike | None = None
+    integers: DTypeLike | None = None
+    recompute: bool = False
+
+    def at(self, site: str, x: jax.Array) -> jax.Array:
+        """Quantise an activation, if its site has a quantizer."""
+        quantizer = self.act.get(site)
+        return x if quantizer is None else quantizer(x)
+
+    def into(self, site: str, x: jax.Array) -> jax.Array | Coded:
+        """Quantise what goes into a matrix: as integers, if they are multiplied."""
+        if self.integers is None or site not in self.act:
+            return self.at(site, x)
+        return matmul.coded(self.act[site], x, self.integers)
+
+    def matmul(self, x: jax.Array | Coded, kernel: Any) -> jax.Array:
+        """Return ``x @ kernel`` for any kind of kernel [n, m]."""
+        return leaves.matmul(x, kernel, self.dtype)
+
+    def product(self, a: jax.Array, b: jax.Array) -> jax.Array:
+        """Return ``a @ b`` of two activations."""
+        return matmul.product(a, b, self.dtype)
+
+
+def recomputed(fn: Callable[..., Any], *args: Any) -> Any:
+    """Return ``fn(*args)``, whose gradient keeps the arguments alone.
+
+    Chen et al. 2016 (arXiv:1604.06174). The gradient is that of ``fn``, with what it
+    reads besides its arguments too.
+
+    Args:
+      fn: a pure function to arrays of floating point.
+      *args: trees of arrays; the first one is an array of floating point, of which all
+        that ``fn`` computes is made.
+
+    >>> jax.grad(lambda x: recomputed(jnp.sin, x))(0.0)
+    Array(1., dtype=float32)
+    """
+    fn, others = jax.closure_convert(fn, *args)
+    return _recomputed(fn, *args, *others)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _recomputed(fn, *args):
+    return fn(*args)
+
+
+def _forward(fn, *args):
+    return fn(*args), args
+
+
+def _backward(fn, args, gradient):
+    first, *others = args
+    _, vjp = jax.vjp(fn, first + _nothing(gradient).astype(first.dtype), *others)
+    return vjp(gradient)
+
+
+def _nothing(gradient: Any) -> jax.Array:
+    """Return 0, made of a gradient; nobody but the reader can know that it is 0."""
+    ends = [jnp.ravel(leaf)[0] for leaf in jax.tree.leaves(gradient)]
+    return sum((jnp.minimum(jnp.square(end), 0.0) for end in ends), jnp.zeros(()))
+
+
+_recomputed.defvjp(_forward, _backward)
+
 
 _MASKED = -1e9
 
@@ -147,7 +232,7 @@ class Layer(Part):
         # Each half by itself: what one keeps for its gradient is gone before the other.
         rngs = {"dropout": self.make_rng("dropout")} if dropout else {}
         params = self.get_variable("params", name)
-        return recompute.recomputed(run, x, params, others, rngs)
+        return recomputed(run, x, params, others, rngs)
 
 
 class Embeddings(Part):

@@ -4,8 +4,13 @@ A linear weight is [out, in] there and a kernel [in, out] here.
 """
 
 import re
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
+import numpy as np
+
+from bitflax.errors import ConfigError
+from bitflax.model import leaves, sites
 from bitflax.types import BertConfig
 
 # (module here, module there, shape of its weight there); V vocabulary, P positions,
@@ -57,10 +62,10 @@ class Entry(NamedTuple):
         return self.path.endswith("/kernel")
 
 
-def entries(config: BertConfig) -> list[Entry]:
+def parameter_entries(config: BertConfig) -> list[Entry]:
     """Return the table of names for a configuration, in the order of the layers.
 
-    >>> entries(BertConfig(num_hidden_layers=1))[-2]
+    >>> parameter_entries(BertConfig(num_hidden_layers=1))[-2]
     Entry(path='classifier/kernel', name='classifier.weight', shape=(2, 768))
     """
     sizes = {
@@ -90,10 +95,10 @@ def entries(config: BertConfig) -> list[Entry]:
     return table
 
 
-def canonical(name: str) -> str:
+def canonical_name(name: str) -> str:
     """Return a tensor's name as transformers writes it for a classifier today.
 
-    >>> canonical("module.encoder.layer.0.output.LayerNorm.gamma")
+    >>> canonical_name("module.encoder.layer.0.output.LayerNorm.gamma")
     'bert.encoder.layer.0.output.LayerNorm.weight'
     """
     while name.startswith(_WRAPPERS):
@@ -102,3 +107,83 @@ def canonical(name: str) -> str:
         name = f"bert.{name}"
     name = re.sub(r"LayerNorm\.gamma$", "LayerNorm.weight", name)
     return re.sub(r"LayerNorm\.beta$", "LayerNorm.bias", name)
+
+
+POSITIONS = "embeddings/position/embedding"
+
+
+PROJECTION = ("projection/kernel", "projection/bias")
+
+
+def extra_paths(config: BertConfig) -> frozenset[str]:
+    """Return the paths of parameters that Hugging Face's BERT does not have.
+
+    >>> "pooler/input" in extra_paths(BertConfig(num_hidden_layers=1))
+    True
+    """
+    return frozenset((*sites.sites(config), *PROJECTION))
+
+
+def without_extras(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the parameters that Hugging Face's BERT has; the projection is dropped.
+
+    Raises:
+      ConfigError: a matrix is split, which no BERT there computes.
+    """
+    for path, leaf in flat.items():
+        if isinstance(leaf, leaves.Split):
+            raise ConfigError(
+                path,
+                "is split into two halves, which Hugging Face's BERT does not have",
+                fix="pack() the student; or give merge(params), the sums of its latent "
+                "halves, which without their 1-bit rounding compute something else",
+            )
+    return {path: leaf for path, leaf in flat.items() if path not in PROJECTION}
+
+
+def named_halves(entry: Entry, leaf: Any) -> list[tuple[Entry, Any]]:
+    """Return the leaf by its entry in the table of names, or its halves by theirs."""
+    if not isinstance(leaf, leaves.Split):
+        return [(entry, leaf)]
+    return list(zip(half_entries(entry), (leaf.a, leaf.b), strict=True))
+
+
+def half_entries(entry: Entry) -> tuple[Entry, Entry]:
+    """Return the entries of the two halves of a matrix.
+
+    >>> half_entries(Entry("pooler/kernel", "bert.pooler.dense.weight", (2, 2)))[1]
+    Entry(path='pooler/kernel', name='bert.pooler.dense_2.weight', shape=(2, 2))
+    """
+    module, _, kind = entry.name.rpartition(".")
+    return (
+        entry._replace(name=f"{module}_1.{kind}"),
+        entry._replace(name=f"{module}_2.{kind}"),
+    )
+
+
+def entries_in(entry: Entry, state: Mapping[str, np.ndarray]) -> tuple[Entry, ...]:
+    """Return the entries by which a parameter is there: one, two halves, or none."""
+    for way in ((entry,), half_entries(entry)):
+        if all(part.name in state for part in way):
+            return way
+    return ()
+
+
+def parameter_shapes(config: BertConfig, act: Any = None) -> dict[str, tuple[int, ...]]:
+    """Return ``{path: shape}`` of every parameter, what activations learn last.
+
+    Args:
+      config: the model's shape.
+      act: its activation quantizers; those that learn have a parameter at each site.
+
+    Raises:
+      ValueError: a rule of ``act`` matches no site.
+
+    >>> parameter_shapes(BertConfig())["encoder/layer_0/ffn/in/kernel"]
+    (768, 3072)
+    """
+    shapes = {
+        entry.path: entry.shape[::-1] if entry.transposed else entry.shape
+        for entry in parameter_entries(config)
+    }
+    return shapes | sites.learned_shapes(act, config)

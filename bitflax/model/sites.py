@@ -137,3 +137,7 @@ def _first(act: Mapping[str, Any], run: Callable[..., Any], params: Params) -> P
     ]
     run(first, params)
     return made
+
+
+ACT_PARAMS = r".*/(input|output|probs)"
+"""What activation quantizers learn: the path of a parameter is its site."""

@@ -22,7 +22,7 @@ _TRITS = (np.arange(3**5)[:, None] // 3 ** np.arange(5) % 3).astype(np.uint8)
 _BLOCK = 1 << 20
 
 
-def to_bytes(fields: Integer[np.ndarray, "rows cols"], bits: int) -> np.ndarray:
+def fields_to_bytes(fields: Integer[np.ndarray, "rows cols"], bits: int) -> np.ndarray:
     """Pack fields row by row, the lowest bits of a byte first.
 
     Args:
@@ -32,7 +32,7 @@ def to_bytes(fields: Integer[np.ndarray, "rows cols"], bits: int) -> np.ndarray:
     Returns:
       uint8 [rows, ceil(cols bits / 8)], the rest of each row's last byte 0.
 
-    >>> to_bytes(np.array([[1, 0, 1]]), 1), to_bytes(np.array([[2, 0, 1]]), 2)
+    >>> fields_to_bytes(np.array([[1, 0, 1]]), 1), fields_to_bytes(np.array([[2, 0, 1]]), 2)
     (array([[5]], dtype=uint8), array([[18]], dtype=uint8))
     """
     if bits == 8:
@@ -45,7 +45,7 @@ def to_bytes(fields: Integer[np.ndarray, "rows cols"], bits: int) -> np.ndarray:
     return np.bitwise_or.reduce(quads << np.array([0, 2, 4, 6], np.uint8), axis=-1)
 
 
-def to_values(
+def fields_to_values(
     codes: UInt8[np.ndarray, "rows bytes"], bits: int, cols: int, dtype: DTypeLike
 ) -> np.ndarray:
     """Return what a leaf's codes stand for before the scales: [rows, cols].
@@ -58,7 +58,7 @@ def to_values(
       cols: fields in a row.
       dtype: of the result.
 
-    >>> to_values(np.array([[0b101]], np.uint8), 1, 3, np.int8)
+    >>> fields_to_values(np.array([[0b101]], np.uint8), 1, 3, np.int8)
     array([[ 1, -1,  1]], dtype=int8)
     """
     if bits == 8:
@@ -173,7 +173,7 @@ def from_trits(trits: UInt8[np.ndarray, "rows fifths"], cols: int) -> np.ndarray
         fields = _TRITS[trits[rows]].reshape(len(trits[rows]), -1)
         if fields[:, cols:].any():
             raise ValueError("padding fields are not zero")
-        out[rows] = to_bytes(fields[:, :cols], 2)
+        out[rows] = fields_to_bytes(fields[:, :cols], 2)
     return out
 
 

@@ -1,26 +1,47 @@
 """Reading a packed file: nothing is taken on trust.
 
-``bitflax.packed.saving`` documents the format and writes it.
+``bitflax.packed.file`` documents the format and writes it.
 """
 
+import json
+import re
 from collections.abc import Callable
 from io import BufferedReader
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+import numpy as np
+
 from bitflax import trees
-from bitflax.errors import DamagedFile, InputMissing, StorageError
-from bitflax.packed import metadata, packedact, safetensors_file, tokenizer
+from bitflax.errors import (
+    ConfigError,
+    DamagedFile,
+    InputMissing,
+    OutputError,
+    StorageError,
+)
+from bitflax.model import names
+from bitflax.model.leaves import Split
+from bitflax.model.sites import ACT_PARAMS
+from bitflax.packed import safetensors_file, sizes
+from bitflax.packed.metadata import (
+    act_from_json,
+    act_to_json,
+    config_from_json,
+    config_to_json,
+)
+from bitflax.packed.sizes import SizeRow
 from bitflax.packed.tensors import (
     Shapes,
-    SizeRow,
     check_entries,
     check_specs,
-    rows,
+    check_tree,
+    lowest_version,
     to_leaves,
+    to_specs,
     to_tensors,
 )
-from bitflax.packed.tensors import specs as tensors_specs
+from bitflax.packed.tokenizer import tokenizer_from_bytes, tokenizer_to_bytes
 from bitflax.types import BertConfig, Params
 
 FORMAT = "bitflax-packed"
@@ -83,13 +104,13 @@ def size_report(packed: Params | str | Path) -> list[SizeRow]:
     """
     if isinstance(packed, dict):
         flat = trees.flatten(packed)
-        specs, tensors = tensors_specs(flat), to_tensors(flat)
+        specs, tensors = to_specs(flat), to_tensors(flat)
         found = {name: (t.shape, t.nbytes, t.itemsize) for name, t in tensors.items()}
-        return rows(found, specs)
-    return describe(Path(packed))[1]
+        return sizes.size_rows(found, specs)
+    return version_and_sizes(Path(packed))[1]
 
 
-def describe(path: Path) -> tuple[str, list[SizeRow]]:
+def version_and_sizes(path: Path) -> tuple[str, list[SizeRow]]:
     """Return the version of a packed file's format, and its ``size_report``."""
     header = guarded(_header, path)
     file, found = header.file, {}
@@ -97,7 +118,7 @@ def describe(path: Path) -> tuple[str, list[SizeRow]]:
         item = safetensors_file.DTYPES[entry.dtype].itemsize
         found[name] = entry.shape, entry.stop - entry.start, item
     own = SizeRow("header", 8, file.size, file.size)
-    return file.metadata["version"], [*rows(found, header.specs), own]
+    return file.metadata["version"], [*sizes.size_rows(found, header.specs), own]
 
 
 class _Header(NamedTuple):
@@ -125,11 +146,11 @@ def _header(file: BufferedReader) -> _Header:
     if set(found) != _KEYS:
         odd = sorted(set(found) ^ _KEYS)
         raise ValueError(f"metadata: unknown or missing keys: {odd!r:.80}")
-    config = metadata.config_from_json(found["config"])
+    config = config_from_json(found["config"])
     if _TENSORS_A_LAYER * config.num_hidden_layers > len(header.entries):
         raise ValueError("config: more layers than there are tensors")
-    act = packedact.from_json(found["act"], config)
-    shapes = metadata.parameter_shapes(config, act)
+    act = act_from_json(found["act"], config)
+    shapes = names.parameter_shapes(config, act)
     packed = safetensors_file.strict_json(found["packed"], "packed")
     specs = check_specs(packed, shapes, version)
     check_entries(header.entries, shapes, specs)
@@ -144,7 +165,7 @@ def _read(file: BufferedReader) -> PackedModel:
     tensors = safetensors_file.read_tensors(file, header)
     xz, text = tensors.pop("tokenizer", None), None
     if xz is not None:
-        text = tokenizer.from_bytes(xz.tobytes(), config)
+        text = tokenizer_from_bytes(xz.tobytes(), config)
     packed = to_leaves(tensors, shapes, specs)
     return PackedModel(config, trees.unflatten(packed), act, text, extras)
 
@@ -170,3 +191,91 @@ def guarded(read: Callable[[BufferedReader], T], path: Path) -> T:
         raise DamagedFile(
             path, str(error), fix="fetch the file again, or pack the student again"
         ) from error
+
+
+def _is_new(path: str, leaf: Any) -> bool:
+    """Whether version 1 knows no such parameter."""
+    return isinstance(leaf, Split) or re.fullmatch(ACT_PARAMS, path) is not None
+
+
+def _extras(found: Any) -> str:
+    """Return what else travels along as JSON that the reader takes."""
+    try:
+        text = json.dumps(found or {}, separators=(",", ":"))
+        if not isinstance(safetensors_file.strict_json(text, "extras"), dict):
+            raise ValueError("not a JSON object")
+    except (TypeError, ValueError) as error:
+        problem = str(error).removeprefix("extras: ")
+        fix = "give a dict that JSON can hold: texts as keys, finite numbers"
+        raise ConfigError("extras", problem, fix=fix) from None
+    return text
+
+
+def _parts(
+    config: BertConfig, packed: Params, act: Any, tokenizer: Any, extras: Any
+) -> list:
+    """Return the file as its parts, after checking that it may be written."""
+    flat = trees.flatten(packed)
+    named = act_to_json(act, config)
+    check_tree(flat, names.parameter_shapes(config, act))
+    tensors = to_tensors(flat)
+    if tokenizer is not None:
+        text = tokenizer if isinstance(tokenizer, str) else tokenizer.to_json()
+        xz = tokenizer_to_bytes(text, config)
+        tensors["tokenizer"] = np.frombuffer(xz, np.uint8)
+    packed_specs = to_specs(flat)
+    new = any(map(_is_new, flat, flat.values()))
+    metadata = {
+        "format": FORMAT,
+        "version": lowest_version(packed_specs, new),
+        "config": config_to_json(config),
+        "act": named,
+        "packed": json.dumps(packed_specs, separators=(",", ":")),
+        "extras": _extras(extras),
+    }
+    try:
+        return safetensors_file.encode(tensors, metadata)
+    except ValueError as error:
+        fix = "shorten the labels or the extras"
+        raise ConfigError("metadata", str(error), fix=fix) from None
+
+
+def save_packed(
+    path: str | Path,
+    config: BertConfig,
+    packed: Params,
+    act: Any = None,
+    tokenizer: Any = None,
+    extras: dict[str, Any] | None = None,
+) -> None:
+    """Write a packed student, whole or not at all.
+
+    Args:
+      path: where to; the folder must be there.
+      config: its shape and labels.
+      packed: the tree that ``pack`` returns.
+      act: its activation quantizers, as ``bitflax.bert`` takes them.
+      tokenizer: a ``bitflax.data.text.Tokenizer``, or the text of a
+        ``tokenizer.json``.
+      extras: whatever else should travel along, as JSON has it.
+
+    Raises:
+      ConfigError: the tree does not fit the configuration, ``act`` is not one that a
+        file can name, or a reader would not take the tokenizer or the extras.
+      OutputError: the file cannot be created.
+      StorageError: writing failed.
+    """
+    path = Path(path)
+    parts = _parts(config, packed, act, tokenizer, extras)
+    try:
+        safetensors_file.write(path, parts)
+    except (
+        FileNotFoundError,
+        IsADirectoryError,
+        NotADirectoryError,
+        PermissionError,
+    ) as error:
+        fix = "give a file's name in a folder that can be written"
+        raise OutputError(path, str(error.strerror), fix=fix) from error
+    except OSError as error:
+        raise StorageError(path, str(error.strerror), fix="free some space") from error

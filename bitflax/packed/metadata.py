@@ -12,8 +12,9 @@ import typing
 from typing import Any
 
 from bitflax.errors import ConfigError
-from bitflax.model import names, sites
+from bitflax.model import sites
 from bitflax.packed import safetensors_file
+from bitflax.quantization import learned_activations, quantizers
 from bitflax.types import BertConfig
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
@@ -81,21 +82,201 @@ def _labels(found: Any, count: int) -> dict[int, str]:
     return {i: name for i, name in enumerate(found.values())}
 
 
-def parameter_shapes(config: BertConfig, act: Any = None) -> dict[str, tuple[int, ...]]:
-    """Return ``{path: shape}`` of every parameter, what activations learn last.
+KINDS = {
+    "symmetric": quantizers.symmetric,
+    "asymmetric": quantizers.asymmetric,
+    "clipped": learned_activations.clipped,
+    "lsq": learned_activations.lsq,
+    "elastic": learned_activations.elastic,
+}
 
-    Args:
-      config: the model's shape.
-      act: its activation quantizers; those that learn have a parameter at each site.
+
+_MAX_RULES = 500
+
+
+_MAX_WORK = 10_000_000
+"""Ways in which all regexes may be tried on all sites: under a second in all."""
+
+
+_A_MATCH = 20
+"""The cost of one attempt, in ways."""
+
+
+_REGEX = re.compile(r"[\w/.*+?|()\[\]\\-]{1,200}")
+
+
+_LONGEST = 50
+"""More characters than a site's name has."""
+
+
+def act_to_json(act: Any, config: BertConfig) -> str:
+    """Return activation quantizers as JSON: null, one, or pairs [site regex, one].
 
     Raises:
-      ValueError: a rule of ``act`` matches no site.
+      ConfigError: a quantizer is none that a file can name, or a reader would not
+        take them; says why.
 
-    >>> parameter_shapes(BertConfig())["encoder/layer_0/ffn/in/kernel"]
-    (768, 3072)
+    >>> act_to_json(quantizers.symmetric(bits=4), BertConfig())
+    '{"quantizer":"symmetric","bits":4,"axis":-1,"levels":"restricted","groups":null}'
     """
-    shapes = {
-        entry.path: entry.shape[::-1] if entry.transposed else entry.shape
-        for entry in names.entries(config)
-    }
-    return shapes | sites.learned_shapes(act, config)
+    pairs = isinstance(act, (tuple, list))
+    found: Any = [[regex, _named(q)] for regex, q in act] if pairs else _named(act)
+    text = json.dumps(found, separators=(",", ":"))
+    try:
+        act_from_json(text, config)
+    except ValueError as error:
+        raise ConfigError(
+            "act",
+            str(error).removeprefix("act: "),
+            fix="name the sites with a simpler regex, or a quantizer that fits them",
+        ) from None
+    return text
+
+
+def _named(quantizer: Any) -> dict[str, Any] | None:
+    if quantizer is None:
+        return None
+    name = type(quantizer).__name__
+    if KINDS.get(name) is not type(quantizer):
+        raise ConfigError(
+            "act",
+            f"a packed file cannot name the activation quantizer {quantizer!r:.80}",
+            fix=f"use one of {', '.join(KINDS)}, or save with act=None and hand "
+            "the quantizer to bitflax.bert yourself",
+        )
+    if isinstance(quantizer, learned_activations.clipped):
+        inner = _named(quantizer.quantizer)
+        return {"quantizer": name, "inner": inner, "at": quantizer.at}
+    return {"quantizer": name, **dataclasses.asdict(quantizer)}
+
+
+def act_from_json(text: str, config: BertConfig) -> Any:
+    """Return activation quantizers; the inverse of ``to_json``."""
+    found = safetensors_file.strict_json(text, "act")
+    if found is None or isinstance(found, dict):
+        act: Any = None if found is None else _quantizer(found)
+    else:
+        act = _pairs(found)
+    _check_work(act, config)
+    for site, quantizer in sites.at_sites(act, config).items():
+        _check_fit(site, quantizer, config)
+    return act
+
+
+def _pairs(found: Any) -> tuple[tuple[str, Any], ...]:
+    if not isinstance(found, list) or not all(
+        isinstance(pair, list) and len(pair) == 2 for pair in found
+    ):
+        raise ValueError("act: neither a quantizer nor pairs of site and quantizer")
+    if len(found) > _MAX_RULES:
+        raise ValueError(f"act: more than {_MAX_RULES} rules")
+    return tuple((_site_regex(regex), _quantizer(named)) for regex, named in found)
+
+
+def _quantizer(found: Any) -> Any:
+    """Make a quantizer of its name and exactly its fields."""
+    kind = found.get("quantizer") if isinstance(found, dict) else None
+    if not isinstance(kind, str) or kind not in KINDS:
+        raise ValueError(f"act: a quantizer is none of {', '.join(KINDS)}")
+    fields = {name: value for name, value in found.items() if name != "quantizer"}
+    made = KINDS[kind]
+    if made is learned_activations.clipped:
+        fields["quantizer"] = _inner(fields.pop("inner", None))
+    if set(fields) != {field.name for field in dataclasses.fields(made)}:
+        raise ValueError(f"act: the fields are not those of {kind}")
+    if isinstance(fields.get("axis"), list):
+        fields["axis"] = tuple(fields["axis"])
+    odd = [name for name, value in fields.items() if not _FIELDS[name](value)]
+    if odd:
+        raise ValueError(f"act: {odd[0]} of {kind} cannot be {fields[odd[0]]!r:.40}")
+    try:
+        return made(**fields)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"act: {error}") from None
+
+
+def _inner(found: Any) -> Any:
+    """Return what ``clipped`` rounds by: one of the two that learn nothing."""
+    kind = found.get("quantizer") if isinstance(found, dict) else None
+    if kind not in ("symmetric", "asymmetric"):
+        raise ValueError("act: clipped rounds by symmetric or asymmetric")
+    return _quantizer(found)
+
+
+def _is_axis(found: Any) -> bool:
+    if isinstance(found, tuple):
+        return len(found) <= 4 and all(type(n) is int for n in found)
+    return found is None or type(found) is int
+
+
+_FIELDS = {
+    "axis": _is_axis,
+    "bits": lambda found: type(found) is int,
+    "groups": lambda found: found is None or (type(found) is int and found > 0),
+    "levels": lambda found: type(found) is str,
+    "signed": lambda found: type(found) is bool,
+    "at": lambda found: type(found) in (int, float) and abs(found) < 1e38,
+    "quantizer": lambda found: True,
+}
+
+
+def _site_regex(found: Any) -> str:
+    """Refuse a regex that repeats a group: it can be tried in endless ways."""
+    fits = isinstance(found, str) and _REGEX.fullmatch(found)
+    if not fits or re.search(r"\)[*+]", found):
+        raise ValueError(f"act: no plain regex of sites: {str(found)[:60]!r}")
+    try:
+        re.compile(found)
+    except (re.error, RecursionError, OverflowError):
+        raise ValueError(f"act: no regex: {found[:60]!r}") from None
+    return found
+
+
+def _work(regex: str) -> int:
+    """Bound the ways in which a regex without repeated groups is tried on a site.
+
+    Each bar or question mark doubles them, each repeat multiplies them by the lengths
+    that it may take: up to five digits, or a whole name.
+
+    >>> _work(r"a/(b|c)/.*"), _work(r"layer_\\d+")
+    (100, 5)
+    """
+    digits = len(re.findall(r"\\d[*+]", regex))
+    repeats = len(re.findall(r"[*+]", regex)) - digits
+    choices = regex.count("|") + regex.count("?")
+    return 2**choices * 5**digits * _LONGEST**repeats
+
+
+def _check_work(act: Any, config: BertConfig) -> None:
+    regexes = [regex for regex, _ in act] if isinstance(act, tuple) else ()
+    work = sum(_A_MATCH + _work(regex) for regex in regexes)
+    if work * len(sites.sites(config)) > _MAX_WORK:
+        raise ValueError("act: its regexes of sites are too many or too intricate")
+
+
+def _check_fit(site: str, quantizer: Any, config: BertConfig) -> None:
+    """Refuse axes that an activation does not have, groups that do not divide it."""
+    inner = getattr(quantizer, "quantizer", quantizer)  # clipped's
+    axis, groups = getattr(inner, "axis", None), getattr(inner, "groups", None)
+    ranks = {"pooler/input": 2}
+    rank = 4 if site.endswith("/probs") else ranks.get(site, 3)
+    if groups is not None:
+        width = _width(site, config)
+        if width is None or width % groups:
+            raise ValueError(f"act: {groups} groups do not divide {site}")
+        return
+    axes = axis if isinstance(axis, tuple) else () if axis is None else (axis,)
+    places = {n % rank for n in axes if -rank <= n < rank}
+    if len(places) < len(axes):
+        raise ValueError(f"act: {site} has not the axes {axis!r:.40}")
+
+
+def _width(site: str, config: BertConfig) -> int | None:
+    """Return the length of a site's last axis; None where it is the text's."""
+    if site.endswith("/probs"):
+        return None
+    if site.endswith("/ffn/out/input"):
+        return config.intermediate_size
+    if site.endswith(("/output", "/attention/out/input")):
+        return config.num_attention_heads * config.head_width
+    return config.hidden_size

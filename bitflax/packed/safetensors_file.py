@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from bitflax import storage
+from bitflax import files
 
 MAX_HEADER = 1 << 20
 
@@ -169,7 +169,7 @@ def write(path: Path, parts: list) -> None:
     Raises:
       OSError: the folder is not there or cannot be written, or the disk is full.
     """
-    with storage.atomic(path) as file:
+    with files.atomic(path) as file:
         for part in parts:
             file.write(part.data if isinstance(part, np.ndarray) else part)
 

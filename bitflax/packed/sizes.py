@@ -2,7 +2,10 @@
 
 import functools
 import math
+from collections.abc import Mapping
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from bitflax import trees
 from bitflax.errors import ConfigError
@@ -11,10 +14,64 @@ from bitflax.packed import bitfields, packing
 from bitflax.quantization import rules
 from bitflax.types import BertConfig
 
+
+class SizeRow(NamedTuple):
+    """A parameter's, the tokenizer's or the header's share of the file.
+
+    ``values`` are positions of the matrix; a split one has ``bits`` of both halves for
+    each. A ternary one has 1.6 bits, five in a byte.
+    """
+
+    name: str
+    bits: int | float
+    values: int
+    bytes: int
+
+
+def size_rows(
+    found: Mapping[str, tuple[tuple[int, ...], int, int]],
+    packed: Mapping[str, dict],
+) -> list[SizeRow]:
+    """Return a row a parameter of tensors {name: (shape, bytes, bytes an item)}."""
+    shares: dict[str, SizeRow] = {}
+    for name, (shape, size, item) in sorted(found.items()):
+        path, _, part = name.rpartition(".")
+        if part == "codes":
+            spec, size = packed[path], size + found[f"{path}.scale"][1]
+            half = path.endswith(("_1", "_2"))  # as no parameter's own name ends
+            label = f"{path[:-2]} (two halves)" if half else path
+            other = shares.get(label, SizeRow(label, 0, 0, 0))
+            bits, values = spec["bits"] + other.bits, int(np.prod(spec["shape"]))
+            shares[label] = SizeRow(label, bits, values, size + other.bytes)
+        elif part != "scale" or not path:
+            shares[name] = SizeRow(name, 8 * item, int(np.prod(shape)), size)
+    return [*shares.values()]
+
+
+def size_table(rows: list[SizeRow]) -> str:
+    """Return the rows of ``size_report`` as a text, with their sum.
+
+    >>> print(size_table([SizeRow("pooler/bias", 16, 384, 768)]))
+    name         bits  values  bytes
+    pooler/bias    16     384    768
+    total                 384    768
+    """
+    values, total = sum(r.values for r in rows), sum(r.bytes for r in rows)
+    cells = [("name", "bits", "values", "bytes")]
+    cells += [(r.name, r.bits, f"{r.values:,}", f"{r.bytes:,}") for r in rows]
+    cells.append(("total", "", f"{values:,}", f"{total:,}"))
+    widths = [max(len(str(row[i])) for row in cells) for i in range(4)]
+    lines = []
+    for name, *numbers in cells:
+        right = (f"{n!s:>{w}}" for n, w in zip(numbers, widths[1:], strict=True))
+        lines.append("  ".join([f"{name:<{widths[0]}}", *right]))
+    return "\n".join(lines)
+
+
 Shape = tuple[int, ...]
 
 
-class Line(NamedTuple):
+class ExpectedSize(NamedTuple):
     """What the packed file will spend on one parameter."""
 
     path: str
@@ -29,7 +86,7 @@ def parameter_bits(
     rest: packing.Rest = "int8",
     split: rules.Rules = (),
     place: str = "rules",
-) -> list[Line]:
+) -> list[ExpectedSize]:
     """Return what the packed file spends on each parameter after a stage.
 
     Args:
@@ -44,7 +101,7 @@ def parameter_bits(
     """
     shapes = {
         entry.path: entry.shape[::-1] if entry.transposed else entry.shape
-        for entry in names.entries(config)
+        for entry in names.parameter_entries(config)
     }
     fix = "correct the rule's regular expression"
     try:
@@ -58,7 +115,7 @@ def parameter_bits(
     # Halves that no rule quantises are packed as their sum.
     halved = trees.match(split, shapes).keys() & matched.keys()
     return [
-        Line(
+        ExpectedSize(
             path, shape, *_halves(path in halved, matched.get(path), shape, rests[path])
         )
         for path, shape in shapes.items()
@@ -75,7 +132,7 @@ def _halves(
 def _stored(
     quantizer: Any, shape: tuple[int, ...], rest: str
 ) -> tuple[int | float | None, int]:
-    """Return bits and bytes of a parameter, as ``bitflax.packed.saving`` stores it."""
+    """Return bits and bytes of a parameter, as ``bitflax.packed.file`` stores it."""
     values = math.prod(shape)
     if quantizer is None or len(shape) == 1:
         bits = packing.rest_bits(shape, rest)

@@ -1,11 +1,11 @@
 """The tensors of a packed file: from leaves to named arrays, and back with suspicion.
 
-``bitflax.packed.saving`` documents the format. What is wrong in a file raises ValueError,
+``bitflax.packed.file`` documents the format. What is wrong in a file raises ValueError,
 which ``bitflax.packed.file`` turns into a ``DamagedFile`` with the file's name.
 """
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -19,19 +19,6 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 
 _FLOATS = ("F16", "F32")
-
-
-class SizeRow(NamedTuple):
-    """A parameter's, the tokenizer's or the header's share of the file.
-
-    ``values`` are positions of the matrix; a split one has ``bits`` of both halves for
-    each. A ternary one has 1.6 bits, five in a byte.
-    """
-
-    name: str
-    bits: int | float
-    values: int
-    bytes: int
 
 
 def narrow(x: Any) -> np.ndarray:
@@ -96,7 +83,7 @@ def _are_packed(split: Split) -> bool:
     return all(isinstance(x, Packed) and x.shape == split.shape for x in both)
 
 
-def specs(flat: Mapping[str, Any]) -> dict[str, dict]:
+def to_specs(flat: Mapping[str, Any]) -> dict[str, dict]:
     """Return bits, shape and groups of every packed leaf, as the metadata has them."""
     return {
         path: {
@@ -125,7 +112,7 @@ def to_tensors(flat: Mapping[str, Any]) -> dict[str, np.ndarray]:
     return tensors
 
 
-def version(specs: Mapping[str, dict], new: bool) -> str:
+def lowest_version(specs: Mapping[str, dict], new: bool) -> str:
     """Return the lowest version that knows all that a file holds.
 
     Args:
@@ -256,43 +243,3 @@ def _floats(x: np.ndarray) -> Any:
     if not (np.isfinite(x.min()) and np.isfinite(x.max())):
         raise ValueError("holds NaN or infinity")
     return jnp.asarray(x, jnp.float32)
-
-
-def rows(
-    found: Mapping[str, tuple[tuple[int, ...], int, int]],
-    packed: Mapping[str, dict],
-) -> list[SizeRow]:
-    """Return a row a parameter of tensors {name: (shape, bytes, bytes an item)}."""
-    shares: dict[str, SizeRow] = {}
-    for name, (shape, size, item) in sorted(found.items()):
-        path, _, part = name.rpartition(".")
-        if part == "codes":
-            spec, size = packed[path], size + found[f"{path}.scale"][1]
-            half = path.endswith(("_1", "_2"))  # as no parameter's own name ends
-            label = f"{path[:-2]} (two halves)" if half else path
-            other = shares.get(label, SizeRow(label, 0, 0, 0))
-            bits, values = spec["bits"] + other.bits, int(np.prod(spec["shape"]))
-            shares[label] = SizeRow(label, bits, values, size + other.bytes)
-        elif part != "scale" or not path:
-            shares[name] = SizeRow(name, 8 * item, int(np.prod(shape)), size)
-    return [*shares.values()]
-
-
-def size_table(rows: list[SizeRow]) -> str:
-    """Return the rows of ``size_report`` as a text, with their sum.
-
-    >>> print(size_table([SizeRow("pooler/bias", 16, 384, 768)]))
-    name         bits  values  bytes
-    pooler/bias    16     384    768
-    total                 384    768
-    """
-    values, total = sum(r.values for r in rows), sum(r.bytes for r in rows)
-    cells = [("name", "bits", "values", "bytes")]
-    cells += [(r.name, r.bits, f"{r.values:,}", f"{r.bytes:,}") for r in rows]
-    cells.append(("total", "", f"{values:,}", f"{total:,}"))
-    widths = [max(len(str(row[i])) for row in cells) for i in range(4)]
-    lines = []
-    for name, *numbers in cells:
-        right = (f"{n!s:>{w}}" for n, w in zip(numbers, widths[1:], strict=True))
-        lines.append("  ".join([f"{name:<{widths[0]}}", *right]))
-    return "\n".join(lines)

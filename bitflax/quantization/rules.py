@@ -10,7 +10,7 @@ from typing import Any
 
 from bitflax import trees
 from bitflax.model import leaves
-from bitflax.quantization import quantizers
+from bitflax.quantization import learned_activations, quantizers
 from bitflax.types import Params, Quantizer
 
 Rules = Sequence[tuple[str, Quantizer]]
@@ -20,10 +20,6 @@ MATRICES = r"encoder/layer_\d+/(attention/(query|key|value|out)|ffn/(in|out))/ke
 
 
 WORD_TABLE = r"embeddings/word/embedding"
-
-
-ACT_PARAMS = r".*/(input|output|probs)"
-"""What activation quantizers learn: the path of a parameter is its site."""
 
 
 def quantize(params: Params, rules: Rules, *, lazy: bool = False) -> Params:
@@ -129,3 +125,105 @@ def xtc_2bit(per: str = "tensor") -> Rules:
     2
     """
     return _profile(quantizers.ternarize, per)
+
+
+POOLER = r"pooler/kernel"
+
+
+def _with_pooler(quantizer: Any) -> Rules:
+    return (
+        (MATRICES, quantizer),
+        (POOLER, quantizer),
+        (WORD_TABLE, functools.partial(quantizer, axis=-1)),
+    )
+
+
+def binarybert_1bit() -> Rules:
+    """Return BinaryBERT's 1-bit rules: XTC's, and the pooler.
+
+    One scale a matrix; the word embedding has one a row. Position and token-type
+    embeddings, classifier, biases and LayerNorm stay whole.
+
+    Source: Bai et al. 2021 (arXiv:2012.15701).
+
+    >>> [regex for regex, quantizer in binarybert_1bit()][1]
+    'pooler/kernel'
+    """
+    return _with_pooler(quantizers.binarize)
+
+
+def binarybert_2bit() -> Rules:
+    """Return the rules of the ternary student that BinaryBERT splits.
+
+    What is quantised is as in ``binarybert_1bit``.
+
+    Source: Bai et al. 2021 (arXiv:2012.15701).
+    """
+    return _with_pooler(quantizers.ternarize)
+
+
+def ternarybert_2bit() -> Rules:
+    """Return TernaryBERT's rules: those of ``binarybert_2bit``, weights clipped at 2.5.
+
+    The paper's TWN way: one scale a matrix, one a row of the word embedding.
+
+    Source: Zhang et al. 2020 (arXiv:2009.12812).
+
+    >>> ternarybert_2bit()[0][1].keywords
+    {'clip': 2.5}
+    """
+    return _with_pooler(functools.partial(quantizers.ternarize, clip=2.5))
+
+
+def _sites(signed: Any, unsigned: Any) -> Rules:
+    """Attention's probabilities and what leaves the feed-forward's activation function
+    are one-sided; all other sites are around zero."""
+    return (
+        (r".*/attention/probs", unsigned),
+        (r".*/ffn/out/input", unsigned),
+        (r".*", signed),
+    )
+
+
+def binarybert_act(bits: int = 8) -> Rules:
+    """Return BinaryBERT's activations, which clip at an end that learns.
+
+    All sites, each with one range for the whole batch, padding too, so that a value
+    depends on what it is batched with: inputs of all matrices, the pooler's too, and Q,
+    K and V symmetric; probabilities and the feed-forward's second input asymmetric.
+    Clips start at -2.5 and 2.5.
+
+    Source: Bai et al. 2021 (arXiv:2012.15701); the clip is PACT's (arXiv:1805.06085).
+
+    >>> binarybert_act()[0][1].quantizer.bits
+    8
+    """
+    wide = quantizers.asymmetric(bits, axis=None, levels="widened")
+    return _sites(
+        learned_activations.clipped(quantizers.symmetric(bits, axis=None)),
+        learned_activations.clipped(wide),
+    )
+
+
+def lsq_act(bits: int = 4) -> Rules:
+    """Return activations of learned steps, at the sites of ``binarybert_act``.
+
+    Source: BinaryBERT's 4-bit students (arXiv:2012.15701); LSQ is arXiv:1902.08153.
+    """
+    return _sites(
+        learned_activations.lsq(bits), learned_activations.lsq(bits, signed=False)
+    )
+
+
+def elastic_act(bits: int = 1) -> Rules:
+    """Return activations of elastic binarisation, at the sites of ``binarybert_act``.
+
+    Where the unsigned kind stands, negative values become 0: with ReLU
+    (``BertConfig.hidden_act``) there are none.
+
+    Source: BiT, Liu et al. 2022 (arXiv:2205.13016).
+    """
+    return _sites(
+        learned_activations.elastic(bits),
+        learned_activations.elastic(bits, signed=False),
+    )

@@ -4,19 +4,21 @@ Everything is computed from shapes; no array is made and no device is touched.
 """
 
 import dataclasses
+import functools
+import inspect
 import math
 import re
 from pathlib import Path
 from typing import Any
 
 from bitflax.data import glue, tasks
-from bitflax.distillation import weighting
+from bitflax.distillation import losses
 from bitflax.errors import BitflaxError, ConfigError
-from bitflax.model import hf_config, hub, names
+from bitflax.model import hf_config, names, pretrained
 from bitflax.packed import packing, sizes
 from bitflax.quantization import rules
-from bitflax.recipe import resolving
-from bitflax.recipe.recipe import Init, Recipe, Stage
+from bitflax.recipe import schema
+from bitflax.recipe.schema import Init, Recipe, Stage
 from bitflax.types import BertConfig, Optim
 
 Shape = tuple[int, ...]
@@ -42,7 +44,7 @@ def _config(name: str, labels: int | None) -> tuple[BertConfig | None, str]:
     if "/" in name and not Path(name).expanduser().is_dir():
         return None, f"{name} is no folder here; `bitflax run` asks the hub for it"
     try:
-        folder = hub.resolve(name)
+        folder = pretrained.resolve_folder(name)
         path = folder / "config.json"
         fields = hf_config.read_json(path)
         config = hf_config.config_from_hf(fields, num_labels=labels, place=path)
@@ -55,7 +57,9 @@ def _labels(task: str) -> int | None:
     """Return how many logits a task has; None where its file would say."""
     if task == tasks.ICD10CM:
         return 21
-    return max(1, len(glue.TASKS[task].labels)) if task in glue.TASKS else None
+    return (
+        max(1, len(glue.GLUE_TASKS[task].labels)) if task in glue.GLUE_TASKS else None
+    )
 
 
 def student_config(of: Recipe, teacher: BertConfig) -> BertConfig:
@@ -85,7 +89,7 @@ def student_config(of: Recipe, teacher: BertConfig) -> BertConfig:
     return config
 
 
-def describe(of: Recipe, config: BertConfig | None = None) -> str:
+def describe_recipe(of: Recipe, config: BertConfig | None = None) -> str:
     """Return a recipe in words: data, teacher and stages, drawn as a column.
 
     Args:
@@ -140,7 +144,9 @@ def _teacher(of: Recipe, config: BertConfig | None) -> str:
     if config:
         heads = f"{config.num_attention_heads} heads"
         wide = f"{config.hidden_size} wide, {heads}"
-        values = sum(math.prod(entry.shape) for entry in names.entries(config))
+        values = sum(
+            math.prod(entry.shape) for entry in names.parameter_entries(config)
+        )
         rows.append(f"{config.num_hidden_layers} layers, {wide}, {values:,} parameters")
     return _rows("teacher", rows)
 
@@ -169,7 +175,7 @@ def _stage(index: int, stage: Stage, of: Recipe) -> str:
     rows += _loss_rows(stage.loss)
     for regex, quantizer in stage.rules:
         bits = rules.bits_of(quantizer)
-        name = resolving.function_name(quantizer)
+        name = function_name(quantizer)
         rows.append(f"weights     {'?' if bits is None else bits} bit  {regex}  {name}")
     if not stage.rules:
         rows.append("weights     32 bit")
@@ -195,12 +201,12 @@ def _made(init: Init) -> str:
 
 
 def _loss_rows(loss: Any) -> list[str]:
-    if not isinstance(loss, weighting.Weighted):
-        return [f"loss        {resolving.function_name(loss)}"]
+    if not isinstance(loss, losses.Weighted):
+        return [f"loss        {function_name(loss)}"]
     rows = []
     for name, (weight, fn) in loss.parts.items():
         head = "loss" if not rows else "  +"
-        rows.append(f"{head:<11} {weight:g} x {name}: {resolving.function_name(fn)}")
+        rows.append(f"{head:<11} {weight:g} x {name}: {function_name(fn)}")
     return rows
 
 
@@ -237,7 +243,7 @@ def _sizes(of: Recipe, config: BertConfig) -> str:
     place = f"Stage {stage.name!r}.rules"
     halved = split[-1] if split else ()
     lines = sizes.parameter_bits(stage.rules, student, rest, halved, place)
-    groups: dict[tuple, list[sizes.Line]] = {}
+    groups: dict[tuple, list[sizes.ExpectedSize]] = {}
     for line in lines:
         path = re.sub(r"layer_\d+", "layer_*", line.path)
         groups.setdefault((path, line.shape, line.bits), []).append(line)
@@ -248,7 +254,7 @@ def _sizes(of: Recipe, config: BertConfig) -> str:
         times = f" x {len(members)}" if len(members) > 1 else ""
         rows.append(_cells(bits or "?", values, size, f"{path} {list(shape)}{times}"))
     total = sum(line.size for line in lines)
-    full = 4 * sum(math.prod(entry.shape) for entry in names.entries(config))
+    full = 4 * sum(math.prod(entry.shape) for entry in names.parameter_entries(config))
     values = sum(math.prod(line.shape) for line in lines)
     rows.append(_cells("", values, total, "all of it, the tokenizer aside"))
     smaller = f"{full / total:.1f} times smaller than the teacher's"
@@ -260,3 +266,64 @@ def _cells(bits: int | str, values: int | str, size: int | str, name: str) -> st
     values = values if isinstance(values, str) else f"{values:,}"
     size = size if isinstance(size, str) else f"{size:,}"
     return f"{bits:>4}  {values:>12}  {size:>12}  {name}"
+
+
+# Written without their kind: a run folder says by their fields which they are.
+_OWN = (
+    *(schema.Recipe, schema.Stage, schema.Init, schema.Shape, Optim),
+    *(schema.Data, schema.Teacher, schema.Corpus),
+)
+
+
+def resolved(node: Any) -> Any:
+    """Return a recipe, or a part of one, as JSON-able data; functions by name.
+
+    The same recipe gives the same data in every process, so that a run can tell
+    whether it goes on with the recipe that it began with.
+
+    >>> resolved(schema.Corpus(length=64, source="a.txt"))["length"]
+    64
+    """
+    if dataclasses.is_dataclass(node) and not isinstance(node, type):
+        kind = type(node)
+        parts = {
+            f.name: resolved(getattr(node, f.name)) for f in dataclasses.fields(node)
+        }
+        own = kind in _OWN
+        return parts if own else {"kind": kind.__name__, **parts}
+    if isinstance(node, dict):
+        return {str(key): resolved(value) for key, value in node.items()}
+    if isinstance(node, tuple | list):
+        return [resolved(item) for item in node]
+    if node is None or isinstance(node, bool | int | float | str):
+        return node
+    return function_name(node)
+
+
+def function_name(fn: Any) -> str:
+    """Return a function with its bound arguments as text, the same in every process.
+
+    >>> function_name(functools.partial(round, ndigits=2))
+    'round(ndigits=2)'
+    """
+    if isinstance(fn, functools.partial):
+        bound = [_shown(arg) for arg in fn.args]
+        bound += [
+            f"{key}={_shown(value)}" for key, value in sorted(fn.keywords.items())
+        ]
+        return f"{function_name(fn.func)}({', '.join(bound)})"
+    fn = inspect.unwrap(fn)
+    name = getattr(fn, "__qualname__", type(fn).__qualname__)
+    if not inspect.isfunction(fn) or not fn.__closure__:
+        return name
+    held = inspect.getclosurevars(fn).nonlocals
+    bound = [f"{key}={_shown(value)}" for key, value in sorted(held.items())]
+    return f"{name}({', '.join(bound)})"
+
+
+def _shown(value: Any) -> str:
+    # A function inside a closure may be that closure's own: its name has to do.
+    if inspect.isfunction(value):
+        return value.__qualname__
+    shown = resolved(value)
+    return shown if callable(value) and isinstance(shown, str) else repr(shown)

@@ -17,9 +17,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from bitflax import errors
 from bitflax.errors import BitflaxError, ConfigError, InputMissing
-from bitflax.recipe import fieldtypes, overrides
-from bitflax.recipe.recipe import Recipe
+from bitflax.recipe import overrides
+from bitflax.recipe.schema import Recipe
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 
@@ -62,7 +63,7 @@ def find_recipe(name: str | Path) -> Path:
     if path.is_dir():
         fix = f"name a recipe file in it, or one of: {', '.join(files)}"
         raise InputMissing(name, "a folder, not a recipe file", fix=fix)
-    fix = overrides.nearest(bare, files, "recipes")
+    fix = errors.nearest(bare, files, "recipes")
     raise InputMissing(name, "no such recipe file, and no recipe of that name", fix=fix)
 
 
@@ -129,16 +130,16 @@ class RecipeFile:
                 fields.append(setting)
             else:
                 problem = f"{self.name} has no dial and no field {key.split('.')[0]!r}"
-                fix = overrides.nearest(key, [*known, *names], "dials and fields")
+                fix = errors.nearest(key, [*known, *names], "dials and fields")
                 raise ConfigError(place, problem, fix=fix)
         return dials, fields
 
 
 def _dial(text: str, hint: Any, place: str) -> Any:
     try:
-        return fieldtypes.coerce(text, hint)
+        return overrides.coerce(text, hint)
     except ValueError as error:
-        fix = fieldtypes.how_to_give(hint)
+        fix = overrides.how_to_give(hint)
         raise ConfigError(place, str(error), fix=fix) from error
 
 
@@ -178,7 +179,7 @@ def load_recipe(path_or_name: str | Path, settings: Sequence[str] = ()) -> Recip
     return read_recipe(path_or_name).build(settings)
 
 
-def summary(path: Path) -> str:
+def recipe_summary(path: Path) -> str:
     """Return the first line of a recipe's docstring, without running it."""
     try:
         doc = ast.get_docstring(ast.parse(_text(path))) or "(no docstring)"
@@ -239,13 +240,13 @@ def _explained(error: Exception) -> tuple[str, str]:
     if isinstance(error, TypeError) and found:
         owner, name = found.groups()
         names = _parameters(owner)
-        fix = overrides.nearest(name, names, f"fields of {owner}")
+        fix = errors.nearest(name, names, f"fields of {owner}")
         return f"{owner} has no field {name!r}", fix
     found = re.search(r"module '(.+?)' has no attribute '(\w+)'", text)
     if isinstance(error, AttributeError) and found:
         module = sys.modules.get(found[1])
         public = [name for name in dir(module) if not name.startswith("_")]
-        return f"{found[1]} has no {found[2]!r}", overrides.nearest(found[2], public)
+        return f"{found[1]} has no {found[2]!r}", errors.nearest(found[2], public)
     name = "" if type(error) is ValueError else f"{type(error).__name__}: "
     return f"{name}{text}", "correct the recipe; --debug shows more"
 

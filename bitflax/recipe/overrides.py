@@ -4,33 +4,17 @@ A recipe is checked against its own type annotations, and ``--set a.b=c`` is rea
 them, so that a mistyped field is an error that names the nearest right one.
 """
 
+import collections.abc
 import dataclasses
-import difflib
+import types
 import typing
 from collections.abc import Iterable
 from typing import Any, TypeVar
 
+from bitflax import errors
 from bitflax.errors import ConfigError
-from bitflax.recipe import fieldtypes
 
 T = TypeVar("T")
-
-
-def nearest(name: str, names: Iterable[str], what: str = "names") -> str:
-    """Return the mend of a mistyped name: the nearest right one, or all of them.
-
-    >>> nearest("lrr", ["lr", "warmup"])
-    "did you mean 'lr'?"
-    >>> nearest("x", ["lr", "warmup"], "fields")
-    'the fields are: lr, warmup'
-    """
-    names = list(names)
-    close = difflib.get_close_matches(name.lower(), names, n=1, cutoff=0.5)
-    if close:
-        return f"did you mean {close[0]!r}?"
-    if not names:
-        return f"there are no {what}"
-    return f"the {what} are: {', '.join(names[:20])}"
 
 
 def check_fields(node: Any, place: str = "") -> None:
@@ -43,10 +27,10 @@ def check_fields(node: Any, place: str = "") -> None:
     for field in dataclasses.fields(node):
         value, hint = getattr(node, field.name), hints[field.name]
         where = f"{place or type(node).__name__}.{field.name}"
-        if not fieldtypes.conforms(value, hint):
+        if not conforms(value, hint):
             raise ConfigError(
                 where,
-                f"expected {fieldtypes.words(hint)}, found {value!r}",
+                f"expected {words(hint)}, found {value!r}",
                 fix=_mend(value, hint),
             )
         if dataclasses.is_dataclass(value) and not isinstance(value, type):
@@ -55,13 +39,13 @@ def check_fields(node: Any, place: str = "") -> None:
 
 def _mend(value: Any, hint: Any) -> str:
     kinds = typing.get_args(hint) or (hint,)
-    if isinstance(value, list) and fieldtypes.conforms(tuple(value), hint):
+    if isinstance(value, list) and conforms(tuple(value), hint):
         return f"write {tuple(value)!r}"
     if isinstance(value, str) and any(kind in (int, float) for kind in kinds):
         return f"write {value} without quotes"
     if isinstance(value, str) and typing.get_origin(hint) is typing.Literal:
-        return nearest(value, [str(kind) for kind in kinds], "choices")
-    return f"give {fieldtypes.words(hint)}"
+        return errors.nearest(value, [str(kind) for kind in kinds], "choices")
+    return f"give {words(hint)}"
 
 
 def split_setting(setting: str) -> tuple[str, str]:
@@ -121,7 +105,7 @@ def _set(node: Any, keys: list[str], text: str, place: str, path: str) -> Any:
     names = [field.name for field in dataclasses.fields(node) if field.init]
     if key not in names:
         kind = type(node).__name__
-        fix = nearest(key, names, f"fields of {kind}")
+        fix = errors.nearest(key, names, f"fields of {kind}")
         raise ConfigError(place, f"{kind} has no field {key!r}", fix=fix)
     value = getattr(node, key)
     path = f"{path}.{key}" if path else key
@@ -134,16 +118,14 @@ def _set(node: Any, keys: list[str], text: str, place: str, path: str) -> Any:
 
 def _read(text: str, hint: Any, old: Any, path: str, place: str) -> Any:
     try:
-        return fieldtypes.coerce(text, hint)
+        return coerce(text, hint)
     except ValueError as error:
         whole = isinstance(old, tuple) and any(map(dataclasses.is_dataclass, old))
         if whole:
             raise _whole(old[0], f"{path}.0", place) from error
-        if dataclasses.is_dataclass(old) and "function" not in fieldtypes.words(hint):
+        if dataclasses.is_dataclass(old) and "function" not in words(hint):
             raise _whole(old, path, place) from error
-        raise ConfigError(
-            place, str(error), fix=fieldtypes.how_to_give(hint)
-        ) from error
+        raise ConfigError(place, str(error), fix=how_to_give(hint)) from error
 
 
 def _whole(node: Any, path: str, place: str) -> ConfigError:
@@ -158,5 +140,128 @@ def _member(nodes: tuple, key: str, place: str, path: str) -> int:
         return names.index(key)
     if key.isdecimal() and int(key) < len(nodes):
         return int(key)
-    fix = f"{nearest(key, names, path)}; or an index, 0 to {len(nodes) - 1}"
+    fix = f"{errors.nearest(key, names, path)}; or an index, 0 to {len(nodes) - 1}"
     raise ConfigError(place, f"{path} has no {key!r}", fix=fix)
+
+
+_WORDS = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "a text",
+    type(None): "none",
+    Any: "anything",
+}
+
+
+_TRUTH = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+
+
+def words(hint: Any) -> str:
+    """Return a type annotation in words.
+
+    >>> words(int | None), words(tuple[int, ...])
+    ('a whole number or none', 'a tuple, each a whole number')
+    """
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(words(arg) for arg in args)
+    if origin is typing.Literal:
+        return " or ".join(repr(arg) for arg in args)
+    if origin is tuple:
+        if args[-1] is ...:
+            return f"a tuple, each {words(args[0])}"
+        return f"a tuple of {len(args)}, {', '.join(map(words, args))}"
+    if origin is collections.abc.Callable:
+        return "a function"
+    if origin is collections.abc.Sequence:
+        return f"a tuple, each {words(args[0])}"
+    return _WORDS.get(hint, f"a {getattr(hint, '__name__', hint)}")
+
+
+def conforms(value: Any, hint: Any) -> bool:
+    """Return whether a value is of a type annotation; an int is a float too.
+
+    >>> conforms((1, 3), tuple[int, ...]), conforms("1", int | None), conforms(1, float)
+    (True, False, True)
+    """
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return any(conforms(value, arg) for arg in args)
+    if origin is typing.Literal:
+        return any(value == arg and type(value) is type(arg) for arg in args)
+    if origin is tuple:
+        if not isinstance(value, tuple):
+            return False
+        if args[-1] is ...:
+            return all(conforms(item, args[0]) for item in value)
+        return len(value) == len(args) and all(map(conforms, value, args))
+    if origin is collections.abc.Sequence:
+        listed = isinstance(value, list | tuple)
+        return listed and all(conforms(item, args[0]) for item in value)
+    if hint is Any or origin is collections.abc.Callable:
+        return hint is Any or callable(value)
+    if hint in (int, float):
+        return isinstance(value, (int, hint)) and not isinstance(value, bool)
+    kind = origin or hint
+    return isinstance(value, kind) if isinstance(kind, type) else True
+
+
+def how_to_give(hint: Any) -> str:
+    """Return how the command line writes a value of a type.
+
+    >>> how_to_give(tuple[int, ...])
+    'give values with commas between, each a whole number'
+    """
+    if "a function" in words(hint) or hint is Any:
+        return "change it in a copy of the recipe: it is no single value"
+    return f"give {words(hint).replace('a tuple', 'values with commas between')}"
+
+
+def coerce(text: str, hint: Any) -> Any:
+    """Return the value that a text of the command line means for a type.
+
+    Raises:
+      ValueError: the text is no such value.
+
+    >>> coerce("1,3,5", tuple[int, ...]), coerce("none", int | None)
+    ((1, 3, 5), None)
+    """
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    text = text.strip()
+    if origin in (typing.Union, types.UnionType):
+        # Text would swallow every other kind, so it is tried last.
+        return _first_of(text, sorted(args, key=lambda arg: arg is str), hint)
+    if origin is typing.Literal:
+        return _first_of(text, [type(arg) for arg in args], hint)
+    if origin is tuple:
+        items = [item for item in text.strip("()[]").split(",") if item.strip()]
+        kinds = [args[0]] * len(items) if args[-1] is ... else args
+        if len(kinds) != len(items):
+            raise ValueError(f"expected {words(hint)}, found {text!r}")
+        return tuple(map(coerce, items, kinds))
+    lower = text.lower()
+    if hint in (None, type(None)) and lower in ("none", "null"):
+        return None
+    if hint is bool and lower in _TRUTH:
+        return _TRUTH[lower]
+    if hint in (int, float):
+        try:
+            return hint(text)
+        except ValueError:
+            raise ValueError(f"expected {words(hint)}, found {text!r}") from None
+    if hint is str:
+        quoted = len(text) > 1 and text[0] == text[-1] and text[0] in "'\""
+        return text[1:-1] if quoted else text
+    raise ValueError(f"expected {words(hint)}, found {text!r}")
+
+
+def _first_of(text: str, kinds: Iterable[Any], hint: Any) -> Any:
+    for kind in kinds:
+        try:
+            value = coerce(text, kind)
+        except ValueError:
+            continue
+        if conforms(value, hint):
+            return value
+    raise ValueError(f"expected {words(hint)}, found {text!r}")

@@ -1,13 +1,20 @@
-"""What a run learns from: a task's data, a corpus, a teacher."""
+"""A run as frozen dataclasses: data, teacher, and a tuple of stages.
+
+Figure 2's two ways are two tuples of stages. Every class checks the types and the
+ranges of its fields when it is made, so that no run starts with a typo in it.
+"""
 
 import dataclasses
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
-from bitflax.errors import ConfigError
+from bitflax import errors
+from bitflax.errors import ConfigError, UsageError
+from bitflax.model.sites import Act
+from bitflax.quantization.rules import Rules
 from bitflax.recipe import overrides
-from bitflax.types import Optim
+from bitflax.types import BertConfig, LossFn, Optim
 
 PACKAGED = "minilm"
 
@@ -134,3 +141,227 @@ class Teacher:
         need(self.epochs >= 0, "Teacher.epochs", "at least 0", self.epochs)
         need(self.evals > 0, "Teacher.evals", "at least 1", self.evals)
         check_optim(self.optim, "Teacher.optim")
+
+
+override = overrides.override
+
+
+Dtype = Literal["bfloat16"] | None
+
+
+Kept = Literal["int4", "int8", "float16", "float32"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Shape:
+    """A student's size where it does not take the teacher's weights.
+
+    TinyBERT's by default (Jiao et al. 2019, section 4.2); the rest is the teacher's.
+    """
+
+    num_hidden_layers: int = 4
+    hidden_size: int = 312
+    num_attention_heads: int = 12
+    intermediate_size: int = 1200
+
+    def __post_init__(self):
+        """Check types and ranges."""
+        overrides.check_fields(self)
+        for field in dataclasses.fields(self):
+            size = getattr(self, field.name)
+            need(size > 0, f"Shape.{field.name}", "at least 1", size)
+        whole = self.hidden_size % self.num_attention_heads == 0
+        expected = f"a multiple of num_attention_heads {self.num_attention_heads}"
+        need(whole, "Shape.hidden_size", expected, self.hidden_size)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Init:
+    """Where a stage's parameters come from.
+
+    ``source`` is ``"previous"`` (the stage before; the teacher for the first),
+    ``"teacher"``, or a model's folder; ``layers`` are those of its layers, from 0,
+    that the student takes (None: all). With ``shape`` they are drawn at random in its
+    place. ``width`` are the numbers of heads and of feed-forward neurons that a layer
+    keeps, the most important ones for the task (``bitflax.take_width``). ``split`` are
+    ternary rules by which each matrix then becomes two binary ones (``bitflax.split``).
+    """
+
+    source: str = "previous"
+    layers: tuple[int, ...] | None = None
+    shape: Shape | None = None
+    width: tuple[int, int] | None = None
+    split: Rules = ()
+
+    def __post_init__(self):
+        """Check types and ranges."""
+        overrides.check_fields(self)
+        layers = self.layers is None or min(self.layers, default=-1) >= 0
+        need(layers, "Init.layers", "at least one layer, counted from 0", self.layers)
+        for field in ("layers", "width"):
+            value = getattr(self, field)
+            drawn = self.shape is None or value is None
+            need(drawn, f"Init.{field}", "none where there is a shape", value)
+        width = self.width is None or min(self.width) > 0
+        need(width, "Init.width", "at least one head and one neuron", self.width)
+        check_rules(self.split, "Init.split")
+
+    def config(self, source: BertConfig) -> BertConfig:
+        """Return the shape of what this makes of a model of shape ``source``.
+
+        Raises:
+          ConfigError: it has fewer heads or neurons than ``width`` keeps.
+
+        >>> Init(layers=(1, 3)).config(BertConfig()).num_hidden_layers
+        2
+        """
+        if self.shape is not None:
+            made = dataclasses.asdict(self.shape)
+            return dataclasses.replace(source, head_size=None, **made)
+        made = {}
+        if self.layers is not None:
+            made["num_hidden_layers"] = len(self.layers)
+        if self.width is not None:
+            whole = (source.num_attention_heads, source.intermediate_size)
+            fits = all(n <= most for n, most in zip(self.width, whole, strict=True))
+            need(fits, "Init.width", f"at most {whole}", self.width)
+            heads, neurons = self.width
+            made |= {"num_attention_heads": heads, "intermediate_size": neurons}
+            made["head_size"] = source.head_width
+        return dataclasses.replace(source, **made)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One training of a student.
+
+    ``loss`` is a loss of this student and its ``teacher``: the task's, or the result of
+    an earlier FP32 stage, by name. ``rules`` say which weights
+    have which bits, ``act`` how activations are quantised. ``batch_size`` None is the
+    data's. ``steps`` counts in place of ``epochs`` where it is given. ``keep`` says
+    which parameters are the result: the ``"last"`` ones, or the ``"best"`` of all
+    evaluations, of which there are ``evals``, evenly spread, the last one after the
+    last step.
+
+    ``cache_teacher`` keeps the teacher's outputs, as many as the loss reads, in memory,
+    or with ``"disk"`` in the run's cache folder, if they fit into ``cache_bytes``
+    (None: a quarter of the memory, at most 4 GiB; half of what the disk has free); runs
+    of many processes keep none. ``dtype`` and ``teacher_dtype`` are what the operands
+    of matrix products are rounded to (``bitflax.bert``; None: they stay float32);
+    parameters, sums and the student's scores on dev are float32 always. ``recompute``
+    saves memory for time, as for long texts; so does ``accumulate``, which cuts a
+    batch into as many parts, with filler rows where need be, and adds up their
+    gradients.
+
+    With a ``corpus`` it is general distillation: the teacher is the pretrained model,
+    before its fine-tuning, there are no labels, and ``steps`` must be given.
+    """
+
+    name: str
+    init: Init = Init()
+    teacher: str = "teacher"
+    loss: LossFn
+    rules: Rules = ()
+    act: Act = None
+    optim: Optim = Optim()  # noqa: RUF009 (frozen)
+    epochs: int = 1
+    steps: int | None = None
+    batch_size: int | None = None
+    corpus: Corpus | None = None
+    keep: Literal["last", "best"] = "last"
+    evals: int = 4
+    cache_teacher: bool | Literal["disk"] = True
+    cache_bytes: int | None = None
+    dtype: Dtype = None
+    teacher_dtype: Dtype = None
+    recompute: bool = False
+    accumulate: int = 1
+
+    def __post_init__(self):
+        """Check types and ranges; the name is a folder's name too."""
+        place = f"Stage {self.name!r}"
+        overrides.check_fields(self, place=place)
+        named = re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", self.name) is not None
+        named = named and self.name != "teacher" and not self.name.isdecimal()
+        free = "a name of letters, digits, - and _; no number and not 'teacher'"
+        need(named, f"{place}.name", free, self.name)
+        for field in ("epochs", "steps", "batch_size", "evals", "accumulate"):
+            value = getattr(self, field)
+            least = value is None or value > 0
+            need(least, f"{place}.{field}", "at least 1", value)
+        bound = self.cache_bytes is None or self.cache_bytes >= 0
+        need(bound, f"{place}.cache_bytes", "at least 0", self.cache_bytes)
+        for field, only in (("keep", "last"), ("teacher", "teacher")):
+            value = getattr(self, field)
+            fits = self.corpus is None or value == only
+            need(fits, f"{place}.{field}", f"{only!r}, for a corpus", value)
+        counted = self.corpus is None or self.steps is not None
+        need(counted, f"{place}.steps", "a number of steps, for a corpus", self.steps)
+        check_optim(self.optim, f"{place}.optim")
+        check_rules(self.rules, f"{place}.rules")
+        if isinstance(self.act, tuple):
+            check_rules(self.act, f"{place}.act")
+
+    @property
+    def packs(self) -> bool:
+        """Whether a run that ends with this stage writes a packed file."""
+        return self.corpus is None and bool(self.rules or self.act)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """A whole run: data, teacher, stages, and how the rest of the file is packed.
+
+    ``data`` None is a run of general distillation alone, with no task. ``rest`` says
+    what becomes of the parameters that no rule quantises, as ``bitflax.pack`` takes
+    it: ``"int4"``, ``"int8"``, ``"float16"``, ``"float32"`` (exact), or pairs (path
+    regex, one of these). ``positions`` is how many position embeddings the packed
+    file keeps (None: all): the texts that it reads are no longer than that.
+    """
+
+    data: Data | None = Data()
+    teacher: Teacher = Teacher()
+    stages: tuple[Stage, ...] = ()
+    seed: int = 0
+    rest: Kept | tuple[tuple[str, Kept], ...] = "int8"
+    positions: int | None = None
+    name: str = ""
+
+    def __post_init__(self):
+        """Check types, and that no two stages share a name."""
+        overrides.check_fields(self)
+        names = [stage.name for stage in self.stages]
+        once = len(set(names)) == len(names)
+        need(once, "Recipe.stages", "a name of its own for each stage", names)
+        if not isinstance(self.rest, str):
+            check_rules(self.rest, "Recipe.rest")
+        need(self.seed >= 0, "Recipe.seed", "at least 0", self.seed)
+        least = self.data.max_length if self.data else 1
+        enough = self.positions is None or self.positions >= least
+        need(enough, "Recipe.positions", f"at least max_length {least}", self.positions)
+        full = {"teacher"}
+        for stage in self.stages:
+            place, known = f"Stage {stage.name!r}", stage.teacher in full
+            expected = "'teacher' or an earlier FP32 stage"
+            need(known, f"{place}.teacher", expected, stage.teacher)
+            learns = self.data is not None or stage.corpus is not None
+            need(learns, f"{place}.corpus", "a corpus: the recipe has no data", None)
+            wide = self.data is not None or stage.init.width is None
+            judged = "none: without data nothing says which heads matter"
+            need(wide, f"{place}.init.width", judged, stage.init.width)
+            ready = self.data is None or self.teacher.pretrained is not None
+            before = "what the folder was fine-tuned from, to teach from a corpus"
+            need(ready or stage.corpus is None, "Teacher.pretrained", before, None)
+            full |= set() if stage.rules or stage.act else {stage.name}
+
+
+def check_until(recipe: Recipe, until: str | None) -> None:
+    """Check that ``until`` names the teacher or a stage.
+
+    Raises:
+      UsageError: it does not; the nearest name is given.
+    """
+    names = ["teacher", *(stage.name for stage in recipe.stages)]
+    if until is not None and until not in names:
+        fix = errors.nearest(until, names, "stages")
+        raise UsageError(f"--until {until}", "the recipe has no such stage", fix=fix)

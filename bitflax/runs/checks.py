@@ -7,19 +7,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from bitflax import trees
-from bitflax.distillation import projection, weighting
+from bitflax.distillation import losses, projection
 from bitflax.distillation.student import take_layers
 from bitflax.errors import BitflaxError, ConfigError
 from bitflax.model import apply, hf_config, leaves, pretrained
-from bitflax.packed import metadata, packedact, packing, tokenizer
+from bitflax.packed import metadata, packing, tokenizer
 from bitflax.quantization import splitting
 from bitflax.quantization.rules import quantize
-from bitflax.recipe.recipe import Init, Stage
-from bitflax.recipe.resolving import function_name
-from bitflax.runs import initialization
-from bitflax.runs.experiment import Model
-from bitflax.runs.setting import Setting
-from bitflax.types import BertConfig, Params
+from bitflax.recipe.describe import function_name
+from bitflax.recipe.schema import Init, Stage
+from bitflax.runs import experiment, initialization
+from bitflax.runs.experiment import Experiment
+from bitflax.types import BertConfig, Model, Params
 
 _SOME = np.random.default_rng(0).normal(size=(16, 16)).astype(np.float32)
 
@@ -29,7 +28,7 @@ def _shapes(config: BertConfig) -> Params:
     return jax.eval_shape(init, jax.random.key(0))
 
 
-def check_stages(setting: Setting) -> dict[str, Params]:
+def check_stages(setting: Experiment) -> dict[str, Params]:
     """Check every stage's layers, rules, sites and loss on shapes alone.
 
     Returns:
@@ -68,7 +67,7 @@ def check_stages(setting: Setting) -> dict[str, Params]:
     stages = setting.recipe.stages
     if stages and stages[-1].packs:
         assert before is not None
-        tokenizer.checked(setting.tokenizer.to_json(), before.config)
+        tokenizer.check_tokenizer(setting.tokenizer.to_json(), before.config)
         _check_packs(stages[-1], setting.recipe.rest, before)
     return {name: model.params for name, model in done.items()}
 
@@ -119,9 +118,9 @@ def _start(init: Init, source: Model) -> Model:
     return Model(config, params)
 
 
-def _source(name: str, teacher: BertConfig, setting: Setting) -> Model:
+def _source(name: str, teacher: BertConfig, setting: Experiment) -> Model:
     """Return the shapes of a model that a stage starts from."""
-    place = pretrained.resolve(name) / "config.json"
+    place = pretrained.resolve_folder(name) / "config.json"
     found = hf_config.config_from_hf(
         hf_config.read_json(place),
         num_labels=teacher.num_labels,
@@ -142,13 +141,13 @@ def _source(name: str, teacher: BertConfig, setting: Setting) -> Model:
             f"{longest}",
             fix="shorten Data.max_length",
         )
-    return _like(initialization.loaded(name, teacher, jax.random.key(0)))
+    return _like(experiment.loaded_model(name, teacher, jax.random.key(0)))
 
 
 def _check_packs(stage: Stage, rest: packing.Rest, last: Model) -> None:
     """Check that what the last stage trains can be packed."""
     metadata.config_to_json(last.config)
-    packedact.to_json(stage.act, last.config)
+    metadata.act_to_json(stage.act, last.config)
     try:
         packing.rest_of(rest, trees.flatten(last.params))
     except ValueError as error:
@@ -166,13 +165,13 @@ def _check_stage(stage: Stage, teacher: Model, start: Model, batch: dict) -> Mod
     student = projection.projected(apply.bert(config, stage.act))
 
     def run(params, teacher_params):
-        params = initialization.projected(
+        params = initialization.with_projection(
             params, config, teacher.config, jax.random.key(0)
         )
         params = initialization.fit_act(Model(config, params), stage, None, batch)
         said = student(quantize(params, stage.rules), batch)
         parts = stage.loss(said, taught(teacher_params, batch), batch)
-        loss = weighting.total(parts) if isinstance(parts, dict) else parts.value
+        loss = losses.total(parts) if isinstance(parts, dict) else parts.value
         return loss, params
 
     _, params = jax.eval_shape(run, start.params, teacher.params)

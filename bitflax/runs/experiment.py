@@ -4,36 +4,32 @@ import dataclasses
 import functools
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
 
 from bitflax.data.batches import Batches
+from bitflax.data.corpus import CorpusBatches
 from bitflax.data.examples import Task
-from bitflax.data.text import Tokens
-from bitflax.distillation import outputfiles, projection, teacher_outputs, vocabulary
-from bitflax.model import apply
+from bitflax.data.text import Tokenizer, Tokens
+from bitflax.distillation import losses, projection, teacher_outputs, vocabulary
+from bitflax.errors import ConfigError
+from bitflax.model import pretrained
+from bitflax.model.apply import bert
 from bitflax.quantization.rules import quantize
-from bitflax.recipe.recipe import Stage
-from bitflax.recipe.schema import Data
+from bitflax.recipe.schema import Data, Recipe, Stage
 from bitflax.runs.folder import RunFolder
 from bitflax.training import evaluation, hosts, parallel
-from bitflax.types import BertConfig, Outputs, Params
+from bitflax.types import BertConfig, Mean, Model, Outputs, Params
 
 MOST_KEPT_BYTES = 4 << 30
 
 
-class Model(NamedTuple):
-    """A configuration and its parameters."""
-
-    config: BertConfig
-    params: Params
-
-
 @dataclasses.dataclass
-class Lesson:
+class TaskData:
     """A task as its stages see it.
 
     Attributes:
@@ -57,7 +53,7 @@ class Lesson:
     dev: Batches
     buckets: tuple[int, ...]
     used: np.ndarray
-    _kept: list[tuple[Any, teacher_outputs.Kept]] = dataclasses.field(
+    _kept: list[tuple[Any, teacher_outputs.TeacherOutputs]] = dataclasses.field(
         default_factory=list
     )
 
@@ -84,11 +80,11 @@ class Lesson:
 
     def small(self, whole: Model) -> Model:
         """Return a model with the words that the task uses, as tokens number them."""
-        return Model(*vocabulary.shrink(*whole, self.used))
+        return Model(*vocabulary.shrink_vocabulary(*whole, self.used))
 
     def whole(self, params: Params, start: Params) -> Params:
         """Return trained parameters with the start's rows of all other words."""
-        return vocabulary.grow(params, start, self.used)
+        return vocabulary.grow_vocabulary(params, start, self.used)
 
     def scorer(self, stage: Stage | None, student: BertConfig) -> evaluation.Evaluator:
         """Return what scores a stage's parameters; without a stage, a plain model's."""
@@ -96,7 +92,7 @@ class Lesson:
         labels = self.task.dev.labels
         assert labels is not None  # where data have none, prepare takes the teacher's
         return evaluation.Evaluator(
-            apply.bert(student, stage.act if stage else None),
+            bert(student, stage.act if stage else None),
             self.dev,
             labels,
             self.metric,
@@ -107,13 +103,13 @@ class Lesson:
 
     def kept(
         self, stage: Stage, teacher: Model, start: Model, batches: Batches
-    ) -> teacher_outputs.Kept | None:
+    ) -> teacher_outputs.TeacherOutputs | None:
         """Return the teacher's outputs that a stage's loss reads, where they fit.
 
         A stage that reads what a stage before it read takes over what that kept. With
         many processes none are kept: each would compute them for all examples alone.
         """
-        if not stage.cache_teacher or hosts.part()[1] > 1:
+        if not stage.cache_teacher or hosts.process_part()[1] > 1:
             return None
         outputs, used = _used(stage, teacher, start, batches)
         if used is None:
@@ -122,7 +118,9 @@ class Lesson:
         for known, kept in self._kept:
             if known == source and used <= kept.names:
                 return kept
-        size = teacher_outputs.size(teacher_outputs.row_shapes(used, outputs), batches)
+        size = teacher_outputs.outputs_size(
+            teacher_outputs.row_shapes(used, outputs), batches
+        )
         files = None
         if stage.cache_teacher == "disk":
             files = self._files(stage, teacher, used)
@@ -134,16 +132,16 @@ class Lesson:
 
     def _files(
         self, stage: Stage, teacher: Model, used: frozenset[str]
-    ) -> outputfiles.Files:
+    ) -> teacher_outputs.Files:
         """Return the folder named after all that decides what a teacher says."""
         tokens = dataclasses.asdict(self.tokens)
         said = dict(config=repr(teacher.config), dtype=stage.teacher_dtype)
         named = dict(names=sorted(used), buckets=self.buckets)
-        digest = outputfiles.digest(teacher.params, tokens, **said, **named)
-        return outputfiles.Files(self.run.cache / "teacher" / digest[:32])
+        digest = teacher_outputs.digest(teacher.params, tokens, **said, **named)
+        return teacher_outputs.Files(self.run.cache / "teacher" / digest[:32])
 
     def _fits(
-        self, size: int, most: int | None, files: outputfiles.Files | None
+        self, size: int, most: int | None, files: teacher_outputs.Files | None
     ) -> bool:
         """Whether outputs may be kept; in memory, others make room for them."""
         if files is not None:
@@ -163,14 +161,14 @@ class Lesson:
         batches: Batches,
         outputs: Outputs,
         used: frozenset[str],
-        files: outputfiles.Files | None,
-    ) -> teacher_outputs.Kept:
+        files: teacher_outputs.Files | None,
+    ) -> teacher_outputs.TeacherOutputs:
         """Return a teacher's outputs: from disk, or computed on all devices."""
         array = files and files.array
         if files and files.whole:
-            return teacher_outputs.Kept(used, outputs, batches, array)
-        filling = teacher_outputs.keep(
-            apply.bert(teacher.config, dtype=stage.teacher_dtype),
+            return teacher_outputs.TeacherOutputs(used, outputs, batches, array)
+        filling = teacher_outputs.fill(
+            bert(teacher.config, dtype=stage.teacher_dtype),
             parallel.replicate(teacher.params, self.mesh),
             batches,
             outputs,
@@ -201,9 +199,168 @@ def _used(stage: Stage, teacher: Model, start: Model, batches: Any):
     The names are None where padding may be in use too.
     """
     batch = {k: v for k, v in batches.batch(0).items() if k != "index"}
-    student = projection.projected(apply.bert(start.config, stage.act))
-    told = jax.eval_shape(apply.bert(teacher.config), teacher.params, batch)
+    student = projection.projected(bert(start.config, stage.act))
+    told = jax.eval_shape(bert(teacher.config), teacher.params, batch)
     said = jax.eval_shape(student, start.params, batch)
     if teacher_outputs.may_read_padding(stage.loss, said, told, batch):
         return told, None
     return told, teacher_outputs.used_outputs(stage.loss, said, told, batch)
+
+
+@dataclasses.dataclass
+class CorpusData:
+    """A corpus as its stage sees it; in place of a ``bitflax.runs.experiment.TaskData``.
+
+    The score is the loss on pieces of the corpus that training does not see: the lower
+    the better.
+
+    Attributes:
+      run: the run folder, held.
+      mesh: all devices.
+      seed: the recipe's.
+      tokenizer: the teacher's.
+      teacher: the pretrained model, before any fine-tuning.
+    """
+
+    run: RunFolder
+    mesh: jax.sharding.Mesh
+    seed: int
+    tokenizer: Tokenizer
+    teacher: Model
+    metric: str = "loss"
+    _made: dict[int, CorpusBatches] = dataclasses.field(default_factory=dict)
+
+    def batches(self, number: int, stage: Stage) -> CorpusBatches:
+        """Return the pieces of a stage's corpus, in batches; made once a number."""
+        if number not in self._made:
+            self._made[number] = self._batches(number, stage)
+        return self._made[number]
+
+    def _batches(self, number: int, stage: Stage) -> CorpusBatches:
+        corpus = stage.corpus
+        assert corpus is not None
+        return CorpusBatches(
+            corpus.source,
+            self.tokenizer,
+            length=corpus.length,
+            batch_size=stage.batch_size or corpus.batch_size,
+            seed=self.seed + 1000 * number + corpus.seed,
+            cache=self.run.cache,
+            multiple_of=self.mesh.size * stage.accumulate,
+            data_dir=corpus.data_dir,
+        )
+
+    def steps(self, stage: Stage, batches: Any) -> int:
+        """Return the number of a stage's steps."""
+        assert stage.steps is not None
+        return stage.steps
+
+    def small(self, whole: Model) -> Model:
+        """Return the model itself: a corpus may use every word."""
+        return whole
+
+    def whole(self, params: Params, start: Params) -> Params:
+        """Return the parameters themselves."""
+        return params
+
+    def kept(self, *args: Any) -> None:
+        """Return None: no piece comes often enough to keep its teacher's outputs."""
+
+    def scorer(
+        self, stage: Stage, student: BertConfig
+    ) -> Callable[[Params], dict[str, float]]:
+        """Return ``params -> {part of the loss: mean}`` on what is held out."""
+        apply = projection.projected(bert(student, stage.act))
+        teach = bert(self.teacher.config)
+        teacher = parallel.replicate(self.teacher.params, self.mesh)
+        # What is held out does not depend on the order.
+        batches = self._batches(0, stage)
+
+        @jax.jit
+        def measure(params: Params, teacher: Params, batch: Any) -> dict[str, Mean]:
+            values = quantize(params, stage.rules) if stage.rules else params
+            parts = stage.loss(apply(values, batch), teach(teacher, batch), batch)
+            return {"loss": parts} if isinstance(parts, Mean) else parts
+
+        def score(params: Params) -> dict[str, float]:
+            found, params = [], parallel.replicate(params, self.mesh)
+            for batch in batches.evaluation(hosts.process_part()):
+                sharded = parallel.shard_batch(batch, self.mesh)
+                # Read at once: CPU devices that run ahead may wait for good.
+                found.append(jax.device_get(measure(params, teacher, sharded)))
+            parts: Any = jax.tree.map(lambda *leaves: np.sum(leaves), *found)
+            return {
+                "loss": float(losses.total(parts)),
+                **{name: float(part) for name, part in parts.items() if name != "loss"},
+            }
+
+        return score
+
+
+@dataclasses.dataclass
+class Experiment:
+    """What all stages of a run share.
+
+    Attributes:
+      recipe: the recipe.
+      run: the run folder, held.
+      mesh: all devices.
+      tokenizer: the teacher's.
+      teacher: the teacher, or what it will be fine-tuned from.
+      task: the task, as its stages see it; None where the recipe has none.
+      plain: the task as its teacher is fine-tuned on it: not augmented.
+    """
+
+    recipe: Recipe
+    run: RunFolder
+    mesh: jax.sharding.Mesh
+    tokenizer: Tokenizer
+    teacher: Model
+    task: TaskData | None = None
+    plain: TaskData | None = None
+
+    @property
+    def lesson(self) -> TaskData:
+        """The task, where one must be there."""
+        if self.task is None:
+            raise ConfigError("Recipe.data", "no task", fix="give data with a task")
+        return self.task
+
+    def lesson_of(self, stage: Stage) -> TaskData | CorpusData:
+        """Return what a stage learns from: the task, or its corpus."""
+        return self.lesson if stage.corpus is None else self.general
+
+    @functools.cached_property
+    def general(self) -> CorpusData:
+        """What stages with a corpus learn from, and the pretrained model that teaches.
+
+        Its head is the teacher's, so that a student of it fits the task.
+        """
+        teacher, taught = self.teacher, self.recipe.teacher
+        if taught.folder is not None and taught.pretrained is not None:
+            key = jax.random.key(self.recipe.seed)
+            teacher = loaded_model(taught.pretrained, teacher.config, key)
+            folder = pretrained.resolve_folder(taught.pretrained)
+            own = Tokenizer.from_folder(folder)
+            if own.to_json() != self.tokenizer.to_json():
+                raise ConfigError(
+                    folder,
+                    f"its tokenizer is not that of {taught.folder}",
+                    fix="give Teacher.pretrained that the folder was fine-tuned from",
+                )
+        return CorpusData(
+            self.run, self.mesh, self.recipe.seed, self.tokenizer, teacher
+        )
+
+
+def loaded_model(folder: str, teacher: BertConfig, key: jax.Array) -> Model:
+    """Return a folder's model with a head like the teacher's."""
+    labels = teacher.id2label
+    config, params = pretrained.load_pretrained(
+        folder,
+        num_labels=teacher.num_labels,
+        id2label=None if labels is None else dict(labels),
+        problem_type=teacher.problem_type,
+        seed=int(jax.random.bits(key)),
+    )
+    return Model(config, params)

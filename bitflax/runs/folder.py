@@ -6,20 +6,24 @@ with RunFolder("runs/quickstart") as folder:
     folder.finish("model.safetensors", "report.html", "report.json")
 """
 
+import errno
 import importlib.metadata
 import io
 import json
+import os
 import platform
 import re
+import secrets
+import socket
 import sys
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from bitflax import progressbar, storage
-from bitflax.errors import ConfigError, DamagedFile
-from bitflax.runs import folderlock, log
+from bitflax import files, progress
+from bitflax.errors import ConfigError, DamagedFile, FolderBusy, OutputError
+from bitflax.runs import log
 from bitflax.training import hosts
 
 # What a stage costs, and not what it gives: a run that ran out of memory may go on
@@ -56,11 +60,11 @@ class RunFolder:
 
     def __enter__(self) -> "RunFolder":
         """Make the folder and lock it."""
-        if hosts.first():
-            folderlock.make(self.path)
-            self._lock = folderlock.lock(self.path)
-        if hosts.part()[1] > 1:
-            folderlock.check_shared(self.path)
+        if hosts.is_main_process():
+            _make_folder(self.path)
+            self._lock = _lock(self.path)
+        if hosts.process_part()[1] > 1:
+            _check_shared(self.path)
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -104,18 +108,18 @@ class RunFolder:
         Raises:
           StorageError: the disk is full or broken.
         """
-        if hosts.first():
+        if hosts.is_main_process():
             self._log.write(line)
 
     def rewind(self, stage: str, step: int | None = None) -> None:
         """Drop a stage's log lines after ``step`` (None: all): they come again."""
-        if hosts.first():
+        if hosts.is_main_process():
             self._log.rewind(stage, step)
 
-    def progress(self, total: int, desc: str, initial: int = 0) -> progressbar.Progress:
+    def progress(self, total: int, desc: str, initial: int = 0) -> progress.Progress:
         """Return a progress bar on stderr; process 0's alone is seen."""
-        stream = None if hosts.first() else io.StringIO()
-        return progressbar.Progress(total, desc, initial=initial, stream=stream)
+        stream = None if hosts.is_main_process() else io.StringIO()
+        return progress.Progress(total, desc, initial=initial, stream=stream)
 
     def write_recipe(
         self, text: str, resolved: Mapping[str, Any], overrides: Sequence[str] = ()
@@ -136,7 +140,7 @@ class RunFolder:
         """
         mine = json.loads(json.dumps(resolved))
         self._check_same(mine)
-        if not hosts.first():
+        if not hosts.is_main_process():
             return
         known = self._read()
         if known is not None and any(self.path.glob("[0-9]*-*")):  # a stage began
@@ -155,7 +159,7 @@ class RunFolder:
                 }
             )
         if text:
-            storage.write_text(self.path / "recipe.py", text)
+            files.write_text(self.path / "recipe.py", text)
 
     def pin(self, name: str, value: str) -> None:
         """Record the hash of an input, once; a resumed run must have the same.
@@ -176,7 +180,7 @@ class RunFolder:
           ConfigError: it has changed since the folder began.
         """
         self._check_same({name: value})
-        if not hosts.first():
+        if not hosts.is_main_process():
             return
         record = self._read()
         if record is None:
@@ -189,7 +193,7 @@ class RunFolder:
     @property
     def finished(self) -> bool:
         """Whether a run came to its end here and its results are still there."""
-        return hosts.share(self._finished)
+        return hosts.broadcast(self._finished)
 
     def _finished(self) -> bool:
         marker = self.path / ".finished"
@@ -204,8 +208,8 @@ class RunFolder:
         Args:
           results: the files, relative to the folder, that make it done.
         """
-        if hosts.first():
-            storage.write_text(self.path / ".finished", "\n".join(results) + "\n")
+        if hosts.is_main_process():
+            files.write_text(self.path / ".finished", "\n".join(results) + "\n")
 
     def need(self, size: int) -> None:
         """Check that ``size`` bytes are free.
@@ -213,11 +217,11 @@ class RunFolder:
         Raises:
           StorageError: they are not.
         """
-        storage.need(self.path, size)
+        files.need_space(self.path, size)
 
     def _folder(self, name: str) -> Path:
         path = self.path / name
-        with storage.disk(path):
+        with files.disk(path):
             path.mkdir(exist_ok=True)
         return path
 
@@ -236,7 +240,7 @@ class RunFolder:
         return record
 
     def _write(self, record: Mapping[str, Any]) -> None:
-        storage.write_text(self.path / "recipe.json", json.dumps(record, indent=2))
+        files.write_text(self.path / "recipe.json", json.dumps(record, indent=2))
 
     def _another(self, differ: Sequence[str]) -> ConfigError:
         more = f" (and {len(differ) - 5} more)" if len(differ) > 5 else ""
@@ -248,10 +252,12 @@ class RunFolder:
 
     def _check_same(self, mine: Mapping[str, Any]) -> None:
         """Check that all processes have what process 0 has."""
-        differ = list(_differences(hosts.share(lambda: mine), mine))
+        differ = list(_differences(hosts.broadcast(lambda: mine), mine))
         if differ:
             text = "; ".join(differ[:5]).replace(" now", " here")
-            problem = f"process {hosts.part()[0]} differs from process 0: {text}"
+            problem = (
+                f"process {hosts.process_part()[0]} differs from process 0: {text}"
+            )
             fix = "give all the same command and the same files"
             raise ConfigError(self.path, problem, fix=fix)
 
@@ -299,3 +305,93 @@ def _differences(
         return
     for name, x, y in pairs:
         yield from _differences(x, y, f"{path}.{name}" if path else str(name), free)
+
+
+# What a run may have made before its recipe is written.
+OURS = {"cache", "tensorboard", "log.jsonl"}
+
+
+SEEN_SECONDS = 10.0
+
+
+def _make_folder(path: Path) -> None:
+    """Make a run's folder, or check that it is one.
+
+    Raises:
+      OutputError: it is a file, cannot be made, or holds other things.
+    """
+    fix = "choose another --out"
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        names = {p.name for p in path.iterdir() if not p.name.startswith(".")}
+    except FileExistsError:
+        raise OutputError(path, "is a file, not a folder", fix=fix) from None
+    except OSError as error:
+        raise OutputError(path, f"cannot be made: {error.strerror}", fix=fix) from error
+    foreign = sorted(names - OURS)
+    if foreign and not (path / "recipe.json").is_file():
+        raise OutputError(path, f"is no run folder: it holds {foreign[0]}", fix=fix)
+
+
+def _lock(path: Path) -> IO[str]:
+    """Return the open file whose lock says that this process runs in the folder.
+
+    Raises:
+      FolderBusy: another process does.
+      OutputError: it cannot be written.
+    """
+    import fcntl
+
+    try:
+        file = open(path / ".lock", "a+", encoding="utf-8")  # noqa: SIM115
+    except OSError as error:
+        raise OutputError(
+            path, f"cannot be written: {error.strerror}", fix="choose another --out"
+        ) from error
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
+            # Some network folders have no locks; that is no reason not to train.
+            print(f"bitflax: note: {path}: cannot be locked", file=sys.stderr)
+            return file
+        file.seek(0)
+        holder = file.read().strip() or "another process"
+        file.close()
+        raise FolderBusy(
+            path, f"in use by {holder}", fix="wait for it, or choose another --out"
+        ) from None
+    since = time.strftime("%Y-%m-%d %H:%M:%S")
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {socket.gethostname()} since {since}\n")
+    file.flush()
+    return file
+
+
+def _check_shared(path: Path) -> None:
+    """Check that what process 0 writes into the folder is there for all processes.
+
+    Raises:
+      OutputError: this process has another folder of that name, or none.
+    """
+    place = path / ".shared"
+
+    def write() -> str:
+        mark = secrets.token_hex(8)
+        place.write_text(mark)
+        return mark
+
+    mark = hosts.broadcast(write)
+    until = time.monotonic() + SEEN_SECONDS
+    while not place.is_file() or place.read_text() != mark:
+        if time.monotonic() > until:
+            raise OutputError(
+                path,
+                "is not the folder that process 0 writes: all processes need one and "
+                "the same",
+                fix="choose an --out on a disk that all hosts mount, as NFS",
+            )
+        time.sleep(0.2)  # a network folder takes a while to show what is new
+    hosts.barrier()
+    if hosts.is_main_process():
+        place.unlink()

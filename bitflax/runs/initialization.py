@@ -6,22 +6,25 @@ import re
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 
 from bitflax import trees
-from bitflax.distillation import projection, student, width
-from bitflax.model import apply, pretrained, sites
+from bitflax.distillation import losses, projection, student
+from bitflax.model import sites
+from bitflax.model.apply import bert, init_act, init_params
 from bitflax.quantization import rules, splitting
-from bitflax.recipe.recipe import Init, Stage
-from bitflax.runs.experiment import Model
-from bitflax.types import Batch, BertConfig, Params
+from bitflax.recipe.schema import Init, Stage
+from bitflax.runs import experiment
+from bitflax.runs.experiment import TaskData
+from bitflax.types import Batch, BertConfig, Mean, Model, Params
 
 
-def start(
+def initial_student(
     init: Init,
     teacher: Model,
     before: Model,
     key: jax.Array,
-    judge: Callable[[Model], width.Importance],
+    judge: Callable[[Model], student.Importance],
 ) -> Model:
     """Return the model that a stage begins with, but for its learned activations.
 
@@ -34,35 +37,22 @@ def start(
     """
     chosen = {"previous": before, "teacher": teacher}.get(init.source)
     if chosen is None:
-        chosen = loaded(init.source, teacher.config, key)
+        chosen = experiment.loaded_model(init.source, teacher.config, key)
     config, params = init.config(chosen.config), chosen.params
     if init.shape is not None:
-        params = apply.init_params(config, key)
+        params = init_params(config, key)
     elif init.layers is not None:
         params = student.take_layers(params, init.layers)
     if init.width is not None:
         depth_alone = dataclasses.replace(init, width=None).config(chosen.config)
         judged = judge(Model(depth_alone, params))
-        params = width.take_width(params, *init.width, judged)
+        params = student.take_width(params, *init.width, judged)
     if init.split:
         params = splitting.split(params, init.split)
     return Model(config, params)
 
 
-def loaded(folder: str, teacher: BertConfig, key: jax.Array) -> Model:
-    """Return a folder's model with a head like the teacher's."""
-    labels = teacher.id2label
-    config, params = pretrained.load_pretrained(
-        folder,
-        num_labels=teacher.num_labels,
-        id2label=None if labels is None else dict(labels),
-        problem_type=teacher.problem_type,
-        seed=int(jax.random.bits(key)),
-    )
-    return Model(config, params)
-
-
-def projected(
+def with_projection(
     params: Params, config: BertConfig, teacher: BertConfig, key: jax.Array
 ) -> Params:
     """Return the parameters with a projection just where who teaches is wider.
@@ -70,9 +60,9 @@ def projected(
     One that fits goes on being learned.
     """
     narrow, wide = config.hidden_size, teacher.hidden_size
-    held = params.get(projection.NAME)
+    held = params.get(projection.PROJECTION)
     if narrow == wide:
-        return {name: p for name, p in params.items() if name != projection.NAME}
+        return {name: p for name, p in params.items() if name != projection.PROJECTION}
     if held is not None and held["bias"].shape == (wide,):
         return params
     return projection.add_projection(params, key, narrow, wide)
@@ -91,12 +81,44 @@ def fit_act(small: Model, stage: Stage, before: sites.Act, batch: Batch) -> Para
       batch: a first batch.
     """
     config, flat = small.config, trees.flatten(small.params)
-    held = {path for path in flat if re.fullmatch(rules.ACT_PARAMS, path)}
+    held = {path for path in flat if re.fullmatch(sites.ACT_PARAMS, path)}
     at = sites.at_sites(stage.act, config)
     wanted = {site for site, fn in at.items() if sites.learns(fn)}
     if stage.act == before and wanted == held:
         return small.params
     if wanted:
         quantize = functools.partial(rules.quantize, rules=stage.rules)
-        return apply.init_act(small.params, stage.act, batch, config, quantize)
+        return init_act(small.params, stage.act, batch, config, quantize)
     return trees.unflatten({p: leaf for p, leaf in flat.items() if p not in held})
+
+
+BATCHES = 16
+
+
+def judged_importance(lesson: TaskData, whole: Model) -> student.Importance:
+    """Return the importance of a fine-tuned model's heads and neurons.
+
+    The loss is that of the labels; where the data have none, that of the model's own
+    predictions.
+
+    Args:
+      lesson: the task.
+      whole: the model, before its width is cut.
+    """
+    small = lesson.small(whole)
+    apply, config = bert(small.config), small.config
+    batches = lesson.batches(0)
+    label = losses.label_mse if config.regression else losses.label_cross_entropy
+
+    def loss(params: Params, batch: Batch) -> Mean:
+        out = apply(params, batch)
+        if "labels" not in batch:
+            said = jax.lax.stop_gradient(out.logits)
+            # Its own number would leave no gradient; any other gives the number's.
+            own = said[:, 0] + 1 if config.regression else jnp.argmax(said, axis=-1)
+            batch = {**batch, "labels": own}
+        return label(out, None, batch)
+
+    count = min(BATCHES, batches.steps_per_epoch)
+    some = (batches.batch(i) for i in range(count))
+    return student.importance(loss, small.params, some, config.num_attention_heads)

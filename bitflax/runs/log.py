@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from bitflax import storage
+from bitflax import files
 
 
 class RunLog:
@@ -27,7 +27,7 @@ class RunLog:
     ...     log = RunLog(folder)
     ...     log.write({"stage": "1-fp32", "step": 2, "loss": {"logits": 0.5}})
     ...     log.close()
-    ...     read(Path(folder) / "log.jsonl")[0]["loss/logits"]
+    ...     read_log(Path(folder) / "log.jsonl")[0]["loss/logits"]
     0.5
     """
 
@@ -47,7 +47,7 @@ class RunLog:
           StorageError: the disk is full or broken.
         """
         flat = flatten(line)
-        with storage.disk(self.path):
+        with files.disk(self.path):
             if self._file is None:
                 _drop_torn_end(self.path)
                 self._file = open(self.path, "ab", buffering=0)  # noqa: SIM115
@@ -65,7 +65,7 @@ class RunLog:
         """
         self.close()
         self._purge[stage] = 0 if step is None else step + 1
-        lines = read(self.path)
+        lines = read_log(self.path)
         kept = [
             line
             for line in lines
@@ -73,12 +73,12 @@ class RunLog:
         ]
         if len(kept) < len(lines):
             text = "".join(json.dumps(line) + "\n" for line in kept)
-            storage.write_text(self.path, text)
+            files.write_text(self.path, text)
 
     def close(self) -> None:
         """Close the files; a later ``write`` opens them again."""
         if self._file is not None:
-            with storage.disk(self.path):
+            with files.disk(self.path):
                 self._file.close()
             self._file = None
         for writer in filter(None, self._writers.values()):
@@ -98,7 +98,7 @@ class RunLog:
                 writer.add_scalar(name, value, step)
 
 
-def read(path: str | Path) -> list[dict[str, Any]]:
+def read_log(path: str | Path) -> list[dict[str, Any]]:
     """Return the lines of a log; a torn last line is left out, no file is no lines.
 
     Raises:
@@ -106,7 +106,7 @@ def read(path: str | Path) -> list[dict[str, Any]]:
     """
     if not Path(path).exists():
         return []
-    with storage.disk(path):
+    with files.disk(path):
         texts = Path(path).read_text(encoding="utf-8", errors="replace").splitlines()
     lines = []
     for text in texts:

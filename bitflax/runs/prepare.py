@@ -8,40 +8,38 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from bitflax import storage
 from bitflax.data import batches, metrics, tasks
 from bitflax.data.augmentation import augment
-from bitflax.data.examples import Examples, Task, digest, label_places
+from bitflax.data.examples import Examples, Task, digest
 from bitflax.data.text import Tokenizer
 from bitflax.distillation import vocabulary
 from bitflax.errors import ConfigError
+from bitflax.files import sha256 as files_sha256
 from bitflax.model import apply, pretrained
-from bitflax.recipe.recipe import Recipe
-from bitflax.recipe.schema import Data
+from bitflax.recipe.schema import Data, Recipe
 from bitflax.runs import checks
-from bitflax.runs.experiment import Lesson, Model
+from bitflax.runs.experiment import Experiment, TaskData
 from bitflax.runs.folder import RunFolder
-from bitflax.runs.setting import Setting
 from bitflax.training import evaluation, parallel
-from bitflax.types import BertConfig, Params
+from bitflax.types import BertConfig, Model, Params, label_places
 
 EVAL_ROWS = 64
 
 
-def prepare(recipe: Recipe, run: RunFolder) -> Setting:
+def prepare(recipe: Recipe, run: RunFolder) -> Experiment:
     """Read and check everything that a run needs.
 
     Raises:
       BitflaxError: data, teacher or recipe are wrong; before any training.
     """
     taught = recipe.teacher
-    folder = pretrained.resolve(taught.model)
+    folder = pretrained.resolve_folder(taught.model)
     tokenizer = Tokenizer.from_folder(folder)
     mesh = parallel.mesh()
     run.pin("teacher", _sha256(folder))
     if recipe.data is None:
         teacher = Model(*pretrained.load_pretrained(folder))
-        setting = Setting(recipe, run, mesh, tokenizer, teacher)
+        setting = Experiment(recipe, run, mesh, tokenizer, teacher)
     else:
         setting = _with_task(recipe.data, recipe, run, folder, tokenizer, mesh)
     _pin_others(setting)
@@ -60,7 +58,7 @@ def _with_task(
     folder: Path,
     tokenizer: Tokenizer,
     mesh: jax.sharding.Mesh,
-) -> Setting:
+) -> Experiment:
     """Read the task and its teacher."""
     if recipe.teacher.folder is not None:
         teacher = Model(*pretrained.load_pretrained(folder))
@@ -77,11 +75,13 @@ def _with_task(
     dev = tokenizer.encode(task.dev.texts, data.max_length, cache=cache)
     used = np.arange(teacher.config.vocab_size)
     rules = [r for stage in recipe.stages for r in (stage.rules, stage.init.split)]
-    if all(map(vocabulary.can_shrink, rules)):
+    if all(map(vocabulary.can_shrink_vocabulary, rules)):
         used = vocabulary.used_ids(
             [tokens, dev], tokenizer.pad_id, teacher.config.pad_token_id
         )
-    plain, tokens, dev = (vocabulary.renumber(t, used) for t in (plain, tokens, dev))
+    plain, tokens, dev = (
+        vocabulary.renumber_tokens(t, used) for t in (plain, tokens, dev)
+    )
     lengths = np.concatenate([tokens.lengths, dev.lengths])
     buckets = batches.buckets_for(lengths, data.max_length)
     measured = batches.Batches(
@@ -94,10 +94,10 @@ def _with_task(
     )
     fixed = (measured, buckets, used)
     taught, lesson = (
-        Lesson(run, mesh, data, recipe.seed, _in_order(t, teacher.config), x, *fixed)
+        TaskData(run, mesh, data, recipe.seed, _in_order(t, teacher.config), x, *fixed)
         for t, x in ((task, plain), (wide, tokens))
     )
-    return Setting(recipe, run, mesh, tokenizer, teacher, lesson, taught)
+    return Experiment(recipe, run, mesh, tokenizer, teacher, lesson, taught)
 
 
 def _augmented(data: Data, task: Task) -> Task:
@@ -133,7 +133,7 @@ def _load_task(data: Data, known: BertConfig | None = None) -> Task:
     return task
 
 
-def _agreeing(setting: Setting, lesson: Lesson, plain: Lesson) -> Setting:
+def _agreeing(setting: Experiment, lesson: TaskData, plain: TaskData) -> Experiment:
     """Return the setting with the teacher's predictions for the labels of dev."""
     config, params = lesson.small(setting.teacher)
     names = () if config.regression else config.labels
@@ -148,7 +148,7 @@ def _agreeing(setting: Setting, lesson: Lesson, plain: Lesson) -> Setting:
     said = metrics.predictions(judge.logits(params), regression=config.regression)
     said = said.astype(np.float32 if config.regression else np.int32)
 
-    def judged(one: Lesson) -> Lesson:
+    def judged(one: TaskData) -> TaskData:
         dev = dataclasses.replace(one.task.dev, labels=said)
         task = dataclasses.replace(one.task, dev=dev, labels=names)
         return dataclasses.replace(one, task=task)
@@ -160,7 +160,7 @@ def _sha256(folder: Path) -> str:
     """Return the SHA-256 of all that a model's folder says."""
     kinds = (".json", ".txt", ".safetensors", ".bin")
     files = sorted(path for path in folder.iterdir() if path.suffix in kinds)
-    sums = [f"{path.name} {storage.sha256(path)}\n" for path in files]
+    sums = [f"{path.name} {files_sha256(path)}\n" for path in files]
     return hashlib.sha256("".join(sums).encode()).hexdigest()
 
 
@@ -252,7 +252,7 @@ def _in_order(task: Task, config: BertConfig) -> Task:
     )
 
 
-def _pin_others(setting: Setting) -> None:
+def _pin_others(setting: Experiment) -> None:
     """Pin what stages learn from and start from besides data and teacher."""
     run, taught = setting.run, setting.recipe.teacher
     for number, stage in enumerate(setting.recipe.stages, 1):
@@ -260,10 +260,10 @@ def _pin_others(setting: Setting) -> None:
             text = setting.general.batches(number, stage)
             run.pin(f"corpus of {stage.name}", text.sha256)
             if taught.folder is not None and taught.pretrained is not None:
-                folder = pretrained.resolve(taught.pretrained)
+                folder = pretrained.resolve_folder(taught.pretrained)
                 run.pin("pretrained teacher", _sha256(folder))
         if stage.init.source not in ("previous", "teacher"):
-            folder = pretrained.resolve(stage.init.source)
+            folder = pretrained.resolve_folder(stage.init.source)
             run.pin(f"start of {stage.name}", _sha256(folder))
 
 

@@ -11,7 +11,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from bitflax import storage
+from bitflax import files
 from bitflax.runs import log, svg
 from bitflax.runs.svg import Number
 
@@ -77,9 +77,9 @@ def write_report(
         "stages": [{n: _finite(getattr(row, n)) for n in names} for row in rows],
     }
     folder = Path(folder)
-    storage.write_text(folder / "report.json", json.dumps(record, indent=2) + "\n")
-    page = html(rows, log.read(log_path), meta)
-    storage.write_text(folder / "report.html", page)
+    files.write_text(folder / "report.json", json.dumps(record, indent=2) + "\n")
+    page = html(rows, log.read_log(log_path), meta)
+    files.write_text(folder / "report.html", page)
 
 
 def html(

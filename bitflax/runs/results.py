@@ -11,19 +11,18 @@ import numpy as np
 
 from bitflax import trees
 from bitflax.data import metrics
-from bitflax.distillation import positions
+from bitflax.distillation import student
 from bitflax.errors import InputMissing
 from bitflax.inference import provenance
 from bitflax.inference.predictor import load
 from bitflax.model import leaves
-from bitflax.packed import file, saving
+from bitflax.packed import file, packing
 from bitflax.quantization.rules import bits_of
-from bitflax.recipe.recipe import Stage
+from bitflax.recipe.schema import Stage
 from bitflax.runs import report
-from bitflax.runs.experiment import Model
-from bitflax.runs.setting import Setting
+from bitflax.runs.experiment import Experiment
 from bitflax.training import hosts
-from bitflax.types import Params
+from bitflax.types import Model, Params
 
 PACKED = "model.safetensors"
 
@@ -45,7 +44,7 @@ def kept_share(score: float, whole: Any) -> float | None:
 
 def say(text: str) -> None:
     """Print a line on stderr; process 0 alone does."""
-    if hosts.first():
+    if hosts.is_main_process():
         print(text, file=sys.stderr, flush=True)
 
 
@@ -72,7 +71,7 @@ def packed_bits(packed: Params) -> int:
     """Return the bits of the narrowest weights where no rule says them.
 
     >>> import jax.numpy as jnp
-    >>> packed_bits(saving.pack({"kernel": jnp.ones((8, 8))}, (), "int8"))
+    >>> packed_bits(packing.pack({"kernel": jnp.ones((8, 8))}, (), "int8"))
     8
     """
     return int(min(line.bits for line in file.size_report(packed)))
@@ -90,8 +89,8 @@ def weight_files(folder: Path) -> list[Path]:
     return found
 
 
-def ending(
-    setting: Setting, rows: list[report.Row], result: Result
+def finish(
+    setting: Experiment, rows: list[report.Row], result: Result
 ) -> list[report.Row]:
     """Pack the last student, score the file, and write the report.
 
@@ -110,7 +109,9 @@ def ending(
     if last is not None and last.packs:
         small = setting.lesson.small(result.model)
         whole = setting.lesson.scorer(last, small.config).logits(small.params)
-        values, moved = hosts.share(lambda: _packed(setting, last, rows, result, whole))
+        values, moved = hosts.broadcast(
+            lambda: _packed(setting, last, rows, result, whole)
+        )
         extra, made = [report.Row(*values)], [PACKED, *made]
         notes += moved
     meta = {
@@ -119,7 +120,7 @@ def ending(
         "name": recipe.name,
         "notes": notes,
     }
-    if hosts.first():
+    if hosts.is_main_process():
         log = setting.run.log_path
         report.write_report(setting.run.path, [*rows, *extra], log, meta)
     for note in notes:
@@ -129,7 +130,7 @@ def ending(
 
 
 def _packed(
-    setting: Setting,
+    setting: Experiment,
     stage: Stage,
     rows: list[report.Row],
     result: Result,
@@ -141,11 +142,11 @@ def _packed(
     """
     began = time.monotonic()
     config, params = result.model
-    packed = saving.pack(params, stage.rules, setting.recipe.rest)
+    packed = packing.pack(params, stage.rules, setting.recipe.rest)
     bits = weight_bits(stage, params) if stage.rules else packed_bits(packed)
     if setting.recipe.positions:
         found = config, packed, setting.recipe.positions
-        config, packed = positions.take_positions(*found)
+        config, packed = student.take_positions(*found)
     path = setting.run.path / PACKED
     text = setting.tokenizer.to_json()
     lesson = setting.lesson
@@ -153,7 +154,7 @@ def _packed(
     def save(rows: list[report.Row]) -> None:
         length = {"max_length": lesson.data.max_length}
         extras = length | _provenance(setting, rows).to_extras()
-        saving.save_packed(path, config, packed, stage.act, text, extras)
+        file.save_packed(path, config, packed, stage.act, text, extras)
 
     save(rows)
     predictor = load(path)
@@ -174,8 +175,8 @@ def _packed(
     return list(dataclasses.astuple(row)), [] if real else [moved]
 
 
-def _provenance(setting: Setting, rows: list[report.Row]) -> provenance.Provenance:
+def _provenance(setting: Experiment, rows: list[report.Row]) -> provenance.Provenance:
     recipe, task = setting.recipe, setting.lesson.task
-    return provenance.make(
+    return provenance.make_provenance(
         recipe.name, task.name, task.metric, recipe.teacher.model, rows
     )

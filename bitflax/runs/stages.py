@@ -3,48 +3,46 @@
 Everything that can be checked is checked before the first step.
 """
 
+import contextlib
+import ctypes
 import functools
+import gc
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import optax
 
-from bitflax import storage
-from bitflax.distillation import losses, projection, teacher_outputs, weighting
+from bitflax import files
+from bitflax.distillation import losses, projection, teacher_outputs
 from bitflax.model import pretrained
 from bitflax.model.apply import bert
 from bitflax.quantization.rules import quantize
-from bitflax.recipe.recipe import Recipe, Stage, check_until
-from bitflax.recipe.resolving import resolved
-from bitflax.runs import initialization, judging, memory, report
-from bitflax.runs.experiment import Lesson, Model
+from bitflax.recipe.describe import resolved
+from bitflax.recipe.schema import Recipe, Stage, check_until
+from bitflax.runs import initialization, report
+from bitflax.runs.experiment import CorpusData, Experiment, TaskData
 from bitflax.runs.folder import RunFolder
-from bitflax.runs.general import General
 from bitflax.runs.prepare import prepare
 from bitflax.runs.results import (
     Result,
-    ending,
+    finish,
     kept_share,
     say,
     say_scores,
     weight_bits,
     weight_files,
 )
-from bitflax.runs.setting import Setting
 from bitflax.training import compile_cache, hosts, loop, parallel
-from bitflax.training.steps import (
-    init_state,
-    learning_rate,
-    make_optimizer,
-    make_train_step,
-)
+from bitflax.training.optimizer import learning_rate, make_optimizer
+from bitflax.training.steps import init_state, make_train_step
+from bitflax.types import Model
 
 
-@hosts.telling()
+@hosts.failures_told()
 def run(
     recipe: Recipe,
     out: str | Path,
@@ -75,17 +73,17 @@ def run(
       KeyboardInterrupt: asked to stop; everything is saved.
     """
     check_until(recipe, until)
-    memory.keep_freed_pages()
-    with memory.rare_collections(), RunFolder(out) as folder:
+    keep_freed_pages()
+    with rare_collections(), RunFolder(out) as folder:
         folder.write_recipe(source, resolved(recipe), overrides)
         if folder.finished:
             say(f"{folder.path} is finished: see report.html there")
             return []
-        with compile_cache.kept_in(folder.cache / "compiled"):
+        with compile_cache.compiled_in(folder.cache / "compiled"):
             return _run(prepare(recipe, folder), until)
 
 
-def _run(setting: Setting, until: str | None) -> list[report.Row]:
+def _run(setting: Experiment, until: str | None) -> list[report.Row]:
     """Run what is left of all stages; return and print the table."""
     teacher = _teacher(setting)
     done = {"teacher": teacher}
@@ -96,14 +94,14 @@ def _run(setting: Setting, until: str | None) -> list[report.Row]:
         done[name] = run_stage(setting, number, done)
     rows = [result.row for result in done.values()]
     if len(done) > len(names) and (until is None or until in names[-1:]):
-        rows += ending(setting, rows, list(done.values())[-1])
+        rows += finish(setting, rows, list(done.values())[-1])
     metric = setting.task.metric if setting.task else "loss"
-    if hosts.first():
+    if hosts.is_main_process():
         print(report.table(rows, metric))
     return rows
 
 
-def _teacher(setting: Setting) -> Result:
+def _teacher(setting: Experiment) -> Result:
     """Return the teacher, fine-tuned here if need be, and scored."""
     taught, lesson = setting.recipe.teacher, setting.plain
     name = taught.model
@@ -118,7 +116,7 @@ def _teacher(setting: Setting) -> Result:
         label = losses.label_mse if real else losses.label_cross_entropy
         stage = Stage(
             name="teach",
-            loss=weighting.weighted(labels=(1.0, label)),
+            loss=losses.weighted(labels=(1.0, label)),
             optim=taught.optim,
             epochs=taught.epochs,
             evals=taught.evals,
@@ -127,14 +125,14 @@ def _teacher(setting: Setting) -> Result:
             setting, lesson, 0, "teacher", stage, None, lambda: setting.teacher
         )
         name = setting.run.stage(0, "teacher") / "params"
-    size = sum(p.stat().st_size for p in weight_files(pretrained.resolve(name)))
+    size = sum(p.stat().st_size for p in weight_files(pretrained.resolve_folder(name)))
     score = scores[lesson.metric] if lesson else None
     row = report.Row("teacher", score, score and 1.0, 32, size, seconds)
     say_scores("teacher", scores)
     return Result(found, scores, seconds, row)
 
 
-def run_stage(setting: Setting, number: int, done: Mapping[str, Result]) -> Result:
+def run_stage(setting: Experiment, number: int, done: Mapping[str, Result]) -> Result:
     """Run one stage: where it starts, its training, its score, its ``params/``.
 
     Args:
@@ -151,14 +149,14 @@ def run_stage(setting: Setting, number: int, done: Mapping[str, Result]) -> Resu
 
     def start() -> Model:
         key = jax.random.fold_in(jax.random.key(setting.recipe.seed), number)
-        config, params = initialization.start(
+        config, params = initialization.initial_student(
             stage.init,
             main,
             before,
             key,
-            judge=lambda whole: judging.judge(setting.lesson, whole),
+            judge=lambda whole: initialization.judged_importance(setting.lesson, whole),
         )
-        fit = initialization.projected(params, config, teaches.config, key)
+        fit = initialization.with_projection(params, config, teaches.config, key)
         return Model(config, fit)
 
     found, scores, seconds = _trained(
@@ -178,8 +176,8 @@ def run_stage(setting: Setting, number: int, done: Mapping[str, Result]) -> Resu
 
 
 def _trained(
-    setting: Setting,
-    lesson: Lesson | General,
+    setting: Experiment,
+    lesson: TaskData | CorpusData,
     number: int,
     name: str,
     stage: Stage,
@@ -189,7 +187,7 @@ def _trained(
     """Return the trained model, its scores and seconds; from disk if it was done."""
     folder = setting.run.stage(number, name)
     done = folder / "result.json"
-    if hosts.share(done.is_file):
+    if hosts.broadcast(done.is_file):
         record = json.loads(done.read_text("utf-8"))
         config, params = pretrained.load_pretrained(folder / "params")
         return Model(config, params), record["scores"], record["seconds"]
@@ -222,19 +220,19 @@ def _trained(
     )
     trained = loop.train(work, state, setting.run)
     seconds = setup + trained.seconds
-    params = lesson.whole(parallel.local(trained.params), start.params)
-    if hosts.first():
+    params = lesson.whole(parallel.to_local(trained.params), start.params)
+    if hosts.is_main_process():
         pretrained.save_pretrained(
             folder / "params", start.config, params, setting.tokenizer, extra=True
         )
         record = {"scores": trained.scores, "seconds": seconds, "steps": steps}
-        storage.write_text(done, json.dumps(record, indent=2) + "\n")
+        files.write_text(done, json.dumps(record, indent=2) + "\n")
     hosts.barrier()
     return Model(start.config, params), trained.scores, seconds
 
 
 def _with_act(
-    setting: Setting, number: int, stage: Stage, small: Model, batches: Any
+    setting: Experiment, number: int, stage: Stage, small: Model, batches: Any
 ) -> Model:
     """Return the model with the parameters of its learned activation quantizers."""
     earlier = setting.recipe.stages[: max(number - 1, 0)]
@@ -247,8 +245,8 @@ def _with_act(
 
 
 def _step(
-    setting: Setting,
-    lesson: Lesson | General,
+    setting: Experiment,
+    lesson: TaskData | CorpusData,
     stage: Stage,
     teacher: Model | None,
     start: Model,
@@ -267,7 +265,7 @@ def _step(
         kept = lesson.kept(stage, teacher, start, batches)
     step = make_train_step(
         apply,
-        teach if kept is None else teacher_outputs.reader(kept.outputs),
+        teach if kept is None else teacher_outputs.outputs_reader(kept.outputs),
         stage.loss,
         optimizer,
         quantize=functools.partial(quantize, rules=stage.rules, lazy=True)
@@ -277,10 +275,12 @@ def _step(
     )
 
     def batch(number: int) -> Mapping[str, Any]:
-        found = batches.batch(number, hosts.part())
+        found = batches.batch(number, hosts.process_part())
         found = found if kept is None else kept.add_to(found)
         found = {name: x for name, x in found.items() if name != "index"}
-        many = hosts.part()[1] > 1  # the step of one process itself shares rows out
+        many = (
+            hosts.process_part()[1] > 1
+        )  # the step of one process itself shares rows out
         return parallel.shard_batch(found, setting.mesh) if many else found
 
     mapped = parallel.data_parallel(step, setting.mesh)
@@ -288,3 +288,47 @@ def _step(
     if teacher is not None and kept is None:
         params = parallel.replicate(teacher.params, setting.mesh)
     return mapped, batch, params
+
+
+# glibc's malloc.h: what mallopt's parameters are called there.
+_TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8
+
+
+def keep_freed_pages() -> bool:
+    """Tell glibc not to give freed memory back to the kernel.
+
+    On a CPU, XLA allocates a step's large buffers anew in each step. By default glibc
+    maps and unmaps them, and their pages are faulted in again: a quarter of a step when
+    steps alone were timed on two cores, though no whole run was seen to be faster.
+    Works best before jax starts its threads.
+
+    Returns:
+      Whether the C library took it; other platforms have no such setting.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):
+        return False
+    settings = {_MMAP_THRESHOLD: 1 << 30, _TRIM_THRESHOLD: 2**31 - 1, _ARENA_MAX: 1}
+    return all(mallopt(name, value) for name, value in settings.items())
+
+
+@contextlib.contextmanager
+def rare_collections() -> Iterator[None]:
+    """Let Python look for garbage a seventieth as often; then as it was.
+
+    With jax imported, each look visits some hundred thousand objects, and reading data
+    or tracing a model makes objects by the ten thousand: a sixth of a run's start was
+    spent on garbage that was not there.
+
+    >>> before = gc.get_threshold()
+    >>> with rare_collections():
+    ...     gc.get_threshold() > before
+    True
+    """
+    before = gc.get_threshold()
+    gc.set_threshold(50_000, 20, 20)
+    try:
+        yield
+    finally:
+        gc.set_threshold(*before)

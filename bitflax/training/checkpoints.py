@@ -17,15 +17,16 @@ import math
 import operator
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
-from bitflax import storage
+from bitflax import files
 from bitflax.errors import ConfigError, DamagedFile, InputMissing
-from bitflax.training import hosts, statedict
+from bitflax.training import hosts
 from bitflax.types import TrainState
 
 
@@ -60,8 +61,8 @@ class Checkpoints:
         self._known: set[int] = set()  # written or restored here: surely this history
         self._finisher: threading.Thread | None = None
         self._failure: BaseException | None = None
-        if hosts.first():
-            storage.remove_unfinished(self.folder)
+        if hosts.is_main_process():
+            files.remove_unfinished(self.folder)
         hosts.barrier()
 
     def __enter__(self) -> "Checkpoints":
@@ -77,7 +78,7 @@ class Checkpoints:
     @property
     def steps(self) -> tuple[int, ...]:
         """The finished steps, oldest first; finished does not mean undamaged."""
-        return tuple(sorted(storage.finished(self.folder)))
+        return tuple(sorted(files.finished(self.folder)))
 
     def save(
         self,
@@ -106,11 +107,11 @@ class Checkpoints:
             return
         import orbax.checkpoint as ocp
 
-        flat = statedict.flatten(state)
-        storage.need(self.folder, sum(x.nbytes for x in flat.values()))
-        with storage.disk(self.folder, also=(ValueError,)):
+        flat = _flat_state(state)
+        files.need_space(self.folder, sum(x.nbytes for x in flat.values()))
+        with files.disk(self.folder, also=(ValueError,)):
             # All delete the same: a network folder may show them different steps.
-            for old in hosts.share(lambda: self.steps):
+            for old in hosts.broadcast(lambda: self.steps):
                 if old >= step:
                     self._manager().delete(old)
             self._manager().save(
@@ -125,7 +126,7 @@ class Checkpoints:
         head = {
             "step": step,
             "metric": _score(metric) if math.isfinite(_score(metric)) else None,
-            "leaves": statedict.describe(flat),
+            "leaves": _described(flat),
         }
         self._finisher = threading.Thread(target=self._finish, args=(head,))
         self._finisher.start()
@@ -148,7 +149,7 @@ class Checkpoints:
         """
         self.wait()
         # Whole files are read to be checked: once, not by every process.
-        chosen = hosts.share(lambda: self._choose(step, best))
+        chosen = hosts.broadcast(lambda: self._choose(step, best))
         return None if chosen is None else self._load(chosen, template)
 
     def _choose(self, step: int | None, best: bool) -> int | None:
@@ -183,7 +184,7 @@ class Checkpoints:
         place = self.folder / str(step)
         if step not in self.steps:
             raise InputMissing(place, "no such checkpoint", fix=f"one of {self.steps}")
-        storage.check_manifest(place)
+        files.check_manifest(place)
 
     def wait(self) -> None:
         """Wait until the save that has begun is on the disk, its manifest too.
@@ -196,7 +197,7 @@ class Checkpoints:
             begun.join()
         failure, self._failure = self._failure, None
         # tensorstore raises ValueError where the disk is full.
-        with storage.disk(self.folder, also=(ValueError,)):
+        with files.disk(self.folder, also=(ValueError,)):
             if failure is not None:
                 raise failure
         if begun is not None:
@@ -209,7 +210,7 @@ class Checkpoints:
         finally:
             manager, self._made = self._made, None
             if manager is not None:
-                with storage.disk(self.folder, also=(ValueError,)):
+                with files.disk(self.folder, also=(ValueError,)):
                     manager.close()
 
     def _manager(self) -> Any:
@@ -221,8 +222,8 @@ class Checkpoints:
         # In a thread of its own; every other use of the manager waits for it first.
         try:
             self._made.wait_until_finished()
-            if hosts.first():
-                storage.write_manifest(self.folder / str(head["step"]), head)
+            if hosts.is_main_process():
+                files.write_manifest(self.folder / str(head["step"]), head)
             self._known.add(head["step"])
         except BaseException as error:
             self._failure = error
@@ -230,15 +231,15 @@ class Checkpoints:
     def _rank(self, step: int) -> tuple[float, int]:
         metric = None
         with contextlib.suppress(DamagedFile):
-            metric = storage.read_manifest(self.folder / str(step))["metric"]
+            metric = files.read_manifest(self.folder / str(step))["metric"]
         return (_score(metric), step)
 
     def _load(self, step: int, template: TrainState) -> tuple[TrainState, dict]:
         import orbax.checkpoint as ocp
 
-        wanted = statedict.targets(template)
+        wanted = _targets(template)
         _check_leaves(self.folder / str(step), wanted)
-        with storage.disk(self.folder):
+        with files.disk(self.folder):
             found = self._manager().restore(
                 step,
                 args=ocp.args.Composite(
@@ -247,7 +248,7 @@ class Checkpoints:
                 ),
             )
         self._known.add(step)
-        return statedict.unflatten(found["state"], template), found["extra"]
+        return _unflat_state(found["state"], template), found["extra"]
 
 
 def _score(metric: float | int | None) -> float:
@@ -277,8 +278,8 @@ def _not_from_orbax(record: logging.LogRecord) -> bool:
 
 
 def _check_leaves(folder: Path, wanted: Mapping[str, Any]) -> None:
-    saved = storage.read_manifest(folder)["leaves"]
-    ours = statedict.describe(wanted)
+    saved = files.read_manifest(folder)["leaves"]
+    ours = _described(wanted)
     for name in sorted(saved.keys() | ours.keys()):
         there, here = saved.get(name, "absent"), ours.get(name, "absent")
         if there != here:
@@ -287,3 +288,72 @@ def _check_leaves(folder: Path, wanted: Mapping[str, Any]) -> None:
                 f"another model's checkpoint: {name} is {there} there, {here} here",
                 fix="choose another --out, or the recipe that this folder began with",
             )
+
+
+def _flat_state(state: TrainState) -> dict[str, jax.Array]:
+    """Return ``{name: array}``; a key is the array of its data.
+
+    >>> state = TrainState(jnp.int32(7), {"w": jnp.ones(2)}, (), jax.random.key(0))
+    >>> {name: array.shape for name, array in _flat_state(state).items()}
+    {'step': (), 'params/w': (2,), 'key': (2,)}
+    """
+    return {
+        name: jax.random.key_data(leaf) if _is_key(leaf) else leaf
+        for name, leaf in _named(state)
+    }
+
+
+def _targets(template: TrainState) -> dict[str, jax.ShapeDtypeStruct]:
+    """Return ``{name: shape, dtype and sharding}`` of what ``flatten`` would give.
+
+    Args:
+      template: a state of arrays or of ``jax.ShapeDtypeStruct``; a leaf without a
+        sharding is wanted on this process's first device.
+    """
+    found = {}
+    first = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    for name, leaf in _named(template):
+        raw = jax.eval_shape(jax.random.key_data, leaf) if _is_key(leaf) else leaf
+        sharding = getattr(leaf, "sharding", None) or first
+        found[name] = jax.ShapeDtypeStruct(raw.shape, raw.dtype, sharding=sharding)
+    return found
+
+
+def _unflat_state(flat: Mapping[str, jax.Array], template: TrainState) -> TrainState:
+    """Return the state of ``{name: array}``; the inverse of ``flatten``.
+
+    >>> state = TrainState(jnp.int32(7), {"w": jnp.ones(2)}, (), jax.random.key(0))
+    >>> _unflat_state(_flat_state(state), state).key == state.key
+    Array(True, dtype=bool)
+    """
+    leaves = []
+    for name, leaf in _named(template):
+        value = flat[name]
+        if _is_key(leaf):
+            value = jax.random.wrap_key_data(value, impl=_impl(leaf))
+        leaves.append(value)
+    return jax.tree.unflatten(jax.tree.structure(template), leaves)
+
+
+def _described(arrays: Mapping[str, Any]) -> dict[str, list]:
+    """Return ``{name: [dtype, shape]}`` as JSON has it.
+
+    >>> _described({"w": jnp.ones((2, 3))})
+    {'w': ['float32', [2, 3]]}
+    """
+    return {name: [str(x.dtype), list(x.shape)] for name, x in arrays.items()}
+
+
+def _named(tree: Any) -> Iterator[tuple[str, Any]]:
+    for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
+        yield jax.tree_util.keystr(path, simple=True, separator="/"), leaf
+
+
+def _is_key(leaf: Any) -> bool:
+    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _impl(key: Any) -> Any:
+    found = []  # traced, because ``key_impl`` itself takes no ``ShapeDtypeStruct``
+    jax.eval_shape(lambda key: found.append(jax.random.key_impl(key)), key)
+    return found[0]

@@ -16,7 +16,7 @@ _LEAST = "jax_persistent_cache_min_compile_time_secs"
 
 
 @contextlib.contextmanager
-def kept_in(folder: str | Path, least: float = 0.5) -> Iterator[None]:
+def compiled_in(folder: str | Path, least: float = 0.5) -> Iterator[None]:
     """Keep what jax compiles in a folder and take it from there; then as it was.
 
     A resumed run compiles nothing anew. A cache that is set already
@@ -45,7 +45,7 @@ def kept_in(folder: str | Path, least: float = 0.5) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def kept_for_user() -> Iterator[None]:
+def compiled_for_user() -> Iterator[None]:
     """Keep what jax compiles in this user's cache folder: for commands, not libraries.
 
     ``$XDG_CACHE_HOME/bitflax/<machine>``, by default in ``~/.cache``; may be deleted.
@@ -59,7 +59,7 @@ def kept_for_user() -> Iterator[None]:
         own = found.st_uid == os.getuid() and not found.st_mode & 0o022
     except (OSError, RuntimeError):  # no home
         own = False
-    with kept_in(folder, least=0.2) if own else contextlib.nullcontext():
+    with compiled_in(folder, least=0.2) if own else contextlib.nullcontext():
         yield
 
 

@@ -46,7 +46,7 @@ class Evaluator:
         found = []
         # CPU devices that run ahead of each other can wait for each other for good.
         many = jax.default_backend() == "cpu" and self._mesh.size > 1
-        for batch in self._batches.evaluation(hosts.part()):
+        for batch in self._batches.evaluation(hosts.process_part()):
             inputs = {name: batch[name] for name in INPUTS}
             sharded = parallel.shard_batch(inputs, self._mesh)
             logits = self._step(values, sharded)

@@ -12,6 +12,7 @@ import itertools
 import json
 import os
 import signal
+import socket
 import sys
 import threading
 import time
@@ -21,7 +22,6 @@ from typing import Any, TypeVar
 import jax
 
 from bitflax.errors import HostLost, UsageError
-from bitflax.training import joining
 
 T = TypeVar("T")
 
@@ -91,15 +91,15 @@ def initialize(
     given = {"coordinator": coordinator, "processes": processes, "process": process}
     missing = [f"--{name}" for name, value in given.items() if value is None]
     if len(missing) == 3:
-        if not joining.known_cluster():
+        if not _known_cluster():
             return
     else:
-        joining.check(missing, **given)
+        _check_arguments(missing, **given)
         if processes == 1:
             return
         _say(f"process {process} of {processes} waits for the others at {coordinator}")
         if process:
-            joining.reach(str(coordinator))
+            _reach(str(coordinator))
     # jax installs its own handler of SIGTERM, which saves nothing.
     before = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -122,33 +122,33 @@ def initialize(
     _watch()
 
 
-def part() -> tuple[int, int]:
+def process_part() -> tuple[int, int]:
     """Return this process's number and how many there are.
 
-    >>> part()
+    >>> process_part()
     (0, 1)
     """
     return jax.process_index(), jax.process_count()
 
 
-def first() -> bool:
+def is_main_process() -> bool:
     """Whether this is the process that writes."""
     return jax.process_index() == 0
 
 
-def share(make: Callable[[], T]) -> T:
+def broadcast(make: Callable[[], T]) -> T:
     """Return what ``make`` returns on process 0, on all; they all have to come here.
 
     Args:
       make: called on process 0 alone; returns JSON.
 
-    >>> share(lambda: {"step": 3})
+    >>> broadcast(lambda: {"step": 3})
     {'step': 3}
     """
     if jax.process_count() == 1:
         return make()
     key = f"bitflax/share/{next(_numbers)}"
-    if first():
+    if is_main_process():
         value = make()
         _client().key_value_set(key, json.dumps(value))
         return value
@@ -176,36 +176,36 @@ def taken_flag() -> int | None:
     return int(found[0][1])
 
 
-def together() -> None:
+def stop_together() -> None:
     """Say that all processes are about to stop at this point, none of them alone."""
     global _together
     _together = True
 
 
-def leave(error: BaseException, status: int) -> None:
+def leave_run(error: BaseException, status: int) -> None:
     """Tell the others why this process ends, and end it; unless all stop together.
 
     Nothing is waited for: the others may hang in a computation that this one left.
     """
     if _watcher is not None and not _together:
-        _exit(status, wait=_tell(error, status) or first())
+        _exit(status, wait=_tell(error, status) or is_main_process())
 
 
 @contextlib.contextmanager
-def telling() -> Iterator[None]:
+def failures_told() -> Iterator[None]:
     """Tell the others at once if the body fails: the script may catch its error."""
     global _leaving
     try:
         yield
     except BaseException as error:
         if _watcher is not None and not _together:
-            error = lost(error) or error
+            error = lost_host(error) or error
             _tell(error, getattr(error, "status", 1))
         raise
     _leaving = False  # all came through
 
 
-def lost(error: BaseException) -> HostLost | None:
+def lost_host(error: BaseException) -> HostLost | None:
     """Return what a runtime's error says of another process; None: nothing."""
     global _leaving
     if _watcher is None:
@@ -263,24 +263,24 @@ def _listen() -> None:
             time.sleep(GRACE)
             said = _heard()  # the command line may have said it better
     except jax.errors.JaxRuntimeError as error:
-        if not (_together or _leaving) and (gone := lost(error)):
+        if not (_together or _leaving) and (gone := lost_host(error)):
             _say(f"bitflax: error: {gone}")
             _exit(gone.status)
         return
     if said and not _leaving and said["process"] != jax.process_index():
         _say(f"bitflax: error: process {said['process']} failed: {said['error']}")
-        _exit(said["status"], wait=first())
+        _exit(said["status"], wait=is_main_process())
 
 
 def _at_exit() -> None:
     failure = getattr(sys, "last_value", None)  # of a script, which nobody caught
     if failure is not None:
-        leave(failure, 1)
+        leave_run(failure, 1)
     if _leaving and not _together:
         return _part_ways()
-    together()
+    stop_together()
     barrier()
-    if first():
+    if is_main_process():
         _client().key_value_set(_ENDED, "{}", allow_overwrite=True)
     if _watcher is not None:
         _watcher.join(LINGER)
@@ -290,7 +290,7 @@ def _part_ways() -> None:
     """End without the others, who hear why; or with them, if they failed alike."""
     state = _state()
     try:
-        most = int(1000 * LINGER * (1 + first()))
+        most = int(1000 * LINGER * (1 + is_main_process()))
         state.client.wait_at_barrier("bitflax/failed", most)
     except jax.errors.JaxRuntimeError:
         # jax's shutdown, which a destructor calls too, waits for those who are gone,
@@ -307,7 +307,71 @@ def _say(text: str) -> None:
 
 def _exit(status: int, wait: bool = False) -> None:
     # Process 0 takes the service along: it goes last.
-    time.sleep(LINGER * (1 + first()) if wait else 0)
+    time.sleep(LINGER * (1 + is_main_process()) if wait else 0)
     with contextlib.suppress(OSError, ValueError):
         sys.stdout.flush()
     os._exit(status)
+
+
+REACH_SECONDS = 240.0
+
+
+def _known_cluster() -> bool:
+    """Return whether the environment names who takes part, and several do."""
+    # Which environments jax knows has no public name. Kubernetes is left out: asking
+    # it warns or fails in every container that is no job of several.
+    try:
+        from jax._src import clusters
+
+        names = ("gcetpu", "gketpu", "slurm", "ompi")
+        kinds = clusters.ClusterEnv._cluster_types
+        known = [c for c in kinds if getattr(c, "name", None) in names]
+        here = next((c for c in known if c.is_env_present()), None)
+        return here is not None and here.get_process_count() > 1
+    except (OSError, RuntimeError):  # a TPU's host that has nobody to ask
+        return False
+    except (ImportError, AttributeError):  # another jax: most runs are alone
+        return False
+
+
+def _check_arguments(
+    missing: list[str], coordinator: Any, processes: Any, process: Any
+) -> None:
+    """Check what a person gave to join by; ``missing`` names what was not given.
+
+    Raises:
+      UsageError: something is missing or wrong.
+    """
+    fix = "give --coordinator HOST:PORT --processes N --process I, I from 0 to N - 1"
+    if missing:
+        raise UsageError(" and ".join(missing), "not given", fix=fix)
+    host, _, port = coordinator.rpartition(":")
+    if not host or not port.isdecimal() or not 0 < int(port) < 65536:
+        problem = f"expected HOST:PORT, found {coordinator!r}"
+        raise UsageError("--coordinator", problem, fix="as 10.0.0.2:8476")
+    if processes < 1:
+        problem = f"expected 1 or more, found {processes}"
+        raise UsageError("--processes", problem, fix=fix)
+    if not 0 <= process < processes:
+        problem = f"expected 0 to {processes - 1}, found {process}"
+        raise UsageError("--process", problem, fix=fix)
+
+
+def _reach(coordinator: str) -> None:
+    """Wait until process 0 listens: where jax gives up it aborts without a word.
+
+    Raises:
+      UsageError: it is not reached in ``REACH_SECONDS``.
+    """
+    host, _, port = coordinator.rpartition(":")
+    until = time.monotonic() + REACH_SECONDS
+    while True:
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
+            return
+        except OSError as error:
+            if time.monotonic() > until:
+                problem = f"process 0 is not reached at {coordinator}: {error}"
+                fix = "start process 0; give its address as this host reaches it"
+                raise UsageError("--coordinator", problem, fix=fix) from error
+        time.sleep(0.2)

@@ -4,12 +4,121 @@ Adam without bias correction, as BERT was pretrained with (Devlin et al. 2018,
 arXiv:1810.04805; its ``optimization.py``); the clip is per tensor.
 """
 
+import dataclasses
+import functools
+import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
+
+from bitflax import trees
+from bitflax.model import sites
+from bitflax.types import Optim, Params
+
+
+def learning_rate(optim: Optim, steps: int) -> optax.Schedule:
+    """Return the rate at each step: from 0 up to ``lr``, then down as it says.
+
+    Raises:
+      ValueError: ``optim.schedule`` is unknown.
+
+    >>> rate = learning_rate(Optim(lr=1.0, warmup=0.1), 100)
+    >>> [float(rate(i)) for i in (0, 10, 55, 100)]
+    [0.0, 1.0, 0.5, 0.0]
+    """
+    warm = round(optim.warmup * steps)
+    rest = max(steps - warm, 1)
+    after = {
+        "linear": optax.linear_schedule(optim.lr, 0.0, rest),
+        "cosine": optax.cosine_decay_schedule(optim.lr, rest),
+        "constant": optax.constant_schedule(optim.lr),
+    }
+    if optim.schedule not in after:
+        raise ValueError(f"schedule {optim.schedule!r}: choose from {sorted(after)}")
+    rise = optax.linear_schedule(0.0, optim.lr, max(warm, 1))
+    return optax.join_schedules([rise, after[optim.schedule]], [warm])
+
+
+def _by_path(choose: Callable[[str], Any]) -> Callable[[Params], Any]:
+    """Return a function of parameters: the tree of ``choose(path)``, leaf by leaf.
+
+    What lies inside a leaf, as the halves of a matrix do, has the path of the leaf.
+    """
+
+    def choose_at(entries, _):
+        keys = (e.key for e in entries if isinstance(e, jax.tree_util.DictKey))
+        return choose("/".join(map(str, keys)))
+
+    return functools.partial(jax.tree_util.tree_map_with_path, choose_at)
+
+
+def _decays(path: str) -> bool:
+    """Whether weight decay applies: not to biases, LayerNorm, activations' clips."""
+    names = path.split("/")
+    return names[-1] != "bias" and "norm" not in names and _group(path) != "act"
+
+
+def _group(path: str) -> str:
+    return "act" if re.fullmatch(sites.ACT_PARAMS, path) else "weights"
+
+
+def _rates(optim: Optim, steps: int) -> optax.GradientTransformation:
+    """Return the rates of weights and of activations' clips and steps."""
+
+    def scale(lr: float) -> optax.GradientTransformation:
+        rate = learning_rate(dataclasses.replace(optim, lr=lr), steps)
+        return optax.scale_by_learning_rate(rate)
+
+    both: Any = {"weights": scale(optim.lr), "act": scale(optim.act_lr)}
+    return optax.multi_transform(both, _by_path(_group))
+
+
+def _moments(optim: Optim) -> optax.GradientTransformation:
+    b1, b2, eps = optim.b1, optim.b2, optim.eps
+    if optim.kind == "bertadam":
+        return scale_by_bert_adam(b1, b2, eps, optim.clip)
+    if optim.kind != "adamw":
+        raise ValueError(f"kind {optim.kind!r}: choose adamw or bertadam")
+    clip = optax.clip_by_global_norm(optim.clip) if optim.clip else optax.identity()
+    return optax.chain(clip, optax.scale_by_adam(b1, b2, eps))
+
+
+def make_optimizer(optim: Optim, steps: int) -> optax.GradientTransformation:
+    """Return AdamW or BertAdam with warm-up and decay.
+
+    AdamW's gradients are clipped by their global norm, BertAdam's tensor by tensor.
+    What activation quantizers learn has the rate ``act_lr`` and no weight decay.
+    Frozen parameters get no update and no optimizer state, nor count in the norm.
+
+    Args:
+      optim: the settings.
+      steps: the number of steps in the whole stage.
+
+    Raises:
+      ValueError: the kind or the schedule is unknown; at ``init``, a ``frozen`` regex
+        matches no parameter.
+
+    Source: Loshchilov & Hutter 2019 (arXiv:1711.05101), as XTC trains (no decay of
+    biases and LayerNorm, bias correction); ``bitflax.training.optimizer``.
+    """
+    trained = optax.chain(
+        _moments(optim),
+        optax.add_decayed_weights(optim.weight_decay, _by_path(_decays)),
+        _rates(optim, steps),
+    )
+    if not optim.frozen:
+        return trained
+
+    def label(params: Params) -> Params:
+        flat = trees.flatten(params)
+        frozen = trees.match([(regex, "frozen") for regex in optim.frozen], flat)
+        return trees.unflatten({path: frozen.get(path, "trained") for path in flat})
+
+    both: Any = {"trained": trained, "frozen": optax.set_to_zero()}
+    return optax.multi_transform(both, label)
 
 
 class BertAdamState(NamedTuple):

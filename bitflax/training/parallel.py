@@ -106,7 +106,7 @@ def pmapped(step: Callable, devices: Sequence[Any] | None = None) -> Callable:
             return replicate(tree, places)
         # jax 0.7 cannot put what a pmap of many processes returned.
         return jax.tree.map(
-            lambda x: x if held(x) else replicate(local(x), places), tree
+            lambda x: x if held(x) else replicate(to_local(x), places), tree
         )
 
     def held(x):
@@ -167,7 +167,7 @@ def _is_key(leaf: Any) -> bool:
     return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
-def local(tree: Any) -> Any:
+def to_local(tree: Any) -> Any:
     """Return a replicated tree as arrays of this process alone."""
 
     def own(leaf):

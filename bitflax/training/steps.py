@@ -4,9 +4,6 @@
 ``jax.jit`` compiles it for one.
 """
 
-import dataclasses
-import functools
-import re
 from collections.abc import Callable
 from typing import Any
 
@@ -14,128 +11,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from bitflax import trees
-from bitflax.distillation import weighting
-from bitflax.quantization import rules
-from bitflax.training import liveness
-from bitflax.training.optimizer import scale_by_bert_adam
-from bitflax.types import (
-    ApplyFn,
-    Batch,
-    LossFn,
-    Mean,
-    Optim,
-    Outputs,
-    Params,
-    TrainState,
-)
+from bitflax.distillation import losses
+from bitflax.types import ApplyFn, Batch, LossFn, Mean, Outputs, Params, TrainState
 
 Metrics = dict[str, Mean]
 
 
 Step = Callable[..., tuple[TrainState, Metrics]]
-
-
-def learning_rate(optim: Optim, steps: int) -> optax.Schedule:
-    """Return the rate at each step: from 0 up to ``lr``, then down as it says.
-
-    Raises:
-      ValueError: ``optim.schedule`` is unknown.
-
-    >>> rate = learning_rate(Optim(lr=1.0, warmup=0.1), 100)
-    >>> [float(rate(i)) for i in (0, 10, 55, 100)]
-    [0.0, 1.0, 0.5, 0.0]
-    """
-    warm = round(optim.warmup * steps)
-    rest = max(steps - warm, 1)
-    after = {
-        "linear": optax.linear_schedule(optim.lr, 0.0, rest),
-        "cosine": optax.cosine_decay_schedule(optim.lr, rest),
-        "constant": optax.constant_schedule(optim.lr),
-    }
-    if optim.schedule not in after:
-        raise ValueError(f"schedule {optim.schedule!r}: choose from {sorted(after)}")
-    rise = optax.linear_schedule(0.0, optim.lr, max(warm, 1))
-    return optax.join_schedules([rise, after[optim.schedule]], [warm])
-
-
-def _by_path(choose: Callable[[str], Any]) -> Callable[[Params], Any]:
-    """Return a function of parameters: the tree of ``choose(path)``, leaf by leaf.
-
-    What lies inside a leaf, as the halves of a matrix do, has the path of the leaf.
-    """
-
-    def choose_at(entries, _):
-        keys = (e.key for e in entries if isinstance(e, jax.tree_util.DictKey))
-        return choose("/".join(map(str, keys)))
-
-    return functools.partial(jax.tree_util.tree_map_with_path, choose_at)
-
-
-def _decays(path: str) -> bool:
-    """Whether weight decay applies: not to biases, LayerNorm, activations' clips."""
-    names = path.split("/")
-    return names[-1] != "bias" and "norm" not in names and _group(path) != "act"
-
-
-def _group(path: str) -> str:
-    return "act" if re.fullmatch(rules.ACT_PARAMS, path) else "weights"
-
-
-def _rates(optim: Optim, steps: int) -> optax.GradientTransformation:
-    """Return the rates of weights and of activations' clips and steps."""
-
-    def scale(lr: float) -> optax.GradientTransformation:
-        rate = learning_rate(dataclasses.replace(optim, lr=lr), steps)
-        return optax.scale_by_learning_rate(rate)
-
-    both: Any = {"weights": scale(optim.lr), "act": scale(optim.act_lr)}
-    return optax.multi_transform(both, _by_path(_group))
-
-
-def _moments(optim: Optim) -> optax.GradientTransformation:
-    b1, b2, eps = optim.b1, optim.b2, optim.eps
-    if optim.kind == "bertadam":
-        return scale_by_bert_adam(b1, b2, eps, optim.clip)
-    if optim.kind != "adamw":
-        raise ValueError(f"kind {optim.kind!r}: choose adamw or bertadam")
-    clip = optax.clip_by_global_norm(optim.clip) if optim.clip else optax.identity()
-    return optax.chain(clip, optax.scale_by_adam(b1, b2, eps))
-
-
-def make_optimizer(optim: Optim, steps: int) -> optax.GradientTransformation:
-    """Return AdamW or BertAdam with warm-up and decay.
-
-    AdamW's gradients are clipped by their global norm, BertAdam's tensor by tensor.
-    What activation quantizers learn has the rate ``act_lr`` and no weight decay.
-    Frozen parameters get no update and no optimizer state, nor count in the norm.
-
-    Args:
-      optim: the settings.
-      steps: the number of steps in the whole stage.
-
-    Raises:
-      ValueError: the kind or the schedule is unknown; at ``init``, a ``frozen`` regex
-        matches no parameter.
-
-    Source: Loshchilov & Hutter 2019 (arXiv:1711.05101), as XTC trains (no decay of
-    biases and LayerNorm, bias correction); ``bitflax.training.optimizer``.
-    """
-    trained = optax.chain(
-        _moments(optim),
-        optax.add_decayed_weights(optim.weight_decay, _by_path(_decays)),
-        _rates(optim, steps),
-    )
-    if not optim.frozen:
-        return trained
-
-    def label(params: Params) -> Params:
-        flat = trees.flatten(params)
-        frozen = trees.match([(regex, "frozen") for regex in optim.frozen], flat)
-        return trees.unflatten({path: frozen.get(path, "trained") for path in flat})
-
-    both: Any = {"trained": trained, "frozen": optax.set_to_zero()}
-    return optax.multi_transform(both, label)
 
 
 def init_state(
@@ -174,7 +56,7 @@ def _split(batch: Batch, n: int) -> Batch:
 
 def _objective(parts: Metrics, counts: dict[str, jax.Array]) -> jax.Array:
     means = {name: Mean(parts[name].total, counts[name]) for name in parts}
-    return weighting.total(means)
+    return losses.total(means)
 
 
 def make_train_step(
@@ -230,7 +112,7 @@ def make_train_step(
         out: Outputs = student(values, batch, rng if dropout else None)
         return _named(loss(out, taught, batch))
 
-    read = liveness.reader(lambda *args: _totals(parts_of(*args)))
+    read = leaves_reader(lambda *args: _totals(parts_of(*args)))
 
     def step(state: TrainState, teacher_params, batch: Batch, axis_name=None):
         def summed(tree):
@@ -263,7 +145,7 @@ def make_train_step(
             lambda on, a, b: a if on else b, used, moved, state.params
         )
         metrics = {name: Mean(totals[name], counts[name]) for name in totals}
-        metrics["loss"] = Mean(weighting.total(metrics), jnp.ones(()))
+        metrics["loss"] = Mean(losses.total(metrics), jnp.ones(()))
         metrics["grad_norm"] = Mean(optax.tree.norm(grads), jnp.ones(()))
         return TrainState(state.step + 1, params, opt_state, state.key), metrics
 
@@ -304,3 +186,49 @@ def make_eval_step(apply: ApplyFn) -> Callable[[Params, Batch], jax.Array]:
     once before the first batch, not in every step.
     """
     return jax.jit(lambda params, batch: apply(params, batch).logits)
+
+
+def leaves_read(fn: Callable[[Any], Any], tree: Any) -> Any:
+    """Return, for each leaf of ``tree``, whether ``fn(tree)`` is computed from it.
+
+    ``fn`` is traced, not run. An equation counts whole: of a compiled function inside,
+    every input is read if any output is.
+
+    Args:
+      fn: a function of one tree of arrays.
+      tree: the arrays, or ``jax.ShapeDtypeStruct`` of their shapes.
+
+    Returns:
+      A tree of bools.
+
+    >>> import jax.numpy as jnp
+    >>> def fn(p):
+    ...     unused = 2 * p["a"]
+    ...     return jnp.sin(p["b"])
+    >>> leaves_read(fn, {"a": jnp.ones(2), "b": jnp.ones(3)})
+    {'a': False, 'b': True}
+    """
+    jaxpr = jax.make_jaxpr(fn)(tree).jaxpr
+    live = {id(v) for v in jaxpr.outvars}
+    for equation in reversed(jaxpr.eqns):
+        if not live.isdisjoint(map(id, equation.outvars)):
+            live |= set(map(id, equation.invars))
+    return jax.tree.unflatten(
+        jax.tree.structure(tree), [id(v) in live for v in jaxpr.invars]
+    )
+
+
+def leaves_reader(fn: Callable[..., Any]) -> Callable[..., Any]:
+    """Return ``(tree, *args) -> bools`` that says what ``fn(tree, *args)`` reads.
+
+    Traced once for each structure of the trees: shapes do not matter.
+    """
+    found: dict[Any, Any] = {}
+
+    def call(tree: Any, *args: Any) -> Any:
+        key = jax.tree.structure((tree, args))
+        if key not in found:
+            found[key] = leaves_read(lambda tree: fn(tree, *args), tree)
+        return found[key]
+
+    return call

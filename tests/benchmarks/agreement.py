@@ -17,13 +17,13 @@ import numpy as np
 
 import bitflax as bf
 from bitflax.data import metrics, tasks
-from bitflax.data.examples import label_places
 from bitflax.data.text import Tokenizer
 from bitflax.inference import onnx_bert
 from bitflax.inference.engines import run_onnx
 from bitflax.model import pretrained
-from bitflax.packed import saving
+from bitflax.packed import packing
 from bitflax.recipe import loading
+from bitflax.types import label_places
 from tests.benchmarks import common
 
 
@@ -49,12 +49,12 @@ def answers(
             made._engine = run_onnx(graph.SerializeToString())
         return made.logits(texts)
 
-    packed = saving.pack(latent, stage.rules)
-    plain = saving.unpack(packed)
+    packed = packing.pack(latent, stage.rules)
+    plain = packing.unpack(packed)
     found = {"as trained": logits(bf.quantize(latent, stage.rules), stage.act)}
     found["jax, packed"] = logits(packed, stage.act)
     for kind in kinds:
-        graph = onnx_bert.build(config, packed, stage.act, kind)
+        graph = onnx_bert.build_onnx(config, packed, stage.act, kind)
         found[kind] = logits(plain, None, graph)
     found["hf (no rounding of activations)"] = logits(plain, None)
     return found, task, config

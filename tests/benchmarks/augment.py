@@ -100,7 +100,7 @@ def main() -> None:
         options.error("BITFLAX_DATA is unset: it names a folder with glue/ in it")
     config = steps.configs(args.model)[0]
     params = steps.teacher_params(args.model)
-    tokenizer = Tokenizer.from_folder(pretrained.resolve("minilm"))
+    tokenizer = Tokenizer.from_folder(pretrained.resolve_folder("minilm"))
     splitter = words.Splitter(tokenizer)
     head = random_head(config, params["embeddings"]["word"]["embedding"])
     lm = masked_lm.MaskedLM(config, params, head, splitter, tokenizer.pad_id)

@@ -116,7 +116,7 @@ def main() -> None:
     options.add_argument("--batch-size", type=int, default=32)
     options.add_argument("--keep", type=Path, help="folder to keep the text in")
     args = options.parse_args()
-    tokenizer = Tokenizer.from_folder(pretrained.resolve("minilm"))
+    tokenizer = Tokenizer.from_folder(pretrained.resolve_folder("minilm"))
     with tempfile.TemporaryDirectory() as folder:
         path = (args.keep or Path(folder)) / f"{args.bytes:.0f}.txt"
         path.parent.mkdir(parents=True, exist_ok=True)

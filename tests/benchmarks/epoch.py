@@ -22,7 +22,7 @@ from bitflax.data import batches, tasks
 from bitflax.data.text import Tokenizer, Tokens
 from bitflax.distillation import vocabulary
 from bitflax.model import pretrained
-from bitflax.runs import memory
+from bitflax.runs import stages
 from tests.benchmarks import common, steps, train_step
 
 FOLDERS = {"glue/cola": "CoLA", "glue/mrpc": "MRPC", "glue/sst2": "SST-2"}
@@ -69,7 +69,7 @@ class Epochs:
 
     def __init__(self, tokens: Tokens, labels: Any, args: Any):
         used = vocabulary.used_ids([tokens], 0)
-        small = vocabulary.renumber(tokens, used)
+        small = vocabulary.renumber_tokens(tokens, used)
         rows, buckets = args.batch_size, batches.buckets_for(tokens.lengths, LONGEST)
         self._args, self.words = args, len(used)
         self.bucketed = self._batches(small, labels, buckets)
@@ -172,8 +172,8 @@ def main() -> None:
     args = common.parse(options)
     if "BITFLAX_DATA" not in os.environ:
         options.error("BITFLAX_DATA is unset: it names a folder with glue/ in it")
-    memory.keep_freed_pages()  # as a run does; the peer, in this process, has it too
-    tokenizer = Tokenizer.from_folder(pretrained.resolve("minilm"))
+    stages.keep_freed_pages()  # as a run does; the peer, in this process, has it too
+    tokenizer = Tokenizer.from_folder(pretrained.resolve_folder("minilm"))
     results = []
     for task in args.tasks:
         found = measure(task, args, tokenizer)

@@ -35,7 +35,8 @@ from bitflax import trees
 from bitflax.data.text import Tokenizer
 from bitflax.errors import DamagedFile
 from bitflax.inference import stored_model
-from bitflax.packed import file, metadata, saving
+from bitflax.model import names
+from bitflax.packed import file
 from bitflax.packed.file import PackedModel
 from tests.helpers import hostile, tinypacked
 
@@ -70,7 +71,7 @@ def check_same(found: PackedModel, original: list) -> None:
 
 def check_sound(found: PackedModel, path: pathlib.Path) -> None:
     """Raise ``Wrong`` where what was read is no student that runs and is kept."""
-    shapes = metadata.parameter_shapes(found.config, found.act)
+    shapes = names.parameter_shapes(found.config, found.act)
     flat = trees.flatten(found.packed)
     if {name: tuple(leaf.shape) for name, leaf in flat.items()} != shapes:
         raise Wrong("other parameters than configured")
@@ -83,7 +84,7 @@ def check_sound(found: PackedModel, path: pathlib.Path) -> None:
         if len(ids) and ids.max() >= found.config.vocab_size:
             raise Wrong("the tokenizer gives ids without a row")
     again = path.with_name("again")
-    saving.save_packed(again, *found)
+    file.save_packed(again, *found)
     if said(file.read_packed(again)) != said(found):
         raise Wrong("saved and read again, it is another")
 
@@ -228,7 +229,7 @@ def main() -> int:
     memory = "/dev/shm" if pathlib.Path("/dev/shm").is_dir() else None
     folder = pathlib.Path(tempfile.mkdtemp(prefix="fuzz-", dir=memory))
     real = (
-        stored_model.locate(pathlib.Path(args.model)).read_bytes()
+        stored_model.locate_model(pathlib.Path(args.model)).read_bytes()
         if args.model
         else b""
     )

@@ -44,22 +44,22 @@ def write_models(model: str, folder: Path) -> dict[str, int]:
     import bitflax as bf
     from bitflax.errors import ConfigError
     from bitflax.inference import onnx_bert
-    from bitflax.packed import saving
+    from bitflax.packed import file, packing
     from tests.benchmarks import common, steps
 
     _, config, _ = steps.configs(model)
     params = bf.init_params(config, jax.random.key(0))
-    packed = saving.pack(params, bf.xtc_1bit())
-    saving.save_packed(place(folder, PACKED), config, packed, bf.symmetric(bits=8))
+    packed = packing.pack(params, bf.xtc_1bit())
+    file.save_packed(place(folder, PACKED), config, packed, bf.symmetric(bits=8))
     for side, (kind, axis) in ONNX.items():
         act = bf.symmetric(bits=8, axis=axis)
         try:
-            graph = onnx_bert.build(config, packed, act, kind)
+            graph = onnx_bert.build_onnx(config, packed, act, kind)
         except ConfigError as error:  # too small a shape for it
             common.say(f"left out: {error.problem}")
             continue
         place(folder, side).write_bytes(graph.SerializeToString())
-    graph = onnx_bert.build(config, packed, None, "onnx-fp32")
+    graph = onnx_bert.build_onnx(config, packed, None, "onnx-fp32")
     place(folder, FLOAT).write_bytes(graph.SerializeToString())
     logging.disable(logging.WARNING)  # it recommends a step that changes nothing here
     from onnxruntime import quantization
@@ -101,7 +101,7 @@ def engine(folder: Path, side: str, threads: int) -> Callable[[dict], np.ndarray
         from bitflax.packed import file
 
         found = file.read_packed(place(folder, side))
-        return engines.make("jax", found.config, found.packed, found.act)
+        return engines.make_engine("jax", found.config, found.packed, found.act)
     import onnxruntime
 
     options = onnxruntime.SessionOptions()

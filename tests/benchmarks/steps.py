@@ -152,7 +152,10 @@ class Stepper:
             self._teacher = None
         elif kind.endswith("kept"):
             self._kept = keep(name, batches, loss)
-            self._teacher, reader = None, teacher_outputs.reader(self._kept.outputs)
+            self._teacher, reader = (
+                None,
+                teacher_outputs.outputs_reader(self._kept.outputs),
+            )
         step, optimizer = train_step(
             kind, teacher, student, layers, reader=reader, optim=optim, **padding
         )
@@ -172,7 +175,7 @@ class Stepper:
         return metrics
 
 
-def keep(name: str, batches: Batches, loss: Any) -> teacher_outputs.Kept:
+def keep(name: str, batches: Batches, loss: Any) -> teacher_outputs.TeacherOutputs:
     """Return the teacher's outputs of all examples that the loss reads."""
     teacher, student, layers = configs(name)
     params = teacher_params(name)
@@ -181,7 +184,7 @@ def keep(name: str, batches: Batches, loss: Any) -> teacher_outputs.Kept:
     start = bf.take_layers(params, layers)
     said = jax.eval_shape(apply.bert(student), start, batch)
     used = teacher_outputs.used_outputs(loss, said, told, batch)
-    *_, kept = teacher_outputs.keep(apply.bert(teacher), params, batches, told, used)
+    *_, kept = teacher_outputs.fill(apply.bert(teacher), params, batches, told, used)
     return kept
 
 

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import Any
 
 from bitflax.data.batches import Batches
-from bitflax.runs import memory
+from bitflax.runs import stages
 from tests.benchmarks import common, steps
 
 RATIOS = (
@@ -82,7 +82,7 @@ def main() -> None:
         "--sides", nargs="+", choices=(*steps.KINDS, *PEERS), default=DEFAULT
     )
     args = common.parse(options)
-    memory.keep_freed_pages()  # as a run does; the peer, in this process, has it too
+    stages.keep_freed_pages()  # as a run does; the peer, in this process, has it too
     results = []
     for rows, length in args.shapes:
         found = measure(args, rows, length)

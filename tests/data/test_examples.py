@@ -5,13 +5,14 @@ import dataclasses
 import numpy as np
 import pytest
 
+from bitflax import types
 from bitflax.data import examples
 from bitflax.data.examples import Examples
 
 
 def made(texts, labels=None):
     labels = None if labels is None else np.array(labels, np.int32)
-    return Examples((examples.column(texts),), labels, np.arange(len(texts)) + 1)
+    return Examples((examples.object_column(texts),), labels, np.arange(len(texts)) + 1)
 
 
 def test_take_keeps_labels_and_rows_together():
@@ -62,7 +63,7 @@ def test_digest_ignores_row_numbers():
 def test_labels_are_matched_by_case_only_where_it_tells_no_two_apart(
     names, among, places
 ):
-    assert examples.label_places(names, among) == places
+    assert types.label_places(names, among) == places
 
 
 def test_split_off_depends_on_the_seed_alone():

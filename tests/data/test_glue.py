@@ -23,7 +23,7 @@ HEADERS["glue/mnli-mm"] = HEADERS["glue/mnli"]
 
 def lines(name, count=4):
     """Rows in a task's own layout, quotes and all."""
-    task = glue.TASKS[name]
+    task = glue.GLUE_TASKS[name]
     header = HEADERS.get(name, "")
     columns = header.split("|" if "|" in header else None) or list(task.header)
     rows = [columns] if header else []
@@ -41,9 +41,9 @@ def load(name, folder):
     return found
 
 
-@pytest.mark.parametrize("name", sorted(glue.TASKS))
+@pytest.mark.parametrize("name", sorted(glue.GLUE_TASKS))
 def test_every_task_in_its_own_layout(write, tmp_path, name):
-    task = glue.TASKS[name]
+    task = glue.GLUE_TASKS[name]
     write(f"{task.folder}/train.tsv", "\ufeff" + lines(name))
     write(f"{task.folder}/{task.dev}.tsv", lines(name, 2))
     train, dev, notes = load(name, glue.find_folder(name, tmp_path))

@@ -22,7 +22,7 @@ from bitflax.errors import DataError, InputMissing
     ],
 )
 def test_the_three_formats_read_alike(write, name, content):
-    found = own_files.load(write(name, content))
+    found = own_files.load_own(write(name, content))
     assert found.train.texts[0].tolist() == ["one, two", "three"]
     assert found.labels == ("bad", "good")
     assert found.train.labels.tolist() == [1, 0]
@@ -32,7 +32,7 @@ def test_the_three_formats_read_alike(write, name, content):
 
 def test_columns_by_name_and_pairs(write):
     path = write("a.csv", "id,left,right,kind\n1,a,b,x\n2,c,d,y\n")
-    found = own_files.load(path, text=("left", "right"), label="kind")
+    found = own_files.load_own(path, text=("left", "right"), label="kind")
     assert [column.tolist() for column in found.train.texts] == [["a", "c"], ["b", "d"]]
     assert found.notes == (
         f"{path}: texts from 'left' and 'right', labels from 'kind'",
@@ -41,7 +41,7 @@ def test_columns_by_name_and_pairs(write):
 
 def test_usual_names_are_found(write):
     path = write("a.csv", "premise,hypothesis,score\na,b,0.5\nc,d,1\n")
-    found = own_files.load(path)
+    found = own_files.load_own(path)
     assert len(found.train.texts) == 2
     assert found.regression
     assert found.labels == ()
@@ -59,13 +59,15 @@ def test_usual_names_are_found(write):
 )
 def test_classes_or_real_numbers(write, labels, regression, real):
     lines = [json.dumps({"text": "a", "label": label}) for label in labels]
-    found = own_files.load(write("a.jsonl", "\n".join(lines)), regression=regression)
+    found = own_files.load_own(
+        write("a.jsonl", "\n".join(lines)), regression=regression
+    )
     assert found.regression is real
     assert found.labels == (() if real else tuple(str(label) for label in labels))
 
 
 def test_texts_without_labels(write):
-    found = own_files.load(write("a.tsv", "text\none\ntwo\n"))
+    found = own_files.load_own(write("a.tsv", "text\none\ntwo\n"))
     assert found.train.labels is None
     assert found.labels == ()
     assert found.notes[0].endswith("no labels")
@@ -76,7 +78,7 @@ def test_dev_alone_may_have_labels(write):
         write("t.tsv", "text\none\n"),
         write("d.tsv", "text\tlabel\na\tx\nb\ty\n"),
     )
-    found = own_files.load(train, dev=dev)
+    found = own_files.load_own(train, dev=dev)
     assert found.train.labels is None
     assert found.labels == ("x", "y")
     assert found.dev.labels.tolist() == [0, 1]
@@ -85,32 +87,32 @@ def test_dev_alone_may_have_labels(write):
 def test_a_folder_of_train_and_dev(write, tmp_path):
     write("set/train.csv", "text,label\na,x\nb,y\n")
     write("set/dev.tsv", "text\tlabel\nc\ty\n")
-    found = own_files.load(tmp_path / "set")
+    found = own_files.load_own(tmp_path / "set")
     assert found.dev.texts[0].tolist() == ["c"]
     assert found.dev.labels.tolist() == [1]
     with pytest.raises(InputMissing, match=r"expected one train.tsv.*found set"):
-        own_files.load(tmp_path)
+        own_files.load_own(tmp_path)
 
 
 def test_one_file_as_train_and_dev_is_read_once(write):
     path = write("a.tsv", "text\tlabel\na\tx\nb\n")
     with pytest.raises(DataError) as caught:
-        own_files.load(path, dev=path)
+        own_files.load_own(path, dev=path)
     assert str(caught.value).count(f"{path}:3") == 1
 
 
 def test_given_classes_keep_their_order(write):
     path = write("a.tsv", "text\tlabel\na\tno\n")
-    assert own_files.load(path, classes=("yes", "no")).train.labels.tolist() == [1]
+    assert own_files.load_own(path, classes=("yes", "no")).train.labels.tolist() == [1]
     with pytest.raises(DataError, match=r"expected a label .* \(yes, maybe\)"):
-        own_files.load(path, classes=("yes", "maybe"))
+        own_files.load_own(path, classes=("yes", "maybe"))
 
 
 def test_bad_rows_of_both_files_are_in_one_error(write):
     train = write("train.tsv", "text\tlabel\na\tx\n\ty\nb\tnan\nc\ty\n")
     dev = write("dev.tsv", "text\tlabel\na\tx\nb\tz\nc\n")
     with pytest.raises(DataError) as caught:
-        own_files.load(train, dev=dev)
+        own_files.load_own(train, dev=dev)
     assert str(caught.value).splitlines() == [
         f"{train}:3: expected words as the text, found an empty text",
         f"{train}:4: expected a label in column 'label' (x, y), found none",
@@ -124,7 +126,7 @@ def test_bad_rows_of_both_files_are_in_one_error(write):
 def test_bad_numbers_are_faults_of_a_regression(write):
     path = write("a.csv", "text,score\na,0.5\nb,1.5\nc,n/a\n")
     with pytest.raises(DataError, match="expected a real number") as caught:
-        own_files.load(path)
+        own_files.load_own(path)
     assert caught.value.place == f"{path}:4"
 
 
@@ -140,7 +142,7 @@ def test_bad_numbers_are_faults_of_a_regression(write):
 def test_a_wrong_column_names_the_nearest(write, settings, fix):
     path = write("a.tsv", "text\tlabel\na\tx\nb\ty\n")
     with pytest.raises(DataError, match="found 'text', 'label'") as caught:
-        own_files.load(path, **settings)
+        own_files.load_own(path, **settings)
     assert caught.value.place == f"{path}:1"
     assert caught.value.fix == fix
 
@@ -157,9 +159,9 @@ def test_a_wrong_column_names_the_nearest(write, settings, fix):
 )
 def test_files_that_mislead_are_refused(write, name, content, problem):
     with pytest.raises(DataError, match=problem):
-        own_files.load(write(name, content))
+        own_files.load_own(write(name, content))
 
 
 def test_three_text_columns_are_refused(write):
     with pytest.raises(DataError, match="one or two text columns"):
-        own_files.load(write("a.tsv", "a\tb\tc\n1\t2\t3\n"), text=("a", "b", "c"))
+        own_files.load_own(write("a.tsv", "a\tb\tc\n1\t2\t3\n"), text=("a", "b", "c"))

@@ -12,7 +12,7 @@ def every(_path, names):
 
 def read(path, **settings):
     faults = tables.Faults()
-    table = tables.read(path, every, faults, **settings)
+    table = tables.read_table(path, every, faults, **settings)
     faults.check()
     return table
 

@@ -22,7 +22,7 @@ def test_names_are_described():
         f"glue/{n}"
         for n in ["cola", "sst2", "mrpc", "stsb", "rte", "qnli", "qqp", "mnli", "wnli"]
     } < {*names}
-    assert all(tasks.describe(name) for name in names)
+    assert all(tasks.describe_task(name) for name in names)
 
 
 def test_icd10cm():

@@ -7,11 +7,11 @@ import pytest
 import tokenizers
 
 from bitflax.data import text
-from bitflax.data.examples import column
+from bitflax.data.examples import object_column
 from bitflax.data.text import Tokenizer
 from bitflax.errors import ConfigError, DamagedFile, InputMissing
 
-TEXTS = column(
+TEXTS = object_column(
     [
         "Cholera, unspecified",
         "A café\u2019s naïve “façade” (don't!)",
@@ -155,7 +155,7 @@ def test_too_little_room_is_refused(tokenizer, columns, limit):
 
 
 def test_no_texts_make_no_tokens(tokenizer):
-    tokens = tokenizer.encode((column([]),), 16)
+    tokens = tokenizer.encode((object_column([]),), 16)
     assert (len(tokens), tokens.ids.tolist(), tokens.offsets.tolist()) == (0, [], [0])
 
 

@@ -56,7 +56,7 @@ def test_damage_is_an_error_that_names_the_folder(prepared):
     for file in folder.glob("*train*"):
         file.write_bytes(b"")
     with pytest.raises(DamagedFile, match="delete the folder"):
-        tfds.load("glue/cola", prepared)
+        tfds.load_glue("glue/cola", prepared)
 
 
 def test_another_format_is_refused(prepared):
@@ -64,7 +64,7 @@ def test_another_format_is_refused(prepared):
     for file in folder.glob("*array_record*"):
         file.rename(folder / file.name.replace("array_record", "tfrecord"))
     with pytest.raises(InputMissing, match="expected array_record files"):
-        tfds.load("glue/cola", prepared)
+        tfds.load_glue("glue/cola", prepared)
 
 
 def test_offline_is_one_error_at_once(tmp_path, monkeypatch):
@@ -116,7 +116,7 @@ def test_every_task_agrees_with_tfds():
     from tensorflow_datasets.text import glue as theirs
 
     configs = {f"glue/{c.name}": c for c in theirs.Glue.BUILDER_CONFIGS}
-    for name, task in glue.TASKS.items():
+    for name, task in glue.GLUE_TASKS.items():
         config = configs[name.removesuffix("-mm")]
         assert list(task.labels) == (config.label_classes or [])
         assert list(task.features) == list(config.text_features)

@@ -8,7 +8,7 @@ import pytest
 
 from bitflax.data import tfds
 from bitflax.data.corpus import CorpusBatches
-from bitflax.data.corpus_tfds import Records
+from bitflax.data.tfds import Records
 from bitflax.errors import ConfigError, DamagedFile, InputMissing
 
 # What TFDS's own dependencies warn of when they are imported is not bitflax's doing.

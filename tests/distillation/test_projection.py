@@ -10,7 +10,7 @@ import pytest
 import bitflax as bf
 from bitflax import trees
 from bitflax.distillation import projection
-from bitflax.model import names, pretrained
+from bitflax.model import hf_weights, names
 from tests.helpers import oracles
 
 SMALL = bf.BertConfig(
@@ -37,7 +37,7 @@ def close(a, b, message=""):
 def student(name):
     """Return TinyBERT's student with its ``fit_dense``."""
     state = oracles.load(WEIGHTS[name])
-    params = pretrained.params_from_hf(state, CONFIGS[name])
+    params = hf_weights.params_from_hf(state, CONFIGS[name])
     z = oracles.load("tinybert")
     fit = {
         "kernel": jnp.asarray(z[f"fit_{name}.weight"].T),
@@ -73,7 +73,7 @@ def apply(name):
 
 
 def assert_gradients(gradient, config, prefix):
-    entries = {names.canonical(e.name): e for e in names.entries(config)}
+    entries = {names.canonical_name(e.name): e for e in names.parameter_entries(config)}
     flat, checked = trees.flatten(gradient), 0
     for key, theirs in oracles.load("tinybert").items():
         if not key.startswith(prefix):
@@ -83,7 +83,7 @@ def assert_gradients(gradient, config, prefix):
             leaf = {"weight": "kernel", "bias": "bias"}[name.rpartition(".")[2]]
             path, turned = f"projection/{leaf}", leaf == "kernel"
         else:
-            entry = entries[names.canonical(name)]
+            entry = entries[names.canonical_name(name)]
             path, turned = entry.path, entry.transposed
         close(flat[path], theirs.T if turned else theirs, path)
         checked += 1

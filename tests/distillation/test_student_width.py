@@ -10,10 +10,9 @@ import pytest
 
 import bitflax as bf
 from bitflax import trees
-from bitflax.distillation import width
+from bitflax.distillation import student
 from bitflax.errors import ConfigError
-from bitflax.model import hf_config, leaves
-from bitflax.packed import metadata
+from bitflax.model import hf_config, leaves, names
 from tests.helpers import small
 
 CONFIG = small.config(2, num_attention_heads=4, head_size=5)
@@ -25,7 +24,7 @@ NEURONS = (tuple(range(3, 10)), tuple(range(0, 14, 2)))
 @functools.cache
 def arrays():
     rng = np.random.default_rng(0)
-    shapes = metadata.parameter_shapes(CONFIG)
+    shapes = names.parameter_shapes(CONFIG)
     return {path: rng.normal(0, 0.2, shape) for path, shape in shapes.items()}
 
 
@@ -46,9 +45,9 @@ def masked(params, heads, neurons):
 
 def test_the_narrow_model_is_the_full_one_with_the_others_zeroed():
     batch = small.batch(4, 0)
-    narrow = width.take_width(params(), HEADS, NEURONS, head_size=5)
+    narrow = student.take_width(params(), HEADS, NEURONS, head_size=5)
     shapes = {path: leaf.shape for path, leaf in trees.flatten(narrow).items()}
-    assert shapes == metadata.parameter_shapes(NARROW)
+    assert shapes == names.parameter_shapes(NARROW)
     found = jax.jit(bf.bert(NARROW))(narrow, batch)
     expected = jax.jit(bf.bert(CONFIG))(masked(params(), HEADS, NEURONS), batch)
     np.testing.assert_allclose(found.logits, expected.logits, atol=1e-5)
@@ -60,7 +59,7 @@ def test_the_narrow_model_is_the_full_one_with_the_others_zeroed():
 
 def test_counts_take_the_first_or_the_most_important_in_their_old_order():
     rng = np.random.default_rng(1)
-    said = width.Importance(rng.normal(size=(2, 4)), rng.normal(size=(2, 32)))
+    said = student.Importance(rng.normal(size=(2, 4)), rng.normal(size=(2, 32)))
     for scores, heads, neurons in (
         (None, ((0, 1),) * 2, (tuple(range(7)),) * 2),
         (
@@ -72,8 +71,8 @@ def test_counts_take_the_first_or_the_most_important_in_their_old_order():
         ),
     ):
         size = {"head_size": 5} if scores is None else {}
-        found = width.take_width(params(), 2, 7, scores, **size)
-        expected = width.take_width(params(), heads, neurons, head_size=5)
+        found = student.take_width(params(), 2, 7, scores, **size)
+        expected = student.take_width(params(), heads, neurons, head_size=5)
         assert small.largest_difference(found, expected) == 0
     flat, path = trees.flatten(params()), "encoder/layer_1/ffn/in/bias"
     order = np.sort(np.argsort(-said.ffn[1])[:7])
@@ -87,7 +86,7 @@ def loss(params, batch):
 def test_importance_is_the_gradient_of_a_switch_before_each_part(x64):
     tree = params(np.float64)
     batches = [small.batch(4, seed) for seed in (1, 2)]
-    found = width.importance(loss, tree, batches, heads=4)
+    found = student.importance(loss, tree, batches, heads=4)
     assert found.heads.shape == (2, 4)
     assert found.ffn.shape == (2, 32)
     for block, part, size, index in (
@@ -117,7 +116,7 @@ def test_split_matrices_and_learned_ranges_come_along():
     kernel, site = "encoder/layer_0/ffn/in/kernel", "encoder/layer_0/ffn/in/input"
     flat[kernel] = leaves.Split(flat[kernel], 2 * flat[kernel])
     flat[site] = jnp.array([-2.5, 2.5])
-    found = width.take_width(trees.unflatten(flat), 2, 7, head_size=5)
+    found = student.take_width(trees.unflatten(flat), 2, 7, head_size=5)
     ffn = found["encoder"]["layer_0"]["ffn"]["in"]
     assert ffn["kernel"].a.shape == ffn["kernel"].b.shape == (16, 7)
     np.testing.assert_array_equal(2 * ffn["kernel"].a, ffn["kernel"].b)
@@ -135,9 +134,9 @@ def test_split_matrices_and_learned_ranges_come_along():
         ({"ffn": ((0, 1), (0,))}, "as many different indices for each of 2"),
         ({"ffn": ((0, 1), (5, 5))}, "as many different indices"),
         ({"heads": ((0, 1),)}, "each of 2 layers"),
-        ({"importance": width.Importance(np.ones((2, 3)), None)}, "3 heads do not"),
+        ({"importance": student.Importance(np.ones((2, 3)), None)}, "3 heads do not"),
         (
-            {"importance": width.Importance(np.ones((1, 4)), np.ones((2, 32)))},
+            {"importance": student.Importance(np.ones((1, 4)), np.ones((2, 32)))},
             r"importance.heads: expected \(2, 4\), found \(1, 4\)",
         ),
     ],
@@ -145,12 +144,12 @@ def test_split_matrices_and_learned_ranges_come_along():
 def test_what_a_model_has_not_is_refused(changes, said):
     arguments = {"heads": 2, "ffn": 7, "head_size": 5} | changes
     with pytest.raises(ValueError, match=said):
-        width.take_width(params(), **arguments)
+        student.take_width(params(), **arguments)
 
 
 def test_importance_needs_a_batch():
     with pytest.raises(ValueError, match="no batch"):
-        width.importance(loss, params(), [], heads=4)
+        student.importance(loss, params(), [], heads=4)
 
 
 def test_a_narrow_model_is_not_exported():

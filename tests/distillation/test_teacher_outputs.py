@@ -11,7 +11,7 @@ import pytest
 import bitflax as bf
 from bitflax.data.batches import Batches
 from bitflax.data.text import Tokens
-from bitflax.distillation import outputfiles, teacher_outputs
+from bitflax.distillation import teacher_outputs
 from bitflax.training import parallel
 from tests.helpers import small
 
@@ -50,7 +50,7 @@ def shapes(layers=2):
 @pytest.fixture(scope="module")
 def kept():
     apply, batches = bf.bert(small.config(2)), some_batches()
-    steps = teacher_outputs.keep(
+    steps = teacher_outputs.fill(
         apply, teacher_params(), batches, shapes(), frozenset(USED)
     )
     found = list(steps)
@@ -115,7 +115,11 @@ def test_what_compares_padding_is_known(loss, reads):
 @functools.cache
 def gradient_step(running):
     """Return a step of SGD with rate 1, taught by who runs or by what was kept."""
-    apply = bf.bert(small.config(2)) if running else teacher_outputs.reader(shapes())
+    apply = (
+        bf.bert(small.config(2))
+        if running
+        else teacher_outputs.outputs_reader(shapes())
+    )
     tx = optax.sgd(1.0)
     loss = small.one_stage(LAYERS)
     step = bf.make_train_step(bf.bert(small.config(1)), apply, loss, tx)
@@ -179,16 +183,18 @@ def test_an_example_gets_its_own_outputs_and_zeros_in_padding(kept):
 
 
 def test_on_disk_they_are_the_same_to_the_last_bit(kept, tmp_path):
-    files = outputfiles.Files(tmp_path / "kept")
+    files = teacher_outputs.Files(tmp_path / "kept")
     apply, batches = bf.bert(small.config(2)), some_batches()
-    steps = teacher_outputs.keep(
+    steps = teacher_outputs.fill(
         apply, teacher_params(), batches, shapes(), frozenset(USED), array=files.array
     )
     *_, made = steps
     files.finish()
-    again = outputfiles.Files(tmp_path / "kept")
+    again = teacher_outputs.Files(tmp_path / "kept")
     assert again.whole
-    read = teacher_outputs.Kept(frozenset(USED), shapes(), batches, again.array)
+    read = teacher_outputs.TeacherOutputs(
+        frozenset(USED), shapes(), batches, again.array
+    )
     assert kept.in_memory == kept.nbytes == read.nbytes
     assert read.in_memory == 0
     for number in range(batches.steps_per_epoch):
@@ -211,7 +217,7 @@ def test_devices_share_the_work(kept):
         seen.add(len(shared["input_ids"].addressable_shards))
         return shared
 
-    *_, found = teacher_outputs.keep(
+    *_, found = teacher_outputs.fill(
         apply, params, batches, shapes(), frozenset(USED), share=share
     )
     assert seen == {2}
@@ -224,7 +230,7 @@ def test_devices_share_the_work(kept):
 def test_what_was_put_for_an_example_comes_back_in_any_order():
     batches = some_batches()
     out = bf.Outputs(jax.ShapeDtypeStruct((4, 1), "float32"), (), ())
-    kept = teacher_outputs.Kept(frozenset({"logits"}), out, batches)
+    kept = teacher_outputs.TeacherOutputs(frozenset({"logits"}), out, batches)
     for batch in batches.evaluation():
         kept.put(batch["index"], {"logits": batch["index"][:, None].astype(float)})
     for number in range(2 * batches.steps_per_epoch):
@@ -240,11 +246,11 @@ def test_the_size_is_known_before(kept):
         bucket = BUCKETS[np.searchsorted(BUCKETS, length)]
         # Three logits, two hidden states of 16, the scores of two heads.
         expected += 4 * (3 + 2 * bucket * 16 + 2 * bucket**2)
-    assert teacher_outputs.size(table, some_batches()) == expected
+    assert teacher_outputs.outputs_size(table, some_batches()) == expected
     assert kept.nbytes == expected
 
 
 def test_a_reader_says_none_of_what_was_not_kept():
-    read = teacher_outputs.reader(shapes())
+    read = teacher_outputs.outputs_reader(shapes())
     out = read({}, {"teacher_logits": 1, "teacher_scores_1": 2})
     assert out == bf.Outputs(1, (None,) * 3, (None, 2))

@@ -22,10 +22,10 @@ def tree(split):
 @pytest.mark.parametrize("split", [False, True])
 def test_grow_undoes_shrink_where_training_changed_the_used_rows(split):
     config, whole = small.config(1, pad_token_id=7), tree(split)
-    shrunk, params = vocabulary.shrink(config, whole, USED)
+    shrunk, params = vocabulary.shrink_vocabulary(config, whole, USED)
     assert (shrunk.vocab_size, shrunk.pad_token_id) == (3, 1)
     trained = jax.tree.map(lambda w: w + 1, params)
-    grown = vocabulary.grow(trained, whole, USED)
+    grown = vocabulary.grow_vocabulary(trained, whole, USED)
     tables = (trees.flatten(t)[vocabulary.TABLE] for t in (params, whole, grown))
     for small_half, before, after in zip(*map(jax.tree.leaves, tables), strict=True):
         np.testing.assert_array_equal(small_half, before[USED])

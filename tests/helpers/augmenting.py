@@ -41,7 +41,7 @@ CONFIG = BertConfig(
 def masked_state():
     """Return random weights under the names of BertForMaskedLM."""
     rng = np.random.default_rng(0)
-    shapes = {e.name: e.shape for e in names.entries(CONFIG)}
+    shapes = {e.name: e.shape for e in names.parameter_entries(CONFIG)}
     shapes = {n: s for n, s in shapes.items() if ".encoder" in n or ".embeddings" in n}
     width, head = CONFIG.hidden_size, "cls.predictions"
     shapes |= {

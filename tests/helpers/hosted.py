@@ -146,8 +146,8 @@ def train(place, processes, process, how, kind, steps, out) -> None:
     np.testing.assert_array_equal(everyone, np.ones(processes))
     shared = parallel.shard_batch({"own": np.full(3, process)}, mesh)["own"]
     np.testing.assert_array_equal(parallel.own_rows(shared), np.full(3, process))
-    assert hosts.share(lambda: {"process": process}) == {"process": 0}
-    found = jax.tree.leaves(parallel.local(state.params))
+    assert hosts.broadcast(lambda: {"process": process}) == {"process": 0}
+    found = jax.tree.leaves(parallel.to_local(state.params))
     np.savez(f"{out}/{process}.npz", *found)
 
 

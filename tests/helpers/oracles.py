@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bitflax import trees
-from bitflax.model import names, pretrained
+from bitflax.model import hf_weights, names
 from bitflax.types import BertConfig
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
@@ -44,7 +44,7 @@ def student(dtype=np.float32):
 
 
 def _params(state, config, dtype):
-    params = pretrained.params_from_hf(state, config)
+    params = hf_weights.params_from_hf(state, config)
     return jax.tree.map(lambda x: jnp.asarray(x, dtype), params)
 
 
@@ -55,11 +55,13 @@ def batch():
 
 def gradients(file, prefix):
     """Return ``{path: gradient}`` of the keys that begin so, kernels [in, out]."""
-    entries = {names.canonical(e.name): e for e in names.entries(STUDENT)}
+    entries = {
+        names.canonical_name(e.name): e for e in names.parameter_entries(STUDENT)
+    }
     found = {}
     for key, value in load(file).items():
         if key.startswith(prefix):
-            entry = entries[names.canonical(key.removeprefix(prefix))]
+            entry = entries[names.canonical_name(key.removeprefix(prefix))]
             found[entry.path] = value.T if entry.transposed else value
     assert found
     return found

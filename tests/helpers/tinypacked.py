@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import bitflax as bf
 from bitflax.model import apply
 from bitflax.model.leaves import Split
-from bitflax.packed import saving
+from bitflax.packed import file, packing
 from bitflax.quantization.learned_activations import clipped, lsq
 from tests.helpers import small
 
@@ -78,9 +78,9 @@ def tiny() -> bytes:
     params = _params()
     with tempfile.TemporaryDirectory() as folder:
         path = pathlib.Path(folder) / "m"
-        packed = saving.pack(params, rules)
+        packed = packing.pack(params, rules)
         text, extras = json.dumps(TOKENIZER), {"max_length": 16}
-        saving.save_packed(path, CONFIG, packed, ACT, text, extras)
+        file.save_packed(path, CONFIG, packed, ACT, text, extras)
         return path.read_bytes()
 
 

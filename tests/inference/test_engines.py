@@ -9,7 +9,7 @@ import pytest
 import bitflax as bf
 from bitflax.errors import ConfigError, InputMissing
 from bitflax.inference import engines, predictor
-from bitflax.packed import saving
+from bitflax.packed import packing
 from tests.inference import test_predictor
 from tests.inference.test_predictor import CONFIG, TEXTS, params, tokenizer
 
@@ -18,7 +18,7 @@ ACT = bf.symmetric(bits=8)
 
 @pytest.fixture(scope="module")
 def packed():
-    return saving.pack(params(), bf.xtc_1bit())
+    return packing.pack(params(), bf.xtc_1bit())
 
 
 def logits(tree, act, engine):
@@ -60,7 +60,7 @@ def test_a_missing_package_is_said_before_the_work(monkeypatch, tmp_path, module
 
 def test_an_unknown_engine_is_said():
     with pytest.raises(ConfigError, match="no engine 'tensorrt'"):
-        engines.make("tensorrt", CONFIG, params())
+        engines.make_engine("tensorrt", CONFIG, params())
 
 
 def test_onnx_also_says_labels_and_probabilities(packed):

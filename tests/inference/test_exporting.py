@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 
 import bitflax as bf
-from bitflax import storage
+from bitflax import files
 from bitflax.data.text import Tokenizer
 from bitflax.errors import ConfigError, InputMissing, OutputError, StorageError
 from bitflax.inference import exporting, predictor
 from bitflax.model import pretrained
-from bitflax.packed import file, saving
+from bitflax.packed import file, packing
 from tests.helpers import small
 from tests.inference import test_predictor
 from tests.inference.test_predictor import CONFIG, TEXTS, params, tokenizer
@@ -33,9 +33,9 @@ HF_FILES = {
 
 
 def write_packed(path, act=ACT, words=True, extras=None):
-    packed = saving.pack(params(), bf.xtc_1bit())
+    packed = packing.pack(params(), bf.xtc_1bit())
     known = tokenizer() if words else None
-    saving.save_packed(path, CONFIG, packed, act, known, extras)
+    file.save_packed(path, CONFIG, packed, act, known, extras)
     return path
 
 
@@ -54,7 +54,7 @@ def test_a_folder_holds_the_same_weights_as_float32(packed):
     assert names(out) == HF_FILES
     config, found = pretrained.load_pretrained(out)
     assert config == CONFIG
-    expected = saving.unpack(file.load_packed(packed)[1])
+    expected = packing.unpack(file.load_packed(packed)[1])
     assert small.largest_difference(found, expected) == 0
 
 
@@ -133,7 +133,7 @@ def test_another_model_is_no_place_to_write(packed, tmp_path):
     assert (teacher / "model.safetensors").read_bytes() == before
 
 
-@pytest.mark.parametrize("kind", exporting.KINDS)
+@pytest.mark.parametrize("kind", exporting.EXPORT_FORMATS)
 def test_a_file_of_ones_own_is_left_alone(packed, kind):
     if kind != "hf":
         pytest.importorskip("onnx")
@@ -147,11 +147,11 @@ def test_a_file_of_ones_own_is_left_alone(packed, kind):
 def test_a_split_student_is_summed(tmp_path):
     ternary = bf.xtc_2bit()
     halves = bf.split(params(), ternary)
-    packed = saving.pack(halves, bf.binary_rules(ternary))
-    saving.save_packed(tmp_path / "m", CONFIG, packed, ACT, tokenizer())
+    packed = packing.pack(halves, bf.binary_rules(ternary))
+    file.save_packed(tmp_path / "m", CONFIG, packed, ACT, tokenizer())
     out = exporting.export(tmp_path / "m", kind="hf")
     _, found = pretrained.load_pretrained(out)
-    expected = saving.unpack(packed)
+    expected = packing.unpack(packed)
     assert small.largest_difference(found, expected) == 0
 
 
@@ -171,8 +171,8 @@ def test_what_activations_learned_is_left_out(tmp_path):
     batch = small.batch(2, seed=0)
     batch["input_ids"] %= CONFIG.vocab_size
     tree = bf.init_act(params(), act, batch, CONFIG)
-    packed = saving.pack(tree, bf.xtc_1bit())
-    saving.save_packed(tmp_path / "m", CONFIG, packed, act, tokenizer())
+    packed = packing.pack(tree, bf.xtc_1bit())
+    file.save_packed(tmp_path / "m", CONFIG, packed, act, tokenizer())
     out = exporting.export(tmp_path / "m", kind="hf")
     _, found = pretrained.load_pretrained(out)
     assert not (out / "bitflax_extra.safetensors").exists()
@@ -183,8 +183,8 @@ def test_what_activations_learned_is_left_out(tmp_path):
 def test_heads_of_another_width_are_refused(tmp_path):
     config = dataclasses.replace(CONFIG, head_size=4)
     tree = bf.init_params(config, jax.random.key(0))
-    packed = saving.pack(tree, bf.xtc_1bit())
-    saving.save_packed(tmp_path / "m", config, packed, ACT, tokenizer())
+    packed = packing.pack(tree, bf.xtc_1bit())
+    file.save_packed(tmp_path / "m", config, packed, ACT, tokenizer())
     with pytest.raises(ConfigError, match="heads of width 4") as raised:
         exporting.export(tmp_path / "m", kind="hf")
     assert raised.value.status == 78
@@ -278,7 +278,7 @@ class TestOnnx:
         def full(fd):
             raise OSError(errno.ENOSPC, "No space left on device")
 
-        monkeypatch.setattr(storage.os, "fsync", full)
+        monkeypatch.setattr(files.os, "fsync", full)
         with pytest.raises(StorageError, match="No space left"):
             exporting.export(packed, path, "onnx-int8")
         assert path.read_bytes() == before

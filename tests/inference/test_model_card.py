@@ -10,8 +10,8 @@ import pytest
 import bitflax as bf
 from bitflax.inference import model_card
 from bitflax.inference.provenance import Provenance, Scored
-from bitflax.inference.stored_model import Opened
-from bitflax.packed import file, saving
+from bitflax.inference.stored_model import StoredModel
+from bitflax.packed import file, packing
 from tests.inference.test_predictor import CONFIG, params, tokenizer
 
 yaml = pytest.importorskip("yaml")
@@ -25,11 +25,11 @@ ORIGIN = Provenance(
 )
 
 
-def opened(act=None, config=CONFIG, rules=None, extras=None) -> Opened:
+def opened(act=None, config=CONFIG, rules=None, extras=None) -> StoredModel:
     tree = params()
     if rules is not None:
-        tree = saving.pack(tree, rules)
-    return Opened(config, tree, act, tokenizer(), extras or {}, Path("m"))
+        tree = packing.pack(tree, rules)
+    return StoredModel(config, tree, act, tokenizer(), extras or {}, Path("m"))
 
 
 STUDENT = opened(bf.symmetric(bits=8), rules=bf.xtc_1bit(), extras={"max_length": 12})

@@ -10,8 +10,9 @@ import pytest
 import bitflax as bf
 from bitflax.errors import ConfigError
 from bitflax.inference import onnx_bert
-from bitflax.packed import saving
-from bitflax.quantization import learned_activations, profiles, splitting
+from bitflax.packed import packing
+from bitflax.quantization import learned_activations, splitting
+from bitflax.quantization import rules as quantization_rules
 from tests.helpers import onnxrun, small
 
 CONFIG = small.config(2, id2label={0: "no", 1: "yes", 2: "perhaps"}, hidden_size=32)
@@ -25,8 +26,8 @@ ACTS = {
     "groups": bf.symmetric(8, axis=None, groups=4),
     "asymmetric": bf.asymmetric(8),
     "asymmetric, wide": bf.asymmetric(8, axis=None, levels="full"),
-    "binarybert": profiles.binarybert_act(8),
-    "lsq": profiles.lsq_act(4),
+    "binarybert": quantization_rules.binarybert_act(8),
+    "lsq": quantization_rules.lsq_act(4),
     # All sites of one bit make of equal terms sums of +-0, whose sign is chance.
     "elastic": (
         (".*/ffn/in/input", learned_activations.elastic()),
@@ -68,7 +69,7 @@ def student(rules, act):
     params, rules, act = latent(), RULES[rules], ACTS[act]
     if act is not None and not callable(act):
         params = bf.init_act(params, act, BATCH, CONFIG)
-    return saving.pack(params, rules, rest="float32"), act
+    return packing.pack(params, rules, rest="float32"), act
 
 
 @functools.cache
@@ -102,7 +103,7 @@ def distance(found, wanted):
 @pytest.mark.parametrize(("rules", "act"), CASES)
 def test_fp32_computes_what_jax_does(rules, act):
     packed, quantizers = student(rules, act)
-    model = onnx_bert.build(CONFIG, packed, quantizers, "onnx-fp32")
+    model = onnx_bert.build_onnx(CONFIG, packed, quantizers, "onnx-fp32")
     assert_agrees(model, rules, act)
 
 
@@ -111,7 +112,7 @@ def test_fp32_computes_what_jax_does(rules, act):
 )
 def test_int8_computes_what_jax_does(rules, act):
     packed, quantizers = student(rules, act)
-    model = onnx_bert.build(CONFIG, packed, quantizers, "onnx-int8")
+    model = onnx_bert.build_onnx(CONFIG, packed, quantizers, "onnx-int8")
     assert "MatMulInteger" in {node.op_type for node in model.graph.node}
     assert_agrees(model, rules, act)
 
@@ -121,7 +122,7 @@ def test_two_bits_compute_what_jax_does(rules, act):
     if rules == "rows":
         pytest.skip("its scales cannot be taken out of the products")
     packed, quantizers = student(rules, act)
-    model = onnx_bert.build(CONFIG, packed, quantizers, "onnx-2bit")
+    model = onnx_bert.build_onnx(CONFIG, packed, quantizers, "onnx-2bit")
     assert "MatMulNBits" in {node.op_type for node in model.graph.node}
     assert_agrees(model, rules, act)
 
@@ -129,7 +130,7 @@ def test_two_bits_compute_what_jax_does(rules, act):
 @pytest.mark.parametrize("act", sorted({*ACTS} - SMALL - {"binarybert"}))
 def test_two_bits_may_round_activations_that_are_no_small_integers(act):
     packed, quantizers = student("tensor", act)
-    model = onnx_bert.build(CONFIG, packed, quantizers, "onnx-2bit")
+    model = onnx_bert.build_onnx(CONFIG, packed, quantizers, "onnx-2bit")
     apart = distance(onnxrun.logits(model, BATCH), expected("tensor", act))
     assert np.median(apart) < 0.1  # ONNX Runtime 1.32 rounds them, 1.24 does not
 
@@ -139,7 +140,7 @@ def test_any_number_of_texts_and_tokens(shape):
     packed, _ = student("tensor", "none")
     batch = small.batch(shape[0], seed=4, length=max(2, shape[1]))
     batch = {name: batch[name][..., : shape[1]] for name in batch}
-    model = onnx_bert.build(CONFIG, packed, None, "onnx-fp32")
+    model = onnx_bert.build_onnx(CONFIG, packed, None, "onnx-fp32")
     wanted = bf.bert(CONFIG)(packed, batch).logits
     assert (distance(onnxrun.logits(model, batch), np.asarray(wanted)) < 2e-5).all()
 
@@ -150,23 +151,23 @@ def test_heads_of_another_width_relu_and_a_real_number():
     config = small.config(1, num_labels=1, problem_type="regression", **changes)
     tree = bf.init_params(config, jax.random.key(1))
     tree = jax.tree.map(lambda w: 5 * w if w.ndim == 2 else w, tree)
-    packed = saving.pack(tree, bf.xtc_1bit(), rest="float32")
-    model = onnx_bert.build(config, packed, None, "onnx-fp32")
+    packed = packing.pack(tree, bf.xtc_1bit(), rest="float32")
+    model = onnx_bert.build_onnx(config, packed, None, "onnx-fp32")
     wanted = np.asarray(jax.jit(bf.bert(config))(packed, BATCH).logits)
     assert (distance(onnxrun.logits(model, BATCH), wanted) < 2e-5).all()
 
 
 def test_a_sequence_longer_than_the_positions_is_refused():
     packed, _ = student("tensor", "none")
-    model = onnx_bert.build(CONFIG, packed, None, "onnx-fp32")
+    model = onnx_bert.build_onnx(CONFIG, packed, None, "onnx-fp32")
     with pytest.raises(Exception, match=r"broadcast|BroadcastIterator"):
         onnxrun.logits(model, small.batch(2, seed=4, length=17))
 
 
 def test_a_split_student_has_two_products_a_matrix():
     tree = splitting.split(latent(), bf.xtc_2bit())
-    packed = saving.pack(tree, bf.xtc_1bit(), rest="float32")
-    model = onnx_bert.build(CONFIG, packed, ACTS["token"], "onnx-int8")
+    packed = packing.pack(tree, bf.xtc_1bit(), rest="float32")
+    model = onnx_bert.build_onnx(CONFIG, packed, ACTS["token"], "onnx-int8")
     products = [n for n in model.graph.node if n.op_type == "MatMulInteger"]
     assert len(products) == 2 * 6 * CONFIG.num_hidden_layers
     wanted = jax.jit(bf.bert(CONFIG, ACTS["token"]))(packed, BATCH).logits
@@ -177,8 +178,10 @@ def test_a_split_student_has_two_products_a_matrix():
 
 def test_dense_quantised_weights_are_taken_as_integers():
     packed, act = student("channel", "token")
-    dense = saving.unpack(packed)
-    models = [onnx_bert.build(CONFIG, p, act, "onnx-int8") for p in (packed, dense)]
+    dense = packing.unpack(packed)
+    models = [
+        onnx_bert.build_onnx(CONFIG, p, act, "onnx-int8") for p in (packed, dense)
+    ]
     assert models[0].SerializeToString() == models[1].SerializeToString()
 
 
@@ -186,7 +189,7 @@ def test_dense_quantised_weights_are_taken_as_integers():
 def test_a_row_without_tokens_is_no_nan(kind):
     packed, act = student("tensor", "token")
     batch = {**BATCH, "attention_mask": np.zeros((24, 8), np.int32)}
-    found = onnxrun.logits(onnx_bert.build(CONFIG, packed, act, kind), batch)
+    found = onnxrun.logits(onnx_bert.build_onnx(CONFIG, packed, act, kind), batch)
     wanted = jax.jit(bf.bert(CONFIG, act))(packed, batch).logits
     assert np.isfinite(found).all()
     assert np.median(np.abs(found - wanted)) < 2e-5
@@ -194,7 +197,7 @@ def test_a_row_without_tokens_is_no_nan(kind):
 
 def test_without_a_runtimes_optimisations_the_numbers_are_the_same():
     packed, act = student("channel", "token")
-    model = onnx_bert.build(CONFIG, packed, act, "onnx-int8")
+    model = onnx_bert.build_onnx(CONFIG, packed, act, "onnx-int8")
     plain, optimised = (
         onnxrun.logits(model, BATCH, level) for level in ("none", "all")
     )
@@ -204,7 +207,7 @@ def test_without_a_runtimes_optimisations_the_numbers_are_the_same():
 @pytest.mark.parametrize("kind", onnx_bert.KINDS)
 def test_what_a_reader_finds(kind):
     packed, act = student("tensor", "token")
-    model = onnx_bert.build(CONFIG, packed, act, kind)
+    model = onnx_bert.build_onnx(CONFIG, packed, act, kind)
     found = {p.key: p.value for p in model.metadata_props}
     assert found["kind"] == kind
     assert json.loads(found["id2label"]) == {"0": "no", "1": "yes", "2": "perhaps"}
@@ -220,7 +223,7 @@ def test_what_a_reader_finds(kind):
 
 def test_codes_are_stored_in_their_bits():
     packed, act = student("tensor", "token")
-    model = onnx_bert.build(CONFIG, packed, act, "onnx-int8")
+    model = onnx_bert.build_onnx(CONFIG, packed, act, "onnx-int8")
     sizes = {tuple(c.dims): c.data_type for c in model.graph.initializer}
     uint8 = 2
     # The word table, a kernel of the attention and one of the feed-forward: 8 a byte.
@@ -229,7 +232,7 @@ def test_codes_are_stored_in_their_bits():
 
 def test_an_unknown_kind_is_refused():
     with pytest.raises(ConfigError, match="onnx-fp32, onnx-int8"):
-        onnx_bert.build(CONFIG, latent(), None, "onnx-int4")
+        onnx_bert.build_onnx(CONFIG, latent(), None, "onnx-int4")
 
 
 @pytest.mark.parametrize(
@@ -238,13 +241,13 @@ def test_an_unknown_kind_is_refused():
 def test_a_student_without_integers_is_refused(rules, act):
     packed, quantizers = student(rules, act)
     with pytest.raises(ConfigError, match=r"onnx-int8: no matrix .* 8 bits"):
-        onnx_bert.build(CONFIG, packed, quantizers, "onnx-int8")
+        onnx_bert.build_onnx(CONFIG, packed, quantizers, "onnx-int8")
     if rules == "rows":
         with pytest.raises(ConfigError, match=r"onnx-2bit: no matrix of 1 or 2 bits"):
-            onnx_bert.build(CONFIG, packed, quantizers, "onnx-2bit")
+            onnx_bert.build_onnx(CONFIG, packed, quantizers, "onnx-2bit")
 
 
 def test_an_own_activation_quantizer_is_refused():
     own = ((".*/ffn/in/input", np.round),)
     with pytest.raises(ConfigError, match="encoder/layer_0/ffn/in/input: ONNX cannot"):
-        onnx_bert.build(CONFIG, latent(), own, "onnx-fp32")
+        onnx_bert.build_onnx(CONFIG, latent(), own, "onnx-fp32")

@@ -21,7 +21,7 @@ def matrix(seed=0, shape=(20, 24)):
 
 def packed(quantizer, seed=0, **options):
     values = np.asarray(quantizer(matrix(seed), **options))
-    found = packing.read_off(values)
+    found = packing.read_off_codes(values)
     assert found is not None
     return found
 
@@ -36,8 +36,8 @@ LEAVES = {
     "2 bits, rows": packed(bf.ternarize, axis=-1),
     "8 bits": packing.eight_bits(np.asarray(matrix())),
     "split": Split(packed(bf.binarize), packed(bf.binarize, 1, axis=0)),
-    "odd width": packing.read_off(np.asarray(bf.binarize(matrix(shape=(9, 13))))),
-    "odd width, 2 bits": packing.read_off(
+    "odd width": packing.read_off_codes(np.asarray(bf.binarize(matrix(shape=(9, 13))))),
+    "odd width, 2 bits": packing.read_off_codes(
         np.asarray(bf.ternarize(matrix(shape=(9, 13))))
     ),
 }

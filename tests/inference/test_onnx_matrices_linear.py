@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bitflax.inference import onnx_activations, onnxlinear
+from bitflax.inference import onnx_activations, onnx_matrices
 from bitflax.inference.onnx_graph import Graph
 from bitflax.inference.onnx_matrices import Integers
 from bitflax.quantization.learned_activations import lsq
@@ -64,7 +64,7 @@ def test_int8_products_are_exact_but_for_the_scales(parts, act, level):
         graph.input("x", np.float32, ["r", IN]),
         parameter(quantizer),
     )
-    y = onnxlinear.int8(graph, codes, PARTS[parts])
+    y = onnx_matrices.int8(graph, codes, PARTS[parts])
     y = graph.op("Add", y, np.full(OUT, 0.5, np.float32))
     found = onnxrun.run(graph, y, ["r", OUT], level=level, x=x)
     weights = sum(p.fields.astype(np.float64) * p.scale for p in PARTS[parts])
@@ -81,7 +81,7 @@ def test_two_bit_products_of_integers_are_exact_but_for_the_scales(parts, act):
     p = parameter(quantizer)
     x_name = graph.input("x", np.float32, ["r", IN])
     codes = onnx_activations.codes(graph, "site", quantizer, x_name, p)
-    y = onnxlinear.two_bits(graph, codes, PARTS[parts])
+    y = onnx_matrices.two_bits(graph, codes, PARTS[parts])
     found = onnxrun.run(graph, y, ["r", OUT], x=x)
     weights = sum(p.fields.astype(np.float64) * p.scale for p in PARTS[parts])
     expected = quantised(quantizer, x) @ weights
@@ -92,7 +92,7 @@ def test_two_bit_products_of_integers_are_exact_but_for_the_scales(parts, act):
 def test_two_bit_products_round_what_is_no_small_integer(parts):
     graph, x = Graph(), activation()
     x_name = graph.input("x", np.float32, ["r", IN])
-    y = onnxlinear.two_bits_rounded(graph, x_name, PARTS[parts])
+    y = onnx_matrices.two_bits_rounded(graph, x_name, PARTS[parts])
     found = onnxrun.run(graph, y, ["r", OUT], x=x)
     weights = sum(p.fields.astype(np.float64) * p.scale for p in PARTS[parts])
     # Each of 160 activations is at most 1/254 of its block's largest value off.

@@ -15,7 +15,7 @@ from bitflax.data.text import Tokenizer
 from bitflax.errors import ConfigError, DamagedFile, DataError, InputMissing
 from bitflax.inference import predictor as inference_predictor
 from bitflax.model import pretrained
-from bitflax.packed import file, saving
+from bitflax.packed import file, packing
 from tests.helpers import small
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *"abcdefghijklmnopqrst"]
@@ -65,8 +65,8 @@ def alone(text, config=CONFIG, tree=None, act=None):
 @pytest.fixture
 def packed_file(tmp_path):
     path = tmp_path / "model.safetensors"
-    packed = saving.pack(params(), bf.xtc_1bit())
-    saving.save_packed(path, CONFIG, packed, None, tokenizer())
+    packed = packing.pack(params(), bf.xtc_1bit())
+    file.save_packed(path, CONFIG, packed, None, tokenizer())
     return path
 
 
@@ -194,8 +194,8 @@ def test_a_packed_file_predicts_what_its_tree_does(packed_file):
 
 def test_activation_quantizers_travel_along(tmp_path):
     path, act = tmp_path / "m", bf.symmetric(bits=4)
-    packed = saving.pack(params(), bf.xtc_1bit())
-    saving.save_packed(path, CONFIG, packed, act, tokenizer())
+    packed = packing.pack(params(), bf.xtc_1bit())
+    file.save_packed(path, CONFIG, packed, act, tokenizer())
     found = inference_predictor.load(path)
     assert found.act == act
     row = found.logits(["a b c"], batch_size=1)[0]
@@ -204,8 +204,8 @@ def test_activation_quantizers_travel_along(tmp_path):
 
 
 def test_the_length_of_training_travels_along(tmp_path):
-    packed = saving.pack(params(), ())
-    saving.save_packed(
+    packed = packing.pack(params(), ())
+    file.save_packed(
         tmp_path / "m", CONFIG, packed, None, tokenizer(), {"max_length": 6}
     )
     assert inference_predictor.load(tmp_path / "m").max_length == 6
@@ -213,23 +213,23 @@ def test_the_length_of_training_travels_along(tmp_path):
 
 @pytest.mark.parametrize("limit", [0, 17, "6", True, None])
 def test_a_length_that_makes_no_sense_is_not_used(tmp_path, limit):
-    packed = saving.pack(params(), ())
-    saving.save_packed(
+    packed = packing.pack(params(), ())
+    file.save_packed(
         tmp_path / "m", CONFIG, packed, None, tokenizer(), {"max_length": limit}
     )
     assert inference_predictor.load(tmp_path / "m").max_length == 16
 
 
 def test_a_packed_file_without_tokenizer_is_said(tmp_path):
-    saving.save_packed(tmp_path / "m", CONFIG, saving.pack(params(), ()))
+    file.save_packed(tmp_path / "m", CONFIG, packing.pack(params(), ()))
     with pytest.raises(InputMissing, match="no tokenizer"):
         inference_predictor.load(tmp_path / "m")
 
 
 def test_a_packed_file_with_something_else_for_a_tokenizer_is_said(tmp_path):
-    packed = saving.pack(params(), ())
+    packed = packing.pack(params(), ())
     text = '{"model":{"type":"WordPiece","vocab":{"[UNK]":0}}}'
-    saving.save_packed(tmp_path / "m", CONFIG, packed, tokenizer=text)
+    file.save_packed(tmp_path / "m", CONFIG, packed, tokenizer=text)
     with pytest.raises(DamagedFile, match="expected a tokenizer"):
         inference_predictor.load(tmp_path / "m")
 
@@ -287,7 +287,7 @@ def test_a_path_of_nothing_is_said(tmp_path):
 
 def task(labels, names, regression=False):
     dev = examples.Examples(
-        (examples.column(TEXTS),), labels, np.arange(1, len(TEXTS) + 1)
+        (examples.object_column(TEXTS),), labels, np.arange(1, len(TEXTS) + 1)
     )
     return examples.Task("mine", dev, dev, names, "accuracy", regression)
 

@@ -10,14 +10,14 @@ from bitflax.errors import ConfigError, InputMissing
 from bitflax.inference import stored_model
 from bitflax.model import pretrained
 from bitflax.model.leaves import Packed, Split
-from bitflax.packed import saving
+from bitflax.packed import file, packing
 from tests.inference.test_predictor import CONFIG, params, tokenizer
 
 
 def save(path, extras=None, tokenizer=None):
-    packed = saving.pack(params(), bf.xtc_1bit())
+    packed = packing.pack(params(), bf.xtc_1bit())
     act = bf.symmetric(bits=8)
-    saving.save_packed(path, CONFIG, packed, act, tokenizer, extras)
+    file.save_packed(path, CONFIG, packed, act, tokenizer, extras)
     return path
 
 
@@ -67,19 +67,19 @@ def test_an_unfinished_run_names_latent_weights_that_can_be_opened(tmp_path, spl
     stage = {"name": "last", "rules": [["encoder/.*", "binarize"]]}
     (tmp_path / "recipe.json").write_text(json.dumps({"recipe": {"stages": [stage]}}))
     with pytest.raises(ConfigError, match="has not packed them") as raised:
-        stored_model.locate(tmp_path)
+        stored_model.locate_model(tmp_path)
     assert ("latent weights" in raised.value.fix) != split
 
 
 def test_packed_halves_are_opened(tmp_path):
     ternary = bf.xtc_2bit()
-    packed = saving.pack(bf.split(params(), ternary), bf.binary_rules(ternary))
-    saving.save_packed(tmp_path / "m", CONFIG, packed)
+    packed = packing.pack(bf.split(params(), ternary), bf.binary_rules(ternary))
+    file.save_packed(tmp_path / "m", CONFIG, packed)
     found = stored_model.open_model(tmp_path / "m")
     assert isinstance(found.params["embeddings"]["word"]["embedding"], Split)
 
 
 def test_a_run_stands_for_its_packed_file(tmp_path):
     path = save(tmp_path / "model.safetensors")
-    assert stored_model.locate(tmp_path) == path
-    assert stored_model.locate(path) == path
+    assert stored_model.locate_model(tmp_path) == path
+    assert stored_model.locate_model(path) == path

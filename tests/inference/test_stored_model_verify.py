@@ -8,12 +8,12 @@ import jax
 import pytest
 
 import bitflax as bf
-from bitflax import cli
+from bitflax import cli, commands
 from bitflax.errors import DamagedFile, InputMissing, UsageError
-from bitflax.inference import verifying
+from bitflax.inference import stored_model
 from bitflax.model import pretrained
 from bitflax.packed import file as packed_file
-from bitflax.packed import saving
+from bitflax.packed import packing
 from tests.helpers import forgery, small, tinypacked
 
 
@@ -29,12 +29,12 @@ def sha256(path):
 
 
 def test_a_file_is_said(file):
-    found = verifying.verify(file, sha256(file).upper())
+    found = stored_model.verify(file, sha256(file).upper())
     assert found.sha256 == sha256(file)
     assert (found.version, found.tokens) == ("3", len(tinypacked.WORDS))
     assert found.model.config == tinypacked.CONFIG
     assert sum(row.bytes for row in found.rows) == file.stat().st_size
-    lines = verifying.report(found).splitlines()
+    lines = commands._verified(found).splitlines()
     said = {line.split("  ")[0]: line.split("  ")[-1].strip() for line in lines}
     assert lines[-1] == "ok"
     assert said["format"] == "bitflax-packed, version 3"
@@ -49,8 +49,8 @@ def test_a_file_is_said(file):
 def test_a_file_without_act_and_tokenizer_is_said(tmp_path):
     config = small.config(1, num_labels=1, problem_type="regression")
     params = bf.init_params(config, jax.random.key(0))
-    saving.save_packed(tmp_path / "m", config, saving.pack(params, ()))
-    text = verifying.report(verifying.verify(tmp_path / "m"))
+    packed_file.save_packed(tmp_path / "m", config, packing.pack(params, ()))
+    text = commands._verified(stored_model.verify(tmp_path / "m"))
     assert "; a number\n" in text
     assert "none\n" in text
     assert "not quantised\n" in text
@@ -61,7 +61,7 @@ def test_a_file_without_act_and_tokenizer_is_said(tmp_path):
 )
 def test_what_is_no_digest_is_a_usage_error(text, file):
     with pytest.raises(UsageError, match="expected 64 hexadecimal digits"):
-        verifying.verify(file, text)
+        stored_model.verify(file, text)
 
 
 def test_another_digest_is_said_before_the_file_is_looked_at(file):
@@ -69,7 +69,7 @@ def test_another_digest_is_said_before_the_file_is_looked_at(file):
     with pytest.raises(
         DamagedFile, match=f"its SHA-256 is {sha256(file)}, not {'0' * 64}"
     ):
-        verifying.verify(file, "0" * 64)
+        stored_model.verify(file, "0" * 64)
 
 
 def test_a_tokenizer_that_the_library_does_not_take_is_damage(file):
@@ -80,14 +80,14 @@ def test_a_tokenizer_that_the_library_does_not_take_is_damage(file):
     file.write_bytes(forged.bytes())
     packed_file.read_packed(file)
     with pytest.raises(DamagedFile, match="expected a tokenizer"):
-        verifying.verify(file)
+        stored_model.verify(file)
 
 
 def test_a_folder_of_dense_weights_has_nothing_to_verify(tmp_path):
     params = bf.init_params(small.config(1), jax.random.key(0))
     pretrained.save_pretrained(tmp_path / "hf", small.config(1), params)
     with pytest.raises(InputMissing, match="carries no checksum"):
-        verifying.verify(tmp_path / "hf")
+        stored_model.verify(tmp_path / "hf")
 
 
 def status(*argv, capsys) -> tuple[int, str]:

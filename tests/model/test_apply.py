@@ -12,7 +12,7 @@ import bitflax as bf
 from bitflax import trees
 from bitflax.model import names
 from bitflax.model import sites as model_sites
-from bitflax.packed import saving
+from bitflax.packed import packing
 from tests.helpers import oracles, small
 
 LOSS = bf.weighted(
@@ -396,7 +396,7 @@ def test_fresh_parameters_have_the_tables_paths_and_shapes():
     params = trees.flatten(bf.init_params(config, jax.random.key(0)))
     expected = {
         entry.path: entry.shape[::-1] if entry.transposed else entry.shape
-        for entry in names.entries(config)
+        for entry in names.parameter_entries(config)
     }
     assert {path: leaf.shape for path, leaf in params.items()} == expected
     assert {leaf.dtype for leaf in params.values()} == {jnp.dtype("float32")}
@@ -423,9 +423,9 @@ def test_fresh_parameters_depend_on_the_key_alone():
 )
 def test_packed_leaves_give_the_outputs_of_the_unpacked(rules, rest):
     params, batch = params_of(), small.batch(4, 0)
-    packed = saving.pack(params, rules, rest)
+    packed = packing.pack(params, rules, rest)
     apply = jax.jit(bf.bert(small.config(2), bf.symmetric(8)))
-    found, expected = apply(packed, batch), apply(saving.unpack(packed), batch)
+    found, expected = apply(packed, batch), apply(packing.unpack(packed), batch)
     for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
         close(a, b, 1e-5)
     if rest == "float32":

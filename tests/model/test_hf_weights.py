@@ -41,7 +41,7 @@ def shards(folder, stem="model", weight_map=None):
 def test_what_is_written_is_read(tmp_path):
     path = tmp_path / "model.safetensors"
     hf_weights.write_state(path, STATE | {"a": STATE["a"].T})
-    assert_same(hf_weights.read_file(path), STATE | {"a": STATE["a"].T})
+    assert_same(hf_weights.read_weights(path), STATE | {"a": STATE["a"].T})
 
 
 def test_one_file_goes_before_shards_and_safetensors_before_torch(tmp_path, golden):
@@ -126,4 +126,4 @@ def test_a_folder_without_weights_says_what_it_has(tmp_path):
 
 def test_what_cannot_be_read_is_said(tmp_path):
     with pytest.raises(StorageError, match="cannot read it"):
-        hf_weights.read_file(tmp_path)
+        hf_weights.read_weights(tmp_path)

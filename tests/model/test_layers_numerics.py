@@ -10,7 +10,7 @@ import pytest
 import bitflax as bf
 from bitflax import trees
 from bitflax.model import leaves
-from bitflax.packed import saving
+from bitflax.packed import packing
 from tests.helpers import small
 
 ACTS = {
@@ -73,7 +73,7 @@ def test_packed_leaves_run_as_integers(x64):
         (r".*/ffn/.*kernel", bf.ternarize),
         (r".*/attention/.*kernel", bf.binarize),
     )
-    packed = saving.pack(params(), rules, rest="float32")
+    packed = packing.pack(params(), rules, rest="float32")
     packed = jax.tree.map(lambda x: double(x) if x.dtype == jnp.float32 else x, packed)
     dense = trees.map_paths(lambda _, leaf: leaves.dense(leaf), packed)
     act = bf.symmetric(8)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import bitflax as bf
-from bitflax.model.recompute import recomputed
+from bitflax.model.layers import recomputed
 from tests.helpers import small
 
 ACT = bf.lsq_act(bits=4)

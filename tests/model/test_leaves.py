@@ -19,7 +19,7 @@ def random_packed(bits, rows=5, cols=13, groups=(5, 1), seed=0):
     else:
         fields = rng.integers(0, len(MEANING[bits]), (rows, cols))
     scale = rng.uniform(0.5, 2, groups).astype(np.float32)
-    codes = bitfields.to_bytes(fields, bits)
+    codes = bitfields.fields_to_bytes(fields, bits)
     packed = Packed(jnp.asarray(codes), jnp.asarray(scale), bits, (rows, cols))
     meant = fields if bits == 8 else np.array(MEANING[bits])[fields]
     run = cols // groups[1]
@@ -32,7 +32,7 @@ def random_packed(bits, rows=5, cols=13, groups=(5, 1), seed=0):
 def test_codes_to_values_undoes_to_bytes(bits, cols):
     low, high = {1: (0, 2), 2: (0, 3), 8: (-128, 128)}[bits]
     fields = np.random.default_rng(cols).integers(low, high, (6, cols))
-    codes = bitfields.to_bytes(fields, bits)
+    codes = bitfields.fields_to_bytes(fields, bits)
     assert codes.dtype == np.uint8
     assert codes.shape == (6, -(-cols * bits // 8))
     expected = fields if bits == 8 else np.array(MEANING[bits])[fields]

@@ -10,7 +10,7 @@ import pytest
 import bitflax as bf
 from bitflax.model import leaves, matmul
 from bitflax.model.leaves import Lazy, Packed, Split
-from bitflax.packed import saving
+from bitflax.packed import packing
 
 part = functools.partial
 
@@ -132,9 +132,9 @@ def packed_leaves():
     rules = {"matrix": bf.ternarize}
     w = some((24, 8), 1)
     tree = {"matrix": w}
-    by_tensor = saving.pack(tree, [("matrix", rules["matrix"])])["matrix"]
-    by_column = saving.pack(tree, [("matrix", part(bf.binarize, axis=0))])["matrix"]
-    by_row = saving.pack(tree, [("matrix", part(bf.binarize, axis=-1))])["matrix"]
+    by_tensor = packing.pack(tree, [("matrix", rules["matrix"])])["matrix"]
+    by_column = packing.pack(tree, [("matrix", part(bf.binarize, axis=0))])["matrix"]
+    by_row = packing.pack(tree, [("matrix", part(bf.binarize, axis=-1))])["matrix"]
     return by_tensor, by_column, by_row
 
 

@@ -21,7 +21,7 @@ SMALL = {
 @pytest.mark.parametrize("changes", [{"num_hidden_layers": 1}, {"head_size": 5}])
 def test_the_table_holds_the_models_parameters_and_shapes(changes):
     config = BertConfig(**SMALL | {"num_hidden_layers": 3} | changes)
-    table = names.entries(config)
+    table = names.parameter_entries(config)
     here = {e.path: e.shape[::-1] if e.transposed else e.shape for e in table}
     shapes = jax.eval_shape(
         lambda key: apply.init_params(config, key), jax.random.key(0)
@@ -41,10 +41,10 @@ def test_the_table_holds_the_models_parameters_and_shapes(changes):
     ],
 )
 def test_names_of_other_times_and_wrappers(name, expected):
-    assert names.canonical(name) == expected
+    assert names.canonical_name(name) == expected
 
 
 def test_known_names_are_left_as_they_are():
-    for entry in names.entries(BertConfig()):
-        assert names.canonical(entry.name) == entry.name
+    for entry in names.parameter_entries(BertConfig()):
+        assert names.canonical_name(entry.name) == entry.name
         assert not names.IGNORED.fullmatch(entry.name)

@@ -12,9 +12,8 @@ import safetensors.numpy
 import bitflax as bf
 from bitflax import trees
 from bitflax.errors import ConfigError, DamagedFile
-from bitflax.model import hfextra, names, pretrained
+from bitflax.model import hf_weights, names, pretrained
 from bitflax.model.leaves import Split
-from bitflax.packed import metadata
 from bitflax.quantization import splitting
 from tests.helpers import small
 
@@ -34,7 +33,7 @@ PROJECTION = {
 @functools.cache
 def flat():
     rng = np.random.default_rng(0)
-    shapes = metadata.parameter_shapes(CONFIG)
+    shapes = names.parameter_shapes(CONFIG)
     return {
         p: jnp.asarray(rng.normal(0, 0.1, s), jnp.float32) for p, s in shapes.items()
     }
@@ -62,7 +61,7 @@ def test_a_split_student_comes_back_with_all_that_it_learned(tmp_path, caplog):
 def test_halves_have_binaryberts_names_and_torchs_layout(tmp_path):
     params = split_params(**LEARNED)
     pretrained.save_pretrained(tmp_path / "p", CONFIG, params, extra=True)
-    extra = safetensors.numpy.load_file(tmp_path / "p" / hfextra.FILE)
+    extra = safetensors.numpy.load_file(tmp_path / "p" / hf_weights.EXTRA_FILE)
     kernel = trees.flatten(params)[f"{QUERY}/kernel"]
     place = "bert.encoder.layer.0.attention.self"
     for half, value in ((1, kernel.a), (2, kernel.b)):
@@ -73,7 +72,7 @@ def test_halves_have_binaryberts_names_and_torchs_layout(tmp_path):
     plain = safetensors.numpy.load_file(tmp_path / "p" / "model.safetensors")
     assert f"{place}.query.bias" in plain
     assert f"{place}.query.weight" not in plain
-    assert plain.keys() <= {entry.name for entry in names.entries(CONFIG)}
+    assert plain.keys() <= {entry.name for entry in names.parameter_entries(CONFIG)}
 
 
 def test_transformers_does_not_take_half_a_student_for_all(tmp_path):
@@ -91,10 +90,10 @@ def test_a_whole_student_is_an_ordinary_folder_beside_its_extras(tmp_path):
     for name in ("config.json", "model.safetensors"):
         found, plain = (tmp_path / x / name for x in "pq")
         assert found.read_bytes() == plain.read_bytes()
-    assert not (tmp_path / "q" / hfextra.FILE).exists()
+    assert not (tmp_path / "q" / hf_weights.EXTRA_FILE).exists()
     # The next save into the same folder leaves no extras of another model behind.
     pretrained.save_pretrained(tmp_path / "p", CONFIG, trees.unflatten(flat()))
-    assert not (tmp_path / "p" / hfextra.FILE).exists()
+    assert not (tmp_path / "p" / hf_weights.EXTRA_FILE).exists()
 
 
 def test_an_export_drops_the_projection_and_refuses_halves(tmp_path):
@@ -113,7 +112,7 @@ def test_an_export_drops_the_projection_and_refuses_halves(tmp_path):
 
 def test_a_narrow_student_comes_back_with_the_size_of_its_heads(tmp_path):
     narrow = small.config(1, num_attention_heads=1, head_size=8, intermediate_size=5)
-    shapes = metadata.parameter_shapes(narrow)
+    shapes = names.parameter_shapes(narrow)
     params = trees.unflatten({p: jnp.ones(shape) for p, shape in shapes.items()})
     with pytest.raises(ConfigError, match="Hugging Face's BERT has no field"):
         pretrained.save_pretrained(tmp_path / "p", narrow, params)
@@ -163,14 +162,16 @@ HALF = "bert.encoder.layer.0.attention.self.query_2.weight"
 def test_a_damaged_extra_file_is_refused(edit, said, tmp_path):
     params = split_params(**LEARNED)
     pretrained.save_pretrained(tmp_path / "p", CONFIG, params, extra=True)
-    edited(tmp_path / "p" / hfextra.FILE, edit)
+    edited(tmp_path / "p" / hf_weights.EXTRA_FILE, edit)
     with pytest.raises(DamagedFile, match=said):
         pretrained.load_pretrained(tmp_path / "p")
 
 
 def test_an_unknown_name_in_the_extra_file_is_said(tmp_path, caplog):
     pretrained.save_pretrained(tmp_path / "p", CONFIG, split_params(), extra=True)
-    edited(tmp_path / "p" / hfextra.FILE, lambda s: s.update({"x/y": np.ones(1)}))
+    edited(
+        tmp_path / "p" / hf_weights.EXTRA_FILE, lambda s: s.update({"x/y": np.ones(1)})
+    )
     pretrained.load_pretrained(tmp_path / "p")
     assert "not used, because unknown: x/y" in caplog.text
 

@@ -15,7 +15,7 @@ import safetensors.numpy
 
 from bitflax import trees
 from bitflax.errors import ConfigError, DamagedFile, InputMissing
-from bitflax.model import apply, pretrained
+from bitflax.model import apply, hf_weights, pretrained
 from tests.helpers import hf_tiny
 from tests.helpers.hf_tiny import CONFIG, assert_same
 
@@ -53,7 +53,7 @@ def rewrite(folder, state=None, **fields):
 
 @pytest.fixture(scope="module")
 def params(state):
-    return pretrained.params_from_hf(state, CONFIG)
+    return hf_weights.params_from_hf(state, CONFIG)
 
 
 @pytest.mark.parametrize("kind", ["model.safetensors", "pytorch_model.bin"])
@@ -90,7 +90,7 @@ def test_other_names_are_known(state, params, how, said):
     fn = rename(state, how)
     renamed = {fn(k): v for k, v in state.items()}
     assert renamed.keys() != state.keys()
-    assert_same(pretrained.params_from_hf(renamed, CONFIG), params)
+    assert_same(hf_weights.params_from_hf(renamed, CONFIG), params)
     assert said() == ""
 
 
@@ -103,24 +103,24 @@ def test_buffers_and_other_heads_are_ignored_without_a_word(state, params, said)
         "cls.seq_relationship.weight": np.zeros((2, 8), np.float32),
         "qa_outputs.weight": np.zeros((2, 8), np.float32),
     }
-    assert_same(pretrained.params_from_hf(extra | state, CONFIG), params)
+    assert_same(hf_weights.params_from_hf(extra | state, CONFIG), params)
     assert said() == ""
 
 
 def test_an_unknown_name_is_said(state, params, said):
     extra = {"bert.encoder.layer.2.output.dense.bias": np.zeros(8, np.float32)}
-    assert_same(pretrained.params_from_hf(state | extra, CONFIG), params)
+    assert_same(hf_weights.params_from_hf(state | extra, CONFIG), params)
     assert "not used, because unknown: bert.encoder.layer.2.output" in said()
 
 
 def test_a_missing_head_and_pooler_start_anew_by_the_seed(state, params, said):
     body = {k: v for k, v in state.items() if not k.startswith(("cl", "bert.pooler"))}
     config = dataclasses.replace(CONFIG, hidden_size=8)
-    first = pretrained.params_from_hf(body, config, seed=1)
+    first = hf_weights.params_from_hf(body, config, seed=1)
     assert "the pooler starts anew" in said()
     assert "the classifier starts anew" in said()
-    assert_same(first, pretrained.params_from_hf(body, config, seed=1))
-    other = pretrained.params_from_hf(body, config, seed=2)
+    assert_same(first, hf_weights.params_from_hf(body, config, seed=1))
+    other = hf_weights.params_from_hf(body, config, seed=2)
     assert not np.array_equal(first["pooler"]["kernel"], other["pooler"]["kernel"])
     for head, shape in (("pooler", (8, 8)), ("classifier", (8, 3))):
         assert first[head]["kernel"].shape == shape
@@ -132,7 +132,7 @@ def test_a_missing_head_and_pooler_start_anew_by_the_seed(state, params, said):
 @pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
 def test_half_precision_becomes_float32(state, dtype):
     half = {k: v.astype(dtype) for k, v in state.items()}
-    found = pretrained.params_from_hf(half, CONFIG)
+    found = hf_weights.params_from_hf(half, CONFIG)
     for path, leaf in trees.flatten(found).items():
         assert leaf.dtype == jnp.float32, path
     kernel = found["pooler"]["kernel"]
@@ -143,13 +143,13 @@ def test_half_precision_becomes_float32(state, dtype):
 
 def test_float64_stays_where_it_is_switched_on(state, x64):
     double = {k: v.astype(np.float64) for k, v in state.items()}
-    found = pretrained.params_from_hf(double, CONFIG)
+    found = hf_weights.params_from_hf(double, CONFIG)
     assert {leaf.dtype for leaf in jax.tree.leaves(found)} == {np.dtype("float64")}
 
 
 def test_the_callers_arrays_are_copied(state):
     own = {k: v.copy() for k, v in state.items()}
-    found = pretrained.params_from_hf(own, CONFIG)
+    found = hf_weights.params_from_hf(own, CONFIG)
     before = np.array(found["embeddings"]["word"]["embedding"])
     for value in own.values():
         value[...] = 0

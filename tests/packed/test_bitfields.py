@@ -19,7 +19,7 @@ RNG = np.random.default_rng(0)
 )
 def test_five_ternary_fields_share_a_byte(fields):
     cols = fields.shape[1]
-    codes = bitfields.to_bytes(fields, 2)
+    codes = bitfields.fields_to_bytes(fields, 2)
     trits = bitfields.to_trits(codes, cols)
     assert trits.shape == (len(fields), bitfields.row_bytes(1.6, cols))
     for (i, j), field in np.ndenumerate(fields):
@@ -28,7 +28,7 @@ def test_five_ternary_fields_share_a_byte(fields):
 
 
 def test_many_rows_of_ternary_fields_are_packed_in_blocks(monkeypatch):
-    codes = bitfields.to_bytes(RNG.integers(0, 3, (50, 23)), 2)
+    codes = bitfields.fields_to_bytes(RNG.integers(0, 3, (50, 23)), 2)
     whole = bitfields.to_trits(codes, 23)
     monkeypatch.setattr(bitfields, "_BLOCK", 20)  # three rows at a time
     np.testing.assert_array_equal(bitfields.to_trits(codes, 23), whole)
@@ -91,7 +91,7 @@ def test_codes_of_a_leaf_are_checked(bits, cols, last, problem):
 @pytest.mark.parametrize("cols", [1, 4, 5, 24])
 def test_what_is_stored_is_loaded(bits, cols):
     low, high = {1: (0, 2), 2: (0, 3), 8: (-128, 128)}[bits]
-    codes = bitfields.to_bytes(RNG.integers(low, high, (6, cols)), bits)
+    codes = bitfields.fields_to_bytes(RNG.integers(low, high, (6, cols)), bits)
     width = bitfields.stored_bits(bits, cols)
     kept = bitfields.stored(codes, bits, cols)
     assert kept.shape == (6, bitfields.row_bytes(width, cols))
@@ -104,7 +104,7 @@ def test_what_is_stored_is_loaded(bits, cols):
 def test_two_small_signed_fields_share_a_byte(cols):
     fields = RNG.integers(-8, 8, (16, cols))
     fields[:, 0] = np.arange(-8, 8)
-    codes = bitfields.to_bytes(fields, 8)
+    codes = bitfields.fields_to_bytes(fields, 8)
     assert bitfields.stored_bits(8, cols, codes) == 4
     kept = bitfields.stored(codes, 8, cols)
     assert kept.shape == (16, bitfields.row_bytes(4, cols))
@@ -118,7 +118,7 @@ def test_two_small_signed_fields_share_a_byte(cols):
 
 @pytest.mark.parametrize("field", [-9, 8, 127, -128])
 def test_one_large_field_keeps_all_8_bits(field):
-    codes = bitfields.to_bytes(np.array([[0, 1], [field, 2]]), 8)
+    codes = bitfields.fields_to_bytes(np.array([[0, 1], [field, 2]]), 8)
     assert bitfields.stored_bits(8, 2, codes) == 8
     np.testing.assert_array_equal(bitfields.stored(codes, 8, 2), codes)
 

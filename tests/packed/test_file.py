@@ -19,11 +19,10 @@ from bitflax.errors import (
     OutputError,
     StorageError,
 )
-from bitflax.model import leaves
+from bitflax.model import leaves, names
 from bitflax.model.leaves import Packed
+from bitflax.packed import file, packing, sizes
 from bitflax.packed import file as packed_file
-from bitflax.packed import metadata as packed_metadata
-from bitflax.packed import packing, saving, tensors
 from bitflax.quantization import splitting
 from tests.helpers import packedfiles, small
 
@@ -72,8 +71,10 @@ def logits(tree):
 @pytest.fixture
 def saved(tmp_path):
     path = tmp_path / "model.safetensors"
-    packed = saving.pack(params(), bf.xtc_1bit())
-    saving.save_packed(path, CONFIG, packed, ACT, TOKENIZER, extras={"task": "icd10cm"})
+    packed = packing.pack(params(), bf.xtc_1bit())
+    packed_file.save_packed(
+        path, CONFIG, packed, ACT, TOKENIZER, extras={"task": "icd10cm"}
+    )
     return path
 
 
@@ -84,8 +85,8 @@ def split_params(per="tensor"):
 @pytest.mark.parametrize("per", ["tensor", "channel"])
 def test_a_split_student_is_two_planes_of_one_bit(per, tmp_path):
     tree, rules = split_params(per), bf.xtc_1bit(per)
-    packed = saving.pack(tree, rules, rest="float32")
-    saving.save_packed(tmp_path / "m", CONFIG, packed, ACT)
+    packed = packing.pack(tree, rules, rest="float32")
+    packed_file.save_packed(tmp_path / "m", CONFIG, packed, ACT)
     _, loaded = packed_file.load_packed(tmp_path / "m")
     assert jax.tree.structure(loaded) == jax.tree.structure(packed)
     jax.tree.map(np.testing.assert_array_equal, loaded, packed)
@@ -103,8 +104,8 @@ def test_a_split_student_is_two_planes_of_one_bit(per, tmp_path):
 
 
 def test_the_size_report_says_two_bits_a_position_of_a_split_student(tmp_path):
-    packed = saving.pack(split_params(), bf.xtc_1bit())
-    saving.save_packed(tmp_path / "m", CONFIG, packed, ACT)
+    packed = packing.pack(split_params(), bf.xtc_1bit())
+    packed_file.save_packed(tmp_path / "m", CONFIG, packed, ACT)
     rows = {row.name: row for row in packed_file.size_report(tmp_path / "m")}
     row = rows["encoder/layer_0/ffn/in/kernel (two halves)"]
     assert row[1:3] == (2, 16 * 32)
@@ -115,25 +116,25 @@ def test_the_size_report_says_two_bits_a_position_of_a_split_student(tmp_path):
 
 
 def test_a_split_that_no_rule_quantises_is_packed_as_its_sum():
-    packed = saving.pack(split_params(), ())
-    whole = saving.pack(splitting.merge(split_params()), ())
+    packed = packing.pack(split_params(), ())
+    whole = packing.pack(splitting.merge(split_params()), ())
     assert jax.tree.structure(packed) == jax.tree.structure(whole)
     jax.tree.map(np.testing.assert_array_equal, packed, whole)
 
 
 def test_a_split_vector_that_a_rule_quantises_is_kept_as_its_values():
     halves = leaves.Split(jnp.array([1.0, -2.0]), jnp.array([3.0, 4.0]))
-    packed = saving.pack({"bias": halves}, [("bias", bf.binarize)], "float32")
+    packed = packing.pack({"bias": halves}, [("bias", bf.binarize)], "float32")
     np.testing.assert_array_equal(packed["bias"], [1.5 + 3.5, -1.5 + 3.5])
 
 
 @pytest.mark.parametrize("rules", RULES)
 def test_a_float32_rest_is_exact(rules, tmp_path):
-    packed = saving.pack(params(), RULES[rules], rest="float32")
+    packed = packing.pack(params(), RULES[rules], rest="float32")
     quantised = bf.quantize(params(), RULES[rules])
-    for path, leaf in trees.flatten(saving.unpack(packed)).items():
+    for path, leaf in trees.flatten(packing.unpack(packed)).items():
         np.testing.assert_array_equal(leaf, trees.flatten(quantised)[path])
-    saving.save_packed(tmp_path / "m", CONFIG, packed, ACT)
+    packed_file.save_packed(tmp_path / "m", CONFIG, packed, ACT)
     _, loaded = packed_file.load_packed(tmp_path / "m")
     expected = logits(quantised)
     np.testing.assert_allclose(logits(packed), expected, atol=1e-5)
@@ -145,12 +146,12 @@ def test_a_float32_rest_is_exact(rules, tmp_path):
 )
 def test_a_smaller_rest_moves_logits_little(rest, bound):
     exact = logits(bf.quantize(params(), bf.xtc_1bit()))
-    moved = logits(saving.pack(params(), bf.xtc_1bit(), rest)) - exact
+    moved = logits(packing.pack(params(), bf.xtc_1bit(), rest)) - exact
     assert 0 < jnp.abs(moved).max() < bound * jnp.std(exact)
 
 
 def test_what_is_packed_as_what():
-    packed = trees.flatten(saving.pack(params(), bf.xtc_1bit()))
+    packed = trees.flatten(packing.pack(params(), bf.xtc_1bit()))
     bits = {p: leaf.bits for p, leaf in packed.items() if isinstance(leaf, Packed)}
     assert bits["embeddings/word/embedding"] == 1
     assert bits["encoder/layer_1/ffn/out/kernel"] == 1
@@ -163,13 +164,13 @@ def test_what_is_packed_as_what():
 
 def test_the_projection_of_training_is_dropped():
     tree = {**params(), "projection": {"kernel": jnp.eye(16), "bias": jnp.zeros(16)}}
-    assert set(saving.pack(tree, ())) == set(params())
+    assert set(packing.pack(tree, ())) == set(params())
 
 
 @pytest.mark.parametrize("rest", ["int3", ((".*", "int3"),)])
 def test_pack_refuses_an_unknown_rest(rest):
     with pytest.raises(ValueError, match="int4, int8, float16, float32"):
-        saving.pack(params(), (), rest=rest)
+        packing.pack(params(), (), rest=rest)
 
 
 def test_rules_choose_the_rest_of_each_parameter():
@@ -178,10 +179,10 @@ def test_rules_choose_the_rest_of_each_parameter():
         (r".*/(kernel|bias)", "float16"),
         (r"embeddings/word/.*", "float32"),
     )
-    packed = trees.flatten(saving.pack(params(), bf.xtc_1bit(), rest))
-    exact = trees.flatten(saving.pack(params(), bf.xtc_1bit(), "float32"))
-    short = trees.flatten(saving.pack(params(), bf.xtc_1bit(), "float16"))
-    usual = trees.flatten(saving.pack(params(), bf.xtc_1bit()))
+    packed = trees.flatten(packing.pack(params(), bf.xtc_1bit(), rest))
+    exact = trees.flatten(packing.pack(params(), bf.xtc_1bit(), "float32"))
+    short = trees.flatten(packing.pack(params(), bf.xtc_1bit(), "float16"))
+    usual = trees.flatten(packing.pack(params(), bf.xtc_1bit()))
     for path, leaf in packed.items():
         expected = usual
         if path.startswith(("pooler", "embeddings/word")):
@@ -194,25 +195,25 @@ def test_rules_choose_the_rest_of_each_parameter():
 
 def test_pack_refuses_a_rest_of_no_parameter():
     with pytest.raises(ValueError, match=r"rule 'poler/.\*' matches no parameter"):
-        saving.pack(params(), (), rest=(("poler/.*", "float32"),))
+        packing.pack(params(), (), rest=(("poler/.*", "float32"),))
 
 
 def test_pack_refuses_a_rule_without_a_parameter():
     with pytest.raises(ValueError, match="encoder/nowhere"):
-        saving.pack(params(), [("encoder/nowhere", bf.binarize)])
+        packing.pack(params(), [("encoder/nowhere", bf.binarize)])
 
 
 def test_an_own_quantizer_packs_by_its_values():
     def own(w):
         return jnp.where(w > 0, 0.25, -0.25)
 
-    packed = saving.pack(params(), [("pooler/kernel", own)])
+    packed = packing.pack(params(), [("pooler/kernel", own)])
     assert packed["pooler"]["kernel"].bits == 1
 
 
 def test_an_own_quantizer_that_does_not_fit_is_named():
     with pytest.raises(ConfigError, match="pooler/kernel: its quantised values"):
-        saving.pack(params(), [("pooler/kernel", bf.symmetric(bits=4))])
+        packing.pack(params(), [("pooler/kernel", bf.symmetric(bits=4))])
 
 
 def test_everything_comes_back(saved):
@@ -222,7 +223,7 @@ def test_everything_comes_back(saved):
     assert found.act == ACT
     assert json.loads(found.tokenizer) == json.loads(TOKENIZER)
     assert found.extras == {"task": "icd10cm"}
-    expected = saving.pack(params(), bf.xtc_1bit())
+    expected = packing.pack(params(), bf.xtc_1bit())
     assert jax.tree.structure(found.packed) == jax.tree.structure(expected)
     jax.tree.map(np.testing.assert_array_equal, found.packed, expected)
 
@@ -230,7 +231,7 @@ def test_everything_comes_back(saved):
 def test_saving_what_was_loaded_gives_the_same_bytes(saved, tmp_path):
     config, packed, act, tokenizer, extras = packed_file.read_packed(saved)
     again = tmp_path / "again"
-    saving.save_packed(again, config, packed, act, tokenizer, extras)
+    packed_file.save_packed(again, config, packed, act, tokenizer, extras)
     assert again.read_bytes() == saved.read_bytes()
 
 
@@ -238,13 +239,13 @@ def test_saving_what_was_loaded_gives_the_same_bytes(saved, tmp_path):
 @pytest.mark.parametrize("rules", RULES)
 def test_a_reader_of_the_documentation_alone_agrees(rules, rest, tmp_path):
     path = tmp_path / "m"
-    packed = saving.pack(params(), RULES[rules], rest)
-    saving.save_packed(path, CONFIG, packed, tokenizer=TOKENIZER)
+    packed = packing.pack(params(), RULES[rules], rest)
+    packed_file.save_packed(path, CONFIG, packed, tokenizer=TOKENIZER)
     header, data = packedfiles.split(path)
     assert header["__metadata__"]["sha256"] == packedfiles.sha256(header, data)
     assert packedfiles.tokenizer(header, data) == json.loads(TOKENIZER)
     theirs = packedfiles.dense(header, data)
-    ours = trees.flatten(saving.unpack(packed))
+    ours = trees.flatten(packing.unpack(packed))
     assert set(theirs) == set(ours)
     for name, array in theirs.items():
         np.testing.assert_array_equal(array, ours[name], err_msg=name)
@@ -253,7 +254,7 @@ def test_a_reader_of_the_documentation_alone_agrees(rules, rest, tmp_path):
 @functools.cache
 def read_of_the_page():
     """Return ``read`` as the format's page prints it."""
-    page = (Path(saving.__file__).parent / "FORMAT.md").read_text("utf-8")
+    page = (Path(file.__file__).parent / "FORMAT.md").read_text("utf-8")
     (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     found = {}
     exec(compile(code, "FORMAT.md", "exec"), found)
@@ -264,13 +265,13 @@ def read_of_the_page():
 @pytest.mark.parametrize("rules", RULES)
 def test_the_reader_on_the_formats_page_agrees(rules, halved, tmp_path):
     tree = split_params() if halved else params()
-    packed = saving.pack(tree, RULES[rules])
+    packed = packing.pack(tree, RULES[rules])
     text = None if halved else TOKENIZER
-    saving.save_packed(tmp_path / "m", CONFIG, packed, ACT, text)
+    packed_file.save_packed(tmp_path / "m", CONFIG, packed, ACT, text)
     meta, theirs, tokenizer = read_of_the_page()(tmp_path / "m")
     assert json.loads(meta["config"])["id2label"]["1"] == "yes"
     assert tokenizer == json.loads(text or "null")
-    ours = trees.flatten(saving.unpack(packed))
+    ours = trees.flatten(packing.unpack(packed))
     assert set(theirs) == set(ours)
     for name, array in theirs.items():
         assert array.dtype == np.float32
@@ -306,7 +307,7 @@ def test_what_the_safetensors_library_writes_is_read(saved, tmp_path):
 
 
 def test_a_file_without_extras_is_small_and_whole(tmp_path):
-    saving.save_packed(tmp_path / "m", CONFIG, saving.pack(params(), ()))
+    packed_file.save_packed(tmp_path / "m", CONFIG, packing.pack(params(), ()))
     found = packed_file.read_packed(tmp_path / "m")
     assert (found.act, found.tokenizer, found.extras) == (None, None, {})
 
@@ -323,19 +324,21 @@ def test_a_failed_write_leaves_the_old_file(saved, monkeypatch):
 
     monkeypatch.setattr("os.fsync", full)
     with pytest.raises(StorageError, match="No space left"):
-        saving.save_packed(saved, CONFIG, saving.pack(params(), ()))
+        packed_file.save_packed(saved, CONFIG, packing.pack(params(), ()))
     assert saved.read_bytes() == before
     assert [path.name for path in saved.parent.iterdir()] == [saved.name]
 
 
 def test_a_folder_that_is_not_there_is_an_output_error(tmp_path):
     with pytest.raises(OutputError, match="No such file"):
-        saving.save_packed(tmp_path / "no" / "m", CONFIG, saving.pack(params(), ()))
+        packed_file.save_packed(
+            tmp_path / "no" / "m", CONFIG, packing.pack(params(), ())
+        )
 
 
 def test_a_folder_is_no_place_for_a_file(tmp_path):
     with pytest.raises(OutputError, match="Is a directory"):
-        saving.save_packed(tmp_path, CONFIG, saving.pack(params(), ()))
+        packed_file.save_packed(tmp_path, CONFIG, packing.pack(params(), ()))
 
 
 @pytest.mark.parametrize(
@@ -351,15 +354,15 @@ def test_a_folder_is_no_place_for_a_file(tmp_path):
 )
 def test_extras_that_no_reader_takes_are_not_written(extras, problem, tmp_path):
     with pytest.raises(ConfigError, match=problem):
-        saving.save_packed(
-            tmp_path / "m", CONFIG, saving.pack(params(), ()), extras=extras
+        packed_file.save_packed(
+            tmp_path / "m", CONFIG, packing.pack(params(), ()), extras=extras
         )
     assert not list(tmp_path.iterdir())
 
 
 def test_extras_are_a_table():
     with pytest.raises(ConfigError, match="extras: not a JSON object"):
-        saving._extras(["a"])
+        packed_file._extras(["a"])
 
 
 @pytest.mark.parametrize(
@@ -379,16 +382,18 @@ def test_extras_are_a_table():
 def test_a_tree_that_is_not_the_configurations_is_not_written(
     tmp_path, change, problem
 ):
-    flat = trees.flatten(saving.pack(params(), ()))
+    flat = trees.flatten(packing.pack(params(), ()))
     change(flat)
     with pytest.raises(ConfigError, match=problem):
-        saving.save_packed(tmp_path / "m", CONFIG, trees.unflatten(flat))
+        packed_file.save_packed(tmp_path / "m", CONFIG, trees.unflatten(flat))
     assert not list(tmp_path.iterdir())
 
 
 def test_an_activation_quantizer_of_ones_own_is_not_written(tmp_path):
     with pytest.raises(ConfigError, match="cannot name the activation quantizer"):
-        saving.save_packed(tmp_path / "m", CONFIG, saving.pack(params(), ()), jnp.tanh)
+        packed_file.save_packed(
+            tmp_path / "m", CONFIG, packing.pack(params(), ()), jnp.tanh
+        )
 
 
 def test_a_missing_file_is_said(tmp_path):
@@ -431,7 +436,7 @@ def test_the_size_report_of_a_tree_is_that_of_its_file(saved):
 
 
 def test_the_size_table_ends_with_the_files_size(saved):
-    lines = tensors.size_table(packed_file.size_report(saved)).splitlines()
+    lines = sizes.size_table(packed_file.size_report(saved)).splitlines()
     assert lines[-1].split()[0] == "total"
     assert lines[-1].split()[-1] == f"{saved.stat().st_size:,}"
 
@@ -451,7 +456,7 @@ def stored_as_by_default(path, shape):
 
 
 def test_the_cheap_leaves_are_those_of_pack():
-    packed = trees.flatten(saving.pack(params(), bf.xtc_1bit()))
+    packed = trees.flatten(packing.pack(params(), bf.xtc_1bit()))
     for path, leaf in packed.items():
         cheap = stored_as_by_default(path, tuple(leaf.shape))
         assert isinstance(cheap, Packed) == isinstance(leaf, Packed)
@@ -464,9 +469,9 @@ def test_the_cheap_leaves_are_those_of_pack():
 def test_students_of_bert_bases_shape_are_small(layers, limit, tmp_path):
     # Scales per tensor, and per row of the word embedding; no tokenizer.
     config = bf.BertConfig(num_hidden_layers=layers)
-    shapes = packed_metadata.parameter_shapes(config)
+    shapes = names.parameter_shapes(config)
     flat = {path: stored_as_by_default(path, shape) for path, shape in shapes.items()}
-    saving.save_packed(tmp_path / "m", config, trees.unflatten(flat), ACT)
+    packed_file.save_packed(tmp_path / "m", config, trees.unflatten(flat), ACT)
     assert (tmp_path / "m").stat().st_size <= limit
 
 
@@ -482,31 +487,31 @@ def test_the_default_student_is_small_with_its_tokenizer(tmp_path):
         id2label={i: f"a chapter of some forty letters, {i:08d}" for i in range(21)},
     )
     flat = {}
-    for path, shape in packed_metadata.parameter_shapes(config).items():
+    for path, shape in names.parameter_shapes(config).items():
         leaf = stored_as_by_default(path, shape)
         if path.startswith("encoder") and isinstance(leaf, Packed):
             scales = jnp.full((1, shape[1]), 0.1)  # the quickstart's: by channel
             leaf = Packed(leaf.codes, scales, leaf.bits, leaf.shape)
         flat[path] = leaf
-    saving.save_packed(tmp_path / "m", config, trees.unflatten(flat), ACT, text)
+    packed_file.save_packed(tmp_path / "m", config, trees.unflatten(flat), ACT, text)
     assert (tmp_path / "m").stat().st_size <= 2.75e6
 
 
 def test_a_ternary_student_takes_a_fifth_less_than_two_bits(tmp_path):
-    packed = saving.pack(params(), bf.xtc_2bit())
-    saving.save_packed(tmp_path / "m", CONFIG, packed, ACT)
+    packed = packing.pack(params(), bf.xtc_2bit())
+    packed_file.save_packed(tmp_path / "m", CONFIG, packed, ACT)
     rows = {row.name: row for row in packed_file.size_report(tmp_path / "m")}
     assert sum(row.bytes for row in rows.values()) == (tmp_path / "m").stat().st_size
     row = rows["encoder/layer_0/ffn/in/kernel"]
     assert row[1:3] == (1.6, 16 * 32)
     assert row.bytes == 16 * 7 + 4  # in place of 16 * 8 + 4
-    assert "1.6" in tensors.size_table([row])
+    assert "1.6" in sizes.size_table([row])
 
 
 def test_a_rest_of_4_bits_takes_half(tmp_path):
     rest = (("embeddings/position/.*", "int4"), ("pooler/kernel", "int4"))
-    packed = saving.pack(params(), bf.xtc_1bit(), rest)
-    saving.save_packed(tmp_path / "m", CONFIG, packed, ACT)
+    packed = packing.pack(params(), bf.xtc_1bit(), rest)
+    packed_file.save_packed(tmp_path / "m", CONFIG, packed, ACT)
     rows = {row.name: row for row in packed_file.size_report(tmp_path / "m")}
     assert rows["pooler/kernel"][1:] == (4, 256, 16 * 8 + 2 * 16)
     assert rows["classifier/kernel"].bits == 8

@@ -6,9 +6,9 @@ import pytest
 import bitflax as bf
 from bitflax import trees
 from bitflax.errors import ConfigError
-from bitflax.model import sites
+from bitflax.model import names, sites
 from bitflax.packed import metadata
-from bitflax.quantization import profiles
+from bitflax.quantization import rules
 from tests.helpers import small
 
 CONFIGS = {
@@ -33,14 +33,14 @@ def test_parameter_shapes_are_the_models(name):
     config = CONFIGS[name]
     made = jax.eval_shape(lambda: bf.init_params(config, jax.random.key(0)))
     expected = {path: leaf.shape for path, leaf in trees.flatten(made).items()}
-    assert metadata.parameter_shapes(config) == expected
+    assert names.parameter_shapes(config) == expected
 
 
 def test_shapes_know_what_activations_learn():
-    config, act = CONFIGS["heads"], profiles.binarybert_act()
-    more = metadata.parameter_shapes(config, act)
-    plain = metadata.parameter_shapes(config, bf.symmetric(8))
-    assert plain == metadata.parameter_shapes(config)
+    config, act = CONFIGS["heads"], rules.binarybert_act()
+    more = names.parameter_shapes(config, act)
+    plain = names.parameter_shapes(config, bf.symmetric(8))
+    assert plain == names.parameter_shapes(config)
     learned = {path: shape for path, shape in more.items() if path not in plain}
     assert learned == dict.fromkeys(sites.sites(config), (2,))
 

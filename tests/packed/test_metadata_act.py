@@ -9,8 +9,8 @@ import pytest
 import bitflax as bf
 from bitflax.errors import ConfigError
 from bitflax.model import sites
-from bitflax.packed import packedact
-from bitflax.quantization import profiles
+from bitflax.packed import metadata
+from bitflax.quantization import rules as quantization_rules
 from bitflax.quantization.learned_activations import clipped, elastic
 from tests.helpers import small
 
@@ -28,7 +28,11 @@ ACTS = [
         (r"encoder/.*/probs", bf.asymmetric(bits=2)),
     ),
     (),
-    *(profiles.binarybert_act(), profiles.lsq_act(8), profiles.elastic_act(1)),
+    *(
+        quantization_rules.binarybert_act(),
+        quantization_rules.lsq_act(8),
+        quantization_rules.elastic_act(1),
+    ),
     clipped(bf.symmetric(bits=4, axis=(0, -1)), at=1.0),
     elastic(bits=2, signed=False),
 ]
@@ -36,7 +40,7 @@ ACTS = [
 
 @pytest.mark.parametrize("act", ACTS)
 def test_activation_quantizers_come_back(act):
-    assert packedact.from_json(packedact.to_json(act, CONFIG), CONFIG) == act
+    assert metadata.act_from_json(metadata.act_to_json(act, CONFIG), CONFIG) == act
 
 
 @pytest.mark.parametrize(
@@ -57,27 +61,27 @@ def test_activation_quantizers_come_back(act):
 )
 def test_a_quantizer_that_cannot_be_is_refused(text, message):
     with pytest.raises(ValueError, match=f"act: .*{message}"):
-        packedact.from_json(text, CONFIG)
+        metadata.act_from_json(text, CONFIG)
 
 
 def test_a_clip_that_is_no_number_is_refused():
-    text = packedact.to_json(clipped(bf.symmetric(8)), CONFIG)
+    text = metadata.act_to_json(clipped(bf.symmetric(8)), CONFIG)
     for at in ('"2.5"', "true", "1e999", "null"):
         with pytest.raises(ValueError, match="act"):
-            packedact.from_json(text.replace("2.5", at), CONFIG)
+            metadata.act_from_json(text.replace("2.5", at), CONFIG)
     with pytest.raises(ValueError, match="at must be positive"):
-        packedact.from_json(text.replace("2.5", "-1.0"), CONFIG)
+        metadata.act_from_json(text.replace("2.5", "-1.0"), CONFIG)
 
 
 @pytest.mark.parametrize("act", [abs, bf.binarize, (("a", abs),)])
 def test_what_a_file_cannot_name_is_refused(act):
     with pytest.raises(ConfigError, match="cannot name the activation quantizer"):
-        packedact.to_json(act, CONFIG)
+        metadata.act_to_json(act, CONFIG)
 
 
 def test_a_regex_that_no_reader_takes_is_not_written():
     with pytest.raises(ConfigError, match="no plain regex of sites"):
-        packedact.to_json((("(a+)+b", bf.symmetric()),), CONFIG)
+        metadata.act_to_json((("(a+)+b", bf.symmetric()),), CONFIG)
 
 
 def pair(regex, **fields):
@@ -110,9 +114,9 @@ def pair(regex, **fields):
 def test_a_quantizer_fits_its_site(site, fields, fits):
     if not fits:
         with pytest.raises(ValueError, match=r"^act: "):
-            packedact.from_json(pair(site, **fields), CONFIG)
+            metadata.act_from_json(pair(site, **fields), CONFIG)
         return
-    act = packedact.from_json(pair(site, **fields), CONFIG)
+    act = metadata.act_from_json(pair(site, **fields), CONFIG)
     ids = jnp.zeros((2, 5), jnp.int32)
     batch = {"input_ids": ids, "attention_mask": ids, "token_type_ids": ids}
     params = jax.eval_shape(lambda: bf.init_params(CONFIG, jax.random.key(0)))
@@ -132,20 +136,20 @@ def test_a_quantizer_fits_its_site(site, fields, fits):
 def test_a_regex_that_could_keep_a_reader_busy_is_refused_at_once(regex):
     began = time.monotonic()
     with pytest.raises(ValueError, match=r"no plain regex|too intricate"):
-        packedact.from_json(pair(regex), CONFIG)
+        metadata.act_from_json(pair(regex), CONFIG)
     assert time.monotonic() - began < 0.5
 
 
 def test_rules_without_end_are_refused():
     rules = json.loads(pair(".*/probs"))
     with pytest.raises(ValueError, match="more than 500 rules"):
-        packedact.from_json(json.dumps(rules * 501), CONFIG)
+        metadata.act_from_json(json.dumps(rules * 501), CONFIG)
     deep = small.config(900)
     with pytest.raises(ValueError, match="too many or too intricate"):
-        packedact.from_json(json.dumps(rules * 500), deep)
+        metadata.act_from_json(json.dumps(rules * 500), deep)
 
 
 def test_a_rule_for_each_site_is_not_too_many():
     config = small.config(24)
     act = tuple((re.escape(site), bf.symmetric()) for site in sites.sites(config))
-    assert packedact.from_json(packedact.to_json(act, config), config) == act
+    assert metadata.act_from_json(metadata.act_to_json(act, config), config) == act

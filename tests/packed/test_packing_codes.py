@@ -47,7 +47,7 @@ QUANTIZERS = {
 def test_read_off_finds_bits_and_groups(how, quantizer, bits):
     options, groups = QUANTIZERS[how]
     values = np.asarray(quantizer(jnp.asarray(W), **options))
-    packed = packing.read_off(values)
+    packed = packing.read_off_codes(values)
     assert packed.bits == bits
     assert packed.scale.shape == groups
     assert packed.shape == W.shape
@@ -57,7 +57,7 @@ def test_read_off_finds_bits_and_groups(how, quantizer, bits):
 def test_read_off_runs_of_each_row():
     cut = RNG.uniform(1, 2, (10, 6, 1)) * np.sign(W).reshape(10, 6, 4)
     values = cut.reshape(10, 24).astype(np.float32)
-    packed = packing.read_off(values)
+    packed = packing.read_off_codes(values)
     assert (packed.bits, packed.scale.shape) == (1, (10, 6))
     np.testing.assert_array_equal(leaves.dense(packed), values)
 
@@ -65,19 +65,19 @@ def test_read_off_runs_of_each_row():
 def test_a_row_of_zeros_costs_no_second_bit():
     values = np.asarray(quantizers.binarize(jnp.asarray(W), axis=-1)).copy()
     values[3] = 0
-    packed = packing.read_off(values)
+    packed = packing.read_off_codes(values)
     assert packed.bits == 1
     np.testing.assert_array_equal(leaves.dense(packed), values)
 
 
 def test_a_matrix_of_zeros_packs():
-    packed = packing.read_off(np.zeros((3, 4), np.float32))
+    packed = packing.read_off_codes(np.zeros((3, 4), np.float32))
     np.testing.assert_array_equal(leaves.dense(packed), np.zeros((3, 4)))
 
 
 @pytest.mark.parametrize("shape", [(1, 4), (3, 5), (10, 24)])
 def test_values_of_many_magnitudes_do_not_fit(shape):
-    assert packing.read_off(RNG.normal(size=shape).astype(np.float32)) is None
+    assert packing.read_off_codes(RNG.normal(size=shape).astype(np.float32)) is None
 
 
 @settings(max_examples=60, deadline=None)
@@ -91,7 +91,7 @@ def test_values_of_many_magnitudes_do_not_fit(shape):
 )
 def test_whatever_is_read_off_is_exact(fields, scale):
     values = fields.astype(np.float32) * np.float32(scale)
-    packed = packing.read_off(values)
+    packed = packing.read_off_codes(values)
     if packed is None:
         assert fields.size == 1  # one value alone: nothing to save
     else:

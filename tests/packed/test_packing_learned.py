@@ -11,16 +11,16 @@ import bitflax as bf
 from bitflax import trees
 from bitflax.errors import ConfigError, DamagedFile
 from bitflax.model import apply, sites
-from bitflax.packed import file, saving
-from bitflax.quantization import profiles
+from bitflax.packed import file
+from bitflax.quantization import rules
 from tests.helpers import small
 
 CONFIG = small.config(1, hidden_act="relu")
-RULES = profiles.binarybert_1bit()
+RULES = rules.binarybert_1bit()
 ACTS = {
-    "clipped": profiles.binarybert_act(),
-    "lsq": profiles.lsq_act(4),
-    "elastic": profiles.elastic_act(1),
+    "clipped": rules.binarybert_act(),
+    "lsq": rules.lsq_act(4),
+    "elastic": rules.elastic_act(1),
 }
 
 
@@ -44,7 +44,7 @@ def test_what_activations_learn_comes_back_to_the_last_bit(name, rest, tmp_path)
     for site in sites.sites(CONFIG):
         np.testing.assert_array_equal(before[site], after[site])
         assert after[site].shape == before[site].shape
-    assert file.describe(path)[0] == "2"
+    assert file.version_and_sizes(path)[0] == "2"
     rows = bf.size_report(path)
     assert {row.name for row in rows} >= set(sites.sites(CONFIG))
     assert sum(row.bytes for row in rows) == path.stat().st_size
@@ -77,6 +77,6 @@ def test_a_step_that_is_no_number_is_seen(tmp_path):
     path = tmp_path / "model.safetensors"
     packed = bf.pack(student("elastic"), RULES)
     packed["pooler"]["input"] = jnp.array(jnp.nan)
-    saving.save_packed(path, CONFIG, packed, ACTS["elastic"])
+    file.save_packed(path, CONFIG, packed, ACTS["elastic"])
     with pytest.raises(DamagedFile, match="pooler/input: holds NaN"):
         bf.read_packed(path)

@@ -5,9 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bitflax.inference import unpacking
+from bitflax.inference import engines
 from bitflax.model import leaves
 from bitflax.model.leaves import Packed, Split
+from bitflax.packed import packing
 
 
 def made(bits, cols, scales, rows=6):
@@ -27,7 +28,7 @@ def made(bits, cols, scales, rows=6):
 def test_the_host_gives_the_numbers_of_jit(bits, scales):
     leaf = made(bits, 15, scales)
     expected = jax.jit(leaves.dense)(leaf)
-    found = unpacking.on_host(leaf)
+    found = packing.on_host(leaf)
     assert found.dtype == np.float32
     np.testing.assert_array_equal(found, expected)
 
@@ -37,7 +38,7 @@ def test_the_host_gives_the_numbers_of_jit(bits, scales):
 @pytest.mark.parametrize("scales", [(1, 1), (1, 15), (1, 3)])
 def test_integers_stay_apart_from_scales_of_columns(bits, scales, integers):
     leaf = made(bits, 15, scales)
-    found: Any = unpacking.on_host(leaf, integers)
+    found: Any = packing.on_host(leaf, integers)
     assert found.integers.dtype == integers
     np.testing.assert_array_equal(leaves.dense(found), leaves.dense(leaf))
     (expected,) = leaves.factored(leaf, integers) or (None,)
@@ -48,27 +49,27 @@ def test_integers_stay_apart_from_scales_of_columns(bits, scales, integers):
 
 def test_scales_of_rows_do_not_stay_apart():
     leaf = made(1, 8, (6, 1))
-    np.testing.assert_array_equal(unpacking.on_host(leaf, jnp.int8), leaves.dense(leaf))
+    np.testing.assert_array_equal(packing.on_host(leaf, jnp.int8), leaves.dense(leaf))
 
 
 def test_integers_here_are_of_a_dtype_that_holds_them():
-    assert unpacking.integers_here() in (None, jnp.bfloat16, jnp.int8)
+    assert engines.integers_here() in (None, jnp.bfloat16, jnp.int8)
 
 
 @pytest.mark.parametrize("integers", [None, jnp.bfloat16])
 @pytest.mark.parametrize("scales", [(1, 1), (6, 1)])
 def test_halves_are_added(scales, integers):
     leaf = Split(made(1, 8, (1, 1)), made(1, 8, scales))
-    found = unpacking.on_host(leaf, integers)
+    found = packing.on_host(leaf, integers)
     np.testing.assert_array_equal(found, leaves.dense(leaf))
 
 
 def test_a_vector_has_one_row():
     row = made(1, 10, (1, 2), rows=1)
     vector = Packed(row.codes, row.scale, 1, (10,))
-    np.testing.assert_array_equal(unpacking.on_host(vector), leaves.dense(vector))
+    np.testing.assert_array_equal(packing.on_host(vector), leaves.dense(vector))
 
 
 def test_an_array_is_itself():
     array = jnp.ones(3)
-    assert unpacking.on_host(array) is array
+    assert packing.on_host(array) is array

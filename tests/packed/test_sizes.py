@@ -9,7 +9,7 @@ import pytest
 import bitflax as bf
 from bitflax import trees
 from bitflax.model import names
-from bitflax.packed import file, saving, sizes
+from bitflax.packed import file, packing, sizes
 from bitflax.recipe import describe
 from tests.recipe.test_describe import CONFIG, made
 
@@ -46,11 +46,11 @@ def test_bits_and_bytes_are_those_of_the_packed_file(rules, rest, halved):
         entry.path: rng.normal(
             size=entry.shape[::-1] if entry.transposed else entry.shape
         )
-        for entry in names.entries(student)
+        for entry in names.parameter_entries(student)
     }
     params = trees.unflatten({k: jnp.asarray(v, jnp.float32) for k, v in flat.items()})
     params = bf.split(params, split)
-    rows = file.size_report(saving.pack(params, rules, rest))
+    rows = file.size_report(packing.pack(params, rules, rest))
     packed = {row.name.split()[0]: (row.bits, row.values) for row in rows}
     lines = sizes.parameter_bits(rules, student, rest, split)
     assert {line.path for line in lines} == set(trees.flatten(params))

@@ -17,9 +17,10 @@ import pytest
 import bitflax as bf
 from bitflax import trees
 from bitflax.errors import ConfigError, DamagedFile
+from bitflax.model import names
 from bitflax.model.leaves import Packed, Split
 from bitflax.packed import file as packed_file
-from bitflax.packed import metadata, saving, tensors
+from bitflax.packed import packing, tensors
 from tests.helpers import packedfiles, small
 
 CONFIG = small.config(1, hidden_size=12, num_attention_heads=2, vocab_size=20)
@@ -38,14 +39,14 @@ def good() -> bytes:
         (WORD, functools.partial(bf.binarize, axis=-1)),
     )
     rng = np.random.default_rng(0)
-    shapes = metadata.parameter_shapes(CONFIG)
+    shapes = names.parameter_shapes(CONFIG)
     flat = {path: rng.normal(size=shape) for path, shape in shapes.items()}
     flat[QUERY] = Split(flat[QUERY], rng.normal(size=shapes[QUERY]))
     params = jax.tree.map(jnp.float32, trees.unflatten(flat))
     with tempfile.TemporaryDirectory() as folder:
         path = pathlib.Path(folder) / "m"
-        packed = saving.pack(params, rules)
-        saving.save_packed(path, CONFIG, packed, bf.symmetric(), TOKENIZER)
+        packed = packing.pack(params, rules)
+        packed_file.save_packed(path, CONFIG, packed, bf.symmetric(), TOKENIZER)
         return path.read_bytes()
 
 
@@ -428,7 +429,7 @@ def test_an_older_version_is_read_as_ever(version, golden):
     header, data = packedfiles.split(path)
     assert header["__metadata__"]["version"] == version
     values = packedfiles.dense(header, data)
-    for path, leaf in trees.flatten(saving.unpack(found.packed)).items():
+    for path, leaf in trees.flatten(packing.unpack(found.packed)).items():
         np.testing.assert_array_equal(leaf, values[path])
 
 
@@ -444,7 +445,7 @@ def test_an_older_version_is_read_as_ever(version, golden):
 def test_a_file_names_the_lowest_version_that_knows_it(rules, halved, version, file):
     params = bf.init_params(CONFIG, jax.random.key(0))
     params = bf.split(params, bf.xtc_2bit()) if halved else params
-    saving.save_packed(file, CONFIG, saving.pack(params, rules))
+    packed_file.save_packed(file, CONFIG, packing.pack(params, rules))
     header, _ = packedfiles.split(file)
     assert header["__metadata__"]["version"] == version
     packed_file.read_packed(file)
@@ -454,7 +455,7 @@ def test_a_file_names_the_lowest_version_that_knows_it(rules, halved, version, f
 def test_an_older_version_is_written_again_as_the_same_weights(version, file, golden):
     old = golden / f"packed_v{version}.safetensors"
     found = packed_file.read_packed(old)
-    saving.save_packed(file, *found)
+    packed_file.save_packed(file, *found)
     assert said(packed_file.read_packed(file)) == said(found)
     # Ternary fields shrink; nothing else changes.
     before, after = (packedfiles.split(path) for path in (old, file))
@@ -486,7 +487,7 @@ def test_a_split_whose_halves_are_not_packed_is_not_written(file):
     assert isinstance(whole, Packed)
     flat[QUERY] = Split(whole, jnp.zeros(whole.shape))
     with pytest.raises(ConfigError, match=f"{QUERY}: its halves are not two packed"):
-        saving.save_packed(file, found.config, trees.unflatten(flat))
+        packed_file.save_packed(file, found.config, trees.unflatten(flat))
 
 
 def test_forging_nothing_changes_nothing(file):

@@ -34,8 +34,8 @@ def made(model=None, **parts):
 
 
 def there_and_back(found, config=CONFIG):
-    packed = packed_tokenizer.to_bytes(json.dumps(found), config)
-    return json.loads(packed_tokenizer.from_bytes(packed, config))
+    packed = packed_tokenizer.tokenizer_to_bytes(json.dumps(found), config)
+    return json.loads(packed_tokenizer.tokenizer_from_bytes(packed, config))
 
 
 @pytest.mark.parametrize(
@@ -180,20 +180,22 @@ def test_a_hostile_tokenizer_is_neither_read_nor_written(name):
     found = made() | change if isinstance(change, dict) else change
     raw = lzma.compress(json.dumps(found).encode())
     with pytest.raises(ValueError, match=f"tokenizer: .*{problem}"):
-        packed_tokenizer.from_bytes(raw, CONFIG)
+        packed_tokenizer.tokenizer_from_bytes(raw, CONFIG)
     with pytest.raises(ConfigError, match="a packed file cannot carry it"):
-        packed_tokenizer.to_bytes(json.dumps(found), CONFIG)
+        packed_tokenizer.tokenizer_to_bytes(json.dumps(found), CONFIG)
 
 
 def test_the_first_line_and_the_tokens():
     text = '{"model": {"type": "WordLevel", "vocab": {"[UNK]": 0, "b": 1}}}'
-    plain = lzma.decompress(packed_tokenizer.to_bytes(text, CONFIG))
+    plain = lzma.decompress(packed_tokenizer.tokenizer_to_bytes(text, CONFIG))
     assert plain == b'{"model":{"type":"WordLevel","vocab":null}}\n[UNK]\nb'
 
 
 def test_a_tokenizer_without_end_is_not_written():
     with pytest.raises(ConfigError, match="bytes, over"):
-        packed_tokenizer.to_bytes(json.dumps({"more": "x" * (5 << 20)}), CONFIG)
+        packed_tokenizer.tokenizer_to_bytes(
+            json.dumps({"more": "x" * (5 << 20)}), CONFIG
+        )
 
 
 def test_a_wide_table_of_many_words_may_have_as_many_tokens():
@@ -201,9 +203,9 @@ def test_a_wide_table_of_many_words_may_have_as_many_tokens():
     vocab = {"[UNK]": 0} | {f"w{i}": i for i in range(1, 140_000)}
     text = json.dumps(made({"type": "WordPiece", "vocab": vocab}))
     size = {"vocab_size": len(vocab), "num_attention_heads": 1}
-    packed_tokenizer.checked(text, bf.BertConfig(hidden_size=768, **size))
+    packed_tokenizer.check_tokenizer(text, bf.BertConfig(hidden_size=768, **size))
     with pytest.raises(ConfigError, match="more than 131,247 tokens"):
-        packed_tokenizer.checked(text, bf.BertConfig(hidden_size=1, **size))
+        packed_tokenizer.check_tokenizer(text, bf.BertConfig(hidden_size=1, **size))
 
 
 def test_what_is_read_is_built():
@@ -232,9 +234,9 @@ def test_berts_tokenizer_takes_less_than_100_kb_and_still_works():
 
     folder = Path(demo.__file__).parent / "data/embeddings"
     text = next(folder.rglob("tokenizer.json")).read_text("utf-8")
-    packed = packed_tokenizer.to_bytes(text, bf.BertConfig())
+    packed = packed_tokenizer.tokenizer_to_bytes(text, bf.BertConfig())
     assert len(packed) < 100_000
-    again = packed_tokenizer.from_bytes(packed, bf.BertConfig())
+    again = packed_tokenizer.tokenizer_from_bytes(packed, bf.BertConfig())
     assert json.loads(again) == json.loads(text)
     sentence = "Fractured wrist; naïve café, 東京 \u2603 unbelievable!"
     ids = [tokenizers.Tokenizer.from_str(t).encode(sentence).ids for t in (text, again)]

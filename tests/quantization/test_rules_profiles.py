@@ -11,16 +11,16 @@ import pytest
 import bitflax as bf
 from bitflax import trees
 from bitflax.model import apply, names, sites
-from bitflax.quantization import profiles, rules, splitting
+from bitflax.quantization import rules, splitting
 from bitflax.types import BertConfig
 from tests.helpers import oracles, small
 
 FILE = "binarybert_model_f64"
 RELU = BertConfig(num_hidden_layers=2, hidden_act="relu", **oracles.SHAPE)
-TERNARY = profiles.binarybert_2bit()
+TERNARY = rules.binarybert_2bit()
 # Theirs give 0 the sign 0; a half may hold one.
 BINARY = tuple(
-    (regex, functools.partial(q, zero=0)) for regex, q in profiles.binarybert_1bit()
+    (regex, functools.partial(q, zero=0)) for regex, q in rules.binarybert_1bit()
 )
 SCORES = functools.partial(bf.score_mse, count_padding=True)
 HIDDEN = functools.partial(bf.hidden_mse, count_padding=True)
@@ -117,7 +117,7 @@ def gradient(flat, name):
     if "clip" in name:
         # A half has a clip of its own there, whose gradient is a share of ours.
         return None if half else flat[site(name)]
-    entries = {e.name: e for e in names.entries(oracles.STUDENT)}
+    entries = {e.name: e for e in names.parameter_entries(oracles.STUDENT)}
     entry = entries[whole]
     leaf = flat[entry.path]
     if hasattr(leaf, "a"):
@@ -127,7 +127,7 @@ def gradient(flat, name):
 
 @pytest.mark.parametrize("bits", [8, 32])
 def test_binaryberts_ternary_model_and_stages(bits, x64):
-    act = profiles.binarybert_act(bits) if bits < 32 else None
+    act = rules.binarybert_act(bits) if bits < 32 else None
     params = apply.init_act(oracles.student(np.float64), act, {})
     out, parts, gradients = stages(oracles.STUDENT, act, TERNARY, params)
     assert_outputs(out, f"ternary_a{bits}")
@@ -136,7 +136,7 @@ def test_binaryberts_ternary_model_and_stages(bits, x64):
 
 @pytest.mark.parametrize("bits", [8, 32])
 def test_binaryberts_split_model_and_stages(bits, x64):
-    act = profiles.binarybert_act(bits) if bits < 32 else None
+    act = rules.binarybert_act(bits) if bits < 32 else None
     params = splitting.split(oracles.student(np.float64), TERNARY)
     params = apply.init_act(params, act, {})
     out, parts, gradients = stages(oracles.STUDENT, act, BINARY, params)
@@ -151,7 +151,7 @@ def test_binaryberts_teacher(x64):
 
 
 def test_binaryberts_model_with_learned_steps(x64):
-    params, act = oracles.student(np.float64), profiles.lsq_act(4)
+    params, act = oracles.student(np.float64), rules.lsq_act(4)
     quantize = functools.partial(bf.quantize, rules=TERNARY)
     params = apply.init_act(params, act, oracles.batch(), RELU, quantize)
     found, z = trees.flatten(params), oracles.load(FILE)
@@ -167,14 +167,14 @@ def test_binaryberts_model_with_learned_steps(x64):
 # --------------------------------------------------------------------- what is quantised
 
 PROFILES = {
-    profiles.binarybert_1bit: 1,
-    profiles.binarybert_2bit: 2,
-    profiles.ternarybert_2bit: 2,
+    rules.binarybert_1bit: 1,
+    rules.binarybert_2bit: 2,
+    rules.ternarybert_2bit: 2,
 }
 ACTS = {
-    "binarybert": profiles.binarybert_act(),
-    "lsq": profiles.lsq_act(),
-    **{f"elastic{bits}": profiles.elastic_act(bits) for bits in (1, 2, 4)},
+    "binarybert": rules.binarybert_act(),
+    "lsq": rules.lsq_act(),
+    **{f"elastic{bits}": rules.elastic_act(bits) for bits in (1, 2, 4)},
 }
 
 
@@ -190,11 +190,11 @@ def test_a_profile_has_the_pooler_beside_xtcs_weights(profile):
 
 def test_ternaryberts_weights_are_clipped_and_get_no_gradient_beyond():
     w = jnp.array([[3.0, -1.0, 0.1, -2.5, 2.4]])
-    (_, fn), *_ = profiles.ternarybert_2bit()
+    (_, fn), *_ = rules.ternarybert_2bit()
     values, vjp = jax.vjp(fn, w)
     close(values, bf.ternarize(jnp.clip(w, -2.5, 2.5)), 1e-7)
     np.testing.assert_array_equal(vjp(jnp.ones_like(w))[0], [[0, 1, 1, 0, 1]])
-    (_, plain), *_ = profiles.binarybert_2bit()
+    (_, plain), *_ = rules.binarybert_2bit()
     np.testing.assert_array_equal(jax.vjp(plain, w)[1](w)[0], w)
 
 
@@ -207,7 +207,7 @@ def test_every_site_learns_and_one_sided_ones_are_known(name):
         inner = getattr(quantizer, "quantizer", quantizer)
         around = isinstance(inner, bf.symmetric) or getattr(inner, "signed", False)
         assert around != place.endswith(("probs", "ffn/out/input")), place
-        assert re.fullmatch(rules.ACT_PARAMS, place)
+        assert re.fullmatch(sites.ACT_PARAMS, place)
         assert rules.bits_of(quantizer) == quantizer.bits
         assert not rules.by_row(quantizer)
     shapes = sites.learned_shapes(ACTS[name], config)
@@ -216,9 +216,9 @@ def test_every_site_learns_and_one_sided_ones_are_known(name):
 
 @pytest.mark.parametrize("bits", [1, 2, 4])
 def test_students_of_few_bits_run_and_every_step_has_a_gradient(bits):
-    config, act = small.config(2, hidden_act="relu"), profiles.elastic_act(bits)
+    config, act = small.config(2, hidden_act="relu"), rules.elastic_act(bits)
     batch, params = small.batch(4, 0), bf.take_layers(small.teacher_params(), (0, 1))
-    quantize = functools.partial(bf.quantize, rules=profiles.binarybert_1bit())
+    quantize = functools.partial(bf.quantize, rules=rules.binarybert_1bit())
     params = apply.init_act(params, act, batch, config, quantize)
 
     @jax.jit
@@ -236,4 +236,4 @@ def test_students_of_few_bits_run_and_every_step_has_a_gradient(bits):
 
 def test_learned_paths_are_no_weights():
     flat = trees.flatten(small.teacher_params())
-    assert not [path for path in flat if re.fullmatch(rules.ACT_PARAMS, path)]
+    assert not [path for path in flat if re.fullmatch(sites.ACT_PARAMS, path)]

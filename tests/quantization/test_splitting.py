@@ -12,7 +12,8 @@ from bitflax import trees
 from bitflax.errors import ConfigError
 from bitflax.model import apply as model_apply
 from bitflax.model.leaves import Split
-from bitflax.quantization import profiles, splitting
+from bitflax.quantization import rules as quantization_rules
+from bitflax.quantization import splitting
 from tests.helpers import oracles, small
 
 part = functools.partial
@@ -186,10 +187,13 @@ def test_binary_rules_keep_paths_and_groups():
 PROFILES = {
     "tensor": bf.xtc_2bit(),
     "channel": bf.xtc_2bit("channel"),
-    "binarybert": profiles.binarybert_2bit(),
-    "ternarybert": profiles.ternarybert_2bit(),
+    "binarybert": quantization_rules.binarybert_2bit(),
+    "ternarybert": quantization_rules.ternarybert_2bit(),
 }
-ACTS = {"binarybert": profiles.binarybert_act(), "ternarybert": bf.symmetric(axis=None)}
+ACTS = {
+    "binarybert": quantization_rules.binarybert_act(),
+    "ternarybert": bf.symmetric(axis=None),
+}
 
 
 STUDENTS = [*((per, 0) for per in PROFILES), ("channel", 3), ("ternarybert", 3)]

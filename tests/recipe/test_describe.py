@@ -35,7 +35,7 @@ def test_an_own_quantizer_has_bits_that_only_the_values_say():
     of = made(((r"pooler/kernel", lambda w: w),))
     lines = packed_sizes.parameter_bits(of.stages[1].rules, CONFIG)
     assert next(line.bits for line in lines if line.path == "pooler/kernel") is None
-    assert "?" in describe.describe(of, CONFIG)
+    assert "?" in describe.describe_recipe(of, CONFIG)
 
 
 def test_student_config_follows_the_stages():
@@ -49,29 +49,33 @@ def test_student_config_follows_the_stages():
 
 def test_a_layer_that_is_not_there_is_named():
     with pytest.raises(ConfigError, match="no layer 4: there are 4"):
-        describe.describe(made(layers=(1, 4)), CONFIG)
+        describe.describe_recipe(made(layers=(1, 4)), CONFIG)
 
 
 def test_a_rule_that_matches_nothing_is_named():
     with pytest.raises(ConfigError, match=r"rule 'encoder/\.\*/kernels' matches no"):
-        describe.describe(made((("encoder/.*/kernels", bf.binarize),)), CONFIG)
+        describe.describe_recipe(made((("encoder/.*/kernels", bf.binarize),)), CONFIG)
 
 
 def test_a_rest_of_nothing_is_named():
     with pytest.raises(ConfigError, match=r"Recipe.rest: rule 'poler/\.\*' matches no"):
-        describe.describe(made(bf.xtc_1bit(), rest=(("poler/.*", "int8"),)), CONFIG)
+        describe.describe_recipe(
+            made(bf.xtc_1bit(), rest=(("poler/.*", "int8"),)), CONFIG
+        )
 
 
 def test_describe_says_how_the_rest_is_packed():
     rest = (("pooler/.*", "float32"), ("classifier/.*", "float16"))
-    text = describe.describe(made(bf.xtc_1bit(), rest=rest))
+    text = describe.describe_recipe(made(bf.xtc_1bit(), rest=rest))
     assert "the rest as float32 pooler/.*, float16 classifier/.*, int8" in text
 
 
 def test_describe_counts_the_positions_that_are_kept():
     data = bf.Data(max_length=8)
     sizes = [
-        describe.describe(made(bf.xtc_1bit(), data=data, positions=positions), CONFIG)
+        describe.describe_recipe(
+            made(bf.xtc_1bit(), data=data, positions=positions), CONFIG
+        )
         for positions in (None, 10, 99)
     ]
     table = "embeddings/position/embedding"
@@ -81,7 +85,9 @@ def test_describe_counts_the_positions_that_are_kept():
 
 
 def test_describe_draws_every_stage():
-    text = describe.describe(made(bf.xtc_1bit(), teacher=bf.Teacher(epochs=1)), CONFIG)
+    text = describe.describe_recipe(
+        made(bf.xtc_1bit(), teacher=bf.Teacher(epochs=1)), CONFIG
+    )
     order = ["data ", "teacher ", "fp32 ", "low ", "model.safetensors", "expected:"]
     places = [text.index(word) for word in order]
     assert places == sorted(places)
@@ -93,7 +99,7 @@ def test_describe_draws_every_stage():
 def test_describe_says_what_a_stage_computes_with():
     def rows(**fields):
         stage = bf.Stage(name="low", loss=bf.logits_mse, **fields)
-        return describe.describe(bf.Recipe(stages=(stage,)))
+        return describe.describe_recipe(bf.Recipe(stages=(stage,)))
 
     plain, other = (
         rows(),
@@ -107,13 +113,13 @@ def test_describe_says_what_a_stage_computes_with():
 
 
 def test_describe_without_a_shape_has_no_bytes():
-    text = describe.describe(made(bf.xtc_1bit()))
+    text = describe.describe_recipe(made(bf.xtc_1bit()))
     assert "1 bit" in text
     assert "expected" not in text
 
 
 def test_a_teacher_alone_is_described():
-    text = describe.describe(bf.Recipe(teacher=bf.Teacher(folder="x")), CONFIG)
+    text = describe.describe_recipe(bf.Recipe(teacher=bf.Teacher(folder="x")), CONFIG)
     assert "x, as it is" in text
     assert "model.safetensors" not in text
 
@@ -169,6 +175,6 @@ def test_a_student_of_rounded_activations_alone_is_packed_as_the_rest():
     of = bf.Recipe(stages=(stage,))
     packed = bf.pack(bf.init_params(CONFIG, jax.random.key(0)), (), of.rest)
     size = sum(row.bytes for row in bf.size_report(packed))
-    whole = describe.describe(of, CONFIG).splitlines()[-2].split()
+    whole = describe.describe_recipe(of, CONFIG).splitlines()[-2].split()
     # A random scale is a float16 exactly only by chance.
     assert int(whole[1].replace(",", "")) == pytest.approx(size, rel=0.01)

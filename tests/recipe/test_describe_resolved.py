@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import bitflax as bf
-from bitflax.recipe import resolving
+from bitflax.recipe import describe
 from tests.recipe.test_schema import made
 
 RESOLVED = """
@@ -54,21 +54,19 @@ def test_resolved_is_the_same_in_every_process():
 
 
 def test_resolved_differs_where_the_recipe_does():
-    one = resolving.resolved(made(rules=bf.xtc_1bit("tensor")))
-    assert one != resolving.resolved(made(rules=bf.xtc_1bit("channel")))
-    assert one == resolving.resolved(made(rules=bf.xtc_1bit("tensor")))
+    one = describe.resolved(made(rules=bf.xtc_1bit("tensor")))
+    assert one != describe.resolved(made(rules=bf.xtc_1bit("channel")))
+    assert one == describe.resolved(made(rules=bf.xtc_1bit("tensor")))
 
 
 def test_a_closure_that_holds_itself_has_a_name():
     def fact(n):
         return 1 if n < 2 else n * fact(n - 1)
 
-    assert resolving.function_name(fact).endswith(
-        "fact(fact=" + fact.__qualname__ + ")"
-    )
+    assert describe.function_name(fact).endswith("fact(fact=" + fact.__qualname__ + ")")
 
 
 def test_a_partial_of_a_partial_is_named_through():
     inner = functools.partial(bf.binarize, zero=0)
-    named = resolving.function_name(functools.partial(inner, axis=(0,)))
+    named = describe.function_name(functools.partial(inner, axis=(0,)))
     assert named == "binarize(axis=[0], zero=0)"

@@ -197,15 +197,15 @@ def test_no_such_recipe(write, name, problem, fix):
 
 
 def test_summary_does_not_run_the_file(write):
-    assert loading.summary(write(GOOD + "1 / 0\n")) == "Mine: a recipe."
-    assert loading.summary(write("x = 1")) == "(no docstring)"
-    assert "cannot be read" in loading.summary(write("x ="))
+    assert loading.recipe_summary(write(GOOD + "1 / 0\n")) == "Mine: a recipe."
+    assert loading.recipe_summary(write("x = 1")) == "(no docstring)"
+    assert "cannot be read" in loading.recipe_summary(write("x ="))
 
 
 @pytest.mark.parametrize("path", sorted(RECIPES.glob("*.py")), ids=lambda p: p.stem)
 def test_every_recipe_says_what_it_is_and_builds(path):
     file = loading.read_recipe(path)
-    assert len(loading.summary(path)) <= 88
+    assert len(loading.recipe_summary(path)) <= 88
     for word in ("Paper", "Command"):
         assert f"\n{word} " in file.doc
     made = file.build()

@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 import pytest
 
-from bitflax.recipe import fieldtypes
+from bitflax.recipe import overrides
 
 
 @pytest.mark.parametrize(
@@ -31,7 +31,7 @@ from bitflax.recipe import fieldtypes
     ],
 )
 def test_coerce(text, hint, value):
-    found = fieldtypes.coerce(text, hint)
+    found = overrides.coerce(text, hint)
     assert found == value
     assert type(found) is type(value)
 
@@ -51,7 +51,7 @@ def test_coerce(text, hint, value):
 )
 def test_coerce_refuses(text, hint):
     with pytest.raises(ValueError, match="expected"):
-        fieldtypes.coerce(text, hint)
+        overrides.coerce(text, hint)
 
 
 @pytest.mark.parametrize(
@@ -74,4 +74,4 @@ def test_coerce_refuses(text, hint):
     ],
 )
 def test_conforms(value, hint, holds):
-    assert fieldtypes.conforms(value, hint) is holds
+    assert overrides.conforms(value, hint) is holds

@@ -8,7 +8,7 @@ import pytest
 
 import bitflax as bf
 from bitflax.errors import ConfigError, UsageError
-from bitflax.recipe import recipe
+from bitflax.recipe import schema
 
 
 def made(**stage) -> bf.Recipe:
@@ -115,10 +115,10 @@ def test_override_reaches_into_a_quantizer_and_takes_it_away():
 
 @pytest.mark.parametrize("until", [None, "teacher", "onebit"])
 def test_until_names_a_stage(until):
-    recipe.check_until(made(), until)
+    schema.check_until(made(), until)
 
 
 def test_until_names_the_nearest():
     with pytest.raises(UsageError) as caught:
-        recipe.check_until(made(), "onbit")
+        schema.check_until(made(), "onbit")
     assert caught.value.fix == "did you mean 'onebit'?"

@@ -55,7 +55,7 @@ def whole(place):
 
 def test_the_score_is_the_loss_on_what_is_held_out(whole, place):
     out, rows = whole
-    log = [line for line in runs_log.read(out / "log.jsonl") if "dev/loss" in line]
+    log = [line for line in runs_log.read_log(out / "log.jsonl") if "dev/loss" in line]
     assert [line["step"] for line in log] == [4, 8, 12]
     assert rows[-1].score == log[-1]["dev/loss"] < log[0]["dev/loss"]
     last = log[-1]

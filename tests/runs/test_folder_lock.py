@@ -3,21 +3,21 @@
 import pytest
 
 from bitflax.errors import OutputError
-from bitflax.runs import folderlock
+from bitflax.runs import folder
 from bitflax.training import hosts
 
 
 def test_what_process_0_writes_is_seen_and_removed(tmp_path):
     (tmp_path / ".shared").write_text("of a run that was killed")
-    folderlock.check_shared(tmp_path)
+    folder._check_shared(tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("there", [None, "another run's"])
 def test_another_folder_of_that_name_is_refused(there, tmp_path, monkeypatch):
-    monkeypatch.setattr(folderlock, "SEEN_SECONDS", 0.0)
-    monkeypatch.setattr(hosts, "share", lambda write: "process 0's")
+    monkeypatch.setattr(folder, "SEEN_SECONDS", 0.0)
+    monkeypatch.setattr(hosts, "broadcast", lambda write: "process 0's")
     if there:
         (tmp_path / ".shared").write_text(there)
     with pytest.raises(OutputError, match="not the folder that process 0 writes"):
-        folderlock.check_shared(tmp_path)
+        folder._check_shared(tmp_path)

@@ -8,10 +8,10 @@ import pytest
 
 import bitflax as bf
 from bitflax import trees
-from bitflax.distillation import width
+from bitflax.distillation import student
 from bitflax.model import leaves
 from bitflax.runs import initialization
-from bitflax.runs.experiment import Model
+from bitflax.types import Model
 from tests.helpers import tinyrun
 
 KEY = jax.random.key(0)
@@ -31,11 +31,11 @@ def judge(whole):
     neurons = np.tile(
         np.arange(config.intermediate_size, dtype=np.float32), (shape[0], 1)
     )
-    return width.Importance(heads, neurons)
+    return student.Importance(heads, neurons)
 
 
 def start(init, teacher, before=None):
-    return initialization.start(init, teacher, before or teacher, KEY, judge)
+    return initialization.initial_student(init, teacher, before or teacher, KEY, judge)
 
 
 def test_layers_of_the_model_before(teacher):
@@ -63,13 +63,13 @@ def test_a_projection_is_there_just_where_who_teaches_is_wider(teacher):
     narrow = dataclasses.replace(teacher.config, hidden_size=24, num_attention_heads=2)
     wider = dataclasses.replace(teacher.config, hidden_size=48)
     bare = {"pooler": teacher.params["pooler"]}
-    assert initialization.projected(bare, narrow, narrow, KEY) == bare
-    added = initialization.projected(bare, narrow, teacher.config, KEY)
+    assert initialization.with_projection(bare, narrow, narrow, KEY) == bare
+    added = initialization.with_projection(bare, narrow, teacher.config, KEY)
     assert added["projection"]["kernel"].shape == (24, 32)
-    assert initialization.projected(added, narrow, teacher.config, KEY) is added
-    again = initialization.projected(added, narrow, wider, KEY)
+    assert initialization.with_projection(added, narrow, teacher.config, KEY) is added
+    again = initialization.with_projection(added, narrow, wider, KEY)
     assert again["projection"]["kernel"].shape == (24, 48)
-    assert initialization.projected(added, narrow, narrow, KEY) == bare
+    assert initialization.with_projection(added, narrow, narrow, KEY) == bare
 
 
 def test_half_the_width_keeps_what_matters(teacher):

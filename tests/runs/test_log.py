@@ -23,7 +23,7 @@ def log(tmp_path):
 
 
 def steps(path, stage):
-    return [line["step"] for line in runs_log.read(path) if line["stage"] == stage]
+    return [line["step"] for line in runs_log.read_log(path) if line["stage"] == stage]
 
 
 def test_lines_are_flat_json_on_the_disk_at_once(log):
@@ -76,7 +76,7 @@ def test_a_torn_line_is_left_out_and_not_glued_to_the_next(tmp_path):
 
 
 def test_no_file_is_no_lines(tmp_path):
-    assert runs_log.read(tmp_path / "none.jsonl") == []
+    assert runs_log.read_log(tmp_path / "none.jsonl") == []
     RunLog(tmp_path).rewind("a", 3)
     assert os.listdir(tmp_path) == []
 

@@ -9,7 +9,7 @@ import bitflax as bf
 from bitflax import trees
 from bitflax.errors import ConfigError
 from bitflax.model import leaves
-from bitflax.runs import judging, stages
+from bitflax.runs import initialization, stages
 from bitflax.training import loop
 from tests.helpers import tinyrun
 
@@ -96,7 +96,7 @@ def test_a_finished_stage_is_not_started_again(place, tmp_path, monkeypatch):
     def judge(*_):
         raise AssertionError("judged again")
 
-    monkeypatch.setattr(judging, "judge", judge)
+    monkeypatch.setattr(initialization, "judged_importance", judge)
     rows = run(recipe, tmp_path / "run")
     assert [row.name for row in rows] == ["teacher", "half", "more"]
     config, params = bf.load_pretrained(tmp_path / "run" / "2-more" / "params")

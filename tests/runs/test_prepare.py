@@ -10,7 +10,7 @@ import bitflax as bf
 from bitflax.data import tasks
 from bitflax.data.augmentation import augment
 from bitflax.errors import ConfigError, DataError, InputMissing, OutputError
-from bitflax.recipe import resolving
+from bitflax.recipe import describe
 from bitflax.runs import experiment, prepare
 from bitflax.runs import folder as runs_folder
 from bitflax.training import loop
@@ -48,7 +48,7 @@ def refuse(place, tmp_path, monkeypatch):
         raise AssertionError("a step before the check")
 
     monkeypatch.setattr(loop, "train", step)
-    monkeypatch.setattr(experiment.Lesson, "scorer", step)
+    monkeypatch.setattr(experiment.TaskData, "scorer", step)
 
     def run(error, *settings, out="run"):
         usual = (f"task={place / 'kinds.tsv'}", f"teacher={place / 'pretrained'}")
@@ -140,7 +140,7 @@ def test_labels_that_differ_in_case_are_two_classes(place, tmp_path):
     settings = [f"task={file}", f"teacher={place / 'pretrained'}"]
     made = bf.load_recipe(place / "tiny.py", settings)
     with runs_folder.RunFolder(tmp_path / "run") as folder:
-        folder.write_recipe("", resolving.resolved(made))
+        folder.write_recipe("", describe.resolved(made))
         setting = prepare.prepare(made, folder)
     task = setting.lesson.task
     assert task.labels == setting.teacher.config.labels == ("Polish", "other", "polish")
@@ -168,7 +168,7 @@ def test_students_learn_augmented_examples_and_the_teacher_the_plain_ones(
     settings = [f"{name}={value}" for name, value in dials.items()]
     made = bf.load_recipe(place / "tiny.py", [*settings, f"data.augment={file}"])
     with runs_folder.RunFolder(tmp_path / "run") as folder:
-        folder.write_recipe("", resolving.resolved(made))
+        folder.write_recipe("", describe.resolved(made))
         setting = prepare.prepare(made, folder)
     lesson, plain = setting.lesson, setting.plain
     assert (len(lesson.tokens), len(plain.tokens)) == (count, len(task.train))

@@ -105,7 +105,7 @@ def test_general_distillation_makes_a_student_for_another_recipe(tmp_path):
     made = bf.load_recipe("general_kd", [*dials, "heads=2", "ffn=40"])
     with tinyrun.devices(1):
         rows = bf.run(made, tmp_path / "general")
-    log = runs_log.read(tmp_path / "general" / "log.jsonl")
+    log = runs_log.read_log(tmp_path / "general" / "log.jsonl")
     losses = [line["dev/loss"] for line in log if "dev/loss" in line]
     assert losses[-1] < losses[0]
     assert [(row.name, row.score) for row in rows] == [

@@ -12,7 +12,7 @@ from bitflax import trees
 from bitflax.inference import predictor
 from bitflax.model import pretrained
 from bitflax.model.leaves import Packed, Split
-from bitflax.packed import saving
+from bitflax.packed import file, packing
 from bitflax.quantization import splitting
 from bitflax.training import checkpoints
 from tests.helpers import small
@@ -125,12 +125,12 @@ def test_saved_loaded_packed_it_predicts_the_same(stages, tmp_path):
     pretrained.save_pretrained(tmp_path / "p", CONFIG, params, extra=True)
     config, loaded = pretrained.load_pretrained(tmp_path / "p")
     jax.tree.map(np.testing.assert_array_equal, loaded, params)
-    packed = saving.pack(loaded, BINARY, rest="float32")
+    packed = packing.pack(loaded, BINARY, rest="float32")
     assert isinstance(trees.flatten(packed)[WORD].a, Packed)
     path, tokenizer = tmp_path / "model.safetensors", test_predictor.tokenizer()
-    saving.save_packed(path, config, packed, ACT, tokenizer)
+    file.save_packed(path, config, packed, ACT, tokenizer)
     found = predictor.load(path).logits(test_predictor.TEXTS)
-    dense = saving.unpack(bf.quantize(params, BINARY))
+    dense = packing.unpack(bf.quantize(params, BINARY))
     expected = predictor.Predictor(config, dense, tokenizer, ACT)
     np.testing.assert_allclose(
         found, expected.logits(test_predictor.TEXTS), rtol=0, atol=1e-5

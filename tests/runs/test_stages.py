@@ -17,7 +17,7 @@ from bitflax.errors import ConfigError, UsageError
 from bitflax.inference import predictor as inference_predictor
 from bitflax.inference import provenance
 from bitflax.model import pretrained
-from bitflax.packed import file, saving
+from bitflax.packed import file, packing
 from bitflax.runs import log
 from tests.helpers import tinyrun
 
@@ -130,7 +130,7 @@ def test_what_a_run_returns_is_what_it_reports(whole):
 
 
 def test_the_log_has_every_stage(whole):
-    lines = log.read(whole[0] / "log.jsonl")
+    lines = log.read_log(whole[0] / "log.jsonl")
     for stage in ("0-teacher", "1-fp32", "2-onebit"):
         mine = [line for line in lines if line["stage"] == stage]
         assert any("dev/accuracy" in line for line in mine)
@@ -169,9 +169,9 @@ def test_a_packed_file_may_keep_fewer_positions(whole, place, tmp_path):
     score = inference_predictor.load(tmp_path / "run").score(task)
     assert score["accuracy"] == rows[-1].score
     _, params = pretrained.load_pretrained(tmp_path / "run/2-onebit/params")
-    whole = saving.unpack(saving.pack(params, bf.xtc_1bit()))
+    whole = packing.unpack(packing.pack(params, bf.xtc_1bit()))
     path = "embeddings/position/embedding"
-    table = trees.flatten(saving.unpack(found.packed))[path]
+    table = trees.flatten(packing.unpack(found.packed))[path]
     np.testing.assert_array_equal(table, trees.flatten(whole)[path][:12])
 
 
@@ -294,7 +294,7 @@ def test_two_devices_give_the_same_run(whole, place, tmp_path):
 
 
 def losses(out, stage):
-    lines = log.read(out / "log.jsonl")
+    lines = log.read_log(out / "log.jsonl")
     mine = [line for line in lines if line["stage"] == stage]
     return [line["loss/loss"] for line in mine if "loss/loss" in line]
 
@@ -312,7 +312,7 @@ def test_what_a_stage_computes_with_is_its_own(whole, place, tmp_path, monkeypat
     def never(*args, **kwargs):
         raise AssertionError("computed again")
 
-    monkeypatch.setattr(teacher_outputs, "keep", never)
+    monkeypatch.setattr(teacher_outputs, "fill", never)
     start(place, tmp_path / "run", *settings)
     found, expected = losses(tmp_path / "run", "2-onebit"), losses(whole[0], "2-onebit")
     assert found != expected
@@ -321,7 +321,7 @@ def test_what_a_stage_computes_with_is_its_own(whole, place, tmp_path, monkeypat
 
 def test_the_best_of_a_stage_is_kept(place, whole, tmp_path):
     start(place, tmp_path / "run", ready(whole), "keep=best", "epochs=8", "stages=1")
-    lines = log.read(tmp_path / "run" / "log.jsonl")
+    lines = log.read_log(tmp_path / "run" / "log.jsonl")
     seen = [line["dev/accuracy"] for line in lines if "dev/accuracy" in line]
     assert len(seen) == 2
     _, fp32 = report(tmp_path / "run")["stages"]

@@ -16,7 +16,8 @@ import numpy as np
 import optax
 import pytest
 
-from bitflax import storage
+from bitflax import files
+from bitflax import files as bitflax_files
 from bitflax.errors import ConfigError, DamagedFile, InputMissing, StorageError
 from bitflax.training.checkpoints import Checkpoints
 from bitflax.types import TrainState
@@ -150,13 +151,13 @@ def test_arrays_may_be_donated_as_soon_as_save_returns(tmp_path):
 
 def test_save_does_not_wait_for_the_manifest(tmp_path, monkeypatch):
     release = threading.Event()
-    write = storage.write_manifest
+    write = files.write_manifest
 
     def slow(*args):
         assert release.wait(60)
         write(*args)
 
-    monkeypatch.setattr(storage, "write_manifest", slow)
+    monkeypatch.setattr(bitflax_files, "write_manifest", slow)
     with Checkpoints(tmp_path) as saved:
         saved.save(1, make_state(), {})
         assert saved.steps == ()
@@ -291,7 +292,7 @@ def test_another_model_is_named(tmp_path):
 
 def test_what_an_interrupted_save_left_is_removed(tmp_path):
     save_three(tmp_path)
-    (tmp_path / "3" / storage.MANIFEST).unlink()
+    (tmp_path / "3" / files.MANIFEST).unlink()
     (tmp_path / "4.orbax-checkpoint-tmp" / "state").mkdir(parents=True)
     (tmp_path / "notes").mkdir()
     with Checkpoints(tmp_path) as saved:
@@ -302,9 +303,9 @@ def test_what_an_interrupted_save_left_is_removed(tmp_path):
 
 def test_too_little_room_is_said_before_writing(tmp_path, monkeypatch):
     free = os.statvfs(tmp_path)
-    usage = type(storage.shutil.disk_usage(tmp_path))
+    usage = type(files.shutil.disk_usage(tmp_path))
     monkeypatch.setattr(
-        storage.shutil, "disk_usage", lambda _: usage(free.f_blocks, free.f_blocks, 100)
+        files.shutil, "disk_usage", lambda _: usage(free.f_blocks, free.f_blocks, 100)
     )
     with Checkpoints(tmp_path) as saved, pytest.raises(StorageError, match="needed"):
         saved.save(1, make_state(), {})
@@ -420,9 +421,9 @@ def test_a_disk_that_fills_up_while_writing(tmp_path):
 def test_the_manifest_names_every_file_and_array(tmp_path):
     save_three(tmp_path)
     folder = tmp_path / "2"
-    manifest = json.loads((folder / storage.MANIFEST).read_text())
+    manifest = json.loads((folder / files.MANIFEST).read_text())
     files = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
-    assert set(manifest["files"]) == files - {storage.MANIFEST}
+    assert set(manifest["files"]) == files - {files.MANIFEST}
     assert manifest["leaves"]["params/encoder/kernel"] == ["float32", [8, 3]]
     assert manifest["step"] == 2
     assert manifest["metric"] == 0.2

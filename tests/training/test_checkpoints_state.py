@@ -7,7 +7,7 @@ import optax
 import pytest
 
 from bitflax.model import leaves
-from bitflax.training import statedict
+from bitflax.training import checkpoints
 from bitflax.types import TrainState
 
 
@@ -19,11 +19,11 @@ def make_state():
 
 def test_names_and_back():
     state = make_state()
-    flat = statedict.flatten(state)
+    flat = checkpoints._flat_state(state)
     assert {"step", "params/a/kernel", "params/b", "key"} <= set(flat)
     assert "opt_state/1/0/mu/a/kernel" in flat
     assert len(flat) == len(jax.tree.leaves(state))
-    again = statedict.unflatten(flat, state)
+    again = checkpoints._unflat_state(flat, state)
     assert jax.tree.structure(again) == jax.tree.structure(state)
     assert type(again.opt_state[1][0]) is type(state.opt_state[1][0])
     np.testing.assert_array_equal(again.params["a"]["kernel"], np.ones((2, 3)))
@@ -34,9 +34,9 @@ def test_targets_are_what_flatten_gives():
     state = make_state()
     shapes = jax.eval_shape(lambda: state)
     for template in (state, shapes):
-        wanted = statedict.targets(template)
-        assert statedict.describe(wanted) == statedict.describe(
-            statedict.flatten(state)
+        wanted = checkpoints._targets(template)
+        assert checkpoints._described(wanted) == checkpoints._described(
+            checkpoints._flat_state(state)
         )
     assert {x.sharding for x in wanted.values()} == {
         jax.sharding.SingleDeviceSharding(jax.devices()[0])
@@ -47,7 +47,7 @@ def test_targets_are_what_flatten_gives():
 def test_keys_of_any_kind_from_shapes_alone(impl):
     state = make_state()._replace(key=jax.random.split(jax.random.key(3, impl=impl)))
     shapes = jax.eval_shape(lambda: state)
-    again = statedict.unflatten(statedict.flatten(state), shapes)
+    again = checkpoints._unflat_state(checkpoints._flat_state(state), shapes)
     assert again.key.dtype == state.key.dtype
     assert bool(jnp.all(again.key == state.key))
 
@@ -55,8 +55,8 @@ def test_keys_of_any_kind_from_shapes_alone(impl):
 def test_leaves_of_several_arrays():
     packed = leaves.Packed(jnp.zeros((2, 1), jnp.uint8), jnp.ones((1, 1)), 1, (2, 3))
     state = make_state()._replace(params={"w": packed})
-    flat = statedict.flatten(state)
+    flat = checkpoints._flat_state(state)
     assert {"params/w/codes", "params/w/scale"} <= set(flat)
-    again = statedict.unflatten(flat, state).params["w"]
+    again = checkpoints._unflat_state(flat, state).params["w"]
     assert isinstance(again, leaves.Packed)
     assert again.shape == (2, 3)

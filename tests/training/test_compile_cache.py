@@ -24,7 +24,7 @@ def compile_something(constant: float) -> None:
 
 def test_programs_are_kept_and_jax_is_left_as_it_was(no_cache, tmp_path):
     compile_something(0.123)
-    with compile_cache.kept_in(tmp_path / "mine", least=0.0):
+    with compile_cache.compiled_in(tmp_path / "mine", least=0.0):
         compile_something(0.456)
     kept = sorted((tmp_path / "mine").iterdir())
     assert kept
@@ -35,14 +35,14 @@ def test_programs_are_kept_and_jax_is_left_as_it_was(no_cache, tmp_path):
 
 def test_a_second_run_has_a_folder_of_its_own(no_cache, tmp_path):
     for name in ("one", "two"):
-        with compile_cache.kept_in(tmp_path / name, least=0.0):
+        with compile_cache.compiled_in(tmp_path / name, least=0.0):
             compile_something(0.321)
         assert list((tmp_path / name).iterdir())
 
 
 def test_a_cache_that_is_set_is_used(no_cache, tmp_path):
     jax.config.update("jax_compilation_cache_dir", str(tmp_path / "theirs"))
-    with compile_cache.kept_in(tmp_path / "mine", least=0.0):
+    with compile_cache.compiled_in(tmp_path / "mine", least=0.0):
         assert jax.config.jax_compilation_cache_dir == str(tmp_path / "theirs")
     assert not (tmp_path / "mine").exists()
 
@@ -56,7 +56,7 @@ def home(no_cache, tmp_path, monkeypatch):
 
 
 def test_a_command_keeps_programs_for_its_user_and_machine(home):
-    with compile_cache.kept_for_user():
+    with compile_cache.compiled_for_user():
         assert jax.config.jax_compilation_cache_dir == str(home)
     assert home.stat().st_mode & 0o777 == 0o700
     assert jax.config.jax_compilation_cache_dir is None
@@ -65,17 +65,17 @@ def test_a_command_keeps_programs_for_its_user_and_machine(home):
 def test_what_others_can_write_to_is_not_used(home):
     home.mkdir(parents=True)
     home.chmod(0o777)
-    with compile_cache.kept_for_user():
+    with compile_cache.compiled_for_user():
         assert jax.config.jax_compilation_cache_dir is None
 
 
 def test_without_a_place_nothing_is_kept(home):
     home.parent.parent.write_text("a file where a folder should be")
-    with compile_cache.kept_for_user():
+    with compile_cache.compiled_for_user():
         compile_something(0.654)
         assert jax.config.jax_compilation_cache_dir is None
 
 
 def test_errors_pass_through(home):
-    with pytest.raises(OSError, match="mine"), compile_cache.kept_for_user():
+    with pytest.raises(OSError, match="mine"), compile_cache.compiled_for_user():
         raise OSError("mine")

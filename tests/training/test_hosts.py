@@ -13,7 +13,7 @@ from safetensors.numpy import load_file
 
 from bitflax.errors import ConfigError, HostLost, UsageError
 from bitflax.runs import log as runs_log
-from bitflax.training import hosts, joining
+from bitflax.training import hosts
 from tests.helpers import hosted, tinyrun
 
 PLACE = "10.0.0.1:8476"
@@ -69,7 +69,7 @@ def test_it_comes_before_any_computation():
 
 
 def test_a_place_where_nobody_listens_is_named(monkeypatch, capsys):
-    monkeypatch.setattr(joining, "REACH_SECONDS", 0.1)
+    monkeypatch.setattr(hosts, "REACH_SECONDS", 0.1)
     place = f"127.0.0.1:{hosted.free_port()}"
     with pytest.raises(UsageError, match=f"process 0 is not reached at {place}"):
         hosts.initialize(place, 2, 1)
@@ -81,11 +81,11 @@ def test_alone_nothing_happens():
     hosts.initialize()
     hosts.initialize(PLACE, 1, 0)
     assert not jax.distributed.is_initialized()
-    assert hosts.part() == (0, 1)
-    assert hosts.share(lambda: (1, "as it is")) == (1, "as it is")
+    assert hosts.process_part() == (0, 1)
+    assert hosts.broadcast(lambda: (1, "as it is")) == (1, "as it is")
     hosts.barrier()
-    hosts.leave(ConfigError("a", "b", fix="c"), 78)  # returns
-    assert hosts.lost(jax.errors.JaxRuntimeError("Gloo: connection reset")) is None
+    hosts.leave_run(ConfigError("a", "b", fix="c"), 78)  # returns
+    assert hosts.lost_host(jax.errors.JaxRuntimeError("Gloo: connection reset")) is None
 
 
 @pytest.mark.parametrize(
@@ -101,7 +101,7 @@ def test_alone_nothing_happens():
 def test_a_failure_of_ones_own_is_no_lost_process(monkeypatch, said, of):
     monkeypatch.setattr(hosts, "_watcher", threading.current_thread())
     monkeypatch.setattr(hosts, "_leaving", False)
-    assert type(hosts.lost(jax.errors.JaxRuntimeError(said))) is of
+    assert type(hosts.lost_host(jax.errors.JaxRuntimeError(said))) is of
 
 
 def test_slurm_and_open_mpi_say_by_themselves_who_takes_part(monkeypatch):
@@ -319,7 +319,7 @@ def test_a_corpus_and_uneven_batches_on_many_processes(place, cache):
         text = f"text={place / 'text.txt'}"
         run(place, out, cache, count, text, recipe="many.py")
     assert_agree(outs[1], outs[0], ("0-teacher", "1-general"))
-    logs = [runs_log.read(out / "log.jsonl") for out in outs]
+    logs = [runs_log.read_log(out / "log.jsonl") for out in outs]
     one, four = ([x["dev/loss"] for x in log if "dev/loss" in x] for log in logs)
     assert len(one) == 2
     assert four == pytest.approx(one, rel=1e-5)

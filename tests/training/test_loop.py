@@ -14,7 +14,7 @@ import pytest
 import bitflax as bf
 from bitflax.errors import Diverged
 from bitflax.runs.folder import RunFolder
-from bitflax.training import loop, pauses, steps
+from bitflax.training import loop, optimizer
 
 STEPS = 9
 OPTIM = bf.Optim(lr=0.1)
@@ -69,7 +69,7 @@ def work(folder, step, **changes):
         evaluate=lambda params: {"accuracy": float(jnp.sum(params["kernel"]))},
         metric="accuracy",
         eval_every=4,
-        rate=steps.learning_rate(OPTIM, STEPS),
+        rate=optimizer.learning_rate(OPTIM, STEPS),
         keep="last",
         place="stages.stage",
     )
@@ -175,7 +175,7 @@ def test_a_training_logs_means_rates_and_scores(whole):
     assert [x["step"] for x in losses] == [2, 4, 6, 8, STEPS]
     assert [x["step"] for x in lines if "dev/accuracy" in x] == [4, 8, STEPS]
     assert losses[-1]["loss/labels"] < losses[0]["loss/labels"]
-    rate = steps.learning_rate(OPTIM, STEPS)
+    rate = optimizer.learning_rate(OPTIM, STEPS)
     for line in losses:
         np.testing.assert_allclose(line["lr"], float(rate(line["step"] - 1)), rtol=1e-6)
         np.testing.assert_allclose(line["loss/loss"], line["loss/labels"], rtol=1e-6)
@@ -244,7 +244,7 @@ def test_seconds_count_all_runs(step, sigterm, tmp_path, monkeypatch):
         return ten_seconds
 
     clock = types.SimpleNamespace(monotonic=lambda: now[0])
-    monkeypatch.setattr(pauses, "time", clock)
+    monkeypatch.setattr(loop, "time", clock)
     with pytest.raises(Stopped):
         run(tmp_path / "run", step, batch=slow(stopping(signal.SIGTERM, 2)))
     now[0] = 1e6

@@ -5,7 +5,7 @@ import signal
 import jax
 import pytest
 
-from bitflax.training import hosts, pauses
+from bitflax.training import hosts, loop
 
 
 class Asked(Exception):
@@ -23,7 +23,7 @@ def handler():
 
 
 def test_a_signal_is_held_back_until_it_is_delivered(handler):
-    with pauses.Signals() as signals:
+    with loop.Signals() as signals:
         signal.raise_signal(signal.SIGTERM)
         assert signals.caught == signal.SIGTERM
         with pytest.raises(Asked):
@@ -32,7 +32,7 @@ def test_a_signal_is_held_back_until_it_is_delivered(handler):
 
 
 def test_whoever_asks_twice_stops_at_once(handler):
-    with pauses.Signals():
+    with loop.Signals():
         signal.raise_signal(signal.SIGTERM)
         with pytest.raises(Asked):
             signal.raise_signal(signal.SIGTERM)
@@ -40,14 +40,14 @@ def test_whoever_asks_twice_stops_at_once(handler):
 
 
 def test_a_signal_after_the_last_step_is_not_lost(handler):
-    with pytest.raises(Asked), pauses.Signals():
+    with pytest.raises(Asked), loop.Signals():
         signal.raise_signal(signal.SIGTERM)
     assert signal.getsignal(signal.SIGTERM) is handler
 
 
 def test_an_error_goes_before_a_signal(handler):
     def fail():
-        with pauses.Signals():
+        with loop.Signals():
             signal.raise_signal(signal.SIGTERM)
             raise OSError("disk")
 
@@ -59,12 +59,12 @@ def test_an_error_goes_before_a_signal(handler):
 def time(monkeypatch):
     """Seconds that pass as the test says."""
     now = [100.0]
-    monkeypatch.setattr(pauses.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(loop.time, "monotonic", lambda: now[0])
     return now
 
 
 def test_a_checkpoint_is_due_once_a_period(time):
-    clock = pauses.Clock(5.0, every=60.0)
+    clock = loop.Clock(5.0, every=60.0)
     time[0] += 59
     assert not clock.due()
     time[0] += 2
@@ -79,7 +79,7 @@ class Said:
     def __init__(self, monkeypatch):
         self.flag, self.asked = None, 0
         monkeypatch.setattr(jax, "process_count", lambda: 2)
-        monkeypatch.setattr(hosts, "share", self.share)
+        monkeypatch.setattr(hosts, "broadcast", self.share)
         monkeypatch.setattr(hosts, "raise_flag", self.raise_flag)
         monkeypatch.setattr(hosts, "taken_flag", self.taken_flag)
 
@@ -98,7 +98,7 @@ class Said:
 
 def test_many_processes_agree_about_once_a_second(time, monkeypatch):
     said = Said(monkeypatch)
-    decide = pauses.Pauses(pauses.Signals(), pauses.Clock(0.0, 60.0), most=20)
+    decide = loop.Pauses(loop.Signals(), loop.Clock(0.0, 60.0), most=20)
     saved = []
     for step in range(1, 1001):
         time[0] += 0.1
@@ -114,7 +114,7 @@ def test_many_processes_agree_about_once_a_second(time, monkeypatch):
 def test_slow_steps_agree_each_and_fast_ones_not_too_seldom(time, monkeypatch):
     for pace, expected in ((5.0, 40), (0.001, 4)):
         said = Said(monkeypatch)
-        decide = pauses.Pauses(pauses.Signals(), pauses.Clock(0.0, 60.0), most=20)
+        decide = loop.Pauses(loop.Signals(), loop.Clock(0.0, 60.0), most=20)
         for step in range(1, 41):
             time[0] += pace
             decide.at(step, last=False)
@@ -122,8 +122,8 @@ def test_slow_steps_agree_each_and_fast_ones_not_too_seldom(time, monkeypatch):
 
 
 def test_a_signal_of_any_process_stops_all_at_the_next_agreement(time, monkeypatch):
-    said, signals = Said(monkeypatch), pauses.Signals()
-    decide = pauses.Pauses(signals, pauses.Clock(0.0, 60.0), most=20)
+    said, signals = Said(monkeypatch), loop.Signals()
+    decide = loop.Pauses(signals, loop.Clock(0.0, 60.0), most=20)
     signals.caught = signal.SIGTERM
     assert decide.at(1, last=False) == (False, signal.SIGTERM)
     assert said.flag is None
@@ -131,7 +131,7 @@ def test_a_signal_of_any_process_stops_all_at_the_next_agreement(time, monkeypat
 
 def test_the_last_step_asks_in_any_case(time, monkeypatch):
     said = Said(monkeypatch)
-    decide = pauses.Pauses(pauses.Signals(), pauses.Clock(0.0, 60.0), most=20)
+    decide = loop.Pauses(loop.Signals(), loop.Clock(0.0, 60.0), most=20)
     for step in (1, 2, 3):
         time[0] += 0.001
         decide.at(step, last=False)

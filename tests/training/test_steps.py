@@ -13,7 +13,7 @@ import pytest
 import bitflax as bf
 from bitflax import trees
 from bitflax.model import leaves
-from bitflax.training import steps
+from bitflax.training import optimizer
 from tests.helpers import oracles, small
 
 
@@ -28,7 +28,7 @@ def test_adamw_is_xtcs():
     z = oracles.load("optimizers")
     rates = [float(z[f"adamw_xtc/lr{i}"]) for i in range(12)]
     optim = bf.Optim(lr=max(rates), warmup=0.25)
-    close([steps.learning_rate(optim, 12)(i) for i in range(12)], rates, 1e-9)
+    close([optimizer.learning_rate(optim, 12)(i) for i in range(12)], rates, 1e-9)
 
     def tree(prefix):
         # The bias does not decay, the others do; all are clipped together.
@@ -52,12 +52,12 @@ def test_adamw_is_xtcs():
     [("linear", 0.5, 0.0), ("cosine", 0.5, 0.0), ("constant", 1.0, 1.0)],
 )
 def test_rates_rise_and_fall(schedule, middle, end):
-    rate = steps.learning_rate(bf.Optim(lr=1.0, warmup=0.2, schedule=schedule), 100)
+    rate = optimizer.learning_rate(bf.Optim(lr=1.0, warmup=0.2, schedule=schedule), 100)
     close([rate(i) for i in (0, 5, 20, 60, 100)], [0, 0.25, 1, middle, end], 1e-6)
 
 
 def test_without_warm_up_the_first_step_has_the_whole_rate():
-    rate = steps.learning_rate(bf.Optim(lr=1.0, warmup=0.0), 10)
+    rate = optimizer.learning_rate(bf.Optim(lr=1.0, warmup=0.0), 10)
     close([rate(i) for i in (0, 5, 10)], [1.0, 0.5, 0.0], 1e-6)
 
 

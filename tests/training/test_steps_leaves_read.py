@@ -1,7 +1,7 @@
 import jax
 import jax.numpy as jnp
 
-from bitflax.training import liveness
+from bitflax.training import steps
 
 
 def test_what_the_result_is_not_made_of_is_not_read():
@@ -16,7 +16,7 @@ def test_what_the_result_is_not_made_of_is_not_read():
         "c": jnp.ones(2),
         "d": {"direct": jnp.ones(1), "none": jnp.ones(1)},
     }
-    assert liveness.read(fn, tree) == {
+    assert steps.leaves_read(fn, tree) == {
         "a": False,
         "b": False,
         "c": True,
@@ -26,7 +26,7 @@ def test_what_the_result_is_not_made_of_is_not_read():
 
 def test_shapes_alone_are_enough():
     shape = jax.ShapeDtypeStruct((2,), "float32")
-    assert liveness.read(lambda p: p[0], [shape, shape]) == [True, False]
+    assert steps.leaves_read(lambda p: p[0], [shape, shape]) == [True, False]
 
 
 def test_a_reader_traces_once_for_each_structure():
@@ -36,7 +36,7 @@ def test_a_reader_traces_once_for_each_structure():
         traced.append(batch)
         return p["a"] * batch["x"] + (p["b"] if "y" in batch else 0)
 
-    read, p = liveness.reader(fn), {"a": jnp.ones(()), "b": jnp.ones(())}
+    read, p = steps.leaves_reader(fn), {"a": jnp.ones(()), "b": jnp.ones(())}
     for _ in range(2):
         assert read(p, {"x": jnp.ones(3)}) == {"a": True, "b": False}
         assert read(p, {"x": jnp.ones(5), "y": 1}) == {"a": True, "b": True}

@@ -17,11 +17,12 @@ from typing import Any
 
 import numpy as np
 
-from bitflax import progressbar, storage
-from bitflax.data import columns, tables
-from bitflax.data.augmentation import masked_lm, word_vectors, words
+from bitflax import files, progress
+from bitflax.data import tables
+from bitflax.data.augmentation import word_vectors, words
+from bitflax.data.augmentation.masked_lm import load_masked_lm
 from bitflax.data.augmentation.resumable_file import Growing
-from bitflax.data.augmentation.variants import Finder, variants
+from bitflax.data.augmentation.words import Finder, variants
 from bitflax.data.examples import Examples, Task
 from bitflax.errors import DataError, UsageError
 from bitflax.model import pretrained
@@ -117,9 +118,9 @@ def write_augmented(task: Task, out: str | Path, how: Augment) -> int:
     with Growing(out, settings, len(task.train)) as file:
         if file.done < file.total:
             size = sum(len(text) for texts in task.train.texts for text in texts)
-            storage.need(out.parent, (copies + 1) * (size + 60 * len(task.train)))
+            files.need_space(out.parent, (copies + 1) * (size + 60 * len(task.train)))
             finder = _finder(how)
-            with progressbar.Progress(file.total, "augment", initial=file.done) as bar:
+            with progress.Progress(file.total, "augment", initial=file.done) as bar:
                 for start in range(file.done, file.total, CHUNK):
                     stop = min(start + CHUNK, file.total)
                     rows = _rows(task, range(start, stop), finder, how, copies)
@@ -134,25 +135,25 @@ def _settings(task: Task, how: Augment, copies: int) -> dict[str, Any]:
     settings = dataclasses.asdict(how) | {"copies": copies}
     if how.masked_lm is not None:
         kinds = (".json", ".txt", ".safetensors", ".bin")
-        folder = sorted(pretrained.resolve(how.masked_lm).iterdir())
-        sums = [storage.sha256(file) for file in folder if file.suffix in kinds]
+        folder = sorted(pretrained.resolve_folder(how.masked_lm).iterdir())
+        sums = [files.sha256(file) for file in folder if file.suffix in kinds]
         whole = hashlib.sha256("".join(sums).encode()).hexdigest()
         settings["masked_lm"] = f"sha256 {whole}"
     if how.vectors is not None:
         path = word_vectors.path_of(how.vectors)
-        settings["vectors"] = f"sha256 {storage.sha256(path)}"
+        settings["vectors"] = f"sha256 {files.sha256(path)}"
     return settings | {"task": task.name, "data": f"sha256 {task.sha256}"}
 
 
 def _finder(how: Augment) -> Finder:
     """Load what finds candidates, and say what stands in for what is not given."""
-    vectors = None if how.vectors is None else word_vectors.load(how.vectors)
+    vectors = None if how.vectors is None else word_vectors.load_vectors(how.vectors)
     if how.masked_lm is None:
         _note("no --masked-lm: word vectors give the candidates of every word")
         return Finder(words.Splitter(), None, vectors, count=how.candidates)
     if vectors is None:
         _note("no --vectors: words of several pieces are not replaced")
-    lm = masked_lm.load_masked_lm(how.masked_lm)
+    lm = load_masked_lm(how.masked_lm)
     if how.candidates >= lm.config.vocab_size:
         problem = f"{how.candidates}, but the masked LM knows {lm.config.vocab_size}"
         raise UsageError("--candidates", f"{problem} words", fix="15 is TinyBERT's")
@@ -222,13 +223,13 @@ def load_augmented(path: str | Path, task: Task) -> Examples:
             )
         return wanted
 
-    table = tables.read(path, choose, faults)
-    texts = columns.texts(table, names, faults, allow_empty=True)
+    table = tables.read_table(path, choose, faults)
+    texts = tables.text_columns(table, names, faults, allow_empty=True)
     labels = None
     if labelled and task.regression:
-        labels = columns.real_labels(table, "label", faults)
+        labels = tables.real_labels(table, "label", faults)
     elif labelled:
-        labels = columns.class_labels(table, "label", task.labels, faults)
+        labels = tables.class_labels(table, "label", task.labels, faults)
     for row, source in zip(table.rows, table.columns["source"], strict=True):
         if type(source) is not int:
             problem = f"expected a row's number as source, found {source!r:.20}"

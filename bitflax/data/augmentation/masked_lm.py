@@ -19,7 +19,7 @@ from bitflax.data.text import Tokenizer
 from bitflax.errors import ConfigError, DamagedFile
 from bitflax.model import hf_config, hf_weights, pretrained
 from bitflax.model.apply import bert
-from bitflax.model.names import HEADS, canonical, entries
+from bitflax.model.names import HEADS, canonical_name, parameter_entries
 from bitflax.types import BertConfig, Params
 
 LENGTHS = (8, 12, 16, 20, 24, 28, 32, 40, 48, 56, 64, 80, 96, 128, 192, 256, 384, 512)
@@ -158,12 +158,12 @@ def load_masked_lm(folder: str | Path) -> MaskedLM:
       ConfigError: it is no BERT, has no masked LM's head, or its tokenizer does not
         fit.
     """
-    path = pretrained.resolve(folder)
+    path = pretrained.resolve_folder(folder)
     fields = hf_config.read_json(path / "config.json")
     config = hf_config.config_from_hf(fields, num_labels=2, place=path / "config.json")
     tokenizer = Tokenizer.from_folder(path)
     state, weights = hf_weights.read_state(path)
-    state = {canonical(name): array for name, array in state.items()}
+    state = {canonical_name(name): array for name, array in state.items()}
     if f"{_HEAD}.transform.dense.weight" not in state:
         raise ConfigError(
             weights,
@@ -176,7 +176,7 @@ def load_masked_lm(folder: str | Path) -> MaskedLM:
             f"{tokenizer.vocab_size} tokens, but the model has {config.vocab_size}",
             fix="give the folder the tokenizer that the model was trained with",
         )
-    params = pretrained.params_from_hf(
+    params = hf_weights.params_from_hf(
         _without_heads(config) | state, config, place=weights
     )
     tied = fields.get("tie_word_embeddings", True)
@@ -192,7 +192,7 @@ def load_masked_lm(folder: str | Path) -> MaskedLM:
 def _without_heads(config: BertConfig) -> dict[str, np.ndarray]:
     """Return a pooler and a classifier of zeros: nobody asks what they compute."""
     heads = tuple(f"{there}." for _, there, _ in HEADS)
-    table = [e for e in entries(config) if e.name.startswith(heads)]
+    table = [e for e in parameter_entries(config) if e.name.startswith(heads)]
     return {entry.name: np.zeros(entry.shape, np.float32) for entry in table}
 
 

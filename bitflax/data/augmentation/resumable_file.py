@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
-from bitflax import storage
+from bitflax import files
 from bitflax.errors import ConfigError, FolderBusy, OutputError
 
 
@@ -58,14 +58,14 @@ class Growing:
                 raise OutputError(self.path, problem, fix="choose another --out")
             self.done = self.total
             return self
-        with storage.disk(self._part):
+        with files.disk(self._part):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._file = self._part.open("ab")
         self._lock()
         size = self._part.stat().st_size
         if known is not None and known["bytes"] <= size:
             self.done, self._size = known["done"], known["bytes"]
-        with storage.disk(self._part):
+        with files.disk(self._part):
             self._file.truncate(self._size)  # half a piece, written as it stopped
         return self
 
@@ -74,7 +74,7 @@ class Growing:
         file, self._file = self._file, None
         if file is None:
             return
-        with file, storage.disk(self.path):
+        with file, files.disk(self.path):
             if self.done == self.total:
                 self._record()
                 os.replace(self._part, self.path)
@@ -89,7 +89,7 @@ class Growing:
         """
         assert self._file is not None
         data = text.encode()
-        with storage.disk(self._part):
+        with files.disk(self._part):
             self._file.write(data)
             self._file.flush()
             os.fsync(self._file.fileno())
@@ -103,7 +103,7 @@ class Growing:
             "done": self.done,
             "bytes": self._size,
         }
-        storage.write_text(self._state, json.dumps(record, indent=1))
+        files.write_text(self._state, json.dumps(record, indent=1))
 
     def _known(self) -> dict[str, Any] | None:
         """Return what an earlier process recorded; None: nothing that can be read."""

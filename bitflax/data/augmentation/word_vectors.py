@@ -113,7 +113,7 @@ def path_of(name: str | Path) -> Path:
     return path
 
 
-def load(name: str | Path) -> WordVectors:
+def load_vectors(name: str | Path) -> WordVectors:
     """Load the first 100,000 words of a file of word vectors.
 
     Args:

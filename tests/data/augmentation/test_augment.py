@@ -9,8 +9,9 @@ import pytest
 
 from bitflax import cli
 from bitflax.data import tasks
-from bitflax.data.augmentation import augment, masked_lm, variants
-from bitflax.data.examples import Examples, Task, column
+from bitflax.data.augmentation import augment, masked_lm
+from bitflax.data.augmentation import words as data_augmentation_words
+from bitflax.data.examples import Examples, Task, object_column
 from bitflax.errors import BitflaxError, ConfigError, DataError, UsageError
 from tests.helpers import augmenting
 
@@ -25,7 +26,11 @@ TEXTS = [
 
 def make_task(rows=5, pair=False, regression=False, labelled=True):
     texts = [TEXTS[i % 5] + " film" * (i // 5) for i in range(rows)]
-    columns = (column(texts), column(texts[::-1])) if pair else (column(texts),)
+    columns = (
+        (object_column(texts), object_column(texts[::-1]))
+        if pair
+        else (object_column(texts),)
+    )
     labels = np.arange(rows, dtype=np.int32) % 2
     if regression:
         labels = (np.arange(rows) * 0.7).astype(np.float32)
@@ -137,7 +142,7 @@ def test_each_example_has_a_generator_of_its_own(out, vectors):
     how = augment.Augment(vectors=vectors, copies=3, seed=7, candidates=4)
     augment.write_augmented(task, out, how)
     sentences = augment._finder(how)([TEXTS[1]])
-    expected = variants.variants(sentences, 3, 0.4, random.Random("7 3"))
+    expected = data_augmentation_words.variants(sentences, 3, 0.4, random.Random("7 3"))
     found = [line["sentence"] for line in lines(out) if line["source"] == 3]
     assert found == [text for (text,) in expected]
 
@@ -156,7 +161,7 @@ def test_a_stopped_command_goes_on(out, vectors, monkeypatch, tmp_path):
     how, task = augment.Augment(vectors=vectors, copies=5), make_task(12)
     monkeypatch.setattr(augment, "CHUNK", 2)
     augment.write_augmented(task, tmp_path / "whole.jsonl", how)
-    called, find = [], variants.Finder.__call__
+    called, find = [], data_augmentation_words.Finder.__call__
 
     def stopping(self, texts):
         called.append(len(texts))
@@ -164,7 +169,7 @@ def test_a_stopped_command_goes_on(out, vectors, monkeypatch, tmp_path):
             raise KeyboardInterrupt
         return find(self, texts)
 
-    monkeypatch.setattr(variants.Finder, "__call__", stopping)
+    monkeypatch.setattr(data_augmentation_words.Finder, "__call__", stopping)
     with pytest.raises(KeyboardInterrupt):
         augment.write_augmented(task, out, how)
     assert not out.exists()
@@ -200,7 +205,9 @@ def test_a_file_of_other_settings_is_refused(out, vectors, tmp_path, change):
 def test_copies_are_tinyberts(out, vectors, name, copies, monkeypatch):
     asked = []
     monkeypatch.setattr(
-        variants, "variants", lambda s, n, p, rng: asked.append(n) or [("a",)]
+        data_augmentation_words,
+        "variants",
+        lambda s, n, p, rng: asked.append(n) or [("a",)],
     )
     task = make_task()
     task = Task(name, task.train, task.dev, task.labels, "accuracy")

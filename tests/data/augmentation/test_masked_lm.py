@@ -8,7 +8,7 @@ import pytest
 
 from bitflax.data.augmentation import masked_lm, words
 from bitflax.errors import ConfigError, DamagedFile
-from bitflax.model import apply, pretrained
+from bitflax.model import apply, hf_weights
 from tests.helpers import augmenting
 from tests.helpers.augmenting import CONFIG
 
@@ -62,7 +62,7 @@ def by_numpy(state, hidden):
 
 def last_hidden(state, each):
     heads = masked_lm._without_heads(CONFIG)
-    params = pretrained.params_from_hf(heads | state, CONFIG)
+    params = hf_weights.params_from_hf(heads | state, CONFIG)
     batch = {
         "input_ids": jnp.array([each.ids]),
         "attention_mask": jnp.ones((1, len(each.ids))),

@@ -56,28 +56,28 @@ def test_zeros_repetitions_and_unk_are_left_out():
 
 @pytest.mark.parametrize("first", ["", "4 2\n"])
 def test_text_is_read(write, first):
-    assert_same(word_vectors.load(write("glove.txt", first + TEXT)))
+    assert_same(word_vectors.load_vectors(write("glove.txt", first + TEXT)))
 
 
 def test_a_word_may_hold_spaces(write):
-    found = word_vectors.load(write("glove.txt", "a 1 0\nat name 0 1\n"))
+    found = word_vectors.load_vectors(write("glove.txt", "a 1 0\nat name 0 1\n"))
     assert found.words == ["a", "at name"]
 
 
 def test_an_array_has_its_words_beside_it(write, tmp_path):
     np.save(tmp_path / "v.npy", VECTORS)
     with pytest.raises(InputMissing, match=r"v\.txt: the word list is not there"):
-        word_vectors.load(tmp_path / "v.npy")
+        word_vectors.load_vectors(tmp_path / "v.npy")
     write("v.txt", "\n".join(WORDS))
-    assert_same(word_vectors.load(str(tmp_path / "v.npy")))
+    assert_same(word_vectors.load_vectors(str(tmp_path / "v.npy")))
 
 
 def test_only_the_first_words_are_read(write, monkeypatch, tmp_path):
     monkeypatch.setattr(word_vectors, "MOST", 2)
-    assert word_vectors.load(write("glove.txt", TEXT)).words == ["the", "movie"]
+    assert word_vectors.load_vectors(write("glove.txt", TEXT)).words == ["the", "movie"]
     np.save(tmp_path / "glove.npy", VECTORS)
     write("glove.txt", "\n".join(WORDS))
-    assert word_vectors.load(tmp_path / "glove.npy").words == ["the", "movie"]
+    assert word_vectors.load_vectors(tmp_path / "glove.npy").words == ["the", "movie"]
 
 
 @pytest.mark.parametrize(
@@ -94,7 +94,7 @@ def test_only_the_first_words_are_read(write, monkeypatch, tmp_path):
 def test_bad_text_is_refused(write, text, place, problem):
     path = write("glove.txt", text)
     with pytest.raises(DataError, match=problem) as caught:
-        word_vectors.load(path)
+        word_vectors.load_vectors(path)
     assert caught.value.place == f"{path}{place}"
 
 
@@ -110,25 +110,25 @@ def test_bad_arrays_are_refused(write, tmp_path, array, words, problem):
     np.save(tmp_path / "v.npy", array)
     write("v.txt", words)
     with pytest.raises(DataError, match=problem):
-        word_vectors.load(tmp_path / "v.npy")
+        word_vectors.load_vectors(tmp_path / "v.npy")
 
 
 def test_pickles_are_not_opened(write, tmp_path):
     np.save(tmp_path / "v.npy", np.array([{}], object), allow_pickle=True)
     write("v.txt", "a")
     with pytest.raises(DamagedFile, match="not an array of numbers"):
-        word_vectors.load(tmp_path / "v.npy")
+        word_vectors.load_vectors(tmp_path / "v.npy")
 
 
 @pytest.mark.parametrize("name", ["nowhere.txt", "nowhere.npy"])
 def test_a_missing_file_is_named(name):
     with pytest.raises(InputMissing, match="there is no such file"):
-        word_vectors.load(name)
+        word_vectors.load_vectors(name)
 
 
 def test_another_kind_of_file_is_refused():
     with pytest.raises(DataError, match=r"expected a \.txt, a \.npy or 'glove'"):
-        word_vectors.load("glove.bin")
+        word_vectors.load_vectors("glove.bin")
 
 
 @pytest.fixture
@@ -147,16 +147,16 @@ def package(tmp_path, monkeypatch):
 
 
 def test_a_package_is_read_without_running_it(package):
-    assert_same(word_vectors.load("glove"))
+    assert_same(word_vectors.load_vectors("glove"))
 
 
 def test_a_damaged_word_list_is_said(package):
     (package / "x_index.parquet").write_bytes(b"no parquet")
     with pytest.raises(DamagedFile, match="not a word list"):
-        word_vectors.load("glove")
+        word_vectors.load_vectors("glove")
 
 
 def test_a_missing_package_says_how_to_get_it(monkeypatch):
     monkeypatch.setattr(word_vectors, "PACKAGE", "no_such_package")
     with pytest.raises(InputMissing, match=r"pip install 'bitflax\[augment\]'"):
-        word_vectors.load("glove")
+        word_vectors.load_vectors("glove")

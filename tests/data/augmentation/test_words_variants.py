@@ -5,7 +5,7 @@ import random
 import numpy as np
 import pytest
 
-from bitflax.data.augmentation import variants, words
+from bitflax.data.augmentation import words
 from bitflax.data.augmentation.word_vectors import WordVectors
 from tests.helpers import augmenting
 
@@ -28,7 +28,7 @@ def vectors():
 def finder():
     splitter = words.Splitter(augmenting.tokenizer())
     count = augmenting.golden()[0]["M"]
-    return variants.Finder(splitter, by_table, vectors(), count=count)
+    return words.Finder(splitter, by_table, vectors(), count=count)
 
 
 def test_candidates_are_tinyberts(finder):
@@ -43,7 +43,7 @@ def test_candidates_are_tinyberts(finder):
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case["sentence"])
 def test_variants_are_tinyberts(finder, case):
     data, rng = augmenting.golden()[0], random.Random(case["seed"])
-    found = variants.variants(finder([case["sentence"]]), data["N"], data["p"], rng)
+    found = words.variants(finder([case["sentence"]]), data["N"], data["p"], rng)
     assert [text for (text,) in found] == case["augmented"]
 
 
@@ -51,19 +51,19 @@ def test_pairs_vary_together(finder):
     """The peers' code sets all variants of the second beside the first's last one."""
     firsts, seconds = "the movie was great", "a dog was bad"
     both = finder([firsts, seconds])
-    found = variants.variants(both, 30, 0.5, random.Random(3))
+    found = words.variants(both, 30, 0.5, random.Random(3))
     assert found[0] == (firsts, seconds)
     assert len(set(found)) == len(found) > 10
     assert len({first for first, _ in found}) > 3
     assert len({second for _, second in found}) > 3
     rng = random.Random(3)
-    drawn = [tuple(variants.draw(each, 0.5, rng) for each in both) for _ in range(30)]
+    drawn = [tuple(words.draw(each, 0.5, rng) for each in both) for _ in range(30)]
     assert found == list(dict.fromkeys([found[0], *drawn]))
 
 
 def test_a_repeated_variant_is_dropped_and_not_drawn_again():
-    sentence = variants.Sentence("a", ["a"], {0: ["a", "b"]})
-    found = variants.variants([sentence], 50, 1.0, random.Random(0))
+    sentence = words.Sentence("a", ["a"], {0: ["a", "b"]})
+    found = words.variants([sentence], 50, 1.0, random.Random(0))
     assert found == [("a",), ("b",)]
 
 
@@ -71,13 +71,13 @@ def test_a_repeated_variant_is_dropped_and_not_drawn_again():
     ("probability", "least", "most"), [(0.4, 0.38, 0.42), (1.0, 1, 1)]
 )
 def test_words_are_replaced_at_their_probability(probability, least, most):
-    sentence = variants.Sentence("", ["a"] * 10_000, {i: ["b"] for i in range(10_000)})
-    made = variants.draw(sentence, probability, random.Random(0)).split()
+    sentence = words.Sentence("", ["a"] * 10_000, {i: ["b"] for i in range(10_000)})
+    made = words.draw(sentence, probability, random.Random(0)).split()
     assert least <= made.count("b") / 10_000 <= most
 
 
 def test_without_a_masked_lm_vectors_serve_for_every_word():
-    finder = variants.Finder(words.Splitter(), None, vectors(), count=3)
+    finder = words.Finder(words.Splitter(), None, vectors(), count=3)
     (found,) = finder(["The Movie was nice"])
     near = vectors().nearest(["movie"], 3)["movie"]
     assert found.options[1] == near  # the splitter makes small letters
@@ -92,7 +92,7 @@ def test_a_capital_is_kept(finder, monkeypatch):
 
 
 def test_without_vectors_words_of_several_pieces_stay(finder):
-    bare = variants.Finder(finder.splitter, by_table, count=5)
+    bare = words.Finder(finder.splitter, by_table, count=5)
     (found,) = bare(["the movie was unbelievable"])
     assert found.options[3] == ["unbelievable"]
     assert len(found.options[1]) == 5
@@ -127,6 +127,6 @@ def test_neighbours_are_looked_up_once(finder, monkeypatch):
 
 @pytest.mark.parametrize("text", ["", " ", "!"])
 def test_a_text_without_words_is_itself(finder, text):
-    found = variants.variants(finder([text]), 5, 0.4, random.Random(0))
+    found = words.variants(finder([text]), 5, 0.4, random.Random(0))
     assert found[0] == (text,)
     assert len(found) <= 2

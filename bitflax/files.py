@@ -12,11 +12,11 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from bitflax.errors import BitflaxError, DamagedFile, StorageError
+from bitflax.errors import BitflaxError, DamagedFile, OutputError, StorageError
 
 MANIFEST = "MANIFEST.json"
 
@@ -53,7 +53,7 @@ def disk(
         ) from error
 
 
-def need(folder: str | Path, size: int) -> None:
+def need_space(folder: str | Path, size: int) -> None:
     """Check that the disk under a folder, made or not yet, has ``size`` bytes free.
 
     Raises:
@@ -184,3 +184,114 @@ def remove_unfinished(folder: Path) -> None:
 
 def _damaged(path: Path, problem: str) -> DamagedFile:
     return DamagedFile(path, problem, fix="remove the folder that holds it")
+
+
+MODEL_FILES = frozenset(
+    {
+        "bitflax_extra.safetensors",
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "vocab.txt",
+    }
+)
+
+
+def check_model_folder(folder: Path, also: Set[str] = frozenset()) -> None:
+    """Refuse to write where something else lies than an earlier model.
+
+    Args:
+      folder: where to write; it need not be there.
+      also: names of files that may lie there besides ``WRITTEN``.
+
+    Raises:
+      OutputError: it cannot be read or written, or holds something else than a model.
+    """
+    above = folder.absolute().parent
+    while not above.exists() and above != above.parent:
+        above = above.parent
+    if above.is_dir() and not os.access(above, os.W_OK):
+        problem = f"{above} cannot be written"
+        raise OutputError(folder, problem, fix="give another folder")
+    try:
+        foreign = sorted({p.name for p in folder.iterdir()} - MODEL_FILES - also)
+    except FileNotFoundError:
+        foreign = []
+    except OSError as error:
+        raise OutputError(
+            folder, f"{error.strerror}", fix="give another folder"
+        ) from None
+    if foreign:
+        raise OutputError(
+            folder,
+            f"holds what is no part of a model: {', '.join(foreign[:3])}",
+            fix="give a new folder",
+        )
+
+
+@contextlib.contextmanager
+def replacing_folder(folder: Path, also: Set[str] = frozenset()) -> Iterator[Path]:
+    """Give an empty folder to write in, which then takes the place of ``folder``.
+
+    Where the body fails, ``folder`` is what it was. Nothing but an earlier model is
+    ever replaced.
+
+    Args:
+      folder: where to write.
+      also: as ``check`` takes it.
+
+    Raises:
+      OutputError: the folder cannot be made, or holds something else than a model.
+      StorageError: writing failed, or the disk is full.
+    """
+    folder = Path(folder)
+    new = folder.parent / f".{folder.name}.{secrets.token_hex(4)}.new"
+    old = new.with_suffix(".old")
+    check_model_folder(folder, also)
+    try:
+        new.mkdir(parents=True)
+    except OSError as error:
+        raise OutputError(
+            folder, f"{error.strerror}", fix="give another folder"
+        ) from None
+    try:
+        yield new
+        _flush(new)
+        _swap(new, folder, old)
+    except BitflaxError:  # some of them are OSErrors too
+        raise
+    except OSError as error:
+        raise StorageError(
+            folder, f"cannot write ({error.strerror or error})", fix="free some space"
+        ) from None
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+
+
+def _swap(new: Path, folder: Path, old: Path) -> None:
+    """Give ``new`` the name ``folder``; ``old`` holds what was there meanwhile."""
+    try:
+        if folder.exists():
+            folder.rename(old)
+        new.rename(folder)
+    finally:
+        if old.exists() and not folder.exists():  # stopped between the two
+            _bring_back(folder, old)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _bring_back(folder: Path, old: Path) -> None:
+    try:
+        old.rename(folder)
+    except OSError as error:
+        problem = f"cannot write ({error.strerror or error})"
+        fix = f"rename {old} to {folder}: it is the model that was there"
+        raise StorageError(folder, problem, fix=fix) from None
+
+
+def _flush(folder: Path) -> None:
+    """Have the files on the disk before the folder gets its name."""
+    for path in folder.iterdir():
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
