@@ -16,10 +16,8 @@ import traceback
 from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn
 
-from bitflax import commands, errors
+from bitflax import commands, errors, inference, training
 from bitflax.errors import BitflaxError, InputMissing, StorageError, UsageError
-from bitflax.inference import engines, exporting
-from bitflax.training import hosts
 
 _COMMANDS = ("ls", "show", "run", "eval", "predict", "inspect", "verify", "export")
 _COMMANDS += ("augment",)
@@ -142,7 +140,9 @@ def _add_eval(parser: _Parser) -> None:
 
 def _add_engine(parser: _Parser) -> None:
     engine = "jax (default), or onnx: ONNX Runtime, pip install 'bitflax[onnx]'"
-    parser.add_argument("--engine", choices=engines.ENGINES, default="jax", help=engine)
+    parser.add_argument(
+        "--engine", choices=inference.ENGINES, default="jax", help=engine
+    )
 
 
 def _add_verify(parser: _Parser) -> None:
@@ -157,7 +157,7 @@ def _add_export(parser: _Parser) -> None:
     form = "a file for ONNX Runtime (8-bit products, 2-bit or float32 weights), or a "
     form += "folder for transformers (hf: float32, with a model card)"
     parser.add_argument(
-        "--format", required=True, choices=exporting.EXPORT_FORMATS, help=form
+        "--format", required=True, choices=inference.EXPORT_FORMATS, help=form
     )
     out = "the file or folder to write; by default beside the model"
     parser.add_argument("--out", metavar="PATH", help=out)
@@ -213,9 +213,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BaseException as error:
         if "--debug" in argv and not isinstance(error, SystemExit | BrokenPipeError):
             traceback.print_exc()
-        error = hosts.lost_host(error) or error
+        error = training.lost_host(error) or error
         status = _status(error)
-        hosts.leave_run(error, status)
+        training.leave_run(error, status)
         return status
     return 0
 

@@ -11,24 +11,20 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from bitflax import errors, progress
-from bitflax.data import tasks
+from bitflax import data, errors, packed, progress, recipe, training
 from bitflax.errors import ConfigError, DamagedFile, DataError, InputMissing
-from bitflax.inference.stored_model import Verified
-from bitflax.packed import safetensors_file
-from bitflax.packed.sizes import SizeRow
+from bitflax.inference import Verified
+from bitflax.packed import SizeRow
 from bitflax.progress import throughput
-from bitflax.recipe import describe, loading, schema
-from bitflax.training import compile_cache, hosts
 
 
 def ls_command(args: Namespace) -> None:
     """Print the recipes and the named tasks."""
-    files = loading.recipe_files()
+    files = recipe.recipe_files()
     print("recipes")
-    _print_pairs((name, loading.recipe_summary(path)) for name, path in files.items())
+    _print_pairs((name, recipe.recipe_summary(path)) for name, path in files.items())
     print("\ntasks")
-    _print_pairs((name, tasks.describe_task(name)) for name in tasks.task_names())
+    _print_pairs((name, data.describe_task(name)) for name in data.task_names())
     print("\nor a path: a recipe's .py, a task's .tsv, .csv or .jsonl")
 
 
@@ -41,12 +37,12 @@ def _print_pairs(pairs: Any) -> None:
 
 def show_command(args: Namespace) -> None:
     """Print a recipe's docstring, dials, stages, bits and expected bytes."""
-    file = loading.read_recipe(args.recipe)
+    file = recipe.read_recipe(args.recipe)
     made = file.build(args.settings)
     if made.data is not None:
         _check_task(made.data.task)
-    config, where = describe.teacher_config(made)
-    text = describe.describe_recipe(made, config)
+    config, where = recipe.teacher_config(made)
+    text = recipe.describe_recipe(made, config)
     print(f"{file.path}\n\n{file.doc}\n\ndials (--set NAME=VALUE)")
     _print_pairs((name, _dial(default)) for name, (_, default) in file.dials.items())
     print(f"\n{text}")
@@ -56,7 +52,7 @@ def show_command(args: Namespace) -> None:
 
 def _check_task(name: str) -> None:
     """Refuse a name that is no task's; a file may lie on another machine."""
-    names = tasks.task_names()
+    names = data.task_names()
     if name not in names and not Path(name).suffix and not Path(name).exists():
         fix = errors.nearest(name, names, "tasks")
         raise ConfigError("Data.task", f"no task {name!r}", fix=fix)
@@ -72,14 +68,14 @@ def _dial(default: Any) -> str:
 
 def run_command(args: Namespace) -> None:
     """Run a recipe, or go on with it."""
-    file = loading.read_recipe(args.recipe)
+    file = recipe.read_recipe(args.recipe)
     made = file.build(args.settings)
-    schema.check_until(made, args.until)
+    recipe.check_until(made, args.until)
     # A mistyped command is told at once, and not when the other processes have come.
-    hosts.initialize(args.coordinator, args.processes, args.process)
-    from bitflax.runs.stages import run
+    training.initialize(args.coordinator, args.processes, args.process)
+    from bitflax import runs
 
-    run(
+    runs.run(
         made,
         args.out,
         until=args.until,
@@ -88,19 +84,19 @@ def run_command(args: Namespace) -> None:
     )
 
 
-@compile_cache.compiled_for_user()
+@training.compiled_for_user()
 def eval_command(args: Namespace) -> None:
     """Print a model's scores on a task's dev examples; of an own file, on all."""
-    from bitflax.inference.predictor import load
+    from bitflax import inference
 
-    named = args.task in tasks.task_names()
-    predictor = load(args.model, args.engine)
+    named = args.task in data.task_names()
+    predictor = inference.load(args.model, args.engine)
     config, known = predictor.config, {}
     if not named:  # the model knows which classes there are, and in which order
         known["regression"] = config.regression
         if not config.regression and config.id2label is not None:
             known["classes"] = config.labels
-    task = tasks.load_task(
+    task = data.load_task(
         args.task,
         data_dir=args.data_dir,
         text=_columns(args.text),
@@ -125,9 +121,9 @@ def _columns(text: str | None) -> str | tuple[str, ...] | None:
 
 def augment_command(args: Namespace) -> None:
     """Write a task's training examples with their variants, or go on with it."""
-    from bitflax.data.augmentation import augment
+    from bitflax.data import augmentation
 
-    how = augment.Augment(
+    how = augmentation.Augment(
         masked_lm=args.masked_lm,
         vectors=args.vectors,
         copies=args.copies,
@@ -135,8 +131,8 @@ def augment_command(args: Namespace) -> None:
         candidates=args.candidates,
         seed=args.seed,
     )
-    augment.check_out(args.out)
-    task = tasks.load_task(
+    augmentation.check_out(args.out)
+    task = data.load_task(
         args.task,
         data_dir=args.data_dir,
         text=_columns(args.text),
@@ -147,70 +143,63 @@ def augment_command(args: Namespace) -> None:
     )
     for note in task.notes:
         print(f"note: {note}", file=sys.stderr)
-    rows = augment.write_augmented(task, args.out, how)
+    rows = augmentation.write_augmented(task, args.out, how)
     print(f"{args.out}\t{rows} rows of {len(task.train)} examples")
 
 
-@compile_cache.compiled_for_user()
+@training.compiled_for_user()
 def predict_command(args: Namespace) -> None:
     """Print label, probability and text, a line each."""
-    from bitflax.inference.predictor import load
+    from bitflax import inference
 
-    _print_predictions(load(args.model, args.engine), args.texts)
+    _print_predictions(inference.load(args.model, args.engine), args.texts)
 
 
 def export_command(args: Namespace) -> None:
     """Write a model for ONNX Runtime or for transformers; print path and bytes."""
-    from bitflax.inference import exporting
+    from bitflax import inference
 
-    out = exporting.export(args.model, args.out, args.format)
+    out = inference.export(args.model, args.out, args.format)
     files = [path for path in (out, *out.glob("*")) if path.is_file()]
     print(f"{out}\t{sum(path.stat().st_size for path in files)}")
 
 
 def inspect_command(args: Namespace) -> None:
     """Print every tensor's bits and bytes."""
-    from bitflax.model import hf_weights
-    from bitflax.packed import sizes
-    from bitflax.packed.file import size_report
+    from bitflax import model, packed
 
     path = Path(args.model)
     file = _weights(path)
     named = path.is_file()
     # A packed file may lie in any folder, a dense model's too.
     if not (file.parent / "config.json").is_file() or (named and _is_packed(file)):
-        rows = size_report(file)
+        rows = packed.size_report(file)
     else:
         own = named and file.suffix != ".json"  # an index stands for its folder
-        state = (
-            hf_weights.read_weights(file)
-            if own
-            else hf_weights.read_state(file.parent)[0]
-        )
+        state = model.read_weights(file) if own else model.read_state(file.parent)[0]
         rows = [
-            sizes.SizeRow(name, 8 * array.dtype.itemsize, array.size, array.nbytes)
+            packed.SizeRow(name, 8 * array.dtype.itemsize, array.size, array.nbytes)
             for name, array in state.items()
         ]
-    print(sizes.size_table(rows))
+    print(packed.size_table(rows))
 
 
 def _is_packed(file: Path) -> bool:
     """Whether a file says that it is a packed one; others are no error here."""
-    from bitflax.packed import safetensors_file
-    from bitflax.packed.file import FORMAT, guarded
+    from bitflax import packed
 
     try:
-        found = guarded(safetensors_file.read_header, file)
+        found = packed.guarded(packed.read_header, file)
     except DamagedFile:
         return False
-    return found.metadata.get("format") == FORMAT
+    return found.metadata.get("format") == packed.FORMAT
 
 
 def verify_command(args: Namespace) -> None:
     """Read all of a packed file strictly, and print what it is."""
-    from bitflax.inference import stored_model
+    from bitflax import inference
 
-    print(_verified(stored_model.verify(args.model, args.sha256)))
+    print(_verified(inference.verify(args.model, args.sha256)))
 
 
 def _weights(path: Path) -> Path:
@@ -311,7 +300,7 @@ def _verified(found: Verified) -> str:
     shape += f"{config.max_position_embeddings} positions"
     says = "a number" if config.regression else f"{config.num_labels} labels"
     facts = {
-        "file": safetensors_file.shown(str(found.path)),
+        "file": packed.shown(str(found.path)),
         "format": f"bitflax-packed, version {found.version}",
         "bytes": f"{size:,}",
         "sha256": found.sha256,

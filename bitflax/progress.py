@@ -12,7 +12,6 @@ _FORMAT = (
     "[{elapsed}, {remaining} left{postfix}]"
 )
 
-
 FEW = 1000
 """So many texts are done before anybody asks how far they are."""
 

@@ -10,19 +10,15 @@ import jax.numpy as jnp
 Params = dict[str, Any]
 """A nested dict of arrays: ``params["encoder"]["layer_0"]["ffn"]["in"]["kernel"]``."""
 
-
 Batch = Mapping[str, Any]
 """``input_ids``, ``attention_mask``, ``token_type_ids`` [B, S]; ``labels`` [B] and
 ``weight`` [B] where there are any. A row of weight 0 counts nowhere."""
 
-
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 """What a model reads of a batch."""
 
-
 Quantizer = Callable[[jax.Array], jax.Array]
 """An array to the array of its quantised values, with a gradient of its own."""
-
 
 _DROPOUTS = (
     "hidden_dropout_prob",
@@ -202,7 +198,6 @@ class Optim:
 ApplyFn = Callable[..., Outputs]
 """A model: ``(params, batch, rng=None) -> Outputs``, pure, with dropout only where an
 ``rng`` key is given."""
-
 
 LossFn = Callable[..., Any]
 """A loss; in a recipe's run ``batch["input_ids"]`` number the words that the task uses.

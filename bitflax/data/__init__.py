@@ -1,1 +1,22 @@
 """From texts to batches: files, named tasks, corpora, tokens, metrics."""
+
+from bitflax.data.batches import Batches as Batches
+from bitflax.data.batches import buckets_for as buckets_for
+from bitflax.data.corpus import CorpusBatches as CorpusBatches
+from bitflax.data.examples import Examples as Examples
+from bitflax.data.examples import Task as Task
+from bitflax.data.examples import digest as digest
+from bitflax.data.glue import GLUE_TASKS as GLUE_TASKS
+from bitflax.data.metrics import predictions as predictions
+from bitflax.data.metrics import score as score
+from bitflax.data.tables import Faults as Faults
+from bitflax.data.tables import class_labels as class_labels
+from bitflax.data.tables import read_table as read_table
+from bitflax.data.tables import real_labels as real_labels
+from bitflax.data.tables import text_columns as text_columns
+from bitflax.data.tasks import ICD10CM as ICD10CM
+from bitflax.data.tasks import describe_task as describe_task
+from bitflax.data.tasks import load_task as load_task
+from bitflax.data.tasks import task_names as task_names
+from bitflax.data.text import Tokenizer as Tokenizer
+from bitflax.data.text import Tokens as Tokens

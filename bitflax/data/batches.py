@@ -10,14 +10,8 @@ from bitflax.data.text import Tokens
 
 Part = tuple[int, int]
 """``(i, n)``: the ``i``-th of ``n`` equal parts of a batch's rows, a process's own."""
-
-
 LENGTHS = (8, 12, 16, 24, 32, 48, 64, 80, 96, 128, 192, 256, 384, 512)
-
-
 MOST_BUCKETS = 8
-
-
 COMPILE_TOKENS = 4096
 """What one shape more costs, in token positions an epoch: compiling it takes 3 to 4
 seconds, in which a small model computes some 10,000, and a stage has three epochs."""

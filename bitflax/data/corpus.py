@@ -138,14 +138,8 @@ def _kept(file: Path) -> Mapping[str, Any]:
 
 
 ICD10CM = "icd10cm"
-
-
 HELD_OUT = 0.01
-
-
 EVAL_BATCHES = 64
-
-
 EVAL_WINDOWS = 64
 
 

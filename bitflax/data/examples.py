@@ -49,7 +49,7 @@ class Task:
       dev: the examples to measure on.
       labels: the classes' names in the order of their numbers; empty for a regression
         and where no file has labels (the teacher knows the classes then).
-      metric: what ``bitflax.data.metrics.score`` is called with; its entry of the same name
+      metric: what ``bitflax.data.score`` is called with; its entry of the same name
         is the task's score.
       regression: whether the labels are real numbers.
       notes: sentences that a report should repeat ("dev was split off ...").

@@ -38,8 +38,6 @@ class GlueTask(NamedTuple):
 
 
 _ENTAILS = ("entailment", "not_entailment")
-
-
 _NLI = GlueTask(
     about="does the premise entail the hypothesis? (matched dev set)",
     folder="MNLI",
@@ -51,8 +49,6 @@ _NLI = GlueTask(
     split="validation_matched",
     features=("premise", "hypothesis"),
 )
-
-
 GLUE_TASKS: dict[str, GlueTask] = {
     "glue/cola": GlueTask(
         about="is the English sentence acceptable?",

@@ -18,15 +18,9 @@ from bitflax.data.examples import Examples, object_column
 from bitflax.errors import DamagedFile, InputMissing
 
 PACKAGE = "simple_icd_10_cm"
-
-
 SPECIAL_PURPOSES = 22
 """A chapter of eleven texts: too few to learn or to measure."""
-
-
 TEXTS_A_CATEGORY = 6
-
-
 TEST_PERCENT = 20
 
 

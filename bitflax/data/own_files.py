@@ -11,8 +11,6 @@ from bitflax.data.examples import Examples
 from bitflax.errors import DataError, InputMissing
 
 TEXT_NAMES = ("text", "sentence", "texts", "sentences", "question", "review")
-
-
 PAIR_NAMES = (
     ("sentence1", "sentence2"),
     ("text1", "text2"),
@@ -20,8 +18,6 @@ PAIR_NAMES = (
     ("premise", "hypothesis"),
     ("question1", "question2"),
 )
-
-
 LABEL_NAMES = ("label", "labels", "class", "score", "target")
 """The names that are looked for where none is given."""
 

@@ -15,12 +15,8 @@ from bitflax.errors import DataError, InputMissing, StorageError
 
 WINDOW = 1 << 22
 """Bytes of text a window: what is in memory, and what is shuffled within."""
-
-
 LONGEST = 1 << 16
 """Characters a passage: a longer line is cut, at a space if there is one."""
-
-
 BLOCK = 1 << 20
 
 

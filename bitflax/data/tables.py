@@ -21,8 +21,6 @@ from bitflax.data.examples import Examples, object_column
 from bitflax.errors import DataError, InputMissing
 
 SUFFIXES = (".tsv", ".csv", ".jsonl")
-
-
 SHOWN = 5
 """So many bad rows are spelt out in one error; the others are counted."""
 
@@ -239,8 +237,6 @@ def _collect(path, records, header, wanted, faults, skip_short) -> Table:
 
 
 LARGEST = float(np.finfo(np.float32).max)
-
-
 MISSING = ("", "nan")
 """What stands for no label at all; any case, and JSON's null as well."""
 

@@ -16,12 +16,8 @@ from bitflax.errors import ConfigError, DamagedFile, InputMissing, StorageError
 
 CHUNK = 1 << 15
 """Texts a call into the tokenizer: enough for all its threads, bounded in memory."""
-
-
 STREAM = 1 << 19
 """Characters a call where texts are streamed; the library needs 30 bytes for each."""
-
-
 PAD_TOKENS = ("[PAD]", "<pad>")
 
 

@@ -20,8 +20,6 @@ from bitflax.data.examples import Examples, object_column
 from bitflax.errors import ConfigError, DamagedFile, InputMissing
 
 FORMAT = "array_record"
-
-
 TIMEOUT = 10.0
 """Seconds to wait for the host of the data, before TFDS would retry for minutes."""
 
@@ -95,8 +93,8 @@ def _prepare(name: str, builder: Any) -> None:
     url = builder.builder_config.data_url or tfds_glue._MRPC_TRAIN
     fix = (
         f"prepare {name} where there is a network and copy {builder.data_dir} here; or "
-        f"set data_dir to a folder of GLUE's own {glue.GLUE_TASKS[name].folder}/train.tsv "
-        "and dev.tsv"
+        f"set data_dir to a folder of GLUE's own {glue.GLUE_TASKS[name].folder}/"
+        "train.tsv and dev.tsv"
     )
     if not reachable(url):
         problem = f"not prepared in {builder.data_dir}, and {url} is out of reach"
@@ -162,8 +160,6 @@ def quiet() -> Iterator[None]:
 
 HOST = "https://storage.googleapis.com"
 """Where TFDS asks first, whatever the data set."""
-
-
 _MARK = re.compile(r"_START_[A-Z]+_")
 
 

@@ -297,7 +297,7 @@ def weighted(**parts: tuple[float, Callable[..., Mean]]) -> Weighted:
     Raises:
       ValueError: a part is no pair of a number and a function.
 
-    >>> from bitflax.distillation.losses import logits_mse
+    >>> from bitflax.distillation import logits_mse
     >>> loss = weighted(logits=(0.5, logits_mse))
     >>> one, two = (Outputs(jnp.full((2, 1), v), (), ()) for v in (1.0, 3.0))
     >>> float(total(loss(one, two, {})))

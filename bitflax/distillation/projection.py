@@ -7,7 +7,7 @@ Jiao et al. 2019 (arXiv:1909.10351), eq. 8: ``MSE(H_student W, H_teacher)``.
 import jax
 import jax.numpy as jnp
 
-from bitflax.model import leaves
+from bitflax import model
 from bitflax.types import ApplyFn, Batch, Outputs, Params
 
 PROJECTION = "projection"
@@ -41,7 +41,7 @@ def projected(apply: ApplyFn, always: bool = False) -> ApplyFn:
         out = apply(own, batch, rng)
         if PROJECTION not in params:
             return out
-        kernel, bias = (leaves.dense(params[PROJECTION][n]) for n in ("kernel", "bias"))
+        kernel, bias = (model.dense(params[PROJECTION][n]) for n in ("kernel", "bias"))
         if kernel.shape[0] == kernel.shape[1] and not always:
             return out
         return out._replace(hidden=tuple(_linear(x, kernel, bias) for x in out.hidden))

@@ -10,8 +10,7 @@ import numpy as np
 from jaxtyping import Float
 
 from bitflax import trees
-from bitflax.model.leaves import Packed, Split
-from bitflax.model.names import POSITIONS
+from bitflax.model import POSITIONS, Packed, Split
 from bitflax.types import Batch, BertConfig, Params
 
 LayerPairs = tuple[tuple[int, int], ...]

@@ -19,7 +19,7 @@ import jax
 import numpy as np
 
 from bitflax import files
-from bitflax.data.batches import Batches
+from bitflax.data import Batches
 from bitflax.distillation import losses
 from bitflax.distillation.losses import Weighted
 from bitflax.errors import DamagedFile
@@ -62,8 +62,8 @@ def may_read_padding(
 ) -> bool:
     """Whether a loss may read the teacher's padded positions, which are not kept.
 
-    A loss of ``bitflax.distillation.losses`` says so by its options; of any other one it is known
-    only where it reads the teacher's logits alone.
+    A loss of ``bitflax.distillation.losses`` says so by its options; of any other one
+    it is known only where it reads the teacher's logits alone.
     """
     parts = loss.parts.values() if isinstance(loss, Weighted) else [(1.0, loss)]
     return any(

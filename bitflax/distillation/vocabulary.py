@@ -15,9 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from bitflax import trees
-from bitflax.data.text import Tokens
-from bitflax.quantization import rules
+from bitflax import quantization, trees
+from bitflax.data import Tokens
 from bitflax.types import BertConfig, Params
 
 TABLE = "embeddings/word/embedding"
@@ -33,13 +32,13 @@ def used_ids(tokens: Sequence[Tokens], *pads: int) -> np.ndarray:
     return np.unique(np.concatenate([pads, *(t.ids for t in tokens)]).astype(int))
 
 
-def can_shrink_vocabulary(stage_rules: rules.Rules) -> bool:
+def can_shrink_vocabulary(stage_rules: quantization.Rules) -> bool:
     """Whether the rows that a task does not use leave the others as they are.
 
     A quantizer that scales the word table as a whole reads all of its rows.
     """
     quantizer = trees.match_one(stage_rules, TABLE)
-    return quantizer is None or rules.by_row(quantizer)
+    return quantizer is None or quantization.by_row(quantizer)
 
 
 def renumber_tokens(tokens: Tokens, used: np.ndarray) -> Tokens:
@@ -67,7 +66,8 @@ def grow_vocabulary(params: Params, whole: Params, used: np.ndarray) -> Params:
 
     >>> whole = {"embeddings": {"word": {"embedding": jnp.zeros((4, 1))}}}
     >>> small = {"embeddings": {"word": {"embedding": jnp.ones((2, 1))}}}
-    >>> grow_vocabulary(small, whole, np.array([0, 3]))["embeddings"]["word"]["embedding"][:, 0]
+    >>> grown = grow_vocabulary(small, whole, np.array([0, 3]))
+    >>> grown["embeddings"]["word"]["embedding"][:, 0]
     Array([1., 0., 0., 1.], dtype=float32)
     """
 

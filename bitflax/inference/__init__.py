@@ -1,1 +1,11 @@
 """What a stored model says: predictor, engines, exports."""
+
+from bitflax.inference.engines import ENGINES as ENGINES
+from bitflax.inference.exporting import EXPORT_FORMATS as EXPORT_FORMATS
+from bitflax.inference.exporting import export as export
+from bitflax.inference.predictor import Predictor as Predictor
+from bitflax.inference.predictor import load as load
+from bitflax.inference.provenance import Provenance as Provenance
+from bitflax.inference.provenance import make_provenance as make_provenance
+from bitflax.inference.stored_model import Verified as Verified
+from bitflax.inference.stored_model import verify as verify

@@ -15,16 +15,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
-from bitflax import trees
+from bitflax import model, packed, trees
 from bitflax.errors import ConfigError, InputMissing
 from bitflax.inference import onnx_bert
-from bitflax.model import sites
-from bitflax.model.apply import bert
-from bitflax.packed import packing
 from bitflax.types import INPUTS, BertConfig, Params
 
 Engine = Callable[[Mapping[str, np.ndarray]], np.ndarray]
-
 
 ENGINES = ("jax", "onnx")
 
@@ -90,11 +86,11 @@ def make_engine(
 def onnx_kind(config: BertConfig, act: Any) -> str:
     """Return which ONNX form computes what a student was trained with.
 
-    >>> from bitflax.quantization.quantizers import symmetric
+    >>> from bitflax.quantization import symmetric
     >>> onnx_kind(BertConfig(), symmetric(8)), onnx_kind(BertConfig(), None)
     ('onnx-int8', 'onnx-fp32')
     """
-    found = sites.at_sites(act, config).values()
+    found = model.at_sites(act, config).values()
     short = any(getattr(quantizer, "bits", 32) <= 8 for quantizer in found)
     return "onnx-int8" if short else "onnx-fp32"
 
@@ -123,16 +119,16 @@ def _jax(config: BertConfig, params: Params, act: Any) -> Engine:
     # Tables stay packed, since few of their rows are looked up; matrices are unpacked
     # once and not in every batch. Both give the packed tree's numbers, save for the
     # rounding of scales where integers are multiplied.
-    integers, quantised = integers_here(), sites.at_sites(act, config)
+    integers, quantised = integers_here(), model.at_sites(act, config)
 
     def unpack(path: str, leaf: Any) -> Any:
         if path.startswith("embeddings/"):
             return leaf
         site = path.removesuffix("kernel") + "input"
-        return packing.on_host(leaf, integers if site in quantised else None)
+        return packed.on_host(leaf, integers if site in quantised else None)
 
     held = jax.device_put(trees.map_paths(unpack, params))
-    apply = bert(config, act, integers=integers)
+    apply = model.bert(config, act, integers=integers)
     step = jax.jit(lambda params, batch: apply(params, batch).logits)
 
     def engine(batch: Mapping[str, np.ndarray]) -> np.ndarray:

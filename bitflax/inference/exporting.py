@@ -29,21 +29,15 @@ import os
 import re
 from pathlib import Path
 
-from bitflax import files, trees
+from bitflax import files, packed, trees
 from bitflax.errors import ConfigError, OutputError
 from bitflax.inference import engines, model_card, onnx_bert, provenance
 from bitflax.inference.stored_model import StoredModel, locate_model, open_model
-from bitflax.model import hf_config, pretrained
-from bitflax.model.sites import ACT_PARAMS
-from bitflax.packed import packing
+from bitflax.model import ACT_PARAMS, config_to_hf, save_pretrained
 from bitflax.types import Params
 
 EXPORT_FORMATS = ("onnx-int8", "onnx-2bit", "onnx-fp32", "hf")
-
-
 CARD = "README.md"
-
-
 # A ModelProto's fields in the order of their numbers: version, producer's name, ...
 _OURS = re.compile(rb"\x08.\x12\x07bitflax", re.DOTALL)
 
@@ -52,7 +46,7 @@ def export(model: str | Path, out: str | Path | None = None, kind: str = "hf") -
     """Write a model for other programs, whole or not at all.
 
     Args:
-      model: as ``bitflax.inference.stored_model.open_model`` takes it.
+      model: as ``bitflax.inference.open_model`` takes it.
       out: the ONNX file or the folder to write; None: beside the model. What an
         earlier export wrote there is replaced, nothing else.
       kind: ``"onnx-fp32"``; ``"onnx-int8"``: integer matrix products, for a student
@@ -142,16 +136,16 @@ def _write_onnx(out: Path, model: StoredModel, kind: str) -> None:
 
 
 def _write_folder(out: Path, model: StoredModel, origin: provenance.Provenance) -> None:
-    hf_config.config_to_hf(model.config)  # before the work: does this BERT fit there?
+    config_to_hf(model.config)  # before the work: does this BERT fit there?
     size = model.place.stat().st_size if model.place.is_file() else None
     card = model_card.card(model, origin, size)
     with files.replacing_folder(out, also={CARD}) as new:
-        pretrained.save_pretrained(new, model.config, _dense(model), model.tokenizer)
+        save_pretrained(new, model.config, _dense(model), model.tokenizer)
         (new / CARD).write_text(card, "utf-8")
 
 
 def _dense(model: StoredModel) -> Params:
     """Return dense weights, without what activation quantizers have learned."""
     flat = trees.flatten(model.params).items()
-    kept = {p: packing.on_host(x) for p, x in flat if not re.fullmatch(ACT_PARAMS, p)}
+    kept = {p: packed.on_host(x) for p, x in flat if not re.fullmatch(ACT_PARAMS, p)}
     return trees.unflatten(kept)

@@ -12,14 +12,13 @@ from bitflax import trees
 from bitflax.inference import engines
 from bitflax.inference.provenance import PACKAGED, Provenance, Scored
 from bitflax.inference.stored_model import StoredModel
-from bitflax.model import sites
-from bitflax.model.leaves import Packed, Split
-from bitflax.packed import file
+from bitflax.model import Packed, Split, at_sites
+from bitflax.model import learns as model_learns
+from bitflax.packed import size_report
 from bitflax.types import BertConfig, Params
 
 MARK = "<!-- written by bitflax export -->"
 """Where a card has it, the folder is an export, and may be replaced by another."""
-
 
 _METRICS = {
     "accuracy": ["accuracy"],
@@ -27,10 +26,7 @@ _METRICS = {
     "f1_accuracy": ["f1", "accuracy"],
     "pearson_spearman": ["pearsonr", "spearmanr"],
 }
-
-
 _MOST_LABELS = 60
-
 
 _TRANSFORMERS = """With transformers, in this folder:
 
@@ -41,7 +37,6 @@ classify = pipeline("text-classification", "."{options})
 classify("a text")
 ```"""
 
-
 _BITFLAX = """With bitflax{where}:
 
 ```python
@@ -49,7 +44,6 @@ import bitflax as bf
 
 bf.load({path}).predict(["a text"])
 ```"""
-
 
 _ONNX = "With ONNX Runtime, as one file: `bitflax export {path} --format {kind}`."
 
@@ -114,7 +108,7 @@ def _bits(params: Params, counts: Counter[int | float]) -> int | float:
 def _counts(model: StoredModel) -> Counter[int | float]:
     """Return how many values are stored with how many bits."""
     counts: Counter[int | float] = Counter()
-    for row in file.size_report(model.params):
+    for row in size_report(model.params):
         counts[row.bits] += row.values
     return counts
 
@@ -189,10 +183,10 @@ def _packed(counts: Counter[int | float], size: int | None) -> Iterator[str]:
 
 
 def _limits(model: StoredModel, scored: bool) -> Iterator[str]:
-    found = sites.at_sites(model.act, model.config).values()
+    found = at_sites(model.act, model.config).values()
     bits = sorted({q.bits for q in found if getattr(q, "bits", None)})
     if found:
-        learns = any(map(sites.learns, found))
+        learns = any(map(model_learns, found))
         ranges = ", in ranges that it learned" if learns else ""
         rounded = f" to {' and '.join(map(str, bits))} bits" if bits else ""
         yield (

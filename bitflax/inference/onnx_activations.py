@@ -1,8 +1,8 @@
 """Activation quantizers as parts of an ONNX graph, as values or as integers.
 
-The same arithmetic as ``bitflax.quantization.quantizers`` and ``bitflax.quantization.learned_activations``; rounding is half
-to even on both sides. Each quantizer is a grid: what is rounded, the step, the lowest
-and the highest multiple of it, and what is added again.
+The same arithmetic as ``bitflax.quantization``'s; rounding is half to even on both
+sides. Each quantizer is a grid: what is rounded, the step, the lowest and the highest
+multiple of it, and what is added again.
 """
 
 from typing import Any, NamedTuple
@@ -11,16 +11,19 @@ import numpy as np
 
 from bitflax.errors import ConfigError
 from bitflax.inference.onnx_graph import Graph, Value
-from bitflax.quantization.learned_activations import LEAST_STEP, clipped, elastic, lsq
-from bitflax.quantization.quantizers import Axis, asymmetric, symmetric
+from bitflax.quantization import (
+    LEAST_STEP,
+    Axis,
+    asymmetric,
+    clipped,
+    elastic,
+    lsq,
+    symmetric,
+)
 
 _LEAST = np.float32(1e-30)
 """In place of a step of 0, which only zeros have."""
-
-
 _FLAT = np.array([-1])
-
-
 _LAST = (-1, (-1,))
 
 

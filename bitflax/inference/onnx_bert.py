@@ -23,20 +23,14 @@ from typing import Any
 
 import numpy as np
 
-from bitflax import trees
+from bitflax import model, packed, trees
 from bitflax.errors import ConfigError
 from bitflax.inference import onnx_activations, onnx_matrices
 from bitflax.inference.onnx_graph import FLOAT, Graph
-from bitflax.model.sites import at_sites, bind
-from bitflax.packed import packing
 from bitflax.types import INPUTS, BertConfig, Params
 
 FP32, INT8, TWO_BIT = KINDS = ("onnx-fp32", "onnx-int8", "onnx-2bit")
-
-
 _MASKED = np.float32(-1e9)
-
-
 _ROW = np.array([-1])
 
 
@@ -61,10 +55,10 @@ def build_onnx(config: BertConfig, params: Params, act: Any, kind: str) -> Any:
     """
     if kind not in KINDS:
         raise ConfigError("kind", f"no kind {kind!r}", fix=f"one of {', '.join(KINDS)}")
-    held = packing.on_host if kind == FP32 else onnx_matrices.read
+    held = packed.on_host if kind == FP32 else onnx_matrices.read
     flat = {path: held(leaf) for path, leaf in trees.flatten(params).items()}
-    chosen = at_sites(act, config)
-    bind(chosen, params)
+    chosen = model.at_sites(act, config)
+    model.bind(chosen, params)
     student = _Student(config, flat, chosen, kind)
     logits = student.logits()
     if kind != FP32 and not student.products:

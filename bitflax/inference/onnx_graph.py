@@ -12,19 +12,12 @@ import numpy as np
 
 OPSET = 17
 """The first with LayerNormalization; ONNX Runtime reads it since 1.12."""
-
-
 IR_VERSION = 8
 """What belongs to the opset."""
-
-
 CONTRIB = "com.microsoft"
 """The domain of ONNX Runtime's own operators."""
-
-
 FLOAT, INT32 = 1, 6
 """Numbers of element types, as ``onnx.TensorProto`` has them."""
-
 
 Value = Any
 """A value's name, or a number or an array that becomes a constant."""

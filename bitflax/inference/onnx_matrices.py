@@ -12,8 +12,8 @@ import numpy as np
 
 from bitflax.inference import onnx_activations
 from bitflax.inference.onnx_graph import CONTRIB, FLOAT, INT32, Graph, Value
-from bitflax.model.leaves import Packed, Split
-from bitflax.packed import bitfields, packing
+from bitflax.model import Packed, Split
+from bitflax.packed import fields_to_bytes, fields_to_values, on_host, read_off_codes
 
 
 class Integers(NamedTuple):
@@ -27,7 +27,7 @@ def read(leaf: Any) -> Any:
     """Return a matrix of 1- or 2-bit values as ``Packed``, another leaf as it is."""
     if isinstance(leaf, Packed | Split) or np.ndim(leaf) != 2:
         return leaf
-    return packing.read_off_codes(np.asarray(leaf, np.float32)) or leaf
+    return read_off_codes(np.asarray(leaf, np.float32)) or leaf
 
 
 def integers(leaf: Any) -> list[Integers]:
@@ -46,9 +46,7 @@ def integers(leaf: Any) -> list[Integers]:
     if not isinstance(leaf, Packed) or leaf.bits == 8 or len(leaf.scale) != 1:
         return []
     cols = leaf.shape[1]
-    fields = bitfields.fields_to_values(
-        np.asarray(leaf.codes), leaf.bits, cols, np.int8
-    )
+    fields = fields_to_values(np.asarray(leaf.codes), leaf.bits, cols, np.int8)
     scale = np.asarray(leaf.scale, np.float32)[0]
     return [
         Integers(
@@ -60,7 +58,7 @@ def integers(leaf: Any) -> list[Integers]:
 def stored(graph: Graph, fields: np.ndarray) -> str:
     """Store a matrix of -1, 0 and 1 in the bits that it takes; return it as int8."""
     bits = 1 if (np.abs(fields) == 1).all() else 2
-    packed = bitfields.fields_to_bytes((fields + 1) // (3 - bits), bits)
+    packed = fields_to_bytes((fields + 1) // (3 - bits), bits)
     return _unpacked(graph, packed, bits, fields.shape[1])
 
 
@@ -69,7 +67,7 @@ def dense(graph: Graph, leaf: Any) -> Value:
     if isinstance(leaf, Split):
         return graph.op("Add", dense(graph, leaf.a), dense(graph, leaf.b))
     if not isinstance(leaf, Packed) or len(leaf.shape) != 2:
-        return np.asarray(packing.on_host(leaf), np.float32)
+        return np.asarray(on_host(leaf), np.float32)
     return _values(graph, leaf, _bytes(leaf), np.asarray(leaf.scale, np.float32))
 
 
@@ -78,7 +76,7 @@ def rows(graph: Graph, leaf: Any, ids: str) -> str:
     if isinstance(leaf, Split):
         return graph.op("Add", rows(graph, leaf.a, ids), rows(graph, leaf.b, ids))
     if not isinstance(leaf, Packed):
-        return graph.op("Gather", np.asarray(packing.on_host(leaf), np.float32), ids)
+        return graph.op("Gather", np.asarray(on_host(leaf), np.float32), ids)
     scale: Value = np.asarray(leaf.scale, np.float32)
     if len(scale) > 1:
         scale = graph.op("Gather", scale, ids)
@@ -95,7 +93,7 @@ def _unpacked(graph: Graph, codes: Value, bits: int, cols: int) -> Value:
     if bits == 8:
         return codes
     every = np.arange(256, dtype=np.uint8)[:, None]
-    fields = bitfields.fields_to_values(every, bits, 8 // bits, np.int8)
+    fields = fields_to_values(every, bits, 8 // bits, np.int8)
     index = graph.op("Cast", codes, to=INT32)
     found = graph.op("Reshape", graph.op("Gather", fields, index), np.array([0, -1]))
     if cols * bits % 8 == 0:
@@ -117,8 +115,6 @@ def _values(graph: Graph, leaf: Packed, codes: Value, scale: Value) -> str:
 BLOCK = 128
 """Weights that share a scale in ``MatMulNBits``; ONNX Runtime 1.32 has products of
 int8 for 32, 64 and 128, and unpacks all weights to floats where there are more."""
-
-
 _TOP = 127
 
 
@@ -204,7 +200,7 @@ def _n_bits(graph: Graph, x: str, part: Integers) -> str:
     size, out = part.fields.shape
     blocks = -(-size // BLOCK)
     codes = np.pad(part.fields + 2, ((0, blocks * BLOCK - size), (0, 0)))
-    packed = bitfields.fields_to_bytes(codes.T, 2).reshape(out, blocks, BLOCK // 4)
+    packed = fields_to_bytes(codes.T, 2).reshape(out, blocks, BLOCK // 4)
     scale = np.broadcast_to(part.scale[:, None], (out, blocks))
     return graph.op(
         "MatMulNBits",

@@ -13,9 +13,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float32
 
-from bitflax.data import batches, metrics
-from bitflax.data.examples import Task
-from bitflax.data.text import Tokenizer
+from bitflax import data
+from bitflax.data import Task, Tokenizer
 from bitflax.errors import ConfigError, DataError, InputMissing
 from bitflax.inference import engines, stored_model
 from bitflax.types import BertConfig, Params, label_places
@@ -40,10 +39,10 @@ class Predictor:
     Args:
       config: the model's shape and label names.
       params: dense parameters, or a packed tree.
-      tokenizer: a ``bitflax.data.text.Tokenizer``.
+      tokenizer: a ``bitflax.data.Tokenizer``.
       act: activation quantizers, as ``bitflax.bert`` takes them.
       max_length: longer texts are cut; None: as many as the model has positions.
-      engine: what computes, as ``bitflax.inference.engines.make_engine`` names it.
+      engine: what computes, as ``bitflax.inference.make_engine`` names it.
 
     Raises:
       ConfigError: the tokenizer knows more tokens than the model, ``max_length`` is
@@ -137,7 +136,7 @@ class Predictor:
         order = self._label_order(task)
         logits = self._logits(task.dev.texts, batch_size, done)
         said = logits[:, 0] if order is None else order[np.argmax(logits, axis=1)]
-        return metrics.score(task.metric, said, task.dev.labels)
+        return data.score(task.metric, said, task.dev.labels)
 
     def _label_order(self, task: Task) -> np.ndarray | None:
         """Return the task's class of each of the model's; None for a regression."""
@@ -167,11 +166,11 @@ class Predictor:
         if not len(tokens):
             return out
         few = 1 << (len(tokens) - 1).bit_length()
-        cut = batches.Batches(
+        cut = data.Batches(
             tokens,
             batch_size=min(batch_size, few),
             seed=0,
-            buckets=batches.buckets_for(tokens.lengths, self.max_length),
+            buckets=data.buckets_for(tokens.lengths, self.max_length),
             pad_id=self.tokenizer.pad_id,
         )
         for batch in cut.evaluation():
@@ -211,7 +210,7 @@ def load(path: str | Path, engine: str = "jax") -> Predictor:
     """Return a predictor of a packed file, a run's folder or a Hugging Face folder.
 
     Args:
-      path: as ``bitflax.inference.stored_model.open_model`` takes it.
+      path: as ``bitflax.inference.open_model`` takes it.
       engine: ``"jax"`` or ``"onnx"`` (``pip install 'bitflax[onnx]'``).
 
     Raises:

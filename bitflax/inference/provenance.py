@@ -14,11 +14,7 @@ from typing import Any, NamedTuple
 
 PACKAGED = {"minilm": "sentence-transformers/all-MiniLM-L6-v2"}
 """Hub names of the models that packages ship."""
-
-
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.\-]*/[A-Za-z0-9][\w.\-]*")
-
-
 _MOST_STAGES = 50
 
 

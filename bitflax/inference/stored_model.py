@@ -7,14 +7,11 @@ from io import BufferedReader
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bitflax import trees
-from bitflax.data.text import Tokenizer
+from bitflax import packed, trees
+from bitflax.data import Tokenizer
 from bitflax.errors import ConfigError, DamagedFile, InputMissing, UsageError
-from bitflax.model import hf_weights, pretrained
-from bitflax.model.leaves import Split
-from bitflax.packed import file
-from bitflax.packed.file import PackedModel
-from bitflax.packed.sizes import SizeRow
+from bitflax.model import EXTRA_FILE, Split, load_pretrained
+from bitflax.packed import PackedModel, SizeRow
 from bitflax.types import BertConfig, Params
 
 
@@ -61,12 +58,12 @@ def open_model(path: str | Path) -> StoredModel:
     """
     place = locate_model(Path(path))
     if place.is_dir():
-        config, params = pretrained.load_pretrained(place)
+        config, params = load_pretrained(place)
         _check_whole(params, place)
         return StoredModel(
             config, params, None, Tokenizer.from_folder(place), {}, place
         )
-    found = file.read_packed(place)
+    found = packed.read_packed(place)
     text = found.tokenizer
     tokenizer = None if text is None else Tokenizer.from_json(text, place)
     return StoredModel(
@@ -117,9 +114,7 @@ def _of_run(folder: Path) -> Path:
     _, last = max(stages)
     if _quantised(folder / "recipe.json", last.name.split("-", 1)[1]):
         latent = f", or give {last / 'params'} to see its latent weights"
-        split = (
-            last / "params" / hf_weights.EXTRA_FILE
-        ).is_file()  # halves cannot be given
+        split = (last / "params" / EXTRA_FILE).is_file()  # halves cannot be given
         raise ConfigError(
             last,
             "this stage trains quantised weights, and the run has not packed them yet",
@@ -178,16 +173,16 @@ def verify(path: str | Path, sha256: str | None = None) -> Verified:
         problem = "a folder of dense weights, which carries no checksum"
         fix = "give a packed model.safetensors, or a run's folder that has one"
         raise InputMissing(place, problem, fix=fix)
-    found = file.guarded(_digest, place)
+    found = packed.guarded(_digest, place)
     if sha256 is not None and found != sha256.lower():
         problem = f"its SHA-256 is {found}, not {sha256.lower()}"
         fix = "fetch the file again, or compare with another digest"
         raise DamagedFile(place, problem, fix=fix)
-    model = file.read_packed(place)
+    model = packed.read_packed(place)
     tokens = None
     if model.tokenizer is not None:
         tokens = Tokenizer.from_json(model.tokenizer, place).vocab_size
-    version, rows = file.version_and_sizes(place)
+    version, rows = packed.version_and_sizes(place)
     return Verified(place, found, version, model, tokens, rows)
 
 

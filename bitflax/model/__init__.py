@@ -1,1 +1,32 @@
 """BERT as a pure function of a parameter tree, and its Hugging Face form."""
+
+from bitflax.model.apply import bert as bert
+from bitflax.model.apply import init_act as init_act
+from bitflax.model.apply import init_params as init_params
+from bitflax.model.hf_config import config_from_hf as config_from_hf
+from bitflax.model.hf_config import config_to_hf as config_to_hf
+from bitflax.model.hf_config import read_json as read_json
+from bitflax.model.hf_weights import EXTRA_FILE as EXTRA_FILE
+from bitflax.model.hf_weights import params_from_hf as params_from_hf
+from bitflax.model.hf_weights import params_to_hf as params_to_hf
+from bitflax.model.hf_weights import read_state as read_state
+from bitflax.model.hf_weights import read_weights as read_weights
+from bitflax.model.leaves import Lazy as Lazy
+from bitflax.model.leaves import Packed as Packed
+from bitflax.model.leaves import Split as Split
+from bitflax.model.leaves import dense as dense
+from bitflax.model.matmul import Coded as Coded
+from bitflax.model.names import HEADS as HEADS
+from bitflax.model.names import POSITIONS as POSITIONS
+from bitflax.model.names import canonical_name as canonical_name
+from bitflax.model.names import parameter_entries as parameter_entries
+from bitflax.model.names import parameter_shapes as parameter_shapes
+from bitflax.model.pretrained import load_pretrained as load_pretrained
+from bitflax.model.pretrained import resolve_folder as resolve_folder
+from bitflax.model.pretrained import save_pretrained as save_pretrained
+from bitflax.model.sites import ACT_PARAMS as ACT_PARAMS
+from bitflax.model.sites import Act as Act
+from bitflax.model.sites import at_sites as at_sites
+from bitflax.model.sites import bind as bind
+from bitflax.model.sites import learns as learns
+from bitflax.model.sites import sites as sites

@@ -31,7 +31,7 @@ def bert(
       config: the model's shape.
       act: quantizers of activations. None; one quantizer for the inputs of the
         encoder's matrices; or a tuple of (regex of a site, quantizer), where the
-        first match decides (``bitflax.model.sites.sites`` lists the sites). One
+        first match decides (``bitflax.model.sites`` lists the sites). One
         that learns takes its parameter from ``params``, at the path of its site.
       dtype: what the operands of all matrix products are rounded to, those of their
         gradients too: ``"bfloat16"``; None: they are not. Parameters, sums, and all

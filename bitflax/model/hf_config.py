@@ -19,23 +19,17 @@ _INTS = (
     "pad_token_id",
     "type_vocab_size",
 )
-
-
 _FLOATS = (
     "layer_norm_eps",
     "hidden_dropout_prob",
     "attention_probs_dropout_prob",
     "classifier_dropout",
 )
-
-
 _ACTS = {"gelu": "gelu", "gelu_python": "gelu", "relu": "relu"}  # gelu by erf
-
 
 OWN_KIND = "bitflax-bert"
 """The ``model_type`` of what Hugging Face's BERT cannot hold: heads of another width,
 or matrices in two halves."""
-
 
 # What would compute something else than this package's BERT.
 _ONLY = {

@@ -19,11 +19,7 @@ from bitflax.model.leaves import Split
 from bitflax.types import BertConfig, Params
 
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
-
-
 _OTHERS = ("tf_model.h5", "flax_model.msgpack", "model.ckpt.index")
-
-
 # A shard lies beside its index: no path out of a file is followed.
 _SHARD = re.compile(r"[A-Za-z0-9_][\w.\-]*\.(safetensors|bin)")
 

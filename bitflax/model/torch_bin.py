@@ -35,17 +35,9 @@ _DTYPES = {
     "torch ByteStorage": np.dtype("u1"),
     "torch BoolStorage": np.dtype("?"),
 }
-
-
 _ORDERED_DICT = "collections OrderedDict"
-
-
 _TENSOR = ("torch._utils _rebuild_tensor_v2", "torch._utils _rebuild_tensor")
-
-
 _PARAMETER = "torch._utils _rebuild_parameter"
-
-
 _KNOWN = {*_DTYPES, *_TENSOR, _ORDERED_DICT, _PARAMETER}
 
 
@@ -111,8 +103,6 @@ _PUSHED = (
     *("BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT"),
     *("BINUNICODE", "SHORT_BINUNICODE", "BINSTRING", "SHORT_BINSTRING"),
 )
-
-
 _NEW: dict[str, Callable[[], Any]] = {
     "EMPTY_DICT": dict,
     "EMPTY_LIST": list,
@@ -121,8 +111,6 @@ _NEW: dict[str, Callable[[], Any]] = {
     "NEWTRUE": lambda: True,
     "NEWFALSE": lambda: False,
 }
-
-
 _SKIPPED = ("PROTO", "FRAME")
 
 
@@ -272,10 +260,7 @@ _BROKEN = (
     zipfile.BadZipFile,
 )
 
-
 _MAGIC = 0x1950A86A20F9469CFC6C  # before the legacy format's pickles
-
-
 _PROTOCOL = 1001
 
 

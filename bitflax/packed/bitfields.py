@@ -1,6 +1,6 @@
 """Small integers in whole bytes: the fields of a packed matrix, a row after the other.
 
-A leaf has 1, 2 or 8 bits a field (``bitflax.model.leaves.Packed``). A file holds the same
+A leaf has 1, 2 or 8 bits a field (``bitflax.model.Packed``). A file holds the same
 fields in less where they allow it: five ternary ones, or two of 4 bits, share a byte.
 """
 
@@ -14,11 +14,7 @@ from bitflax.packed import safetensors_file
 
 FIFTHS = 1.6
 """The bits of a ternary field where five of them share a byte, as in a file."""
-
-
 _TRITS = (np.arange(3**5)[:, None] // 3 ** np.arange(5) % 3).astype(np.uint8)
-
-
 _BLOCK = 1 << 20
 
 
@@ -32,8 +28,10 @@ def fields_to_bytes(fields: Integer[np.ndarray, "rows cols"], bits: int) -> np.n
     Returns:
       uint8 [rows, ceil(cols bits / 8)], the rest of each row's last byte 0.
 
-    >>> fields_to_bytes(np.array([[1, 0, 1]]), 1), fields_to_bytes(np.array([[2, 0, 1]]), 2)
-    (array([[5]], dtype=uint8), array([[18]], dtype=uint8))
+    >>> fields_to_bytes(np.array([[1, 0, 1]]), 1)
+    array([[5]], dtype=uint8)
+    >>> fields_to_bytes(np.array([[2, 0, 1]]), 2)
+    array([[18]], dtype=uint8)
     """
     if bits == 8:
         return fields.astype(np.int8).view(np.uint8)
@@ -50,7 +48,7 @@ def fields_to_values(
 ) -> np.ndarray:
     """Return what a leaf's codes stand for before the scales: [rows, cols].
 
-    ``bitflax.model.leaves.codes_to_values`` gives the same inside jit.
+    ``bitflax.model.codes_to_values`` gives the same inside jit.
 
     Args:
       codes: of 1 bit (-1 or 1), 2 bits (-1, 0 or 1) or 8 bits (a signed byte).

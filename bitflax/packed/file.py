@@ -20,9 +20,7 @@ from bitflax.errors import (
     OutputError,
     StorageError,
 )
-from bitflax.model import names
-from bitflax.model.leaves import Split
-from bitflax.model.sites import ACT_PARAMS
+from bitflax.model import ACT_PARAMS, Split, parameter_shapes
 from bitflax.packed import safetensors_file, sizes
 from bitflax.packed.metadata import (
     act_from_json,
@@ -45,17 +43,9 @@ from bitflax.packed.tokenizer import tokenizer_from_bytes, tokenizer_to_bytes
 from bitflax.types import BertConfig, Params
 
 FORMAT = "bitflax-packed"
-
-
 VERSIONS = ("1", "2", "3")
-
-
 _KEYS = {"format", "version", "config", "act", "packed", "extras", "sha256"}
-
-
 _TENSORS_A_LAYER = 16
-
-
 T = TypeVar("T")
 
 
@@ -150,7 +140,7 @@ def _header(file: BufferedReader) -> _Header:
     if _TENSORS_A_LAYER * config.num_hidden_layers > len(header.entries):
         raise ValueError("config: more layers than there are tensors")
     act = act_from_json(found["act"], config)
-    shapes = names.parameter_shapes(config, act)
+    shapes = parameter_shapes(config, act)
     packed = safetensors_file.strict_json(found["packed"], "packed")
     specs = check_specs(packed, shapes, version)
     check_entries(header.entries, shapes, specs)
@@ -217,7 +207,7 @@ def _parts(
     """Return the file as its parts, after checking that it may be written."""
     flat = trees.flatten(packed)
     named = act_to_json(act, config)
-    check_tree(flat, names.parameter_shapes(config, act))
+    check_tree(flat, parameter_shapes(config, act))
     tensors = to_tensors(flat)
     if tokenizer is not None:
         text = tokenizer if isinstance(tokenizer, str) else tokenizer.to_json()
@@ -255,7 +245,7 @@ def save_packed(
       config: its shape and labels.
       packed: the tree that ``pack`` returns.
       act: its activation quantizers, as ``bitflax.bert`` takes them.
-      tokenizer: a ``bitflax.data.text.Tokenizer``, or the text of a
+      tokenizer: a ``bitflax.data.Tokenizer``, or the text of a
         ``tokenizer.json``.
       extras: whatever else should travel along, as JSON has it.
 

@@ -11,10 +11,9 @@ import types
 import typing
 from typing import Any
 
+from bitflax import model, quantization
 from bitflax.errors import ConfigError
-from bitflax.model import sites
 from bitflax.packed import safetensors_file
-from bitflax.quantization import learned_activations, quantizers
 from bitflax.types import BertConfig
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
@@ -83,28 +82,18 @@ def _labels(found: Any, count: int) -> dict[int, str]:
 
 
 KINDS = {
-    "symmetric": quantizers.symmetric,
-    "asymmetric": quantizers.asymmetric,
-    "clipped": learned_activations.clipped,
-    "lsq": learned_activations.lsq,
-    "elastic": learned_activations.elastic,
+    "symmetric": quantization.symmetric,
+    "asymmetric": quantization.asymmetric,
+    "clipped": quantization.clipped,
+    "lsq": quantization.lsq,
+    "elastic": quantization.elastic,
 }
-
-
 _MAX_RULES = 500
-
-
 _MAX_WORK = 10_000_000
 """Ways in which all regexes may be tried on all sites: under a second in all."""
-
-
 _A_MATCH = 20
 """The cost of one attempt, in ways."""
-
-
 _REGEX = re.compile(r"[\w/.*+?|()\[\]\\-]{1,200}")
-
-
 _LONGEST = 50
 """More characters than a site's name has."""
 
@@ -144,7 +133,7 @@ def _named(quantizer: Any) -> dict[str, Any] | None:
             fix=f"use one of {', '.join(KINDS)}, or save with act=None and hand "
             "the quantizer to bitflax.bert yourself",
         )
-    if isinstance(quantizer, learned_activations.clipped):
+    if isinstance(quantizer, quantization.clipped):
         inner = _named(quantizer.quantizer)
         return {"quantizer": name, "inner": inner, "at": quantizer.at}
     return {"quantizer": name, **dataclasses.asdict(quantizer)}
@@ -158,7 +147,7 @@ def act_from_json(text: str, config: BertConfig) -> Any:
     else:
         act = _pairs(found)
     _check_work(act, config)
-    for site, quantizer in sites.at_sites(act, config).items():
+    for site, quantizer in model.at_sites(act, config).items():
         _check_fit(site, quantizer, config)
     return act
 
@@ -180,7 +169,7 @@ def _quantizer(found: Any) -> Any:
         raise ValueError(f"act: a quantizer is none of {', '.join(KINDS)}")
     fields = {name: value for name, value in found.items() if name != "quantizer"}
     made = KINDS[kind]
-    if made is learned_activations.clipped:
+    if made is quantization.clipped:
         fields["quantizer"] = _inner(fields.pop("inner", None))
     if set(fields) != {field.name for field in dataclasses.fields(made)}:
         raise ValueError(f"act: the fields are not those of {kind}")
@@ -250,7 +239,7 @@ def _work(regex: str) -> int:
 def _check_work(act: Any, config: BertConfig) -> None:
     regexes = [regex for regex, _ in act] if isinstance(act, tuple) else ()
     work = sum(_A_MATCH + _work(regex) for regex in regexes)
-    if work * len(sites.sites(config)) > _MAX_WORK:
+    if work * len(model.sites(config)) > _MAX_WORK:
         raise ValueError("act: its regexes of sites are too many or too intricate")
 
 

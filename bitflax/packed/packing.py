@@ -12,31 +12,19 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Float32
 
-from bitflax import trees
+from bitflax import model, trees
 from bitflax.errors import ConfigError, Diverged
-from bitflax.model import leaves
-from bitflax.model.leaves import Packed, Split
-from bitflax.model.matmul import Coded
-from bitflax.model.names import POSITIONS
-from bitflax.model.sites import ACT_PARAMS
+from bitflax.model import ACT_PARAMS, POSITIONS, Coded, Packed, Split
 from bitflax.packed import bitfields
-from bitflax.quantization.rules import Rules, quantize
+from bitflax.quantization import Rules, quantize
 from bitflax.types import Params
 
 RESTS = ("int4", "int8", "float16", "float32")
-
-
 Rest = str | Sequence[tuple[str, str]]
 """One of ``RESTS``, or pairs (path regex, one of them)."""
-
-
 LEVELS = 127
-
-
 HALF_NORMAL = 6.2e-5
 """Above the smallest float16 of full precision."""
-
-
 HALF_MAX = 65504.0
 
 
@@ -297,14 +285,14 @@ def _pack(path: str, leaf: Any, chosen: bool, rest: str) -> Any:
         if chosen and len(leaf.shape) == 2:
             halves = (pack_leaf(path, x, True, rest) for x in (leaf.a, leaf.b))
             return Split(*halves)
-        leaf = leaves.dense(leaf)
+        leaf = model.dense(leaf)
     return pack_leaf(path, leaf, chosen, rest)
 
 
 def unpack(packed: Params) -> Params:
     """Return the dense float32 parameters that a packed tree stands for."""
     return trees.map_paths(
-        lambda path, leaf: jnp.asarray(leaves.dense(leaf), jnp.float32), packed
+        lambda path, leaf: jnp.asarray(model.dense(leaf), jnp.float32), packed
     )
 
 

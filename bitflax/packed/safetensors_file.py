@@ -23,23 +23,15 @@ import numpy as np
 from bitflax import files
 
 MAX_HEADER = 1 << 20
-
-
 _BLOCK = 1 << 18
 """Values that are read, checked and widened at once: small beside the file."""
-
-
 _ALIGNED = 64
 """Bytes at which jax takes an array over as it lies, without a copy."""
-
-
 DTYPES = {
     "F32": np.dtype("<f4"),
     "F16": np.dtype("<f2"),
     "U8": np.dtype("u1"),
 }
-
-
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 

@@ -7,11 +7,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from bitflax import trees
+from bitflax import model, quantization, trees
 from bitflax.errors import ConfigError
-from bitflax.model import names
 from bitflax.packed import bitfields, packing
-from bitflax.quantization import rules
 from bitflax.types import BertConfig
 
 
@@ -81,10 +79,10 @@ class ExpectedSize(NamedTuple):
 
 
 def parameter_bits(
-    chosen: rules.Rules,
+    chosen: quantization.Rules,
     config: BertConfig,
     rest: packing.Rest = "int8",
-    split: rules.Rules = (),
+    split: quantization.Rules = (),
     place: str = "rules",
 ) -> list[ExpectedSize]:
     """Return what the packed file spends on each parameter after a stage.
@@ -101,7 +99,7 @@ def parameter_bits(
     """
     shapes = {
         entry.path: entry.shape[::-1] if entry.transposed else entry.shape
-        for entry in names.parameter_entries(config)
+        for entry in model.parameter_entries(config)
     }
     fix = "correct the rule's regular expression"
     try:
@@ -142,7 +140,7 @@ def _stored(
                 shape
             )
         return bits, values * bits // 8
-    bits = rules.bits_of(quantizer)
+    bits = quantization.bits_of(quantizer)
     if bits is None:
         return None, 4 * values
     count, by_row = _scales(quantizer, shape)

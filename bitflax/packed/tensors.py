@@ -11,13 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from bitflax.errors import ConfigError
-from bitflax.model.leaves import Packed, Split
+from bitflax.model import Packed, Split
 from bitflax.packed import bitfields
 from bitflax.packed.safetensors_file import Entry
 
 Shapes = Mapping[str, tuple[int, ...]]
-
-
 _FLOATS = ("F16", "F32")
 
 

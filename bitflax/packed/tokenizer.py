@@ -15,8 +15,6 @@ from bitflax.types import BertConfig
 
 _PARTS = 300_000
 """Marks in the JSON's text: they bound the memory that a reader's objects take."""
-
-
 _DICTIONARY = 1 << 23
 
 
@@ -110,24 +108,12 @@ def _put_tokens(found: Any, tokens: list[str]) -> None:
 
 
 _MOST = 4 << 20
-
-
 _TOKENS = 131_072
 """Bytes of a text and tokens: more where ``limits`` says so."""
-
-
 _ADDED = 4096
-
-
 _KEYS = {"version", "truncation", "padding", "added_tokens", "model"}
-
-
 _BYTES = "add_prefix_space trim_offsets use_regex"
-
-
 _SPACE = "replacement prepend_scheme add_prefix_space split"
-
-
 _KINDS = {
     "model": {
         "WordPiece": "vocab unk_token continuing_subword_prefix "
@@ -164,8 +150,6 @@ _KINDS = {
         "WordPiece": "prefix cleanup",
     },
 }
-
-
 _SEQUENCE = {
     "normalizer": "normalizers",
     "pre_tokenizer": "pretokenizers",

@@ -8,17 +8,13 @@ import functools
 from collections.abc import Sequence
 from typing import Any
 
-from bitflax import trees
-from bitflax.model import leaves
+from bitflax import model, trees
 from bitflax.quantization import learned_activations, quantizers
 from bitflax.types import Params, Quantizer
 
 Rules = Sequence[tuple[str, Quantizer]]
 
-
 MATRICES = r"encoder/layer_\d+/(attention/(query|key|value|out)|ffn/(in|out))/kernel"
-
-
 WORD_TABLE = r"embeddings/word/embedding"
 
 
@@ -50,12 +46,12 @@ def quantize(params: Params, rules: Rules, *, lazy: bool = False) -> Params:
 
 
 def _quantised(path: str, leaf: Any, quantizer: Quantizer, lazy: bool) -> Any:
-    if isinstance(leaf, leaves.Split):
+    if isinstance(leaf, model.Split):
         halves = (_quantised(path, half, quantizer, lazy) for half in (leaf.a, leaf.b))
-        return leaves.Split(*halves)
+        return model.Split(*halves)
     table = path.startswith("embeddings/")
     if lazy and (by_row(quantizer) if table else path.endswith("/kernel")):
-        return leaves.Lazy(leaf, quantizer)
+        return model.Lazy(leaf, quantizer)
     return quantizer(leaf)
 
 

@@ -32,16 +32,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from bitflax import trees
+from bitflax import model, trees
 from bitflax.errors import ConfigError
-from bitflax.model import leaves
 from bitflax.quantization import quantizers
 from bitflax.quantization.rules import Rules
 from bitflax.types import Params
 
 Groups = Float[np.ndarray, "groups members"]
-
-
 _FIX = "split a student of `ternarize` rules, with the rules it was trained with"
 
 
@@ -118,7 +115,7 @@ def merge(params: Params) -> Params:
     """
 
     def whole(path: str, leaf: Any) -> Any:
-        return leaves.dense(leaf) if isinstance(leaf, leaves.Split) else leaf
+        return model.dense(leaf) if isinstance(leaf, model.Split) else leaf
 
     return trees.map_paths(whole, params)
 
@@ -158,8 +155,8 @@ def _keywords(quantizer: Any) -> dict[str, Any] | None:
     return None
 
 
-def _split_leaf(path: str, leaf: Any, quantizer: Any) -> leaves.Split:
-    if isinstance(leaf, leaves.Split) or not hasattr(leaf, "ndim"):
+def _split_leaf(path: str, leaf: Any, quantizer: Any) -> model.Split:
+    if isinstance(leaf, model.Split) or not hasattr(leaf, "ndim"):
         kind = type(leaf).__name__
         raise ConfigError(path, f"is a {kind}, not an array", fix="merge it first")
     latent = np.asarray(leaf, np.float64)
@@ -175,7 +172,7 @@ def _split_leaf(path: str, leaf: Any, quantizer: Any) -> leaves.Split:
     first = _first_half(path, v, q)
     halves = (cut.whole(half, latent.shape) for half in (first, v - first))
     dtype = np.asarray(leaf).dtype
-    return leaves.Split(*(jnp.asarray(_rounded(half, dtype)) for half in halves))
+    return model.Split(*(jnp.asarray(_rounded(half, dtype)) for half in halves))
 
 
 def _cut(path: str, values: np.ndarray, quantizer: Any) -> _Cut:

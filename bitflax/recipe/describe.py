@@ -11,19 +11,14 @@ import re
 from pathlib import Path
 from typing import Any
 
-from bitflax.data import glue, tasks
-from bitflax.distillation import losses
+from bitflax import distillation, model, packed, quantization
+from bitflax.data import GLUE_TASKS, ICD10CM
 from bitflax.errors import BitflaxError, ConfigError
-from bitflax.model import hf_config, names, pretrained
-from bitflax.packed import packing, sizes
-from bitflax.quantization import rules
 from bitflax.recipe import schema
 from bitflax.recipe.schema import Init, Recipe, Stage
 from bitflax.types import BertConfig, Optim
 
 Shape = tuple[int, ...]
-
-
 _ARROW = "      |\n      v"
 
 
@@ -44,10 +39,10 @@ def _config(name: str, labels: int | None) -> tuple[BertConfig | None, str]:
     if "/" in name and not Path(name).expanduser().is_dir():
         return None, f"{name} is no folder here; `bitflax run` asks the hub for it"
     try:
-        folder = pretrained.resolve_folder(name)
+        folder = model.resolve_folder(name)
         path = folder / "config.json"
-        fields = hf_config.read_json(path)
-        config = hf_config.config_from_hf(fields, num_labels=labels, place=path)
+        fields = model.read_json(path)
+        config = model.config_from_hf(fields, num_labels=labels, place=path)
         return config, str(folder)
     except BitflaxError as error:
         return None, f"{error.problem} ({error.fix})"
@@ -55,11 +50,9 @@ def _config(name: str, labels: int | None) -> tuple[BertConfig | None, str]:
 
 def _labels(task: str) -> int | None:
     """Return how many logits a task has; None where its file would say."""
-    if task == tasks.ICD10CM:
+    if task == ICD10CM:
         return 21
-    return (
-        max(1, len(glue.GLUE_TASKS[task].labels)) if task in glue.GLUE_TASKS else None
-    )
+    return max(1, len(GLUE_TASKS[task].labels)) if task in GLUE_TASKS else None
 
 
 def student_config(of: Recipe, teacher: BertConfig) -> BertConfig:
@@ -110,7 +103,7 @@ def describe_recipe(of: Recipe, config: BertConfig | None = None) -> str:
     return f"{text}\n\n{_sizes(of, config)}"
 
 
-def _rest(rest: packing.Rest) -> str:
+def _rest(rest: packed.Rest) -> str:
     if isinstance(rest, str):
         return rest
     return ", ".join([*(f"{kind} {regex}" for regex, kind in rest), "int8"])
@@ -145,7 +138,7 @@ def _teacher(of: Recipe, config: BertConfig | None) -> str:
         heads = f"{config.num_attention_heads} heads"
         wide = f"{config.hidden_size} wide, {heads}"
         values = sum(
-            math.prod(entry.shape) for entry in names.parameter_entries(config)
+            math.prod(entry.shape) for entry in model.parameter_entries(config)
         )
         rows.append(f"{config.num_hidden_layers} layers, {wide}, {values:,} parameters")
     return _rows("teacher", rows)
@@ -174,7 +167,7 @@ def _stage(index: int, stage: Stage, of: Recipe) -> str:
         rows.append(f"taught by   {teacher}")
     rows += _loss_rows(stage.loss)
     for regex, quantizer in stage.rules:
-        bits = rules.bits_of(quantizer)
+        bits = quantization.bits_of(quantizer)
         name = function_name(quantizer)
         rows.append(f"weights     {'?' if bits is None else bits} bit  {regex}  {name}")
     if not stage.rules:
@@ -201,7 +194,7 @@ def _made(init: Init) -> str:
 
 
 def _loss_rows(loss: Any) -> list[str]:
-    if not isinstance(loss, losses.Weighted):
+    if not isinstance(loss, distillation.Weighted):
         return [f"loss        {function_name(loss)}"]
     rows = []
     for name, (weight, fn) in loss.parts.items():
@@ -242,8 +235,8 @@ def _sizes(of: Recipe, config: BertConfig) -> str:
     split = [stage.init.split for stage in of.stages if stage.init.split]
     place = f"Stage {stage.name!r}.rules"
     halved = split[-1] if split else ()
-    lines = sizes.parameter_bits(stage.rules, student, rest, halved, place)
-    groups: dict[tuple, list[sizes.ExpectedSize]] = {}
+    lines = packed.parameter_bits(stage.rules, student, rest, halved, place)
+    groups: dict[tuple, list[packed.ExpectedSize]] = {}
     for line in lines:
         path = re.sub(r"layer_\d+", "layer_*", line.path)
         groups.setdefault((path, line.shape, line.bits), []).append(line)
@@ -254,7 +247,7 @@ def _sizes(of: Recipe, config: BertConfig) -> str:
         times = f" x {len(members)}" if len(members) > 1 else ""
         rows.append(_cells(bits or "?", values, size, f"{path} {list(shape)}{times}"))
     total = sum(line.size for line in lines)
-    full = 4 * sum(math.prod(entry.shape) for entry in names.parameter_entries(config))
+    full = 4 * sum(math.prod(entry.shape) for entry in model.parameter_entries(config))
     values = sum(math.prod(line.shape) for line in lines)
     rows.append(_cells("", values, total, "all of it, the tokenizer aside"))
     smaller = f"{full / total:.1f} times smaller than the teacher's"

@@ -152,8 +152,6 @@ _WORDS = {
     type(None): "none",
     Any: "anything",
 }
-
-
 _TRUTH = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 
 

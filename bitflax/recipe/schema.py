@@ -11,8 +11,8 @@ from typing import Any, Literal
 
 from bitflax import errors
 from bitflax.errors import ConfigError, UsageError
-from bitflax.model.sites import Act
-from bitflax.quantization.rules import Rules
+from bitflax.model import Act
+from bitflax.quantization import Rules
 from bitflax.recipe import overrides
 from bitflax.types import BertConfig, LossFn, Optim
 
@@ -144,11 +144,7 @@ class Teacher:
 
 
 override = overrides.override
-
-
 Dtype = Literal["bfloat16"] | None
-
-
 Kept = Literal["int4", "int8", "float16", "float32"]
 
 

@@ -6,16 +6,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bitflax import trees
-from bitflax.distillation import losses, projection
-from bitflax.distillation.student import take_layers
+from bitflax import distillation, packed, quantization, trees
 from bitflax.errors import BitflaxError, ConfigError
-from bitflax.model import apply, hf_config, leaves, pretrained
-from bitflax.packed import metadata, packing, tokenizer
-from bitflax.quantization import splitting
-from bitflax.quantization.rules import quantize
-from bitflax.recipe.describe import function_name
-from bitflax.recipe.schema import Init, Stage
+from bitflax.model import (
+    Split,
+    bert,
+    config_from_hf,
+    init_params,
+    read_json,
+    resolve_folder,
+)
+from bitflax.quantization import quantize
+from bitflax.recipe import Init, Stage, function_name
 from bitflax.runs import experiment, initialization
 from bitflax.runs.experiment import Experiment
 from bitflax.types import BertConfig, Model, Params
@@ -24,7 +26,7 @@ _SOME = np.random.default_rng(0).normal(size=(16, 16)).astype(np.float32)
 
 
 def _shapes(config: BertConfig) -> Params:
-    init = functools.partial(apply.init_params, config)
+    init = functools.partial(init_params, config)
     return jax.eval_shape(init, jax.random.key(0))
 
 
@@ -67,7 +69,7 @@ def check_stages(setting: Experiment) -> dict[str, Params]:
     stages = setting.recipe.stages
     if stages and stages[-1].packs:
         assert before is not None
-        tokenizer.check_tokenizer(setting.tokenizer.to_json(), before.config)
+        packed.check_tokenizer(setting.tokenizer.to_json(), before.config)
         _check_packs(stages[-1], setting.recipe.rest, before)
     return {name: model.params for name, model in done.items()}
 
@@ -82,7 +84,7 @@ def _check_split(stage: Stage, earlier: Stage | None) -> None:
     split = stage.init.split
     for regex, quantizer in split:
         some = {"kernel": jnp.asarray(_SOME)}
-        splitting.split(some, (("kernel", quantizer),))
+        quantization.split(some, (("kernel", quantizer),))
         before = () if earlier is None else earlier.rules
         same = [q for known, q in before if known == regex] or [quantizer]
         if function_name(same[0]) != function_name(quantizer):
@@ -102,27 +104,27 @@ def _start(init: Init, source: Model) -> Model:
     if init.shape is not None:
         params = _shapes(config)
     elif init.layers is not None:
-        params = take_layers(params, init.layers)
+        params = distillation.take_layers(params, init.layers)
     if init.width is not None:
         flat = trees.flatten(params)
-        if any(isinstance(leaf, leaves.Split) for leaf in flat.values()):
+        if any(isinstance(leaf, Split) for leaf in flat.values()):
             raise ValueError("init.width: cut the width before matrices are split")
         params = _shapes(config)
     if init.split:
         flat = trees.flatten(params)
         for path in trees.match(init.split, flat):
-            if isinstance(flat[path], leaves.Split):
+            if isinstance(flat[path], Split):
                 raise ValueError(f"init.split: {path} is split already")
-            flat[path] = leaves.Split(flat[path], flat[path])
+            flat[path] = Split(flat[path], flat[path])
         params = trees.unflatten(flat)
     return Model(config, params)
 
 
 def _source(name: str, teacher: BertConfig, setting: Experiment) -> Model:
     """Return the shapes of a model that a stage starts from."""
-    place = pretrained.resolve_folder(name) / "config.json"
-    found = hf_config.config_from_hf(
-        hf_config.read_json(place),
+    place = resolve_folder(name) / "config.json"
+    found = config_from_hf(
+        read_json(place),
         num_labels=teacher.num_labels,
         problem_type=teacher.problem_type,
         place=place,
@@ -144,25 +146,25 @@ def _source(name: str, teacher: BertConfig, setting: Experiment) -> Model:
     return _like(experiment.loaded_model(name, teacher, jax.random.key(0)))
 
 
-def _check_packs(stage: Stage, rest: packing.Rest, last: Model) -> None:
+def _check_packs(stage: Stage, rest: packed.Rest, last: Model) -> None:
     """Check that what the last stage trains can be packed."""
-    metadata.config_to_json(last.config)
-    metadata.act_to_json(stage.act, last.config)
+    packed.config_to_json(last.config)
+    packed.act_to_json(stage.act, last.config)
     try:
-        packing.rest_of(rest, trees.flatten(last.params))
+        packed.rest_of(rest, trees.flatten(last.params))
     except ValueError as error:
         fix = "correct the rule's regular expression"
         raise ConfigError("Recipe.rest", str(error), fix=fix) from error
     for regex, quantizer in stage.rules:
         values = np.asarray(jax.jit(quantizer)(_SOME))
-        packing.pack_leaf(f"{stage.name}: {regex}", values, True, "int8")
+        packed.pack_leaf(f"{stage.name}: {regex}", values, True, "int8")
 
 
 def _check_stage(stage: Stage, teacher: Model, start: Model, batch: dict) -> Model:
     """Run a stage's first step on shapes; return the shapes that it leaves."""
     config = start.config
-    taught = apply.bert(teacher.config)
-    student = projection.projected(apply.bert(config, stage.act))
+    taught = bert(teacher.config)
+    student = distillation.projected(bert(config, stage.act))
 
     def run(params, teacher_params):
         params = initialization.with_projection(
@@ -171,7 +173,7 @@ def _check_stage(stage: Stage, teacher: Model, start: Model, batch: dict) -> Mod
         params = initialization.fit_act(Model(config, params), stage, None, batch)
         said = student(quantize(params, stage.rules), batch)
         parts = stage.loss(said, taught(teacher_params, batch), batch)
-        loss = losses.total(parts) if isinstance(parts, dict) else parts.value
+        loss = distillation.total(parts) if isinstance(parts, dict) else parts.value
         return loss, params
 
     _, params = jax.eval_shape(run, start.params, teacher.params)

@@ -11,18 +11,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from bitflax.data.batches import Batches
-from bitflax.data.corpus import CorpusBatches
-from bitflax.data.examples import Task
-from bitflax.data.text import Tokenizer, Tokens
-from bitflax.distillation import losses, projection, teacher_outputs, vocabulary
+from bitflax import distillation, model, training
+from bitflax.data import Batches, CorpusBatches, Task, Tokenizer, Tokens
 from bitflax.errors import ConfigError
-from bitflax.model import pretrained
-from bitflax.model.apply import bert
-from bitflax.quantization.rules import quantize
-from bitflax.recipe.schema import Data, Recipe, Stage
+from bitflax.quantization import quantize
+from bitflax.recipe import Data, Recipe, Stage
 from bitflax.runs.folder import RunFolder
-from bitflax.training import evaluation, hosts, parallel
 from bitflax.types import BertConfig, Mean, Model, Outputs, Params
 
 MOST_KEPT_BYTES = 4 << 30
@@ -53,7 +47,7 @@ class TaskData:
     dev: Batches
     buckets: tuple[int, ...]
     used: np.ndarray
-    _kept: list[tuple[Any, teacher_outputs.TeacherOutputs]] = dataclasses.field(
+    _kept: list[tuple[Any, distillation.TeacherOutputs]] = dataclasses.field(
         default_factory=list
     )
 
@@ -80,19 +74,19 @@ class TaskData:
 
     def small(self, whole: Model) -> Model:
         """Return a model with the words that the task uses, as tokens number them."""
-        return Model(*vocabulary.shrink_vocabulary(*whole, self.used))
+        return Model(*distillation.shrink_vocabulary(*whole, self.used))
 
     def whole(self, params: Params, start: Params) -> Params:
         """Return trained parameters with the start's rows of all other words."""
-        return vocabulary.grow_vocabulary(params, start, self.used)
+        return distillation.grow_vocabulary(params, start, self.used)
 
-    def scorer(self, stage: Stage | None, student: BertConfig) -> evaluation.Evaluator:
+    def scorer(self, stage: Stage | None, student: BertConfig) -> training.Evaluator:
         """Return what scores a stage's parameters; without a stage, a plain model's."""
         rules = stage.rules if stage else ()
         labels = self.task.dev.labels
         assert labels is not None  # where data have none, prepare takes the teacher's
-        return evaluation.Evaluator(
-            bert(student, stage.act if stage else None),
+        return training.Evaluator(
+            model.bert(student, stage.act if stage else None),
             self.dev,
             labels,
             self.metric,
@@ -103,13 +97,13 @@ class TaskData:
 
     def kept(
         self, stage: Stage, teacher: Model, start: Model, batches: Batches
-    ) -> teacher_outputs.TeacherOutputs | None:
+    ) -> distillation.TeacherOutputs | None:
         """Return the teacher's outputs that a stage's loss reads, where they fit.
 
         A stage that reads what a stage before it read takes over what that kept. With
         many processes none are kept: each would compute them for all examples alone.
         """
-        if not stage.cache_teacher or hosts.process_part()[1] > 1:
+        if not stage.cache_teacher or training.process_part()[1] > 1:
             return None
         outputs, used = _used(stage, teacher, start, batches)
         if used is None:
@@ -118,8 +112,8 @@ class TaskData:
         for known, kept in self._kept:
             if known == source and used <= kept.names:
                 return kept
-        size = teacher_outputs.outputs_size(
-            teacher_outputs.row_shapes(used, outputs), batches
+        size = distillation.outputs_size(
+            distillation.row_shapes(used, outputs), batches
         )
         files = None
         if stage.cache_teacher == "disk":
@@ -132,16 +126,16 @@ class TaskData:
 
     def _files(
         self, stage: Stage, teacher: Model, used: frozenset[str]
-    ) -> teacher_outputs.Files:
+    ) -> distillation.Files:
         """Return the folder named after all that decides what a teacher says."""
         tokens = dataclasses.asdict(self.tokens)
         said = dict(config=repr(teacher.config), dtype=stage.teacher_dtype)
         named = dict(names=sorted(used), buckets=self.buckets)
-        digest = teacher_outputs.digest(teacher.params, tokens, **said, **named)
-        return teacher_outputs.Files(self.run.cache / "teacher" / digest[:32])
+        digest = distillation.digest(teacher.params, tokens, **said, **named)
+        return distillation.Files(self.run.cache / "teacher" / digest[:32])
 
     def _fits(
-        self, size: int, most: int | None, files: teacher_outputs.Files | None
+        self, size: int, most: int | None, files: distillation.Files | None
     ) -> bool:
         """Whether outputs may be kept; in memory, others make room for them."""
         if files is not None:
@@ -161,20 +155,20 @@ class TaskData:
         batches: Batches,
         outputs: Outputs,
         used: frozenset[str],
-        files: teacher_outputs.Files | None,
-    ) -> teacher_outputs.TeacherOutputs:
+        files: distillation.Files | None,
+    ) -> distillation.TeacherOutputs:
         """Return a teacher's outputs: from disk, or computed on all devices."""
         array = files and files.array
         if files and files.whole:
-            return teacher_outputs.TeacherOutputs(used, outputs, batches, array)
-        filling = teacher_outputs.fill(
-            bert(teacher.config, dtype=stage.teacher_dtype),
-            parallel.replicate(teacher.params, self.mesh),
+            return distillation.TeacherOutputs(used, outputs, batches, array)
+        filling = distillation.fill(
+            model.bert(teacher.config, dtype=stage.teacher_dtype),
+            training.replicate(teacher.params, self.mesh),
             batches,
             outputs,
             used,
             array=array,
-            share=functools.partial(parallel.shard_batch, mesh=self.mesh),
+            share=functools.partial(training.shard_batch, mesh=self.mesh),
         )
         with self.run.progress(batches.steps_per_epoch, "teacher's outputs") as bar:
             for number, filled in enumerate(filling, 1):
@@ -199,17 +193,17 @@ def _used(stage: Stage, teacher: Model, start: Model, batches: Any):
     The names are None where padding may be in use too.
     """
     batch = {k: v for k, v in batches.batch(0).items() if k != "index"}
-    student = projection.projected(bert(start.config, stage.act))
-    told = jax.eval_shape(bert(teacher.config), teacher.params, batch)
+    student = distillation.projected(model.bert(start.config, stage.act))
+    told = jax.eval_shape(model.bert(teacher.config), teacher.params, batch)
     said = jax.eval_shape(student, start.params, batch)
-    if teacher_outputs.may_read_padding(stage.loss, said, told, batch):
+    if distillation.may_read_padding(stage.loss, said, told, batch):
         return told, None
-    return told, teacher_outputs.used_outputs(stage.loss, said, told, batch)
+    return told, distillation.used_outputs(stage.loss, said, told, batch)
 
 
 @dataclasses.dataclass
 class CorpusData:
-    """A corpus as its stage sees it; in place of a ``bitflax.runs.experiment.TaskData``.
+    """A corpus as its stage sees it; in place of a ``bitflax.runs.TaskData``.
 
     The score is the loss on pieces of the corpus that training does not see: the lower
     the better.
@@ -270,9 +264,9 @@ class CorpusData:
         self, stage: Stage, student: BertConfig
     ) -> Callable[[Params], dict[str, float]]:
         """Return ``params -> {part of the loss: mean}`` on what is held out."""
-        apply = projection.projected(bert(student, stage.act))
-        teach = bert(self.teacher.config)
-        teacher = parallel.replicate(self.teacher.params, self.mesh)
+        apply = distillation.projected(model.bert(student, stage.act))
+        teach = model.bert(self.teacher.config)
+        teacher = training.replicate(self.teacher.params, self.mesh)
         # What is held out does not depend on the order.
         batches = self._batches(0, stage)
 
@@ -283,14 +277,14 @@ class CorpusData:
             return {"loss": parts} if isinstance(parts, Mean) else parts
 
         def score(params: Params) -> dict[str, float]:
-            found, params = [], parallel.replicate(params, self.mesh)
-            for batch in batches.evaluation(hosts.process_part()):
-                sharded = parallel.shard_batch(batch, self.mesh)
+            found, params = [], training.replicate(params, self.mesh)
+            for batch in batches.evaluation(training.process_part()):
+                sharded = training.shard_batch(batch, self.mesh)
                 # Read at once: CPU devices that run ahead may wait for good.
                 found.append(jax.device_get(measure(params, teacher, sharded)))
             parts: Any = jax.tree.map(lambda *leaves: np.sum(leaves), *found)
             return {
-                "loss": float(losses.total(parts)),
+                "loss": float(distillation.total(parts)),
                 **{name: float(part) for name, part in parts.items() if name != "loss"},
             }
 
@@ -340,7 +334,7 @@ class Experiment:
         if taught.folder is not None and taught.pretrained is not None:
             key = jax.random.key(self.recipe.seed)
             teacher = loaded_model(taught.pretrained, teacher.config, key)
-            folder = pretrained.resolve_folder(taught.pretrained)
+            folder = model.resolve_folder(taught.pretrained)
             own = Tokenizer.from_folder(folder)
             if own.to_json() != self.tokenizer.to_json():
                 raise ConfigError(
@@ -356,7 +350,7 @@ class Experiment:
 def loaded_model(folder: str, teacher: BertConfig, key: jax.Array) -> Model:
     """Return a folder's model with a head like the teacher's."""
     labels = teacher.id2label
-    config, params = pretrained.load_pretrained(
+    config, params = model.load_pretrained(
         folder,
         num_labels=teacher.num_labels,
         id2label=None if labels is None else dict(labels),

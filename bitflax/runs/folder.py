@@ -21,16 +21,13 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from bitflax import files, progress
+from bitflax import files, progress, training
 from bitflax.errors import ConfigError, DamagedFile, FolderBusy, OutputError
 from bitflax.runs import log
-from bitflax.training import hosts
 
 # What a stage costs, and not what it gives: a run that ran out of memory may go on
 # with other ones; and with other microbatches, where ``_by_row`` holds.
 _COSTS = {"recompute", "cache_teacher", "cache_bytes"}
-
-
 _PACKAGES = (
     *("bitflax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint"),
     *("transformers", "tokenizers", "numpy"),
@@ -60,10 +57,10 @@ class RunFolder:
 
     def __enter__(self) -> "RunFolder":
         """Make the folder and lock it."""
-        if hosts.is_main_process():
+        if training.is_main_process():
             _make_folder(self.path)
             self._lock = _lock(self.path)
-        if hosts.process_part()[1] > 1:
+        if training.process_part()[1] > 1:
             _check_shared(self.path)
         return self
 
@@ -108,17 +105,17 @@ class RunFolder:
         Raises:
           StorageError: the disk is full or broken.
         """
-        if hosts.is_main_process():
+        if training.is_main_process():
             self._log.write(line)
 
     def rewind(self, stage: str, step: int | None = None) -> None:
         """Drop a stage's log lines after ``step`` (None: all): they come again."""
-        if hosts.is_main_process():
+        if training.is_main_process():
             self._log.rewind(stage, step)
 
     def progress(self, total: int, desc: str, initial: int = 0) -> progress.Progress:
         """Return a progress bar on stderr; process 0's alone is seen."""
-        stream = None if hosts.is_main_process() else io.StringIO()
+        stream = None if training.is_main_process() else io.StringIO()
         return progress.Progress(total, desc, initial=initial, stream=stream)
 
     def write_recipe(
@@ -140,7 +137,7 @@ class RunFolder:
         """
         mine = json.loads(json.dumps(resolved))
         self._check_same(mine)
-        if not hosts.is_main_process():
+        if not training.is_main_process():
             return
         known = self._read()
         if known is not None and any(self.path.glob("[0-9]*-*")):  # a stage began
@@ -180,7 +177,7 @@ class RunFolder:
           ConfigError: it has changed since the folder began.
         """
         self._check_same({name: value})
-        if not hosts.is_main_process():
+        if not training.is_main_process():
             return
         record = self._read()
         if record is None:
@@ -193,7 +190,7 @@ class RunFolder:
     @property
     def finished(self) -> bool:
         """Whether a run came to its end here and its results are still there."""
-        return hosts.broadcast(self._finished)
+        return training.broadcast(self._finished)
 
     def _finished(self) -> bool:
         marker = self.path / ".finished"
@@ -208,7 +205,7 @@ class RunFolder:
         Args:
           results: the files, relative to the folder, that make it done.
         """
-        if hosts.is_main_process():
+        if training.is_main_process():
             files.write_text(self.path / ".finished", "\n".join(results) + "\n")
 
     def need(self, size: int) -> None:
@@ -252,11 +249,11 @@ class RunFolder:
 
     def _check_same(self, mine: Mapping[str, Any]) -> None:
         """Check that all processes have what process 0 has."""
-        differ = list(_differences(hosts.broadcast(lambda: mine), mine))
+        differ = list(_differences(training.broadcast(lambda: mine), mine))
         if differ:
             text = "; ".join(differ[:5]).replace(" now", " here")
             problem = (
-                f"process {hosts.process_part()[0]} differs from process 0: {text}"
+                f"process {training.process_part()[0]} differs from process 0: {text}"
             )
             fix = "give all the same command and the same files"
             raise ConfigError(self.path, problem, fix=fix)
@@ -309,8 +306,6 @@ def _differences(
 
 # What a run may have made before its recipe is written.
 OURS = {"cache", "tensorboard", "log.jsonl"}
-
-
 SEEN_SECONDS = 10.0
 
 
@@ -381,7 +376,7 @@ def _check_shared(path: Path) -> None:
         place.write_text(mark)
         return mark
 
-    mark = hosts.broadcast(write)
+    mark = training.broadcast(write)
     until = time.monotonic() + SEEN_SECONDS
     while not place.is_file() or place.read_text() != mark:
         if time.monotonic() > until:
@@ -392,6 +387,6 @@ def _check_shared(path: Path) -> None:
                 fix="choose an --out on a disk that all hosts mount, as NFS",
             )
         time.sleep(0.2)  # a network folder takes a while to show what is new
-    hosts.barrier()
-    if hosts.is_main_process():
+    training.barrier()
+    if training.is_main_process():
         place.unlink()

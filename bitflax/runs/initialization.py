@@ -8,12 +8,8 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from bitflax import trees
-from bitflax.distillation import losses, projection, student
-from bitflax.model import sites
-from bitflax.model.apply import bert, init_act, init_params
-from bitflax.quantization import rules, splitting
-from bitflax.recipe.schema import Init, Stage
+from bitflax import distillation, model, quantization, trees
+from bitflax.recipe import Init, Stage
 from bitflax.runs import experiment
 from bitflax.runs.experiment import TaskData
 from bitflax.types import Batch, BertConfig, Mean, Model, Params
@@ -24,7 +20,7 @@ def initial_student(
     teacher: Model,
     before: Model,
     key: jax.Array,
-    judge: Callable[[Model], student.Importance],
+    judge: Callable[[Model], distillation.Importance],
 ) -> Model:
     """Return the model that a stage begins with, but for its learned activations.
 
@@ -40,15 +36,15 @@ def initial_student(
         chosen = experiment.loaded_model(init.source, teacher.config, key)
     config, params = init.config(chosen.config), chosen.params
     if init.shape is not None:
-        params = init_params(config, key)
+        params = model.init_params(config, key)
     elif init.layers is not None:
-        params = student.take_layers(params, init.layers)
+        params = distillation.take_layers(params, init.layers)
     if init.width is not None:
         depth_alone = dataclasses.replace(init, width=None).config(chosen.config)
         judged = judge(Model(depth_alone, params))
-        params = student.take_width(params, *init.width, judged)
+        params = distillation.take_width(params, *init.width, judged)
     if init.split:
-        params = splitting.split(params, init.split)
+        params = quantization.split(params, init.split)
     return Model(config, params)
 
 
@@ -60,15 +56,17 @@ def with_projection(
     One that fits goes on being learned.
     """
     narrow, wide = config.hidden_size, teacher.hidden_size
-    held = params.get(projection.PROJECTION)
+    held = params.get(distillation.PROJECTION)
     if narrow == wide:
-        return {name: p for name, p in params.items() if name != projection.PROJECTION}
+        return {
+            name: p for name, p in params.items() if name != distillation.PROJECTION
+        }
     if held is not None and held["bias"].shape == (wide,):
         return params
-    return projection.add_projection(params, key, narrow, wide)
+    return distillation.add_projection(params, key, narrow, wide)
 
 
-def fit_act(small: Model, stage: Stage, before: sites.Act, batch: Batch) -> Params:
+def fit_act(small: Model, stage: Stage, before: model.Act, batch: Batch) -> Params:
     """Return the parameters with those that learned activation quantizers need.
 
     Those of the stage before go on where its quantizers were the same; else they are
@@ -81,21 +79,21 @@ def fit_act(small: Model, stage: Stage, before: sites.Act, batch: Batch) -> Para
       batch: a first batch.
     """
     config, flat = small.config, trees.flatten(small.params)
-    held = {path for path in flat if re.fullmatch(sites.ACT_PARAMS, path)}
-    at = sites.at_sites(stage.act, config)
-    wanted = {site for site, fn in at.items() if sites.learns(fn)}
+    held = {path for path in flat if re.fullmatch(model.ACT_PARAMS, path)}
+    at = model.at_sites(stage.act, config)
+    wanted = {site for site, fn in at.items() if model.learns(fn)}
     if stage.act == before and wanted == held:
         return small.params
     if wanted:
-        quantize = functools.partial(rules.quantize, rules=stage.rules)
-        return init_act(small.params, stage.act, batch, config, quantize)
+        quantize = functools.partial(quantization.quantize, rules=stage.rules)
+        return model.init_act(small.params, stage.act, batch, config, quantize)
     return trees.unflatten({p: leaf for p, leaf in flat.items() if p not in held})
 
 
 BATCHES = 16
 
 
-def judged_importance(lesson: TaskData, whole: Model) -> student.Importance:
+def judged_importance(lesson: TaskData, whole: Model) -> distillation.Importance:
     """Return the importance of a fine-tuned model's heads and neurons.
 
     The loss is that of the labels; where the data have none, that of the model's own
@@ -106,9 +104,13 @@ def judged_importance(lesson: TaskData, whole: Model) -> student.Importance:
       whole: the model, before its width is cut.
     """
     small = lesson.small(whole)
-    apply, config = bert(small.config), small.config
+    apply, config = model.bert(small.config), small.config
     batches = lesson.batches(0)
-    label = losses.label_mse if config.regression else losses.label_cross_entropy
+    label = (
+        distillation.label_mse
+        if config.regression
+        else distillation.label_cross_entropy
+    )
 
     def loss(params: Params, batch: Batch) -> Mean:
         out = apply(params, batch)
@@ -121,4 +123,4 @@ def judged_importance(lesson: TaskData, whole: Model) -> student.Importance:
 
     count = min(BATCHES, batches.steps_per_epoch)
     some = (batches.batch(i) for i in range(count))
-    return student.importance(loss, small.params, some, config.num_attention_heads)
+    return distillation.importance(loss, small.params, some, config.num_attention_heads)

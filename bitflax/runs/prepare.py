@@ -8,19 +8,25 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from bitflax.data import batches, metrics, tasks
-from bitflax.data.augmentation import augment
-from bitflax.data.examples import Examples, Task, digest
-from bitflax.data.text import Tokenizer
-from bitflax.distillation import vocabulary
+from bitflax import distillation, model, training
+from bitflax.data import (
+    Batches,
+    Examples,
+    Task,
+    Tokenizer,
+    augmentation,
+    buckets_for,
+    digest,
+    load_task,
+    predictions,
+    task_names,
+)
 from bitflax.errors import ConfigError
 from bitflax.files import sha256 as files_sha256
-from bitflax.model import apply, pretrained
-from bitflax.recipe.schema import Data, Recipe
+from bitflax.recipe import Data, Recipe
 from bitflax.runs import checks
 from bitflax.runs.experiment import Experiment, TaskData
 from bitflax.runs.folder import RunFolder
-from bitflax.training import evaluation, parallel
 from bitflax.types import BertConfig, Model, Params, label_places
 
 EVAL_ROWS = 64
@@ -33,12 +39,12 @@ def prepare(recipe: Recipe, run: RunFolder) -> Experiment:
       BitflaxError: data, teacher or recipe are wrong; before any training.
     """
     taught = recipe.teacher
-    folder = pretrained.resolve_folder(taught.model)
+    folder = model.resolve_folder(taught.model)
     tokenizer = Tokenizer.from_folder(folder)
-    mesh = parallel.mesh()
+    mesh = training.mesh()
     run.pin("teacher", _sha256(folder))
     if recipe.data is None:
-        teacher = Model(*pretrained.load_pretrained(folder))
+        teacher = Model(*model.load_pretrained(folder))
         setting = Experiment(recipe, run, mesh, tokenizer, teacher)
     else:
         setting = _with_task(recipe.data, recipe, run, folder, tokenizer, mesh)
@@ -61,7 +67,7 @@ def _with_task(
 ) -> Experiment:
     """Read the task and its teacher."""
     if recipe.teacher.folder is not None:
-        teacher = Model(*pretrained.load_pretrained(folder))
+        teacher = Model(*model.load_pretrained(folder))
         task = _load_task(data, teacher.config)
     else:
         task = _load_task(data)
@@ -75,16 +81,16 @@ def _with_task(
     dev = tokenizer.encode(task.dev.texts, data.max_length, cache=cache)
     used = np.arange(teacher.config.vocab_size)
     rules = [r for stage in recipe.stages for r in (stage.rules, stage.init.split)]
-    if all(map(vocabulary.can_shrink_vocabulary, rules)):
-        used = vocabulary.used_ids(
+    if all(map(distillation.can_shrink_vocabulary, rules)):
+        used = distillation.used_ids(
             [tokens, dev], tokenizer.pad_id, teacher.config.pad_token_id
         )
     plain, tokens, dev = (
-        vocabulary.renumber_tokens(t, used) for t in (plain, tokens, dev)
+        distillation.renumber_tokens(t, used) for t in (plain, tokens, dev)
     )
     lengths = np.concatenate([tokens.lengths, dev.lengths])
-    buckets = batches.buckets_for(lengths, data.max_length)
-    measured = batches.Batches(
+    buckets = buckets_for(lengths, data.max_length)
+    measured = Batches(
         dev,
         batch_size=max(EVAL_ROWS, mesh.size),
         seed=0,
@@ -104,7 +110,7 @@ def _augmented(data: Data, task: Task) -> Task:
     """Return the task as students learn it; its teacher learns the examples alone."""
     if data.augment is None:
         return task
-    more = augment.load_augmented(data.augment, task)
+    more = augmentation.load_augmented(data.augment, task)
     sha256 = digest(more, task.dev, task.labels)
     return dataclasses.replace(task, train=more, sha256=sha256)
 
@@ -112,11 +118,11 @@ def _augmented(data: Data, task: Task) -> Task:
 def _load_task(data: Data, known: BertConfig | None = None) -> Task:
     """Read the task; a ready teacher knows the classes of own files and their order."""
     regression, classes = data.regression, None
-    if known is not None and data.task not in tasks.task_names():
+    if known is not None and data.task not in task_names():
         regression = known.regression if regression is None else regression
         if known.id2label is not None and not regression:
             classes = known.labels
-    task = tasks.load_task(
+    task = load_task(
         data.task,
         data_dir=data.data_dir,
         text=data.text,
@@ -137,15 +143,15 @@ def _agreeing(setting: Experiment, lesson: TaskData, plain: TaskData) -> Experim
     """Return the setting with the teacher's predictions for the labels of dev."""
     config, params = lesson.small(setting.teacher)
     names = () if config.regression else config.labels
-    judge = evaluation.Evaluator(
-        apply.bert(config),
+    judge = training.Evaluator(
+        model.bert(config),
         lesson.dev,
         np.zeros(0),
         lesson.metric,
         config.regression,
         setting.mesh,
     )
-    said = metrics.predictions(judge.logits(params), regression=config.regression)
+    said = predictions(judge.logits(params), regression=config.regression)
     said = said.astype(np.float32 if config.regression else np.int32)
 
     def judged(one: TaskData) -> TaskData:
@@ -184,7 +190,7 @@ def _load_untaught(recipe: Recipe, folder: Path, task: Task) -> Model:
             "the dev examples have no labels to score a new teacher by",
             fix="give a labelled file, or leave it out; or a ready teacher.folder",
         )
-    config, params = pretrained.load_pretrained(
+    config, params = model.load_pretrained(
         folder,
         num_labels=1 if task.regression else len(task.labels),
         id2label=None if task.regression else task.labels,
@@ -260,10 +266,10 @@ def _pin_others(setting: Experiment) -> None:
             text = setting.general.batches(number, stage)
             run.pin(f"corpus of {stage.name}", text.sha256)
             if taught.folder is not None and taught.pretrained is not None:
-                folder = pretrained.resolve_folder(taught.pretrained)
+                folder = model.resolve_folder(taught.pretrained)
                 run.pin("pretrained teacher", _sha256(folder))
         if stage.init.source not in ("previous", "teacher"):
-            folder = pretrained.resolve_folder(stage.init.source)
+            folder = model.resolve_folder(stage.init.source)
             run.pin(f"start of {stage.name}", _sha256(folder))
 
 

@@ -240,7 +240,6 @@ _PAGE = """<!doctype html>
 </html>
 """
 
-
 _STYLE = """
 :root { --text: #1c2024; --soft: #60646c; --line: #d9d9e0; --back: #fcfcfd;
   --card: #ffffff; --mark: #0b68cb; --level: #b54708; }

@@ -9,19 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from bitflax import trees
-from bitflax.data import metrics
-from bitflax.distillation import student
+from bitflax import data, distillation, inference, training, trees
 from bitflax.errors import InputMissing
-from bitflax.inference import provenance
-from bitflax.inference.predictor import load
-from bitflax.model import leaves
-from bitflax.packed import file, packing
-from bitflax.quantization.rules import bits_of
-from bitflax.recipe.schema import Stage
+from bitflax.model import Split
+from bitflax.packed import pack, save_packed, size_report
+from bitflax.quantization import bits_of
+from bitflax.recipe import Stage
 from bitflax.runs import report
 from bitflax.runs.experiment import Experiment
-from bitflax.training import hosts
 from bitflax.types import Model, Params
 
 PACKED = "model.safetensors"
@@ -44,7 +39,7 @@ def kept_share(score: float, whole: Any) -> float | None:
 
 def say(text: str) -> None:
     """Print a line on stderr; process 0 alone does."""
-    if hosts.is_main_process():
+    if training.is_main_process():
         print(text, file=sys.stderr, flush=True)
 
 
@@ -61,7 +56,7 @@ def weight_bits(stage: Stage, params: Params) -> int | None:
     """
     flat = trees.flatten(params)
     found = [
-        (bits_of(quantizer) or 0) * (2 if isinstance(flat[path], leaves.Split) else 1)
+        (bits_of(quantizer) or 0) * (2 if isinstance(flat[path], Split) else 1)
         for path, quantizer in trees.match(stage.rules, flat).items()
     ]
     return min(found, default=32) or None
@@ -74,7 +69,7 @@ def packed_bits(packed: Params) -> int:
     >>> packed_bits(packing.pack({"kernel": jnp.ones((8, 8))}, (), "int8"))
     8
     """
-    return int(min(line.bits for line in file.size_report(packed)))
+    return int(min(line.bits for line in size_report(packed)))
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -109,7 +104,7 @@ def finish(
     if last is not None and last.packs:
         small = setting.lesson.small(result.model)
         whole = setting.lesson.scorer(last, small.config).logits(small.params)
-        values, moved = hosts.broadcast(
+        values, moved = training.broadcast(
             lambda: _packed(setting, last, rows, result, whole)
         )
         extra, made = [report.Row(*values)], [PACKED, *made]
@@ -120,7 +115,7 @@ def finish(
         "name": recipe.name,
         "notes": notes,
     }
-    if hosts.is_main_process():
+    if training.is_main_process():
         log = setting.run.log_path
         report.write_report(setting.run.path, [*rows, *extra], log, meta)
     for note in notes:
@@ -142,11 +137,11 @@ def _packed(
     """
     began = time.monotonic()
     config, params = result.model
-    packed = packing.pack(params, stage.rules, setting.recipe.rest)
+    packed = pack(params, stage.rules, setting.recipe.rest)
     bits = weight_bits(stage, params) if stage.rules else packed_bits(packed)
     if setting.recipe.positions:
         found = config, packed, setting.recipe.positions
-        config, packed = student.take_positions(*found)
+        config, packed = distillation.take_positions(*found)
     path = setting.run.path / PACKED
     text = setting.tokenizer.to_json()
     lesson = setting.lesson
@@ -154,19 +149,19 @@ def _packed(
     def save(rows: list[report.Row]) -> None:
         length = {"max_length": lesson.data.max_length}
         extras = length | _provenance(setting, rows).to_extras()
-        file.save_packed(path, config, packed, stage.act, text, extras)
+        save_packed(path, config, packed, stage.act, text, extras)
 
     save(rows)
-    predictor = load(path)
+    predictor = inference.load(path)
     dev = lesson.task.dev
     assert dev.labels is not None
     texts = list(dev.texts[0])
     if len(dev.texts) == 2:
         texts = list(zip(*dev.texts, strict=True))
     real = lesson.task.regression
-    said = metrics.predictions(predictor.logits(texts), regression=real)
-    before = metrics.predictions(whole, regression=real)
-    score = metrics.score(lesson.metric, said, dev.labels)[lesson.metric]
+    said = data.predictions(predictor.logits(texts), regression=real)
+    before = data.predictions(whole, regression=real)
+    score = data.score(lesson.metric, said, dev.labels)[lesson.metric]
     row = report.Row("packed", score, kept_share(score, rows[0].score), bits)
     save([*rows, row])  # once more: a file carries its own score
     size, seconds = path.stat().st_size, time.monotonic() - began
@@ -175,8 +170,8 @@ def _packed(
     return list(dataclasses.astuple(row)), [] if real else [moved]
 
 
-def _provenance(setting: Experiment, rows: list[report.Row]) -> provenance.Provenance:
+def _provenance(setting: Experiment, rows: list[report.Row]) -> inference.Provenance:
     recipe, task = setting.recipe, setting.lesson.task
-    return provenance.make_provenance(
+    return inference.make_provenance(
         recipe.name, task.name, task.metric, recipe.teacher.model, rows
     )

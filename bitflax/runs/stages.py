@@ -16,13 +16,9 @@ from typing import Any
 import jax
 import optax
 
-from bitflax import files
-from bitflax.distillation import losses, projection, teacher_outputs
-from bitflax.model import pretrained
-from bitflax.model.apply import bert
-from bitflax.quantization.rules import quantize
-from bitflax.recipe.describe import resolved
-from bitflax.recipe.schema import Recipe, Stage, check_until
+from bitflax import distillation, files, model, training
+from bitflax.quantization import quantize
+from bitflax.recipe import Recipe, Stage, check_until, resolved
 from bitflax.runs import initialization, report
 from bitflax.runs.experiment import CorpusData, Experiment, TaskData
 from bitflax.runs.folder import RunFolder
@@ -36,13 +32,10 @@ from bitflax.runs.results import (
     weight_bits,
     weight_files,
 )
-from bitflax.training import compile_cache, hosts, loop, parallel
-from bitflax.training.optimizer import learning_rate, make_optimizer
-from bitflax.training.steps import init_state, make_train_step
 from bitflax.types import Model
 
 
-@hosts.failures_told()
+@training.failures_told()
 def run(
     recipe: Recipe,
     out: str | Path,
@@ -79,7 +72,7 @@ def run(
         if folder.finished:
             say(f"{folder.path} is finished: see report.html there")
             return []
-        with compile_cache.compiled_in(folder.cache / "compiled"):
+        with training.compiled_in(folder.cache / "compiled"):
             return _run(prepare(recipe, folder), until)
 
 
@@ -96,7 +89,7 @@ def _run(setting: Experiment, until: str | None) -> list[report.Row]:
     if len(done) > len(names) and (until is None or until in names[-1:]):
         rows += finish(setting, rows, list(done.values())[-1])
     metric = setting.task.metric if setting.task else "loss"
-    if hosts.is_main_process():
+    if training.is_main_process():
         print(report.table(rows, metric))
     return rows
 
@@ -113,10 +106,10 @@ def _teacher(setting: Experiment) -> Result:
         seconds = time.monotonic() - began
     elif lesson is not None:
         real = lesson.task.regression
-        label = losses.label_mse if real else losses.label_cross_entropy
+        label = distillation.label_mse if real else distillation.label_cross_entropy
         stage = Stage(
             name="teach",
-            loss=losses.weighted(labels=(1.0, label)),
+            loss=distillation.weighted(labels=(1.0, label)),
             optim=taught.optim,
             epochs=taught.epochs,
             evals=taught.evals,
@@ -125,7 +118,7 @@ def _teacher(setting: Experiment) -> Result:
             setting, lesson, 0, "teacher", stage, None, lambda: setting.teacher
         )
         name = setting.run.stage(0, "teacher") / "params"
-    size = sum(p.stat().st_size for p in weight_files(pretrained.resolve_folder(name)))
+    size = sum(p.stat().st_size for p in weight_files(model.resolve_folder(name)))
     score = scores[lesson.metric] if lesson else None
     row = report.Row("teacher", score, score and 1.0, 32, size, seconds)
     say_scores("teacher", scores)
@@ -187,9 +180,9 @@ def _trained(
     """Return the trained model, its scores and seconds; from disk if it was done."""
     folder = setting.run.stage(number, name)
     done = folder / "result.json"
-    if hosts.broadcast(done.is_file):
+    if training.broadcast(done.is_file):
         record = json.loads(done.read_text("utf-8"))
-        config, params = pretrained.load_pretrained(folder / "params")
+        config, params = model.load_pretrained(folder / "params")
         return Model(config, params), record["scores"], record["seconds"]
     began = time.monotonic()
     start = begin()
@@ -197,15 +190,15 @@ def _trained(
     small = _with_act(setting, number, stage, lesson.small(start), batches)
     scorer = lesson.scorer(stage, small.config)
     steps = lesson.steps(stage, batches)
-    optimizer = make_optimizer(stage.optim, steps)
+    optimizer = training.make_optimizer(stage.optim, steps)
     step, batch, teacher_params = _step(
         setting, lesson, stage, teacher, small, batches, optimizer
     )
     setup = time.monotonic() - began
     key = jax.random.fold_in(jax.random.key(setting.recipe.seed), number)
-    state = init_state(small.params, optimizer, key=key)
-    state = parallel.replicate(state, setting.mesh)
-    work = loop.Training(
+    state = training.init_state(small.params, optimizer, key=key)
+    state = training.replicate(state, setting.mesh)
+    work = training.Training(
         name=folder.name,
         folder=folder,
         steps=steps,
@@ -214,20 +207,20 @@ def _trained(
         evaluate=scorer,
         metric=lesson.metric,
         eval_every=-(-steps // stage.evals),
-        rate=learning_rate(stage.optim, steps),
+        rate=training.learning_rate(stage.optim, steps),
         keep=stage.keep,
         place=f"stages.{name}" if number else "teacher",
     )
-    trained = loop.train(work, state, setting.run)
+    trained = training.train(work, state, setting.run)
     seconds = setup + trained.seconds
-    params = lesson.whole(parallel.to_local(trained.params), start.params)
-    if hosts.is_main_process():
-        pretrained.save_pretrained(
+    params = lesson.whole(training.to_local(trained.params), start.params)
+    if training.is_main_process():
+        model.save_pretrained(
             folder / "params", start.config, params, setting.tokenizer, extra=True
         )
         record = {"scores": trained.scores, "seconds": seconds, "steps": steps}
         files.write_text(done, json.dumps(record, indent=2) + "\n")
-    hosts.barrier()
+    training.barrier()
     return Model(start.config, params), trained.scores, seconds
 
 
@@ -254,18 +247,18 @@ def _step(
     optimizer: optax.GradientTransformation,
 ):
     """Return the mapped step, its batch function, and what it gets as a teacher."""
-    student = bert(
+    student = model.bert(
         start.config, stage.act, dtype=stage.dtype, recompute=stage.recompute
     )
-    apply = projection.projected(student)
+    apply = distillation.projected(student)
     kept, teach = None, None
     if teacher is not None:
         teacher = lesson.small(teacher)
-        teach = bert(teacher.config, dtype=stage.teacher_dtype)
+        teach = model.bert(teacher.config, dtype=stage.teacher_dtype)
         kept = lesson.kept(stage, teacher, start, batches)
-    step = make_train_step(
+    step = training.make_train_step(
         apply,
-        teach if kept is None else teacher_outputs.outputs_reader(kept.outputs),
+        teach if kept is None else distillation.outputs_reader(kept.outputs),
         stage.loss,
         optimizer,
         quantize=functools.partial(quantize, rules=stage.rules, lazy=True)
@@ -275,18 +268,18 @@ def _step(
     )
 
     def batch(number: int) -> Mapping[str, Any]:
-        found = batches.batch(number, hosts.process_part())
+        found = batches.batch(number, training.process_part())
         found = found if kept is None else kept.add_to(found)
         found = {name: x for name, x in found.items() if name != "index"}
         many = (
-            hosts.process_part()[1] > 1
+            training.process_part()[1] > 1
         )  # the step of one process itself shares rows out
-        return parallel.shard_batch(found, setting.mesh) if many else found
+        return training.shard_batch(found, setting.mesh) if many else found
 
-    mapped = parallel.data_parallel(step, setting.mesh)
+    mapped = training.data_parallel(step, setting.mesh)
     params = None
     if teacher is not None and kept is None:
-        params = parallel.replicate(teacher.params, setting.mesh)
+        params = training.replicate(teacher.params, setting.mesh)
     return mapped, batch, params
 
 

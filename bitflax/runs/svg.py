@@ -9,11 +9,7 @@ from collections.abc import Sequence
 from html import escape
 
 WIDTH, HEIGHT = 340, 190
-
-
 Number = float | int
-
-
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 10, 20, 24
 
 

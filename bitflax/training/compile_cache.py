@@ -10,8 +10,6 @@ from pathlib import Path
 import jax
 
 _PLACE = "jax_compilation_cache_dir"
-
-
 _LEAST = "jax_persistent_cache_min_compile_time_secs"
 
 

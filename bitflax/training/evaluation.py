@@ -5,8 +5,8 @@ from collections.abc import Callable
 import jax
 import numpy as np
 
-from bitflax.data import metrics
-from bitflax.data.batches import Batches
+from bitflax import data
+from bitflax.data import Batches
 from bitflax.training import hosts, parallel, steps
 from bitflax.types import INPUTS, ApplyFn, Params
 
@@ -18,7 +18,7 @@ class Evaluator:
       apply: the model.
       batches: the dev examples.
       labels: [examples] class numbers in the order of the logits, or real numbers.
-      metric: a name that ``bitflax.data.metrics.score`` knows.
+      metric: a name that ``bitflax.data.score`` knows.
       regression: whether labels are real numbers.
       mesh: the devices that share a batch.
       quantize: maps latent parameters to what the model computes with, once.
@@ -61,5 +61,5 @@ class Evaluator:
 
     def __call__(self, params: Params) -> dict[str, float]:
         """Return ``{name: value}`` of the metric and what stands beside it."""
-        said = metrics.predictions(self.logits(params), regression=self._regression)
-        return metrics.score(self._metric, said, self._labels)
+        said = data.predictions(self.logits(params), regression=self._regression)
+        return data.score(self._metric, said, self._labels)

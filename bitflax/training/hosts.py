@@ -25,44 +25,21 @@ from bitflax.errors import HostLost, UsageError
 
 T = TypeVar("T")
 
-
 HEARTBEAT_SECONDS = 20
 """After so many without a sign of life the other processes give one up."""
-
-
 LINGER = 2.0
 """Seconds that a process which failed waits, so that the others hear why."""
-
-
 GRACE = 1.0
 """Seconds that a process has, once another has failed, to fail alike by itself."""
-
-
 _OWN = ("RESOURCE_EXHAUSTED", "INVALID_ARGUMENT", "UNIMPLEMENTED", "callback")
 """What a runtime says of this process's own failures, not of another's."""
-
-
 _FOREVER = 7 * 24 * 3600 * 1000
-
-
 _ENDED = "bitflax/ended"
-
-
 _FLAGS = "bitflax/flags"
-
-
 _numbers = itertools.count()
-
-
 _watcher: threading.Thread | None = None
-
-
 _together = False
-
-
 _leaving = False
-
-
 _told = False
 
 

@@ -133,10 +133,7 @@ class Pauses:
 
 
 LOG_EVERY = 20
-
-
 SAVE_SECONDS = 60.0
-
 
 Scores = dict[str, float]
 

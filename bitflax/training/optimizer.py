@@ -14,8 +14,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from bitflax import trees
-from bitflax.model import sites
+from bitflax import model, trees
 from bitflax.types import Optim, Params
 
 
@@ -62,7 +61,7 @@ def _decays(path: str) -> bool:
 
 
 def _group(path: str) -> str:
-    return "act" if re.fullmatch(sites.ACT_PARAMS, path) else "weights"
+    return "act" if re.fullmatch(model.ACT_PARAMS, path) else "weights"
 
 
 def _rates(optim: Optim, steps: int) -> optax.GradientTransformation:

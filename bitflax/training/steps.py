@@ -11,12 +11,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from bitflax.distillation import losses
+from bitflax import distillation
 from bitflax.types import ApplyFn, Batch, LossFn, Mean, Outputs, Params, TrainState
 
 Metrics = dict[str, Mean]
-
-
 Step = Callable[..., tuple[TrainState, Metrics]]
 
 
@@ -56,7 +54,7 @@ def _split(batch: Batch, n: int) -> Batch:
 
 def _objective(parts: Metrics, counts: dict[str, jax.Array]) -> jax.Array:
     means = {name: Mean(parts[name].total, counts[name]) for name in parts}
-    return losses.total(means)
+    return distillation.total(means)
 
 
 def make_train_step(
@@ -145,7 +143,7 @@ def make_train_step(
             lambda on, a, b: a if on else b, used, moved, state.params
         )
         metrics = {name: Mean(totals[name], counts[name]) for name in totals}
-        metrics["loss"] = Mean(losses.total(metrics), jnp.ones(()))
+        metrics["loss"] = Mean(distillation.total(metrics), jnp.ones(()))
         metrics["grad_norm"] = Mean(optax.tree.norm(grads), jnp.ones(()))
         return TrainState(state.step + 1, params, opt_state, state.key), metrics
 

