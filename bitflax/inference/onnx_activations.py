@@ -90,19 +90,6 @@ def has_codes(quantizer: Any) -> bool:
     return not getattr(inner, "groups", None) and is_flat(quantizer)
 
 
-def is_small(quantizer: Any) -> bool:
-    """Whether it ``has_codes`` of at most 127 in size.
-
-    >>> [is_small(q) for q in (symmetric(8), symmetric(8, levels="full"), lsq(4))]
-    [True, False, True]
-    """
-    if not has_codes(quantizer):
-        return False
-    inner = _inner(quantizer)
-    whole = isinstance(inner, symmetric) and inner.levels == "restricted"
-    return whole or inner.bits < 8
-
-
 def is_flat(quantizer: Any) -> bool:
     """Whether all that it has to know of axes is which one is the last."""
     inner = _inner(quantizer)
