@@ -97,10 +97,7 @@ def parameter_bits(
     Raises:
       ConfigError: a rule matches no parameter.
     """
-    shapes = {
-        entry.path: entry.shape[::-1] if entry.transposed else entry.shape
-        for entry in model.parameter_entries(config)
-    }
+    shapes = model.parameter_shapes(config)
     fix = "correct the rule's regular expression"
     try:
         matched = trees.match(chosen, shapes)
