@@ -12,7 +12,7 @@ import numpy as np
 
 from bitflax.inference import onnx_activations
 from bitflax.inference.onnx_graph import FLOAT, INT32, Graph, Value
-from bitflax.model import Packed, Split
+from bitflax.model import FIELDS, Packed, Split
 from bitflax.packed import fields_to_bytes, fields_to_values, on_host, read_off_codes
 
 
@@ -58,7 +58,8 @@ def integers(leaf: Any) -> list[Integers]:
 def stored(graph: Graph, fields: np.ndarray) -> str:
     """Store a matrix of -1, 0 and 1 in the bits that it takes; return it as int8."""
     bits = 1 if (np.abs(fields) == 1).all() else 2
-    packed = fields_to_bytes((fields + 1) // (3 - bits), bits)
+    _, step, offset = FIELDS[bits]
+    packed = fields_to_bytes((fields - offset) // step, bits)
     return _unpacked(graph, packed, bits, fields.shape[1])
 
 
@@ -93,10 +94,11 @@ def _unpacked(graph: Graph, codes: Value, bits: int, cols: int) -> Value:
     if bits == 8:
         return codes
     every = np.arange(256, dtype=np.uint8)[:, None]
-    fields = fields_to_values(every, bits, 8 // bits, np.int8)
+    per_byte = FIELDS[bits].per_byte
+    fields = fields_to_values(every, bits, per_byte, np.int8)
     index = graph.op("Cast", codes, to=INT32)
     found = graph.op("Reshape", graph.op("Gather", fields, index), np.array([0, -1]))
-    if cols * bits % 8 == 0:
+    if cols % per_byte == 0:
         return found
     return graph.op("Slice", found, np.array([0]), np.array([cols]), np.array([1]))
 

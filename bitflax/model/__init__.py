@@ -11,6 +11,7 @@ from bitflax.model.hf_weights import params_from_hf as params_from_hf
 from bitflax.model.hf_weights import params_to_hf as params_to_hf
 from bitflax.model.hf_weights import read_state as read_state
 from bitflax.model.hf_weights import read_weights as read_weights
+from bitflax.model.leaves import FIELDS as FIELDS
 from bitflax.model.leaves import Lazy as Lazy
 from bitflax.model.leaves import Packed as Packed
 from bitflax.model.leaves import Split as Split
