@@ -30,4 +30,4 @@ from bitflax.model.sites import Act as Act
 from bitflax.model.sites import at_sites as at_sites
 from bitflax.model.sites import bind as bind
 from bitflax.model.sites import learns as learns
-from bitflax.model.sites import sites as sites
+from bitflax.model.sites import site_names as site_names

@@ -239,7 +239,7 @@ def _work(regex: str) -> int:
 def _check_work(act: Any, config: BertConfig) -> None:
     regexes = [regex for regex, _ in act] if isinstance(act, tuple) else ()
     work = sum(_A_MATCH + _work(regex) for regex in regexes)
-    if work * len(model.sites(config)) > _MAX_WORK:
+    if work * len(model.site_names(config)) > _MAX_WORK:
         raise ValueError("act: its regexes of sites are too many or too intricate")
 
 

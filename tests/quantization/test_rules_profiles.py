@@ -156,7 +156,7 @@ def test_binaryberts_model_with_learned_steps(x64):
     params = apply.init_act(params, act, oracles.batch(), RELU, quantize)
     found, z = trees.flatten(params), oracles.load(FILE)
     steps = {k: v for k, v in z.items() if k.startswith("lsq_alpha/")}
-    assert len(steps) == len(sites.sites(RELU))
+    assert len(steps) == len(sites.site_names(RELU))
     for key, step in steps.items():
         close(found[site(key.removeprefix("lsq_alpha/"))], step, 1e-12, key)
     out, parts, gradients = stages(RELU, act, TERNARY, params)
@@ -202,7 +202,7 @@ def test_ternaryberts_weights_are_clipped_and_get_no_gradient_beyond():
 def test_every_site_learns_and_one_sided_ones_are_known(name):
     config = small.config(2)
     found = sites.at_sites(ACTS[name], config)
-    assert set(found) == set(sites.sites(config))
+    assert set(found) == set(sites.site_names(config))
     for place, quantizer in found.items():
         inner = getattr(quantizer, "quantizer", quantizer)
         around = isinstance(inner, bf.symmetric) or getattr(inner, "signed", False)
@@ -229,7 +229,7 @@ def test_students_of_few_bits_run_and_every_step_has_a_gradient(bits):
         return loss + sum(jnp.sum(jnp.square(s)) for s in out.scores)
 
     flat = trees.flatten(gradient(params))
-    for place in sites.sites(config):
+    for place in sites.site_names(config):
         assert np.isfinite(flat[place]), place
         assert flat[place] != 0, place
 
