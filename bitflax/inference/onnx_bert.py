@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from bitflax import model, packed, trees
+from bitflax import model, packed, quantization, trees
 from bitflax.errors import ConfigError
 from bitflax.inference import onnx_activations, onnx_matrices
 from bitflax.inference.onnx_graph import FLOAT, Graph
@@ -213,7 +213,7 @@ class _Student:
     def by_token(self, path: str) -> bool:
         """Whether no quantizer of a layer looks at more than one token."""
         sites = (site for site in self.act if site.startswith(f"{path}/"))
-        return all(onnx_activations.is_by_token(self.act[site]) for site in sites)
+        return all(quantization.by_row(self.act[site]) for site in sites)
 
     def first(self, x: str) -> str:
         """Return the rows of first tokens [batch, width]."""

@@ -17,6 +17,7 @@ from bitflax.model.leaves import Packed as Packed
 from bitflax.model.leaves import Split as Split
 from bitflax.model.leaves import dense as dense
 from bitflax.model.matmul import Coded as Coded
+from bitflax.model.matmul import unwrapped as unwrapped
 from bitflax.model.names import HEADS as HEADS
 from bitflax.model.names import POSITIONS as POSITIONS
 from bitflax.model.names import canonical_name as canonical_name

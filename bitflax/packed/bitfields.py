@@ -44,7 +44,7 @@ def fields_to_bytes(fields: Integer[np.ndarray, "rows cols"], bits: int) -> np.n
 
 
 def _shifts(bits: int) -> np.ndarray:
-    return np.arange(0, 8, bits, np.uint8)
+    return np.arange(0, 8, bits, dtype=np.uint8)
 
 
 def _cut(fields: np.ndarray, per_byte: int) -> np.ndarray:
