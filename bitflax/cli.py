@@ -51,6 +51,8 @@ class _Parser(argparse.ArgumentParser):
         elif option:
             message = f"no such option: {option[1]}"
             fix = errors.nearest(option[1], _OPTIONS, "options")
+        elif "invalid choice: 'onnx-2bit'" in message:
+            message, fix = "onnx-2bit is gone", "onnx-int8, smaller and faster"
         raise UsageError(self.prog, message, fix=fix)
 
 
@@ -154,8 +156,8 @@ def _add_verify(parser: _Parser) -> None:
 
 def _add_export(parser: _Parser) -> None:
     parser.add_argument("model", metavar="DIR|FILE", help=_MODEL)
-    form = "a file for ONNX Runtime (8-bit products, 2-bit or float32 weights), or a "
-    form += "folder for transformers (hf: float32, with a model card)"
+    form = "a file for ONNX Runtime (8-bit or float32 products), or a folder for "
+    form += "transformers (hf: float32, with a model card)"
     parser.add_argument(
         "--format", required=True, choices=inference.EXPORT_FORMATS, help=form
     )

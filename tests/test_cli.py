@@ -40,6 +40,7 @@ def fails(monkeypatch):
         (["eval", "x"], "required: --task", "bitflax eval --help"),
         (["export", "x"], "required: --format", "bitflax export --help"),
         (["export", "x", "--format", "onnx"], "invalid choice: 'onnx'", "--help"),
+        (["export", "x", "--format", "onnx-2bit"], "onnx-2bit is gone", "onnx-int8"),
         (["predict", "x", "--engine", "tf"], "invalid choice: 'tf'", "--help"),
         (["run", "quickstart", "--out", "x", "--until", "z"], "no such stage", "teach"),
         # A mistyped command waits for no other process.

@@ -128,7 +128,7 @@ def faults(sources: Mapping[str, str]) -> list[str]:
         if len(sources[module].splitlines()) > LONGEST:
             found.append(f"{module} is longer than {LONGEST} lines")
         if face:
-            found += face_faults(module, tree)
+            found += face_faults(module, tree, modules)
         inner[module] = set()
         for other, name in reached(tree, modules):
             there = wing_of(other)
@@ -148,7 +148,7 @@ def faults(sources: Mapping[str, str]) -> list[str]:
     return found + [f"a cycle: {' -> '.join(path)}" for path in cycles(inner)]
 
 
-def face_faults(module: str, tree: ast.Module) -> Iterator[str]:
+def face_faults(module: str, tree: ast.Module, modules: set[str]) -> Iterator[str]:
     """Yield what a wing's ``__init__.py`` has besides a public name a line."""
     names, wing = [], module.removesuffix(".__init__")
     for node in tree.body[1:]:
@@ -159,8 +159,8 @@ def face_faults(module: str, tree: ast.Module) -> Iterator[str]:
             yield f"{module} gives {node.names[0].name} another name"
         else:
             names.append(node.names[0].name)
-    for name in names:
-        if names.count(name) > 1 or wing_of(f"{wing}.{name}") == f"{wing}.{name}":
+    for name in names:  # a module's or a wing's name would hide it
+        if names.count(name) > 1 or f"{wing}.{name}" in modules | BELOW.keys():
             yield f"{module} has {name} twice"
 
 
@@ -227,6 +227,9 @@ PLANTED = {
     "face": ("packed.__init__", "x = 1", "more than names"),
     "face of another": (
         *("packed.__init__", "from bitflax.model.names import HEADS as HEADS", "more"),
+    ),
+    "face hides a module": (
+        *("packed.__init__", "from bitflax.packed.file import sizes as sizes", "twice"),
     ),
     "renamed": (
         *("packed.__init__", "from bitflax.packed.file import a as b", "another name"),

@@ -36,7 +36,7 @@ from bitflax.inference.stored_model import StoredModel, locate_model, open_model
 from bitflax.model import ACT_PARAMS, config_to_hf, save_pretrained
 from bitflax.types import Params
 
-EXPORT_FORMATS = ("onnx-int8", "onnx-2bit", "onnx-fp32", "hf")
+EXPORT_FORMATS = ("onnx-int8", "onnx-fp32", "hf")
 CARD = "README.md"
 # A ModelProto's fields in the order of their numbers: version, producer's name, ...
 _OURS = re.compile(rb"\x08.\x12\x07bitflax", re.DOTALL)
@@ -50,9 +50,8 @@ def export(model: str | Path, out: str | Path | None = None, kind: str = "hf") -
       out: the ONNX file or the folder to write; None: beside the model. What an
         earlier export wrote there is replaced, nothing else.
       kind: ``"onnx-fp32"``; ``"onnx-int8"``: integer matrix products, for a student
-        with 8-bit activations; ``"onnx-2bit"``: weights of 2 bits; or ``"hf"``: a
-        folder of dense float32 weights and a model card, without what activation
-        quantizers do.
+        with 8-bit activations; or ``"hf"``: a folder of dense float32 weights and a
+        model card, without what activation quantizers do.
 
     Returns:
       The file or folder.
@@ -64,6 +63,9 @@ def export(model: str | Path, out: str | Path | None = None, kind: str = "hf") -
       DamagedFile: a file is damaged.
       StorageError: the disk is full.
     """
+    if kind == "onnx-2bit":
+        fix = "onnx-int8, smaller and faster"
+        raise ConfigError("format", "onnx-2bit is gone", fix=fix)
     if kind not in EXPORT_FORMATS:
         raise ConfigError(
             "format", f"no format {kind!r}", fix=f"one of {', '.join(EXPORT_FORMATS)}"

@@ -11,20 +11,13 @@ import numpy as np
 
 from bitflax.errors import ConfigError
 from bitflax.inference.onnx_graph import Graph, Value
-from bitflax.quantization import (
-    LEAST_STEP,
-    Axis,
-    asymmetric,
-    clipped,
-    elastic,
-    lsq,
-    symmetric,
-)
+from bitflax.quantization import LEAST_STEP, Axis, shared_by
 
 _LEAST = np.float32(1e-30)
 """In place of a step of 0, which only zeros have."""
 _FLAT = np.array([-1])
-_LAST = (-1, (-1,))
+_SIMPLE = (None, -1, (-1,))
+"""Axes that share one range: all of them, or the last."""
 
 
 class _Grid(NamedTuple):
@@ -67,12 +60,11 @@ def values(
     Raises:
       ConfigError: the quantizer is not bitflax's own.
     """
-    inner = _inner(quantizer)
-    if not getattr(inner, "groups", None):
-        axis = getattr(inner, "axis", None)
+    axis, groups = shared_by(quantizer)
+    if not groups:
         return _rounded(graph, _grid(graph, site, quantizer, x, p, axis))
     kept = [0] * (rank - 1)
-    cut = graph.op("Reshape", x, np.array([*kept, inner.groups, -1]))
+    cut = graph.op("Reshape", x, np.array([*kept, groups, -1]))
     shared = (*range(rank - 1), rank)
     y = _rounded(graph, _grid(graph, site, quantizer, cut, p, shared))
     return graph.op("Reshape", y, np.array([*kept, -1]))
@@ -81,47 +73,20 @@ def values(
 def has_codes(quantizer: Any) -> bool:
     """Whether 8 bits with one scale a token, or one in all, can say its values.
 
+    >>> from bitflax.quantization import lsq, symmetric
     >>> [has_codes(q) for q in (symmetric(8), symmetric(8, groups=4), lsq(16), None)]
     [True, False, False, False]
     """
-    inner = _inner(quantizer)
-    if not isinstance(inner, symmetric | asymmetric | lsq | elastic) or inner.bits > 8:
+    if not hasattr(quantizer, "grid") or quantizer.bits > 8:
         return False
-    return not getattr(inner, "groups", None) and is_flat(quantizer)
-
-
-def is_small(quantizer: Any) -> bool:
-    """Whether it ``has_codes`` of at most 127 in size.
-
-    >>> [is_small(q) for q in (symmetric(8), symmetric(8, levels="full"), lsq(4))]
-    [True, False, True]
-    """
-    if not has_codes(quantizer):
-        return False
-    inner = _inner(quantizer)
-    whole = isinstance(inner, symmetric) and inner.levels == "restricted"
-    return whole or inner.bits < 8
+    axis, groups = shared_by(quantizer)
+    return not groups and (axis in _SIMPLE or not quantizer.grid.steps)
 
 
 def is_flat(quantizer: Any) -> bool:
     """Whether all that it has to know of axes is which one is the last."""
-    inner = _inner(quantizer)
-    grouped = bool(getattr(inner, "groups", None))
-    return grouped or getattr(inner, "axis", None) in (None, *_LAST)
-
-
-def is_by_token(quantizer: Any) -> bool:
-    """Whether a token's values depend on no other token.
-
-    >>> [is_by_token(q) for q in (None, symmetric(8), symmetric(8, axis=None), lsq(4))]
-    [True, True, False, True]
-    """
-    inner = _inner(quantizer)
-    if isinstance(inner, symmetric | asymmetric):
-        return not inner.groups and inner.axis in _LAST
-    if isinstance(inner, lsq):
-        return inner.signed  # the other kind takes off the smallest value of all
-    return inner is None or isinstance(inner, elastic)
+    axis, groups = shared_by(quantizer)
+    return bool(groups) or axis in ((), *_SIMPLE)
 
 
 def codes(graph: Graph, site: str, quantizer: Any, x: str, p: Any = None) -> Codes:
@@ -137,7 +102,7 @@ def codes(graph: Graph, site: str, quantizer: Any, x: str, p: Any = None) -> Cod
     Raises:
       ConfigError: the quantizer is not bitflax's own.
     """
-    axis = getattr(_inner(quantizer), "axis", None)
+    axis, _ = shared_by(quantizer)
     grid = _grid(graph, site, quantizer, x, p, axis)
     # ONNX Runtime multiplies uint8 by int8 thirty times faster than int8 by int8.
     middle = 128 if grid.low < 0 else 0
@@ -153,11 +118,8 @@ def codes(graph: Graph, site: str, quantizer: Any, x: str, p: Any = None) -> Cod
     integers = graph.op("QuantizeLinear", grid.x, scale, origin, axis=0)
     if (low, top) != (0, 255):  # else the type itself is the limit
         integers = graph.op("Clip", integers, low, top)
-    return Codes(integers, middle, scale, grid.zero, axis is not None)
-
-
-def _inner(quantizer: Any) -> Any:
-    return quantizer.quantizer if isinstance(quantizer, clipped) else quantizer
+    by_token = isinstance(scale, str) and axis is not None
+    return Codes(integers, middle, scale, grid.zero, by_token)
 
 
 def _is_sign(grid: _Grid) -> bool:
@@ -179,48 +141,37 @@ def _rounded(graph: Graph, grid: _Grid) -> str:
 
 def _grid(graph: Graph, site: str, quantizer: Any, x: str, p: Any, axis: Axis) -> _Grid:
     """Return the grid of a quantizer whose scale the axes ``axis`` share."""
-    if isinstance(quantizer, clipped):
+    levels = getattr(quantizer, "grid", None)
+    if levels is None:
+        raise ConfigError(
+            site,
+            f"ONNX cannot express the activation quantizer {quantizer!r:.80}",
+            fix="train with symmetric, asymmetric, clipped, lsq or elastic",
+        )
+    low, top, centred, steps, spare, whole = levels
+    if not steps:  # what it learned is the step
+        step, least = np.maximum(np.float32(p), np.float32(LEAST_STEP)), None
+        if not centred:
+            least = _reduced(graph, "ReduceMin", x, None)
+            x = graph.op("Sub", x, least)
+        return _Grid(x, step, low, top, least)
+    if p is not None:  # the ends of a clip
         ends = np.asarray(p, np.float32)
         x = graph.op("Clip", x, ends[0], ends[1])
-        return _grid(graph, site, quantizer.quantizer, x, None, axis)
-    if isinstance(quantizer, symmetric):
-        return _symmetric(graph, quantizer, x, axis)
-    if isinstance(quantizer, asymmetric):
-        return _asymmetric(graph, quantizer, x, axis)
-    if isinstance(quantizer, lsq | elastic):
-        step = np.maximum(np.float32(p), np.float32(LEAST_STEP))
-        if quantizer.signed or isinstance(quantizer, elastic):
-            return _Grid(x, step, *quantizer.levels)
-        low = _reduced(graph, "ReduceMin", x, None)
-        return _Grid(graph.op("Sub", x, low), step, *quantizer.levels, low)
-    raise ConfigError(
-        site,
-        f"ONNX cannot express the activation quantizer {quantizer!r:.80}",
-        fix="train with symmetric, asymmetric, clipped, lsq or elastic",
-    )
-
-
-def _symmetric(graph: Graph, quantizer: symmetric, x: str, axis: Axis) -> _Grid:
-    half = 2 ** (quantizer.bits - 1)
-    top = half - 1 if quantizer.levels == "restricted" else half
-    size = _reduced(graph, "ReduceMax", graph.op("Abs", x), axis)
-    return _Grid(x, graph.op("Div", size, np.float32(top)), -half, half - 1)
-
-
-def _asymmetric(graph: Graph, quantizer: asymmetric, x: str, axis: Axis) -> _Grid:
-    top = 2**quantizer.bits - 1
-    low = _reduced(graph, "ReduceMin", x, axis)
-    width = graph.op("Sub", _reduced(graph, "ReduceMax", x, axis), low)
-    if quantizer.levels == "widened":
-        width = graph.op("Add", width, np.float32(1e-8))
-    steps = top + 1 if quantizer.levels == "full" else top
-    scale, zero = graph.op("Div", width, np.float32(steps)), low
-    if quantizer.levels == "full":
+    if centred:
+        size = _reduced(graph, "ReduceMax", graph.op("Abs", x), axis)
+        return _Grid(x, graph.op("Div", size, np.float32(steps)), low, top)
+    least = _reduced(graph, "ReduceMin", x, axis)
+    width = graph.op("Sub", _reduced(graph, "ReduceMax", x, axis), least)
+    if spare:
+        width = graph.op("Add", width, np.float32(spare))
+    scale, zero = graph.op("Div", width, np.float32(steps)), least
+    if whole:
         safe = graph.op("Max", scale, _LEAST)
-        whole = graph.op("Mul", graph.op("Round", graph.op("Div", low, safe)), scale)
+        zero = graph.op("Mul", graph.op("Round", graph.op("Div", least, safe)), scale)
         flat = graph.op("Equal", scale, np.float32(0))
-        zero = graph.op("Where", flat, low, whole)
-    return _Grid(graph.op("Sub", x, zero), scale, 0, top, zero)
+        zero = graph.op("Where", flat, least, zero)
+    return _Grid(graph.op("Sub", x, zero), scale, low, top, zero)
 
 
 def _reduced(graph: Graph, kind: str, x: str, axis: Axis) -> str:

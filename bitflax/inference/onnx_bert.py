@@ -6,14 +6,11 @@ where and as in training. The kinds differ in how matrices are stored and multip
 =============  =====================================================================
 ``onnx-fp32``  float32 weights and products
 ``onnx-int8``  matrices of 1 and 2 bits times integer activations: ``MatMulInteger``
-``onnx-2bit``  matrices of 1 and 2 bits by ONNX Runtime's ``MatMulNBits``
 =============  =====================================================================
 
-In the last two, tables and the rest are stored as they are packed. ``onnx-int8``
-multiplies a matrix in float32 that is not of 1 or 2 bits, or whose input has no
-integers of 8 bits. ``onnx-2bit`` gives training's numbers, too, where the input has
-integers of at most 127 in size; others (none, more bits, asymmetric or full levels of 8
-bits) it rounds to 8 bits, a scale for each token and block of 128.
+In the second, tables and the rest are stored as they are packed, and a matrix is
+multiplied in float32 that is not of 1 or 2 bits, or whose input has no integers of 8
+bits.
 """
 
 import functools
@@ -23,13 +20,13 @@ from typing import Any
 
 import numpy as np
 
-from bitflax import model, packed, trees
+from bitflax import model, packed, quantization, trees
 from bitflax.errors import ConfigError
 from bitflax.inference import onnx_activations, onnx_matrices
 from bitflax.inference.onnx_graph import FLOAT, Graph
 from bitflax.types import INPUTS, BertConfig, Params
 
-FP32, INT8, TWO_BIT = KINDS = ("onnx-fp32", "onnx-int8", "onnx-2bit")
+FP32, INT8 = KINDS = ("onnx-fp32", "onnx-int8")
 _MASKED = np.float32(-1e9)
 _ROW = np.array([-1])
 
@@ -46,11 +43,12 @@ def build_onnx(config: BertConfig, params: Params, act: Any, kind: str) -> Any:
       params: a dense or a packed tree; a dense matrix of 1- or 2-bit values is taken
         as one.
       act: activation quantizers, as ``bitflax.bert`` takes them.
-      kind: ``"onnx-fp32"``, ``"onnx-int8"`` or ``"onnx-2bit"``.
+      kind: ``"onnx-fp32"`` or ``"onnx-int8"``.
 
     Raises:
       ConfigError: there is no such kind; ``act`` holds a quantizer that is not
-        bitflax's own; or the kind multiplies integers, and the student has none.
+        bitflax's own; or the kind is ``"onnx-int8"``, and the student has no such
+        product.
       ValueError: a rule of ``act`` matches no site, or what it learned is missing.
     """
     if kind not in KINDS:
@@ -64,8 +62,8 @@ def build_onnx(config: BertConfig, params: Params, act: Any, kind: str) -> Any:
     if kind != FP32 and not student.products:
         raise ConfigError(
             kind,
-            "no matrix of 1 or 2 bits with one scale a tensor or column"
-            + (" and an input of at most 8 bits" if kind == INT8 else ""),
+            "no matrix of 1 or 2 bits with one scale a tensor or column and an input "
+            "of at most 8 bits",
             fix="export onnx-fp32",
         )
     return student.graph.model(
@@ -164,25 +162,13 @@ class _Student:
         graph, site = self.graph, f"{path}/input"
         kernel, bias = self.flat[f"{path}/kernel"], self.flat[f"{path}/bias"]
         parts = onnx_matrices.integers(kernel) if self.kind != FP32 else []
-        y = self.coded(site, x, parts, first) if parts else None
-        if y is None:
+        if parts and onnx_activations.has_codes(self.act.get(site)):
+            self.products += 1
+            y = onnx_matrices.int8(graph, self.codes(site, x), parts)
+        else:
             x = self.at(site, x, first)
             y = graph.op("MatMul", x, onnx_matrices.dense(graph, kernel))
         return graph.op("Add", y, np.asarray(bias, np.float32))
-
-    def coded(self, site: str, x: str, parts: list, first: bool) -> str | None:
-        """Add the product with a matrix of 1 or 2 bits, where the kind has one."""
-        graph, quantizer = self.graph, self.act.get(site)
-        # The pooler sees one token a text: rounding its input would save nothing.
-        whole = quantizer is None and site == "pooler/input"
-        if whole or (self.kind == INT8 and not onnx_activations.has_codes(quantizer)):
-            return None
-        self.products += 1
-        if self.kind == INT8:
-            return onnx_matrices.int8(graph, self.codes(site, x), parts)
-        if onnx_activations.is_small(quantizer):
-            return onnx_matrices.two_bits(graph, self.codes(site, x), parts)
-        return onnx_matrices.two_bits_rounded(graph, self.at(site, x, first), parts)
 
     def gelu(self, x: str) -> str:
         """Add ``x (1 + erf(x / sqrt 2)) / 2``, the form that runtimes fuse."""
@@ -227,7 +213,7 @@ class _Student:
     def by_token(self, path: str) -> bool:
         """Whether no quantizer of a layer looks at more than one token."""
         sites = (site for site in self.act if site.startswith(f"{path}/"))
-        return all(onnx_activations.is_by_token(self.act[site]) for site in sites)
+        return all(quantization.by_row(self.act[site]) for site in sites)
 
     def first(self, x: str) -> str:
         """Return the rows of first tokens [batch, width]."""

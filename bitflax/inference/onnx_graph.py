@@ -14,8 +14,6 @@ OPSET = 17
 """The first with LayerNormalization; ONNX Runtime reads it since 1.12."""
 IR_VERSION = 8
 """What belongs to the opset."""
-CONTRIB = "com.microsoft"
-"""The domain of ONNX Runtime's own operators."""
 FLOAT, INT32 = 1, 6
 """Numbers of element types, as ``onnx.TensorProto`` has them."""
 
@@ -38,7 +36,6 @@ class Graph:
         self._inputs: list[Any] = []
         self._constants: list[Any] = []
         self._known: dict[tuple, str] = {}
-        self._domains: set[str] = set()
 
     def input(self, name: str, dtype: Any, shape: list) -> str:
         """Add an input; a string in its shape names a length that is free."""
@@ -65,37 +62,15 @@ class Graph:
         single = numpy_helper.from_array(np.asarray(value)[None])
         return self.op("ConstantOfShape", shape, value=single)
 
-    def op(self, kind: str, *inputs: Value, domain: str = "", **attributes: Any) -> str:
-        """Add an operator of one output and return the output's name.
-
-        Args:
-          kind: the operator's type.
-          *inputs: its inputs; None leaves an optional one out.
-          domain: the domain of the operator; the standard's own by default.
-          **attributes: its attributes.
-        """
-        return self.ops(kind, 1, *inputs, domain=domain, **attributes)[0]
-
-    def ops(
-        self, kind: str, count: int, *inputs: Value, domain: str = "", **attributes: Any
-    ) -> list[str]:
-        """Add an operator of ``count`` outputs and return their names; as ``op``."""
+    def op(self, kind: str, *inputs: Value, **attributes: Any) -> str:
+        """Add an operator of one output and return the output's name."""
         from onnx import helper
 
         name = f"{kind}_{len(self._nodes)}"
-        outputs = [f"{name}.{i}" if count > 1 else name for i in range(count)]
-        names = [self._name(value) for value in inputs]
-        node = helper.make_node(
-            kind, names, outputs, name=name, domain=domain, **attributes
-        )
+        names = [x if isinstance(x, str) else self.constant(x) for x in inputs]
+        node = helper.make_node(kind, names, [name], name=name, **attributes)
         self._nodes.append(node)
-        self._domains.add(domain)
-        return outputs
-
-    def _name(self, value: Value) -> str:
-        if value is None:
-            return ""
-        return value if isinstance(value, str) else self.constant(value)
+        return name
 
     def model(
         self,
@@ -119,13 +94,9 @@ class Graph:
         graph = helper.make_graph(
             [*self._nodes, *ends], "bitflax", self._inputs, infos, self._constants
         )
-        domains = sorted(self._domains - {""})
         made = helper.make_model(
             graph,
-            opset_imports=[
-                helper.make_opsetid("", OPSET),
-                *(helper.make_opsetid(domain, 1) for domain in domains),
-            ],
+            opset_imports=[helper.make_opsetid("", OPSET)],
             ir_version=IR_VERSION,
             producer_name="bitflax",
         )

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from bitflax.inference import onnx_activations
-from bitflax.inference.onnx_graph import CONTRIB, FLOAT, INT32, Graph, Value
-from bitflax.model import Packed, Split
+from bitflax.inference.onnx_graph import FLOAT, INT32, Graph, Value
+from bitflax.model import FIELDS, Packed, Split
 from bitflax.packed import fields_to_bytes, fields_to_values, on_host, read_off_codes
 
 
@@ -58,7 +58,8 @@ def integers(leaf: Any) -> list[Integers]:
 def stored(graph: Graph, fields: np.ndarray) -> str:
     """Store a matrix of -1, 0 and 1 in the bits that it takes; return it as int8."""
     bits = 1 if (np.abs(fields) == 1).all() else 2
-    packed = fields_to_bytes((fields + 1) // (3 - bits), bits)
+    _, step, offset = FIELDS[bits]
+    packed = fields_to_bytes((fields - offset) // step, bits)
     return _unpacked(graph, packed, bits, fields.shape[1])
 
 
@@ -93,10 +94,11 @@ def _unpacked(graph: Graph, codes: Value, bits: int, cols: int) -> Value:
     if bits == 8:
         return codes
     every = np.arange(256, dtype=np.uint8)[:, None]
-    fields = fields_to_values(every, bits, 8 // bits, np.int8)
+    per_byte = FIELDS[bits].per_byte
+    fields = fields_to_values(every, bits, per_byte, np.int8)
     index = graph.op("Cast", codes, to=INT32)
     found = graph.op("Reshape", graph.op("Gather", fields, index), np.array([0, -1]))
-    if cols * bits % 8 == 0:
+    if cols % per_byte == 0:
         return found
     return graph.op("Slice", found, np.array([0]), np.array([cols]), np.array([1]))
 
@@ -110,12 +112,6 @@ def _values(graph: Graph, leaf: Packed, codes: Value, scale: Value) -> str:
     runs = graph.op("Reshape", x, np.array([0, groups, -1]))
     runs = graph.op("Mul", runs, graph.op("Unsqueeze", scale, np.array([2])))
     return graph.op("Reshape", runs, np.array([0, -1]))
-
-
-BLOCK = 128
-"""Weights that share a scale in ``MatMulNBits``; ONNX Runtime 1.32 has products of
-int8 for 32, 64 and 128, and unpacks all weights to floats where there are more."""
-_TOP = 127
 
 
 def int8(graph: Graph, x: onnx_activations.Codes, parts: list[Integers]) -> str:
@@ -145,75 +141,6 @@ def int8(graph: Graph, x: onnx_activations.Codes, parts: list[Integers]) -> str:
         return y if len(part.scale) == 1 else graph.op("Mul", y, part.scale)
 
     return _shifted(graph, _sum(graph, product, parts), x, parts)
-
-
-def two_bits(graph: Graph, x: onnx_activations.Codes, parts: list[Integers]) -> str:
-    """Return float32 [rows, out] by ``MatMulNBits`` of integers, without its rounding.
-
-    At accuracy level 4 the operator rounds activations to int8 by itself, one scale a
-    row and block: that of the largest value over 127. Here each block holds 127
-    integers and a 127 that meets a weight of 0, so that the scale is 1 and nothing is
-    rounded again. That takes an eighth more time, and moves 1 of 1,952 labels of the
-    quickstart's student, where rounding twice moves 2 and the operator's alone 4.
-
-    Args:
-      graph: what grows.
-      x: integers [rows, in], at most 127 in size less their origin.
-      parts: one weight matrix, or two, whose products are added.
-    """
-    size = parts[0].fields.shape[0]
-    blocks = -(-size // _TOP)
-    short = blocks * _TOP - size
-    q = graph.op("Cast", x.integers, to=FLOAT)
-    if x.origin:
-        q = graph.op("Sub", q, np.float32(x.origin))
-    q = graph.op("Pad", q, np.array([0, 0, 0, short]), np.float32(0))
-    q = graph.op("Reshape", q, np.array([-1, blocks, _TOP]))
-    q = graph.op("Pad", q, np.array([0, 0, 0, 0, 0, 1]), np.float32(_TOP))
-    q = graph.op("Reshape", q, np.array([-1, blocks * BLOCK]))
-
-    def product(part: Integers) -> str:
-        fields = np.pad(part.fields, ((0, short), (0, 0))).reshape(blocks, _TOP, -1)
-        fields = np.pad(fields, ((0, 0), (0, 1), (0, 0))).reshape(blocks * BLOCK, -1)
-        return _n_bits(graph, q, Integers(fields, part.scale))
-
-    scale = x.scale
-    if x.by_row:
-        scale = graph.op("Unsqueeze", scale, np.array([1]))
-    y = graph.op("Mul", _sum(graph, product, parts), scale)
-    return _shifted(graph, y, x, parts)
-
-
-def two_bits_rounded(graph: Graph, x: str, parts: list[Integers]) -> str:
-    """Return float32 [rows, out] by ``MatMulNBits``, which rounds ``x`` to int8.
-
-    Args:
-      graph: what grows.
-      x: float32 [rows, in].
-      parts: one weight matrix, or two, whose products are added.
-    """
-    return _sum(graph, lambda part: _n_bits(graph, x, part), parts)
-
-
-def _n_bits(graph: Graph, x: str, part: Integers) -> str:
-    """Add ``MatMulNBits``, whose code ``c`` of 2 bits stands for ``c - 2``."""
-    size, out = part.fields.shape
-    blocks = -(-size // BLOCK)
-    codes = np.pad(part.fields + 2, ((0, blocks * BLOCK - size), (0, 0)))
-    packed = fields_to_bytes(codes.T, 2).reshape(out, blocks, BLOCK // 4)
-    scale = np.broadcast_to(part.scale[:, None], (out, blocks))
-    return graph.op(
-        "MatMulNBits",
-        x,
-        packed,
-        scale,
-        domain=CONTRIB,
-        K=size,
-        N=out,
-        bits=2,
-        block_size=BLOCK,
-        accuracy_level=4,
-    )
 
 
 def _sum(

@@ -11,11 +11,13 @@ from bitflax.model.hf_weights import params_from_hf as params_from_hf
 from bitflax.model.hf_weights import params_to_hf as params_to_hf
 from bitflax.model.hf_weights import read_state as read_state
 from bitflax.model.hf_weights import read_weights as read_weights
+from bitflax.model.leaves import FIELDS as FIELDS
 from bitflax.model.leaves import Lazy as Lazy
 from bitflax.model.leaves import Packed as Packed
 from bitflax.model.leaves import Split as Split
 from bitflax.model.leaves import dense as dense
 from bitflax.model.matmul import Coded as Coded
+from bitflax.model.matmul import unwrapped as unwrapped
 from bitflax.model.names import HEADS as HEADS
 from bitflax.model.names import POSITIONS as POSITIONS
 from bitflax.model.names import canonical_name as canonical_name
@@ -29,4 +31,4 @@ from bitflax.model.sites import Act as Act
 from bitflax.model.sites import at_sites as at_sites
 from bitflax.model.sites import bind as bind
 from bitflax.model.sites import learns as learns
-from bitflax.model.sites import sites as sites
+from bitflax.model.sites import site_names as site_names

@@ -6,7 +6,7 @@ so that training, evaluation and the packed file run through one model function.
 
 import dataclasses
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +15,24 @@ from jaxtyping import Array, Float, Int
 
 from bitflax.model.matmul import Coded, coded, integer_product, product
 from bitflax.types import Quantizer
+
+
+class Field(NamedTuple):
+    """How many fields share a byte, and that ``c`` stands for ``step c + offset``."""
+
+    per_byte: int
+    step: int
+    offset: int
+
+
+FIELDS: dict[int | float, Field] = {
+    1: Field(8, 2, -1),  # -1 or +1
+    2: Field(4, 1, -1),  # -1, 0 or +1
+    8: Field(1, 1, 0),  # a signed integer
+    1.6: Field(5, 1, -1),  # -1, 0 or +1
+    4: Field(2, 1, 0),  # a signed integer
+}
+"""What a field of so many bits is; 1.6 and 4 bits are a file's alone."""
 
 
 @functools.partial(
@@ -27,13 +45,8 @@ class Packed:
     """A matrix as whole bytes of codes and its scales.
 
     The last axis is packed row by row, the lowest bits of a byte first, each row
-    padded with zero bits to whole bytes. A code ``c`` stands for ``scale`` times
-
-    ======  ==============================
-    1 bit   2 c - 1: -1 or +1
-    2 bits  c - 1: -1, 0 or +1
-    8 bits  c as a signed integer
-    ======  ==============================
+    padded with zero bits to whole bytes. ``FIELDS`` says what a code of 1, 2 or 8 bits
+    stands for, times ``scale``.
 
     ``codes`` is uint8 [rows, bytes]; ``scale`` is float [1 or rows, groups], where
     the groups cut the last axis into equal runs; a vector is one row. ``shape`` is
@@ -112,14 +125,12 @@ def codes_to_values(codes: Array, bits: int, cols: int) -> Array:
     >>> codes_to_values(jnp.array([[0b101]], jnp.uint8), 1, 3)
     Array([[ 1, -1,  1]], dtype=int8)
     """
-    if bits == 8:
-        return codes.astype(jnp.int8)
-    per_byte = 8 // bits
+    per_byte, step, offset = FIELDS[bits]
     shifts = jnp.arange(per_byte, dtype=jnp.uint8) * jnp.uint8(bits)
     shifts = jnp.expand_dims(shifts, range(codes.ndim))
     fields = (codes[..., None] >> shifts) & jnp.uint8(2**bits - 1)
     fields = fields.reshape(*codes.shape[:-1], -1)[..., :cols].astype(jnp.int8)
-    return 2 * fields - 1 if bits == 1 else fields - 1
+    return step * fields + offset
 
 
 def _rows(codes: Array, scale: Array, bits: int, cols: int) -> Array:

@@ -35,6 +35,19 @@ class Coded(NamedTuple):
     zero: Any = None
 
 
+def unwrapped(quantizer: Any) -> tuple[Any, dict[str, Any]]:
+    """Return what a ``functools.partial`` wraps, and the options that it binds.
+
+    >>> unwrapped(functools.partial(max, default=0))
+    (<built-in function max>, {'default': 0})
+    """
+    options: dict[str, Any] = {}
+    while isinstance(quantizer, functools.partial) and not quantizer.args:
+        options = quantizer.keywords | options
+        quantizer = quantizer.func
+    return quantizer, options
+
+
 def coded(quantizer: Any, x: Float[Array, "..."], dtype: DTypeLike) -> Coded | Array:
     """Return the values of a quantizer as integers of a dtype, where it has integers.
 
@@ -49,15 +62,12 @@ def coded(quantizer: Any, x: Float[Array, "..."], dtype: DTypeLike) -> Coded | A
       ``Coded``, whose ``value`` has the gradient of the quantizer; its values alone
       where there are no integers, or more than bfloat16 holds.
     """
-    value, keywords = quantizer(x), {}
-    while isinstance(quantizer, functools.partial) and not quantizer.args:
-        keywords = quantizer.keywords | keywords
-        quantizer = quantizer.func
-    kind: Any = quantizer
+    value = quantizer(x)
+    kind, options = unwrapped(quantizer)
     known = all(hasattr(kind, name) for name in ("codes", "bits", "centred"))
     if not known or kind.bits > 8:
         return value
-    integers, scale, zero = kind.codes(jax.lax.stop_gradient(x), **keywords)
+    integers, scale, zero = kind.codes(jax.lax.stop_gradient(x), **options)
     if kind.centred:
         zero = None
     elif jnp.dtype(dtype) == jnp.int8:

@@ -110,7 +110,7 @@ def extra_paths(config: BertConfig) -> frozenset[str]:
     >>> "pooler/input" in extra_paths(BertConfig(num_hidden_layers=1))
     True
     """
-    return frozenset((*sites.sites(config), *PROJECTION))
+    return frozenset((*sites.site_names(config), *PROJECTION))
 
 
 def without_extras(flat: Mapping[str, Any]) -> dict[str, Any]:

@@ -21,10 +21,10 @@ LINEAR_INPUTS = (
 )
 
 
-def sites(config: BertConfig) -> tuple[str, ...]:
+def site_names(config: BertConfig) -> tuple[str, ...]:
     """Return the names of all activations that can be quantised.
 
-    >>> sites(BertConfig(num_hidden_layers=1))[:2]
+    >>> site_names(BertConfig(num_hidden_layers=1))[:2]
     ('encoder/layer_0/attention/query/input', 'encoder/layer_0/attention/query/output')
     """
     names = [
@@ -47,7 +47,7 @@ def at_sites(act: Act, config: BertConfig) -> dict[str, Any]:
     6
     """
     rules = [(LINEAR_INPUTS, act)] if callable(act) else list(act or ())
-    return trees.match(rules, sites(config))
+    return trees.match(rules, site_names(config))
 
 
 def learns(quantizer: Any) -> bool:
@@ -108,7 +108,7 @@ def with_first(
     """
     layers = len(params["encoder"])
     chosen = at_sites(act, config or BertConfig(num_hidden_layers=layers))
-    known = set(sites(BertConfig(num_hidden_layers=layers)))
+    known = set(site_names(BertConfig(num_hidden_layers=layers)))
     flat = {p: leaf for p, leaf in trees.flatten(params).items() if p not in known}
     learned = {site: q for site, q in chosen.items() if learns(q)}
     looking = [site for site, q in learned.items() if getattr(q, "looks", True)]

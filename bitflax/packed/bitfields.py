@@ -1,6 +1,6 @@
 """Small integers in whole bytes: the fields of a packed matrix, a row after the other.
 
-A leaf has 1, 2 or 8 bits a field (``bitflax.model.Packed``). A file holds the same
+A leaf has 1, 2 or 8 bits a field (``bitflax.model.FIELDS``). A file holds the same
 fields in less where they allow it: five ternary ones, or two of 4 bits, share a byte.
 """
 
@@ -10,10 +10,13 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Integer, UInt8
 
+from bitflax.model import FIELDS
 from bitflax.packed import safetensors_file
 
 FIFTHS = 1.6
 """The bits of a ternary field where five of them share a byte, as in a file."""
+SHORT = (FIFTHS, 4)
+"""The bits that a file alone has, from version 3 on."""
 _TRITS = (np.arange(3**5)[:, None] // 3 ** np.arange(5) % 3).astype(np.uint8)
 _BLOCK = 1 << 20
 
@@ -37,10 +40,17 @@ def fields_to_bytes(fields: Integer[np.ndarray, "rows cols"], bits: int) -> np.n
         return fields.astype(np.int8).view(np.uint8)
     if bits == 1:
         return np.packbits(fields.astype(np.uint8), axis=-1, bitorder="little")
-    short = -fields.shape[1] % 4
-    quads = np.pad(fields.astype(np.uint8), ((0, 0), (0, short)))
-    quads = quads.reshape(len(fields), -1, 4)
-    return np.bitwise_or.reduce(quads << np.array([0, 2, 4, 6], np.uint8), axis=-1)
+    return np.bitwise_or.reduce(_cut(fields, FIELDS[bits].per_byte) << _shifts(bits), 2)
+
+
+def _shifts(bits: int) -> np.ndarray:
+    return np.arange(0, 8, bits, dtype=np.uint8)
+
+
+def _cut(fields: np.ndarray, per_byte: int) -> np.ndarray:
+    """Return the fields of each byte [rows, bytes, per_byte], filled up with 0."""
+    whole = np.pad(fields.astype(np.uint8), ((0, 0), (0, -fields.shape[1] % per_byte)))
+    return whole.reshape(len(fields), -1, per_byte)
 
 
 def fields_to_values(
@@ -51,7 +61,7 @@ def fields_to_values(
     ``bitflax.model.codes_to_values`` gives the same inside jit.
 
     Args:
-      codes: of 1 bit (-1 or 1), 2 bits (-1, 0 or 1) or 8 bits (a signed byte).
+      codes: a leaf's.
       bits: of a field.
       cols: fields in a row.
       dtype: of the result.
@@ -61,8 +71,9 @@ def fields_to_values(
     """
     if bits == 8:
         return codes.view(np.int8).astype(dtype)
-    fields = np.arange(256)[:, None] >> np.arange(0, 8, bits) & (2**bits - 1)
-    table = (2 * fields - 1 if bits == 1 else fields - 1).astype(dtype)
+    _, step, offset = FIELDS[bits]
+    fields = np.arange(256)[:, None] >> _shifts(bits) & (2**bits - 1)
+    table = (step * fields + offset).astype(dtype)
     found = np.take(table, codes, axis=0).reshape(len(codes), -1)
     return found if found.shape[1] == cols else np.ascontiguousarray(found[:, :cols])
 
@@ -97,7 +108,7 @@ def row_bytes(bits: int | float, cols: int) -> int:
     >>> row_bytes(1, 9), row_bytes(2, 9), row_bytes(FIFTHS, 9)
     (2, 3, 2)
     """
-    return -(-cols // 5) if bits == FIFTHS else -(-cols * int(bits) // 8)
+    return -(-cols // FIELDS[bits].per_byte)
 
 
 def stored(codes: UInt8[np.ndarray, "rows bytes"], bits: int, cols: int) -> np.ndarray:
@@ -148,10 +159,9 @@ def to_trits(codes: UInt8[np.ndarray, "rows quarters"], cols: int) -> np.ndarray
     """
     out = np.empty((len(codes), row_bytes(FIFTHS, cols)), np.uint8)
     for rows in _blocks(codes):
-        fields = (codes[rows, :, None] >> np.array([0, 2, 4, 6], np.uint8)) & 3
+        fields = (codes[rows, :, None] >> _shifts(2)) & 3
         fields = fields.reshape(len(fields), -1)[:, :cols]
-        fields = np.pad(fields, ((0, 0), (0, -cols % 5))).reshape(len(fields), -1, 5)
-        out[rows] = fields @ (3 ** np.arange(5)).astype(np.uint8)
+        out[rows] = _cut(fields, 5) @ (3 ** np.arange(5)).astype(np.uint8)
     return out
 
 

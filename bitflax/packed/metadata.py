@@ -81,13 +81,6 @@ def _labels(found: Any, count: int) -> dict[int, str]:
     return {i: name for i, name in enumerate(found.values())}
 
 
-KINDS = {
-    "symmetric": quantization.symmetric,
-    "asymmetric": quantization.asymmetric,
-    "clipped": quantization.clipped,
-    "lsq": quantization.lsq,
-    "elastic": quantization.elastic,
-}
 _MAX_RULES = 500
 _MAX_WORK = 10_000_000
 """Ways in which all regexes may be tried on all sites: under a second in all."""
@@ -105,11 +98,15 @@ def act_to_json(act: Any, config: BertConfig) -> str:
       ConfigError: a quantizer is none that a file can name, or a reader would not
         take them; says why.
 
-    >>> act_to_json(quantizers.symmetric(bits=4), BertConfig())
+    >>> act_to_json(quantization.symmetric(bits=4), BertConfig())
     '{"quantizer":"symmetric","bits":4,"axis":-1,"levels":"restricted","groups":null}'
     """
-    pairs = isinstance(act, (tuple, list))
-    found: Any = [[regex, _named(q)] for regex, q in act] if pairs else _named(act)
+    named = quantization.quantizer_to_json
+    found: Any = None
+    if isinstance(act, (tuple, list)):
+        found = [[regex, named(quantizer)] for regex, quantizer in act]
+    elif act is not None:
+        found = named(act)
     text = json.dumps(found, separators=(",", ":"))
     try:
         act_from_json(text, config)
@@ -122,25 +119,8 @@ def act_to_json(act: Any, config: BertConfig) -> str:
     return text
 
 
-def _named(quantizer: Any) -> dict[str, Any] | None:
-    if quantizer is None:
-        return None
-    name = type(quantizer).__name__
-    if KINDS.get(name) is not type(quantizer):
-        raise ConfigError(
-            "act",
-            f"a packed file cannot name the activation quantizer {quantizer!r:.80}",
-            fix=f"use one of {', '.join(KINDS)}, or save with act=None and hand "
-            "the quantizer to bitflax.bert yourself",
-        )
-    if isinstance(quantizer, quantization.clipped):
-        inner = _named(quantizer.quantizer)
-        return {"quantizer": name, "inner": inner, "at": quantizer.at}
-    return {"quantizer": name, **dataclasses.asdict(quantizer)}
-
-
 def act_from_json(text: str, config: BertConfig) -> Any:
-    """Return activation quantizers; the inverse of ``to_json``."""
+    """Return activation quantizers; the inverse of ``act_to_json``."""
     found = safetensors_file.strict_json(text, "act")
     if found is None or isinstance(found, dict):
         act: Any = None if found is None else _quantizer(found)
@@ -163,50 +143,10 @@ def _pairs(found: Any) -> tuple[tuple[str, Any], ...]:
 
 
 def _quantizer(found: Any) -> Any:
-    """Make a quantizer of its name and exactly its fields."""
-    kind = found.get("quantizer") if isinstance(found, dict) else None
-    if not isinstance(kind, str) or kind not in KINDS:
-        raise ValueError(f"act: a quantizer is none of {', '.join(KINDS)}")
-    fields = {name: value for name, value in found.items() if name != "quantizer"}
-    made = KINDS[kind]
-    if made is quantization.clipped:
-        fields["quantizer"] = _inner(fields.pop("inner", None))
-    if set(fields) != {field.name for field in dataclasses.fields(made)}:
-        raise ValueError(f"act: the fields are not those of {kind}")
-    if isinstance(fields.get("axis"), list):
-        fields["axis"] = tuple(fields["axis"])
-    odd = [name for name, value in fields.items() if not _FIELDS[name](value)]
-    if odd:
-        raise ValueError(f"act: {odd[0]} of {kind} cannot be {fields[odd[0]]!r:.40}")
     try:
-        return made(**fields)
+        return quantization.quantizer_from_json(found)
     except (ValueError, TypeError) as error:
         raise ValueError(f"act: {error}") from None
-
-
-def _inner(found: Any) -> Any:
-    """Return what ``clipped`` rounds by: one of the two that learn nothing."""
-    kind = found.get("quantizer") if isinstance(found, dict) else None
-    if kind not in ("symmetric", "asymmetric"):
-        raise ValueError("act: clipped rounds by symmetric or asymmetric")
-    return _quantizer(found)
-
-
-def _is_axis(found: Any) -> bool:
-    if isinstance(found, tuple):
-        return len(found) <= 4 and all(type(n) is int for n in found)
-    return found is None or type(found) is int
-
-
-_FIELDS = {
-    "axis": _is_axis,
-    "bits": lambda found: type(found) is int,
-    "groups": lambda found: found is None or (type(found) is int and found > 0),
-    "levels": lambda found: type(found) is str,
-    "signed": lambda found: type(found) is bool,
-    "at": lambda found: type(found) in (int, float) and abs(found) < 1e38,
-    "quantizer": lambda found: True,
-}
 
 
 def _site_regex(found: Any) -> str:
@@ -239,14 +179,13 @@ def _work(regex: str) -> int:
 def _check_work(act: Any, config: BertConfig) -> None:
     regexes = [regex for regex, _ in act] if isinstance(act, tuple) else ()
     work = sum(_A_MATCH + _work(regex) for regex in regexes)
-    if work * len(model.sites(config)) > _MAX_WORK:
+    if work * len(model.site_names(config)) > _MAX_WORK:
         raise ValueError("act: its regexes of sites are too many or too intricate")
 
 
 def _check_fit(site: str, quantizer: Any, config: BertConfig) -> None:
     """Refuse axes that an activation does not have, groups that do not divide it."""
-    inner = getattr(quantizer, "quantizer", quantizer)  # clipped's
-    axis, groups = getattr(inner, "axis", None), getattr(inner, "groups", None)
+    axis, groups = quantization.shared_by(quantizer)
     ranks = {"pooler/input": 2}
     rank = 4 if site.endswith("/probs") else ranks.get(site, 3)
     if groups is not None:

@@ -1,6 +1,5 @@
 """The bits and bytes that a packed file is expected to spend, from shapes alone."""
 
-import functools
 import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -97,10 +96,7 @@ def parameter_bits(
     Raises:
       ConfigError: a rule matches no parameter.
     """
-    shapes = {
-        entry.path: entry.shape[::-1] if entry.transposed else entry.shape
-        for entry in model.parameter_entries(config)
-    }
+    shapes = model.parameter_shapes(config)
     fix = "correct the rule's regular expression"
     try:
         matched = trees.match(chosen, shapes)
@@ -143,20 +139,7 @@ def _stored(
     bits = quantization.bits_of(quantizer)
     if bits is None:
         return None, 4 * values
-    count, by_row = _scales(quantizer, shape)
-    width = 2 if by_row and rest != "float32" else 4
+    rows, groups = quantization.scales_of(quantizer, shape)
+    width = 2 if rows > 1 and rest != "float32" else 4
     bits = bitfields.stored_bits(bits, shape[1])
-    return bits, shape[0] * bitfields.row_bytes(bits, shape[1]) + count * width
-
-
-def _scales(quantizer: Any, shape: Shape) -> tuple[int, bool]:
-    """Return how many scales a matrix has, and whether each row has its own."""
-    options = quantizer.keywords if isinstance(quantizer, functools.partial) else {}
-    if options.get("groups"):
-        return options["groups"], False
-    axis = options.get("axis")
-    if axis is None:
-        return 1, False
-    shared = {i % len(shape) for i in ((axis,) if isinstance(axis, int) else axis)}
-    count = math.prod(n for i, n in enumerate(shape) if i not in shared)
-    return count, 0 not in shared
+    return bits, shape[0] * bitfields.row_bytes(bits, shape[1]) + rows * groups * width

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bitflax.errors import ConfigError
-from bitflax.model import Packed, Split
+from bitflax.model import FIELDS, Packed, Split
 from bitflax.packed import bitfields
 from bitflax.packed.safetensors_file import Entry
 
@@ -117,7 +117,7 @@ def lowest_version(specs: Mapping[str, dict], new: bool) -> str:
       specs: what is packed.
       new: whether a parameter has halves or belongs to an activation's quantizer.
     """
-    if any(spec["bits"] in (4, bitfields.FIFTHS) for spec in specs.values()):
+    if any(spec["bits"] in bitfields.SHORT for spec in specs.values()):
         return "3"
     return "2" if new else "1"
 
@@ -131,7 +131,7 @@ def check_specs(found: Any, shapes: Shapes, version: str = "1") -> dict[str, dic
       version: of the file; from 2 on a matrix may have two halves, by their names,
         from 3 on a field 1.6 or 4 bits.
     """
-    known = ("1", "2", "8", "1.6", "4")[: 5 if version == "3" else 3]
+    known = [str(n) for n in FIELDS if version == "3" or n not in bitfields.SHORT]
     if not isinstance(found, dict):
         raise ValueError("packed: not a JSON object")
     for name, spec in found.items():

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from bitflax.quantization.quantizers import asymmetric, symmetric
+from bitflax.quantization.quantizers import Axis, Grid, asymmetric, symmetric
 
 LEAST_STEP = 1e-5
 """Steps below this count as this, so that nothing is divided by zero."""
@@ -59,6 +59,15 @@ class clipped:  # noqa: N801
         """The bits of the inner quantizer."""
         return self.quantizer.bits
 
+    @property
+    def grid(self) -> Grid:
+        """The levels of the inner quantizer, of what is clipped."""
+        return self.quantizer.grid
+
+    def shares(self) -> tuple[Axis, int | None]:
+        """Return what shares a range in the inner quantizer."""
+        return self.quantizer.shares()
+
     def init(self, x: Float[Array, "..."] | None = None) -> Float[Array, "2"]:
         """Return ``[-at, at]``, in the dtype of ``x`` if there is one."""
         return jnp.array([-self.at, self.at], None if x is None else x.dtype)
@@ -97,14 +106,19 @@ class _Stepped:
     shape: ClassVar[tuple[int, ...]] = ()
 
     @property
-    def levels(self) -> tuple[int, int]:
-        """The lowest and the highest multiple of the step."""
+    def grid(self) -> Grid:
+        """The multiples of the step."""
         half = 2 ** (self.bits - 1)
-        return (-half, half - 1) if self.signed else (0, 2 * half - 1)
+        levels = (-half, half - 1) if self.signed else (0, 2 * half - 1)
+        return Grid(*levels, centred=True)
+
+    def shares(self) -> tuple[Axis, int | None]:
+        """Return no axis and no groups: no range is taken from the values."""
+        return (), None
 
     def init(self, x: Float[Array, "..."]) -> Float[Array, ""]:
         """Return the first step: ``2 mean|x| / sqrt(top)``, twice that if unsigned."""
-        _, top = self.levels
+        top = self.grid.top
         factor = (2 if self.signed else 4) / math.sqrt(top)
         return jnp.maximum(factor * jnp.mean(jnp.abs(x)), LEAST_STEP)
 
@@ -112,7 +126,7 @@ class _Stepped:
         self, x: Float[Array, "..."], p: Float[Array, ""]
     ) -> Float[Array, "..."]:
         """Return the multiples of the step ``p`` next to ``x``."""
-        return _stepped(self.levels, x, p.astype(x.dtype))
+        return _stepped(self.grid[:2], x, p.astype(x.dtype))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,6 +157,15 @@ class lsq(_Stepped):  # noqa: N801
     def __post_init__(self):
         """Refuse bits that leave no level above zero."""
         _check_bits(self.bits, 2 if self.signed else 1)
+
+    @property
+    def grid(self) -> Grid:
+        """The multiples of the step, of ``x - min(x)`` where unsigned."""
+        return super().grid._replace(centred=self.signed)
+
+    def shares(self) -> tuple[Axis, int | None]:
+        """Return no axis where signed, else all: the minimum is that of all values."""
+        return () if self.signed else None, None
 
     def __call__(
         self, x: Float[Array, "..."], p: Float[Array, ""]
@@ -186,9 +209,9 @@ class elastic(_Stepped):  # noqa: N801
         _check_bits(self.bits, 1)
 
     @property
-    def levels(self) -> tuple[int, int]:
-        """The lowest and the highest multiple of the step; one signed bit has no 0."""
-        return (-1, 1) if self.signed and self.bits == 1 else super().levels
+    def grid(self) -> Grid:
+        """The multiples of the step; one signed bit has no 0."""
+        return Grid(-1, 1, True) if self.signed and self.bits == 1 else super().grid
 
 
 def _check_bits(bits: int, least: int) -> None:

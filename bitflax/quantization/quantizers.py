@@ -2,8 +2,21 @@
 
 Weight quantizers are functions, ``functools.partial`` sets their options; activation
 quantizers carry settings that a file must name, so they are frozen dataclasses. Each
-has ``bits`` and is a ``jax.custom_vjp`` inside: the gradient passes as if nothing
-had been rounded (Bengio et al. 2013, arXiv:1308.3432).
+is a ``jax.custom_vjp`` inside: the gradient passes as if nothing had been rounded
+(Bengio et al. 2013, arXiv:1308.3432).
+
+Any function from array to array is a quantizer. What is asked of one is answered by
+what it says of itself, by attributes that the options go to:
+
+===================  ==================================================================
+``bits``             of its values
+``shares(...)``      (axis, groups): which values share a range, as ``binarize`` has it
+``codes(x, ...)``    ``Codes``: its values as integers
+``centred``          whether the zero of its codes is always 0
+``grid``             ``Grid``: its levels, from which an export builds it
+===================  ==================================================================
+
+Who says nothing has unknown bits, one range for all values, and no integers.
 """
 
 import dataclasses
@@ -15,7 +28,52 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from bitflax import model
+from bitflax.types import Quantizer
+
 Axis = int | tuple[int, ...] | None
+
+
+def bits_of(quantizer: Quantizer) -> int | None:
+    """Return the bits of a quantizer's values; None where it does not say.
+
+    >>> bits_of(functools.partial(binarize, axis=0))
+    1
+    """
+    return getattr(model.unwrapped(quantizer)[0], "bits", None)
+
+
+def shared_by(quantizer: Quantizer) -> tuple[Axis, int | None]:
+    """Return the axes, or the groups of the last, whose values share one range.
+
+    >>> shared_by(functools.partial(binarize, axis=0)), shared_by(jnp.sign)
+    ((0, None), (None, None))
+    """
+    kind, options = model.unwrapped(quantizer)
+    return kind.shares(**options) if hasattr(kind, "shares") else (None, None)
+
+
+def by_row(quantizer: Quantizer) -> bool:
+    """Whether what becomes of a row surely depends on no other row.
+
+    >>> by_row(functools.partial(binarize, axis=-1))
+    True
+    """
+    axis, groups = shared_by(quantizer)  # a group runs through all rows
+    return not groups and axis in ((), -1, (-1,))
+
+
+def scales_of(quantizer: Quantizer, shape: tuple[int, ...]) -> tuple[int, int]:
+    """Return the shape of a matrix's scales: [1 or rows, groups of columns].
+
+    >>> scales_of(functools.partial(binarize, axis=0), (768, 3072))
+    (1, 3072)
+    """
+    axis, groups = shared_by(quantizer)
+    if groups or axis is None:
+        return 1, groups or 1
+    shared = {i % 2 for i in ((axis,) if isinstance(axis, int) else axis)}
+    return 1 if 0 in shared else shape[0], 1 if 1 in shared else shape[1]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -43,6 +101,23 @@ class Codes(NamedTuple):
     integers: jax.Array
     scale: jax.Array
     zero: jax.Array
+
+
+class Grid(NamedTuple):
+    """Levels: the multiples ``low`` to ``top`` of a step, counted from a zero point.
+
+    From -1 to 1 there are two, without 0. The step is a range over ``steps``: of
+    ``max|x|`` where ``centred``, else of ``max - min + spare``; or it is learned, where
+    ``steps`` is 0. The zero point is 0 where ``centred``, else the minimum, rounded
+    to a multiple of the step where ``whole``.
+    """
+
+    low: int
+    top: int
+    centred: bool
+    steps: int = 0
+    spare: float = 0.0
+    whole: bool = False
 
 
 def _grouped(fn: Callable, w: jax.Array, axis: Axis, groups: int | None) -> Codes:
@@ -163,11 +238,16 @@ def _scaled(codes: Codes) -> jax.Array:
     return codes.integers * codes.scale
 
 
+def _shares(axis=None, groups=None, **options) -> tuple[Axis, int | None]:
+    return axis, groups
+
+
 for _fn, _bits, _codes in (
     (binarize, 1, _binary_codes),
     (ternarize, 2, _ternary_codes),
 ):
     _fn.bits, _fn.codes, _fn.centred = _bits, _codes, True  # type: ignore[attr-defined]
+    _fn.shares = _shares  # type: ignore[attr-defined]
 
 
 def _safe_scale(scale: jax.Array) -> jax.Array:
@@ -181,6 +261,10 @@ class _Activation:
     groups: int | None
     centred: ClassVar[bool]
     """Whether the zero point is always 0."""
+
+    def shares(self) -> tuple[Axis, int | None]:
+        """Return the axes, or the groups of the last, that share one range."""
+        return self.axis, self.groups
 
     def codes(self, x: Float[Array, "..."]) -> Codes:
         """Return the integers of ``x``, their scale and their zero point."""
@@ -228,12 +312,17 @@ class symmetric(_Activation):  # noqa: N801
         """Refuse unknown settings."""
         _check(self.bits, self.levels)
 
-    def _codes(self, x: jax.Array, axis: Axis) -> Codes:
-        """Integers in [-2^(bits-1), 2^(bits-1) - 1], their scale, and 0."""
+    @property
+    def grid(self) -> Grid:
+        """The levels, -2^(bits-1) to 2^(bits-1) - 1."""
         half = 2 ** (self.bits - 1)
-        top = half - 1 if self.levels == "restricted" else half
-        scale = jnp.max(jnp.abs(x), axis=axis, keepdims=True) / top
-        integers = jnp.clip(jnp.round(x / _safe_scale(scale)), -half, half - 1)
+        steps = half - 1 if self.levels == "restricted" else half
+        return Grid(-half, half - 1, True, steps)
+
+    def _codes(self, x: jax.Array, axis: Axis) -> Codes:
+        low, top, _, steps, *_ = self.grid
+        scale = jnp.max(jnp.abs(x), axis=axis, keepdims=True) / steps
+        integers = jnp.clip(jnp.round(x / _safe_scale(scale)), low, top)
         return Codes(integers, scale, jnp.zeros_like(scale))
 
 
@@ -268,20 +357,24 @@ class asymmetric(_Activation):  # noqa: N801
         """Refuse unknown settings."""
         _check(self.bits, self.levels, least=1, more=("widened",))
 
+    @property
+    def grid(self) -> Grid:
+        """The levels, 0 to 2^bits - 1."""
+        top, full = 2**self.bits - 1, self.levels == "full"
+        spare = 1e-8 if self.levels == "widened" else 0.0
+        return Grid(0, top, False, top + full, spare, whole=full)
+
     def _codes(self, x: jax.Array, axis: Axis) -> Codes:
-        """Integers in [0, 2^bits - 1], their scale and their zero point."""
-        top = 2**self.bits - 1
+        first, top, _, steps, spare, whole = self.grid
         low = jnp.min(x, axis=axis, keepdims=True)
         width = jnp.max(x, axis=axis, keepdims=True) - low
-        if self.levels == "widened":
-            width = width + 1e-8
-        if self.levels != "full":
-            scale, zero = width / top, low
-        else:
-            scale = width / 2**self.bits
+        if spare:
+            width = width + spare
+        scale, zero = width / steps, low
+        if whole:
             zero = jnp.round(low / _safe_scale(scale)) * scale
             zero = jnp.where(scale == 0, low, zero)
-        integers = jnp.clip(jnp.round((x - zero) / _safe_scale(scale)), 0, top)
+        integers = jnp.clip(jnp.round((x - zero) / _safe_scale(scale)), first, top)
         return Codes(integers, scale, zero)
 
 

@@ -50,39 +50,9 @@ def _quantised(path: str, leaf: Any, quantizer: Quantizer, lazy: bool) -> Any:
         halves = (_quantised(path, half, quantizer, lazy) for half in (leaf.a, leaf.b))
         return model.Split(*halves)
     table = path.startswith("embeddings/")
-    if lazy and (by_row(quantizer) if table else path.endswith("/kernel")):
+    if lazy and (quantizers.by_row(quantizer) if table else path.endswith("/kernel")):
         return model.Lazy(leaf, quantizer)
     return quantizer(leaf)
-
-
-def by_row(quantizer: Quantizer) -> bool:
-    """Whether a quantizer surely scales each row of a table by itself.
-
-    >>> by_row(functools.partial(quantizers.binarize, axis=-1))
-    True
-    """
-    if getattr(quantizer, "groups", None):  # a group runs through all rows
-        return False
-    axis = None
-    if isinstance(quantizer, quantizers.symmetric | quantizers.asymmetric):
-        axis = quantizer.axis
-    elif isinstance(quantizer, functools.partial) and quantizer.func in (
-        quantizers.binarize,
-        quantizers.ternarize,
-    ):
-        axis = quantizer.keywords.get("axis")
-    return axis in (-1, (-1,))
-
-
-def bits_of(quantizer: Quantizer) -> int | None:
-    """Return the bits of a quantizer's values; None where it does not say.
-
-    >>> bits_of(functools.partial(quantizers.binarize, axis=0))
-    1
-    """
-    while isinstance(quantizer, functools.partial):
-        quantizer = quantizer.func
-    return getattr(quantizer, "bits", None)
 
 
 def _profile(quantizer: Any, per: str) -> Rules:
@@ -117,7 +87,7 @@ def xtc_2bit(per: str = "tensor") -> Rules:
 
     Source: XTC's configuration ds_config_W2A8 (arXiv:2206.01859).
 
-    >>> bits_of(xtc_2bit()[0][1])
+    >>> quantizers.bits_of(xtc_2bit()[0][1])
     2
     """
     return _profile(quantizers.ternarize, per)

@@ -110,7 +110,7 @@ def split(params: Params, rules: Rules) -> Params:
 def merge(params: Params) -> Params:
     """Return the parameters with every ``Split`` leaf as the sum of its halves.
 
-    >>> merge({"kernel": leaves.Split(jnp.array([0.5]), jnp.array([1.0]))})
+    >>> merge({"kernel": model.Split(jnp.array([0.5]), jnp.array([1.0]))})
     {'kernel': Array([1.5], dtype=float32)}
     """
 
@@ -147,12 +147,8 @@ def binary_rules(rules: Rules) -> Rules:
 
 def _keywords(quantizer: Any) -> dict[str, Any] | None:
     """Return the settings of a ``ternarize``; None of any other quantizer."""
-    if quantizer is quantizers.ternarize:
-        return {}
-    partial = isinstance(quantizer, functools.partial)
-    if partial and quantizer.func is quantizers.ternarize and not quantizer.args:
-        return dict(quantizer.keywords)
-    return None
+    kind, options = model.unwrapped(quantizer)
+    return options if kind is quantizers.ternarize else None
 
 
 def _split_leaf(path: str, leaf: Any, quantizer: Any) -> model.Split:

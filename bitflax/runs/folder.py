@@ -26,7 +26,7 @@ from bitflax.errors import ConfigError, DamagedFile, FolderBusy, OutputError
 from bitflax.runs import log
 
 # What a stage costs, and not what it gives: a run that ran out of memory may go on
-# with other ones; and with other microbatches, where ``_by_row`` holds.
+# with other ones.
 _COSTS = {"recompute", "cache_teacher", "cache_bytes"}
 _PACKAGES = (
     *("bitflax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint"),
@@ -274,23 +274,11 @@ def versions() -> dict[str, str]:
     return found
 
 
-def _by_row(act: Any) -> bool:
-    """Whether activations, as a recipe's JSON has them, are quantised row by row.
-
-    Others find a range in a whole microbatch, or scale a learned step's gradient by it.
-    """
-    if isinstance(act, list):
-        return all(_by_row(quantizer) for _, quantizer in act)
-    known = isinstance(act, dict) and act.get("kind") in ("symmetric", "asymmetric")
-    return act is None or (known and act.get("axis") == -1)
-
-
 def _differences(
     there: Any, here: Any, path: str = "", free: Collection[str] = ()
 ) -> Iterator[str]:
     if isinstance(there, dict) and isinstance(here, dict):
-        also = {"accumulate"} if free and _by_row(there.get("act")) else set()
-        names = [name for name in {**there, **here} if name not in {*free, *also}]
+        names = [name for name in {**there, **here} if name not in free]
         pairs = [(name, there.get(name), here.get(name)) for name in names]
     elif isinstance(there, list) and isinstance(here, list):
         size = max(len(there), len(here))

@@ -30,7 +30,6 @@ FLOAT, DYNAMIC = "ORT float32", "ORT dynamic int8"
 ONNX = {
     "onnx-int8": ("onnx-int8", -1),
     "onnx-int8, scale a tensor": ("onnx-int8", None),
-    "onnx-2bit": ("onnx-2bit", -1),
     "onnx-fp32": ("onnx-fp32", -1),
 }
 """Our files: the kind, and the axis of the activations' scales."""

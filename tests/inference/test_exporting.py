@@ -219,6 +219,8 @@ def test_an_export_of_a_folder_lies_beside_it(tmp_path):
 def test_an_unknown_format_is_said(packed):
     with pytest.raises(ConfigError, match="no format 'onnx'"):
         exporting.export(packed, kind="onnx")
+    with pytest.raises(ConfigError, match="onnx-2bit is gone\nfix: onnx-int8"):
+        exporting.export(packed, kind="onnx-2bit")
 
 
 def test_a_missing_model_is_said_before_anything_is_written(tmp_path):

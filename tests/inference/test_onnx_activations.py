@@ -10,7 +10,7 @@ from bitflax.errors import ConfigError
 from bitflax.inference import onnx_activations
 from bitflax.inference.onnx_graph import Graph
 from bitflax.quantization.learned_activations import clipped, elastic, lsq
-from bitflax.quantization.quantizers import asymmetric, symmetric
+from bitflax.quantization.quantizers import Grid, asymmetric, by_row, symmetric
 from tests.helpers import onnxrun
 
 SYMMETRIC = {
@@ -122,6 +122,27 @@ def test_what_has_no_integers_of_eight_bits(name):
     assert not onnx_activations.has_codes(FLOATS[name])
 
 
+class Fifths:
+    """An own quantizer that says its levels: -5 to 5 of the largest value's fifths."""
+
+    bits, grid = 4, Grid(-5, 5, True, 5)
+
+    def shares(self):
+        return -1, None
+
+    def __call__(self, x):
+        scale = jnp.max(jnp.abs(x), axis=-1, keepdims=True) / 5
+        return jnp.round(x / jnp.maximum(scale, 1e-30)) * scale
+
+
+def test_an_own_quantizer_that_says_its_levels_is_built_from_them():
+    graph, x = Graph(), activation(2)
+    name = graph.input("x", np.float32, list("ab"))
+    y = onnx_activations.values(graph, "site", Fifths(), name, rank=2)
+    found = onnxrun.run(graph, y, list("ab"), x=x)
+    np.testing.assert_allclose(found, Fifths()(x), rtol=3e-7, atol=1e-6)
+
+
 def test_an_own_quantizer_is_refused():
     graph = Graph()
     x = graph.input("x", np.float32, ["r", "n"])
@@ -131,7 +152,7 @@ def test_an_own_quantizer_is_refused():
 
 
 def test_what_depends_on_its_own_token_alone():
-    alone = {name for name in ALL if onnx_activations.is_by_token(ALL[name])}
+    alone = {name for name in ALL if by_row(ALL[name])}
     wide = {name for name in ALL if name.endswith("None")} | {
         "clipped-symmetric",
         "lsq4-unsigned",

@@ -18,31 +18,12 @@ def test_equal_constants_are_stored_once():
 def test_outputs_inputs_and_metadata_are_named():
     graph = Graph()
     x = graph.input("x", np.float32, ["rows", 2])
-    a, b = graph.ops("Split", 2, x, axis=1)
-    model = graph.model(
-        {"sum": (graph.op("Add", a, b), np.float32, ["rows", 1])}, {"kind": "test"}
-    )
+    total = graph.op("ReduceSum", x, np.array([1]))
+    model = graph.model({"sum": (total, np.float32, ["rows", 1])}, {"kind": "test"})
     assert model.producer_name == "bitflax"
     assert {p.key: p.value for p in model.metadata_props} == {"kind": "test"}
     (found,) = onnxrun.session(model).run(["sum"], {"x": np.float32([[1, 2], [3, 4]])})
     np.testing.assert_array_equal(found, [[3], [7]])
-
-
-def test_an_optional_input_is_left_out():
-    graph = Graph()
-    y = graph.op("Clip", graph.input("x", np.float32, ["n"]), None, np.float32(1))
-    found = onnxrun.run(graph, y, ["n"], x=np.float32([-3, 3]))
-    np.testing.assert_array_equal(found, [-3, 1])
-
-
-def test_only_used_domains_are_imported():
-    graph = Graph()
-    x = graph.input("x", np.float32, ["n"])
-    model = graph.model({"y": (graph.op("Neg", x), np.float32, ["n"])}, {})
-    assert [opset.domain for opset in model.opset_import] == [""]
-    y = graph.op("Gelu", x, domain="com.microsoft")
-    model = graph.model({"y": (y, np.float32, ["n"])}, {})
-    assert [opset.domain for opset in model.opset_import] == ["", "com.microsoft"]
 
 
 def test_a_graph_that_is_none_is_refused():

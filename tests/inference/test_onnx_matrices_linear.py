@@ -70,32 +70,3 @@ def test_int8_products_are_exact_but_for_the_scales(parts, act, level):
     weights = sum(p.fields.astype(np.float64) * p.scale for p in PARTS[parts])
     expected = quantised(quantizer, x) @ weights + 0.5
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=2e-6)
-
-
-@pytest.mark.parametrize(
-    "act", [name for name in ACTS if onnx_activations.is_small(ACTS[name])]
-)
-@pytest.mark.parametrize("parts", PARTS)
-def test_two_bit_products_of_integers_are_exact_but_for_the_scales(parts, act):
-    graph, x, quantizer = Graph(), activation(), ACTS[act]
-    p = parameter(quantizer)
-    x_name = graph.input("x", np.float32, ["r", IN])
-    codes = onnx_activations.codes(graph, "site", quantizer, x_name, p)
-    y = onnx_matrices.two_bits(graph, codes, PARTS[parts])
-    found = onnxrun.run(graph, y, ["r", OUT], x=x)
-    weights = sum(p.fields.astype(np.float64) * p.scale for p in PARTS[parts])
-    expected = quantised(quantizer, x) @ weights
-    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=2e-6)
-
-
-@pytest.mark.parametrize("parts", PARTS)
-def test_two_bit_products_round_what_is_no_small_integer(parts):
-    graph, x = Graph(), activation()
-    x_name = graph.input("x", np.float32, ["r", IN])
-    y = onnx_matrices.two_bits_rounded(graph, x_name, PARTS[parts])
-    found = onnxrun.run(graph, y, ["r", OUT], x=x)
-    weights = sum(p.fields.astype(np.float64) * p.scale for p in PARTS[parts])
-    # Each of 160 activations is at most 1/254 of its block's largest value off.
-    step = np.abs(x).max() / 127
-    bound = 4 * step / 12**0.5 * np.sqrt((weights**2).sum(0))
-    assert (np.abs(found - x.astype(np.float64) @ weights) < bound).all()

@@ -367,7 +367,7 @@ def test_rules_choose_sites_and_the_first_wins():
 
 
 def test_every_site_has_an_effect():
-    sites = model_sites.sites(small.config(1))
+    sites = model_sites.site_names(small.config(1))
     batch, params = small.batch(3, 0), params_of(1)
 
     @jax.jit

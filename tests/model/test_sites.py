@@ -40,7 +40,7 @@ def learned_params():
 
 
 def test_there_are_ten_sites_a_layer_and_the_pooler():
-    found = sites.sites(CONFIG)
+    found = sites.site_names(CONFIG)
     assert len(found) == len(set(found)) == 21
     assert sum(site.startswith("encoder/layer_1/") for site in found) == 10
 
@@ -105,7 +105,7 @@ def test_what_was_learned_before_is_dropped():
 def test_a_configuration_is_needed_only_where_activations_are_looked_at():
     clips = ((".*", clipped(bf.symmetric(8, axis=None), at=1.5)),)
     found = trees.flatten(model_apply.init_act(params_of(), clips, {}))
-    for site in sites.sites(CONFIG):
+    for site in sites.site_names(CONFIG):
         np.testing.assert_array_equal(found[site], [-1.5, 1.5])
     with pytest.raises(ValueError, match=r"layer_0/attention/probs: lsq.*give"):
         model_apply.init_act(params_of(), ACT, small.batch(4, 0))

@@ -42,7 +42,7 @@ def test_shapes_know_what_activations_learn():
     plain = names.parameter_shapes(config, bf.symmetric(8))
     assert plain == names.parameter_shapes(config)
     learned = {path: shape for path, shape in more.items() if path not in plain}
-    assert learned == dict.fromkeys(sites.sites(config), (2,))
+    assert learned == dict.fromkeys(sites.site_names(config), (2,))
 
 
 def edited(**fields):

@@ -151,5 +151,5 @@ def test_rules_without_end_are_refused():
 
 def test_a_rule_for_each_site_is_not_too_many():
     config = small.config(24)
-    act = tuple((re.escape(site), bf.symmetric()) for site in sites.sites(config))
+    act = tuple((re.escape(site), bf.symmetric()) for site in sites.site_names(config))
     assert metadata.act_from_json(metadata.act_to_json(act, config), config) == act

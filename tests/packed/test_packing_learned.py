@@ -41,12 +41,12 @@ def test_what_activations_learn_comes_back_to_the_last_bit(name, rest, tmp_path)
     assert found.act == ACTS[name]
     before, after = trees.flatten(student(name)), trees.flatten(found.packed)
     assert set(before) == set(after)
-    for site in sites.sites(CONFIG):
+    for site in sites.site_names(CONFIG):
         np.testing.assert_array_equal(before[site], after[site])
         assert after[site].shape == before[site].shape
     assert file.version_and_sizes(path)[0] == "2"
     rows = bf.size_report(path)
-    assert {row.name for row in rows} >= set(sites.sites(CONFIG))
+    assert {row.name for row in rows} >= set(sites.site_names(CONFIG))
     assert sum(row.bytes for row in rows) == path.stat().st_size
 
 

@@ -43,12 +43,10 @@ def test_bits_and_bytes_are_those_of_the_packed_file(rules, rest, halved):
     student = describe.student_config(of, CONFIG)
     rng = np.random.default_rng(0)
     flat = {
-        entry.path: rng.normal(
-            size=entry.shape[::-1] if entry.transposed else entry.shape
-        )
-        for entry in names.parameter_entries(student)
+        path: jnp.asarray(rng.normal(size=shape), jnp.float32)
+        for path, shape in names.parameter_shapes(student).items()
     }
-    params = trees.unflatten({k: jnp.asarray(v, jnp.float32) for k, v in flat.items()})
+    params = trees.unflatten(flat)
     params = bf.split(params, split)
     rows = file.size_report(packing.pack(params, rules, rest))
     packed = {row.name.split()[0]: (row.bits, row.values) for row in rows}

@@ -174,6 +174,22 @@ def test_a_quantised_table_is_deepspeeds(name, row, lazy):
 # ------------------------------------------------------------------------- invariants
 
 
+@pytest.mark.parametrize("name", KINDS)
+def test_a_quantizer_says_what_it_is(name):
+    kind, scales = KINDS[name], {"tensor": (1, 1), "column": (1, 40), "row": (6, 1)}
+    for fn in (kind.fn, part(part(kind.fn))):
+        assert quantizers.bits_of(fn) == kind.bits
+        assert quantizers.by_row(fn) == (kind.scales == "row")
+        assert quantizers.scales_of(fn, (6, 40)) == scales.get(kind.scales, (1, 4))
+
+
+@pytest.mark.parametrize("own", [jnp.sign, part(lambda w, axis: w, axis=-1)])
+def test_an_own_quantizer_says_nothing(own):
+    assert quantizers.bits_of(own) is None
+    assert not quantizers.by_row(own)
+    assert quantizers.scales_of(own, (6, 40)) == (1, 1)
+
+
 @pytest.mark.parametrize("shape", [(40,), (6, 40), (2, 3, 40)])
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
 def test_shape_and_dtype_are_kept(dtype, shape):

@@ -8,7 +8,7 @@ import pytest
 import bitflax as bf
 from bitflax import trees
 from bitflax.model import leaves
-from bitflax.quantization import rules
+from bitflax.quantization import quantizers, rules
 from tests.helpers import oracles, small
 
 part = functools.partial
@@ -53,7 +53,7 @@ def test_profiles_quantise_by_tensor_or_channel_and_the_table_by_row(
             assert found[path] is leaf, path
             continue
         np.testing.assert_array_equal(found[path], expected, err_msg=path)
-    assert [rules.bits_of(q) for _, q in profile(per)] == [bits, bits]
+    assert [quantizers.bits_of(q) for _, q in profile(per)] == [bits, bits]
 
 
 def test_an_unknown_per_is_refused():
@@ -107,13 +107,6 @@ def test_only_tables_that_are_scaled_by_row_are_lazy(quantizer, lazy):
     ids = jnp.array([[5, 0, 5]])
     whole = bf.quantize(params, rule)["embeddings"]["word"]["embedding"]
     np.testing.assert_allclose(leaves.lookup(leaf, ids), whole[ids], atol=1e-6)
-
-
-def test_bits_of_looks_through_partials():
-    assert rules.bits_of(part(part(bf.binarize, axis=0), zero=0)) == 1
-    assert rules.bits_of(bf.symmetric(4)) == 4
-    assert rules.bits_of(part(bf.asymmetric(3))) == 3
-    assert rules.bits_of(lambda w: w) is None
 
 
 def test_quantising_the_students_tree_keeps_its_structure():

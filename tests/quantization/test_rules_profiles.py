@@ -11,7 +11,7 @@ import pytest
 import bitflax as bf
 from bitflax import trees
 from bitflax.model import apply, names, sites
-from bitflax.quantization import rules, splitting
+from bitflax.quantization import quantizers, rules, splitting
 from bitflax.types import BertConfig
 from tests.helpers import oracles, small
 
@@ -156,7 +156,7 @@ def test_binaryberts_model_with_learned_steps(x64):
     params = apply.init_act(params, act, oracles.batch(), RELU, quantize)
     found, z = trees.flatten(params), oracles.load(FILE)
     steps = {k: v for k, v in z.items() if k.startswith("lsq_alpha/")}
-    assert len(steps) == len(sites.sites(RELU))
+    assert len(steps) == len(sites.site_names(RELU))
     for key, step in steps.items():
         close(found[site(key.removeprefix("lsq_alpha/"))], step, 1e-12, key)
     out, parts, gradients = stages(RELU, act, TERNARY, params)
@@ -184,8 +184,8 @@ def test_a_profile_has_the_pooler_beside_xtcs_weights(profile):
     found = trees.match(profile(), flat)
     assert set(found) == {*trees.match(bf.xtc_1bit(), flat), "pooler/kernel"}
     for path, quantizer in found.items():
-        assert rules.bits_of(quantizer) == PROFILES[profile]
-        assert rules.by_row(quantizer) == (path == "embeddings/word/embedding")
+        assert quantizers.bits_of(quantizer) == PROFILES[profile]
+        assert quantizers.by_row(quantizer) == (path == "embeddings/word/embedding")
 
 
 def test_ternaryberts_weights_are_clipped_and_get_no_gradient_beyond():
@@ -202,14 +202,15 @@ def test_ternaryberts_weights_are_clipped_and_get_no_gradient_beyond():
 def test_every_site_learns_and_one_sided_ones_are_known(name):
     config = small.config(2)
     found = sites.at_sites(ACTS[name], config)
-    assert set(found) == set(sites.sites(config))
+    assert set(found) == set(sites.site_names(config))
     for place, quantizer in found.items():
         inner = getattr(quantizer, "quantizer", quantizer)
         around = isinstance(inner, bf.symmetric) or getattr(inner, "signed", False)
         assert around != place.endswith(("probs", "ffn/out/input")), place
         assert re.fullmatch(sites.ACT_PARAMS, place)
-        assert rules.bits_of(quantizer) == quantizer.bits
-        assert not rules.by_row(quantizer)
+        assert quantizers.bits_of(quantizer) == quantizer.bits
+        alone = name.startswith("elastic") or getattr(quantizer, "signed", False)
+        assert quantizers.by_row(quantizer) == alone
     shapes = sites.learned_shapes(ACTS[name], config)
     assert set(shapes) == set(found)
 
@@ -229,7 +230,7 @@ def test_students_of_few_bits_run_and_every_step_has_a_gradient(bits):
         return loss + sum(jnp.sum(jnp.square(s)) for s in out.scores)
 
     flat = trees.flatten(gradient(params))
-    for place in sites.sites(config):
+    for place in sites.site_names(config):
         assert np.isfinite(flat[place]), place
         assert flat[place] != 0, place
 
