@@ -1,29 +1,21 @@
-"""A teacher's outputs, computed once and kept in memory or on disk.
+"""A teacher's outputs, computed once and kept in memory.
 
 A teacher in distillation has no dropout, so what it says of an example is the same in
-every epoch. Kept outputs come with the batch, and ``reader`` is the model function
-that reads them there: the train step does not know the difference.
+every epoch. Kept outputs come with the batch, and ``outputs_reader`` makes the model
+function that reads them there: the train step does not know the difference.
 """
 
-import contextlib
 import functools
-import hashlib
-import json
-import os
-import shutil
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from bitflax import files
 from bitflax.data import Batches
 from bitflax.distillation import losses
 from bitflax.distillation.losses import Weighted
-from bitflax.errors import DamagedFile
-from bitflax.types import ApplyFn, Batch, LossFn, Outputs, Params
+from bitflax.types import INPUTS, ApplyFn, Batch, LossFn, Outputs, Params
 
 PREFIX = "teacher_"
 
@@ -109,20 +101,11 @@ class TeacherOutputs:
       names: which outputs.
       outputs: the teacher's outputs, or their shapes, of any batch.
       batches: the training batches.
-      array: ``(name, shape)`` makes a float32 array, or finds it filled already; None:
-        in memory.
     """
 
-    def __init__(
-        self,
-        names: frozenset[str],
-        outputs: Outputs,
-        batches: Batches,
-        array: Callable[[str, tuple[int, ...]], np.ndarray] | None = None,
-    ):
-        array = array or _in_memory
+    def __init__(self, names: frozenset[str], outputs: Outputs, batches: Batches):
         self.names, self.outputs = names, outputs
-        self._shapes = row_shapes(names, outputs)
+        self._shapes = _row_shapes(names, outputs)
         lengths = np.asarray(batches.tokens.lengths)
         self._buckets = np.asarray(batches.buckets)
         self._bucket = np.searchsorted(self._buckets, lengths)
@@ -132,7 +115,7 @@ class TeacherOutputs:
             rows = np.flatnonzero(self._bucket == number)
             self._place[rows] = np.arange(len(rows))
             self._store[number] = {
-                name: array(f"{size}-{name}", (len(rows), *shape(size)))
+                name: np.empty((len(rows), *shape(size)), np.float32)
                 for name, shape in self._shapes.items()
             }
 
@@ -141,12 +124,6 @@ class TeacherOutputs:
         """The memory that the outputs take."""
         stores = self._store.values()
         return sum(array.nbytes for store in stores for array in store.values())
-
-    @property
-    def in_memory(self) -> int:
-        """The memory that those take that are not on disk."""
-        arrays = [array for store in self._store.values() for array in store.values()]
-        return sum(a.nbytes for a in arrays if not isinstance(a, np.memmap))
 
     def put(self, index: np.ndarray, outputs: Mapping[str, np.ndarray]) -> None:
         """Keep the outputs of the examples ``index`` (-1: a filler row)."""
@@ -176,17 +153,8 @@ class TeacherOutputs:
             yield number, np.flatnonzero(buckets == number)
 
 
-def _in_memory(name: str, shape: tuple[int, ...]) -> np.ndarray:
-    return np.empty(shape, np.float32)
-
-
-def row_shapes(names: frozenset[str], teacher: Outputs) -> dict[str, Any]:
-    """Return ``{name: length -> shape of one row}`` of outputs by name.
-
-    Args:
-      names: of ``used_outputs``.
-      teacher: the teacher's outputs, or their shapes, of any batch.
-    """
+def _row_shapes(names: frozenset[str], teacher: Outputs) -> dict[str, Any]:
+    """Return ``{name: length -> shape of one row}`` of a teacher's outputs by name."""
     flat = dict(zip(_names(teacher), jax.tree.leaves(teacher), strict=True))
 
     def shape_of(name: str) -> Any:
@@ -200,14 +168,13 @@ def row_shapes(names: frozenset[str], teacher: Outputs) -> dict[str, Any]:
     return {name: shape_of(name) for name in sorted(names)}
 
 
-def outputs_size(shapes: Mapping[str, Any], batches: Batches) -> int:
+def outputs_size(names: frozenset[str], outputs: Outputs, batches: Batches) -> int:
     """Return the bytes that keeping these outputs of all examples would take."""
+    shapes = _row_shapes(names, outputs).values()
     buckets = np.asarray(batches.buckets)
     number = np.searchsorted(buckets, np.asarray(batches.tokens.lengths))
     counts = np.bincount(number, minlength=len(buckets))
-    row = [
-        sum(np.prod(shape(n)) for shape in shapes.values()) for n in buckets.tolist()
-    ]
+    row = [sum(np.prod(shape(n)) for shape in shapes) for n in buckets.tolist()]
     return 4 * int(counts @ np.array(row, np.float64))
 
 
@@ -218,7 +185,6 @@ def fill(
     outputs: Outputs,
     names: frozenset[str],
     *,
-    array: Any = None,
     share: Callable[[Batch], Batch] = dict,
 ) -> Iterator[TeacherOutputs]:
     """Compute and keep a teacher's outputs; yields after each batch, for progress.
@@ -229,11 +195,10 @@ def fill(
       batches: whose examples are run.
       outputs: the shapes of its outputs.
       names: which of them, from ``used_outputs``.
-      array: as ``Kept`` takes it.
       share: shares a batch's rows out over devices; where it does, ``params`` are
         replicated.
     """
-    kept = TeacherOutputs(names, outputs, batches, array)
+    kept = TeacherOutputs(names, outputs, batches)
 
     @jax.jit
     def run(params, batch):
@@ -242,79 +207,6 @@ def fill(
         return {name: flat[name] for name in names}
 
     for batch in batches.evaluation():
-        inputs = {k: v for k, v in batch.items() if k not in ("index", "labels")}
+        inputs = {name: batch[name] for name in INPUTS}
         kept.put(batch["index"], jax.device_get(run(params, share(inputs))))
         yield kept
-
-
-def digest(params: Params, arrays: Mapping[str, Any], **settings: Any) -> str:
-    """Return the SHA-256 of parameters, arrays and settings, in hexadecimal.
-
-    >>> digest({}, {"ids": np.arange(3)}, names=["logits"])[:8]
-    'd4d2209f'
-    """
-    found = hashlib.sha256(json.dumps(settings, sort_keys=True, default=repr).encode())
-    leaves, _ = jax.tree_util.tree_flatten_with_path((params, dict(arrays)))
-    for path, leaf in leaves:
-        array = np.ascontiguousarray(leaf)
-        found.update(f"{path} {array.dtype} {array.shape}".encode())
-        found.update(array.view(np.uint8).data)
-    return found.hexdigest()
-
-
-class Files:
-    """A folder of float32 arrays that are filled once and read ever after.
-
-    Whole is what ``finish`` sealed and nobody changed since (size and SHA-256 of each
-    file); anything else in the folder is removed, and the arrays are new and zero.
-
-    Args:
-      folder: the arrays' own; named after all that decides what they hold.
-
-    Raises:
-      StorageError: it cannot be written.
-    """
-
-    def __init__(self, folder: Path):
-        self.folder = folder
-        try:
-            files.check_manifest(folder)
-            self.whole = True
-        except DamagedFile:
-            self.whole = False
-            with files.disk(folder):
-                shutil.rmtree(folder, ignore_errors=True)
-                folder.mkdir(parents=True)
-        self._made: list[np.memmap] = []
-
-    def array(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
-        """Return an array: to be filled, or to be read where the folder is whole.
-
-        Raises:
-          StorageError: the disk has no room for it.
-        """
-        path = self.folder / f"{name}.npy"
-        if not np.prod(shape):
-            return np.zeros(shape, np.float32)
-        if self.whole:
-            return np.load(path, mmap_mode="r")
-        with files.disk(path):
-            kind: Any = {"mode": "w+", "dtype": np.float32, "shape": shape}
-            made = np.lib.format.open_memmap(path, **kind)
-            # A full disk is found out here, and not as a bus error later.
-            with contextlib.suppress(AttributeError), open(path, "r+b") as file:
-                os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
-        self._made.append(made)
-        return made
-
-    def finish(self) -> None:
-        """Seal the folder: all that was written is whole.
-
-        Raises:
-          StorageError: it cannot be written.
-        """
-        with files.disk(self.folder):
-            for array in self._made:
-                array.flush()
-            files.write_manifest(self.folder, {})
-        self.whole = True

@@ -240,14 +240,13 @@ class Stage:
     last step.
 
     ``cache_teacher`` keeps the teacher's outputs, as many as the loss reads, in memory,
-    or with ``"disk"`` in the run's cache folder, if they fit into ``cache_bytes``
-    (None: a quarter of the memory, at most 4 GiB; half of what the disk has free); runs
-    of many processes keep none. ``dtype`` and ``teacher_dtype`` are what the operands
-    of matrix products are rounded to (``bitflax.bert``; None: they stay float32);
-    parameters, sums and the student's scores on dev are float32 always. ``recompute``
-    saves memory for time, as for long texts; so does ``accumulate``, which cuts a
-    batch into as many parts, with filler rows where need be, and adds up their
-    gradients.
+    if they fit into ``cache_bytes`` (None: a quarter of the memory, at most 4 GiB);
+    else the teacher runs in every step, as it does with many processes. ``dtype`` and
+    ``teacher_dtype`` are what the operands of matrix products are rounded to
+    (``bitflax.bert``; None: they stay float32); parameters, sums and the student's
+    scores on dev are float32 always. ``recompute`` saves memory for time, as for long
+    texts; so does ``accumulate``, which cuts a batch into as many parts, with filler
+    rows where need be, and adds up their gradients.
 
     With a ``corpus`` it is general distillation: the teacher is the pretrained model,
     before its fine-tuning, there are no labels, and ``steps`` must be given.
@@ -266,7 +265,7 @@ class Stage:
     corpus: Corpus | None = None
     keep: Literal["last", "best"] = "last"
     evals: int = 4
-    cache_teacher: bool | Literal["disk"] = True
+    cache_teacher: bool = True
     cache_bytes: int | None = None
     dtype: Dtype = None
     teacher_dtype: Dtype = None
@@ -276,6 +275,12 @@ class Stage:
     def __post_init__(self):
         """Check types and ranges; the name is a folder's name too."""
         place = f"Stage {self.name!r}"
+        if isinstance(self.cache_teacher, str):
+            raise ConfigError(
+                f"{place}.cache_teacher",
+                f"expected true or false, found {self.cache_teacher!r}",
+                fix="cache_teacher=True keeps them in memory; False runs the teacher",
+            )
         overrides.check_fields(self, place=place)
         named = re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", self.name) is not None
         named = named and self.name != "teacher" and not self.name.isdecimal()

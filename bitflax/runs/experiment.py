@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import os
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -112,39 +111,19 @@ class TaskData:
         for known, kept in self._kept:
             if known == source and used <= kept.names:
                 return kept
-        size = distillation.outputs_size(
-            distillation.row_shapes(used, outputs), batches
-        )
-        files = None
-        if stage.cache_teacher == "disk":
-            files = self._files(stage, teacher, used)
-        if not self._fits(size, stage.cache_bytes, files):
+        size = distillation.outputs_size(used, outputs, batches)
+        if not self._fits(size, stage.cache_bytes):
             return None
-        kept = self._filled(stage, teacher, batches, outputs, used, files)
+        kept = self._filled(stage, teacher, batches, outputs, used)
         self._kept.append((source, kept))
         return kept
 
-    def _files(
-        self, stage: Stage, teacher: Model, used: frozenset[str]
-    ) -> distillation.Files:
-        """Return the folder named after all that decides what a teacher says."""
-        tokens = dataclasses.asdict(self.tokens)
-        said = dict(config=repr(teacher.config), dtype=stage.teacher_dtype)
-        named = dict(names=sorted(used), buckets=self.buckets)
-        digest = distillation.digest(teacher.params, tokens, **said, **named)
-        return distillation.Files(self.run.cache / "teacher" / digest[:32])
-
-    def _fits(
-        self, size: int, most: int | None, files: distillation.Files | None
-    ) -> bool:
-        """Whether outputs may be kept; in memory, others make room for them."""
-        if files is not None:
-            free = shutil.disk_usage(self.run.cache).free
-            return files.whole or size <= (free // 2 if most is None else most)
+    def _fits(self, size: int, most: int | None) -> bool:
+        """Whether outputs may be kept; others make room for them."""
         most = min(MOST_KEPT_BYTES, _memory() // 4) if most is None else most
         if size > most:
             return False
-        if sum(kept.in_memory for _, kept in self._kept) + size > most:
+        if sum(kept.nbytes for _, kept in self._kept) + size > most:
             self._kept.clear()
         return True
 
@@ -155,27 +134,20 @@ class TaskData:
         batches: Batches,
         outputs: Outputs,
         used: frozenset[str],
-        files: distillation.Files | None,
     ) -> distillation.TeacherOutputs:
-        """Return a teacher's outputs: from disk, or computed on all devices."""
-        array = files and files.array
-        if files and files.whole:
-            return distillation.TeacherOutputs(used, outputs, batches, array)
+        """Return a teacher's outputs, computed on all devices."""
         filling = distillation.fill(
             model.bert(teacher.config, dtype=stage.teacher_dtype),
             training.replicate(teacher.params, self.mesh),
             batches,
             outputs,
             used,
-            array=array,
             share=functools.partial(training.shard_batch, mesh=self.mesh),
         )
         with self.run.progress(batches.steps_per_epoch, "teacher's outputs") as bar:
             for number, filled in enumerate(filling, 1):
                 bar.update(number)
                 kept = filled
-        if files:
-            files.finish()
         return kept
 
 

@@ -182,30 +182,6 @@ def test_an_example_gets_its_own_outputs_and_zeros_in_padding(kept):
     assert not any(name.startswith("teacher_") for name in batch)
 
 
-def test_on_disk_they_are_the_same_to_the_last_bit(kept, tmp_path):
-    files = teacher_outputs.Files(tmp_path / "kept")
-    apply, batches = bf.bert(small.config(2)), some_batches()
-    steps = teacher_outputs.fill(
-        apply, teacher_params(), batches, shapes(), frozenset(USED), array=files.array
-    )
-    *_, made = steps
-    files.finish()
-    again = teacher_outputs.Files(tmp_path / "kept")
-    assert again.whole
-    read = teacher_outputs.TeacherOutputs(
-        frozenset(USED), shapes(), batches, again.array
-    )
-    assert kept.in_memory == kept.nbytes == read.nbytes
-    assert read.in_memory == 0
-    for number in range(batches.steps_per_epoch):
-        batch = batches.batch(number)
-        expected = kept.add_to(batch)
-        for found in (made.add_to(batch), read.add_to(batch)):
-            assert found.keys() == expected.keys()
-            for name in expected:
-                np.testing.assert_array_equal(found[name], expected[name])
-
-
 def test_devices_share_the_work(kept):
     mesh = bf.mesh(jax.devices()[:2])
     batches, apply = some_batches(), bf.bert(small.config(2))
@@ -240,13 +216,13 @@ def test_what_was_put_for_an_example_comes_back_in_any_order():
 
 
 def test_the_size_is_known_before(kept):
-    table = teacher_outputs.row_shapes(frozenset(USED), shapes())
     expected = 0
     for length in LENGTHS:
         bucket = BUCKETS[np.searchsorted(BUCKETS, length)]
         # Three logits, two hidden states of 16, the scores of two heads.
         expected += 4 * (3 + 2 * bucket * 16 + 2 * bucket**2)
-    assert teacher_outputs.outputs_size(table, some_batches()) == expected
+    names, batches = frozenset(USED), some_batches()
+    assert teacher_outputs.outputs_size(names, shapes(), batches) == expected
     assert kept.nbytes == expected
 
 
