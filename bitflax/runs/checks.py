@@ -45,7 +45,7 @@ def check_stages(setting: Experiment) -> dict[str, Params]:
         place = f"stages.{number - 1} ({stage.name})"
         try:
             lesson = setting.lesson_of(stage)
-            batch = _inputs(lesson.batches(number, stage).batch(0))
+            batch = lesson.batches(number, stage).batch(0)
             teaches, main = done[stage.teacher], teacher
             if stage.corpus is not None:
                 teaches = main = _like(setting.general.teacher)
@@ -92,10 +92,6 @@ def _check_split(stage: Stage, earlier: Stage | None) -> None:
                 f"init.split: {regex} is split by {function_name(quantizer)}, but "
                 f"{earlier and earlier.name} trained it by {function_name(same[0])}"
             )
-
-
-def _inputs(batch: dict) -> dict:
-    return {name: array for name, array in batch.items() if name != "index"}
 
 
 def _start(init: Init, source: Model) -> Model:

@@ -164,7 +164,7 @@ def _used(stage: Stage, teacher: Model, start: Model, batches: Any):
 
     The names are None where padding may be in use too.
     """
-    batch = {k: v for k, v in batches.batch(0).items() if k != "index"}
+    batch = batches.batch(0)
     student = distillation.projected(model.bert(start.config, stage.act))
     told = jax.eval_shape(model.bert(teacher.config), teacher.params, batch)
     said = jax.eval_shape(student, start.params, batch)

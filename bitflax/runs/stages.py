@@ -268,10 +268,8 @@ def _step(
     def batch(number: int) -> Mapping[str, Any]:
         found = batches.batch(number, training.process_part())
         found = found if kept is None else kept.add_to(found)
-        found = {name: x for name, x in found.items() if name != "index"}
-        many = (
-            training.process_part()[1] > 1
-        )  # the step of one process itself shares rows out
+        # The step of one process itself shares rows out.
+        many = training.process_part()[1] > 1
         return training.shard_batch(found, setting.mesh) if many else found
 
     mapped = training.data_parallel(step, setting.mesh)

@@ -37,12 +37,8 @@ def some_batches(seed=0):
     return Batches(tokens, labels, batch_size=4, seed=seed, buckets=BUCKETS)
 
 
-def model_batch(batch):
-    return {name: x for name, x in batch.items() if name != "index"}
-
-
 def shapes(layers=2):
-    apply, batch = bf.bert(small.config(layers)), model_batch(some_batches().batch(0))
+    apply, batch = bf.bert(small.config(layers)), some_batches().batch(0)
     params = bf.take_layers(teacher_params(), range(layers))
     return jax.eval_shape(apply, params, batch)
 
@@ -62,7 +58,7 @@ def kept():
 
 
 def used(loss, student=1):
-    batch = model_batch(some_batches().batch(0))
+    batch = some_batches().batch(0)
     return teacher_outputs.used_outputs(loss, shapes(student), shapes(), batch)
 
 
@@ -147,11 +143,11 @@ def test_losses_and_gradients_are_the_running_teachers(kept):
     batches = some_batches(seed=3)
     for number in range(batches.steps_per_epoch + 2):
         batch = batches.batch(number)
-        ours = model_batch(kept.add_to(batch))
+        ours = kept.add_to(batch)
         step, state = gradient_step(running=False)
         found, metrics = step(state, None, ours)
         step, state = gradient_step(running=True)
-        expected, told = step(state, teacher_params(), model_batch(batch))
+        expected, told = step(state, teacher_params(), batch)
         for name in told:
             np.testing.assert_allclose(metrics[name], told[name], rtol=2e-6)
         assert small.largest_difference(found.params, expected.params) < 2e-6
@@ -161,7 +157,7 @@ def test_an_example_gets_its_own_outputs_and_zeros_in_padding(kept):
     apply = jax.jit(bf.bert(small.config(2)))
     batch = some_batches(seed=5).batch(1)
     found = kept.add_to(batch)
-    out = apply(teacher_params(), model_batch(batch))
+    out = apply(teacher_params(), batch)
     real = batch["weight"] > 0
     mask = batch["attention_mask"] == 1
     assert {n for n in found if n.startswith("teacher_")} == {
