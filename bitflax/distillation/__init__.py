@@ -6,6 +6,7 @@ from bitflax.distillation.losses import hidden_mse as hidden_mse
 from bitflax.distillation.losses import label_cross_entropy as label_cross_entropy
 from bitflax.distillation.losses import label_mse as label_mse
 from bitflax.distillation.losses import logits_mse as logits_mse
+from bitflax.distillation.losses import named as named
 from bitflax.distillation.losses import score_mse as score_mse
 from bitflax.distillation.losses import soft_cross_entropy as soft_cross_entropy
 from bitflax.distillation.losses import soft_labels as soft_labels

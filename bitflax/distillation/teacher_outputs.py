@@ -5,13 +5,14 @@ every epoch. Kept outputs come with the batch, and ``outputs_reader`` makes the 
 function that reads them there: the train step does not know the difference.
 """
 
-import functools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
+from bitflax import trees
 from bitflax.data import Batches
 from bitflax.distillation import losses
 from bitflax.distillation.losses import Weighted
@@ -41,12 +42,10 @@ def used_outputs(
     >>> used_outputs(losses.soft_cross_entropy, out, out, {})
     frozenset({'logits'})
     """
-    jaxpr = jax.make_jaxpr(lambda t, s, b: loss(s, t, b))(teacher, student, dict(batch))
-    read = {id(v) for eqn in jaxpr.eqns for v in eqn.invars}
-    read |= {id(v) for v in jaxpr.jaxpr.outvars}
-    names = _names(teacher)
-    variables = jaxpr.jaxpr.invars[: len(names)]
-    return frozenset(n for n, v in zip(names, variables, strict=True) if id(v) in read)
+    given = (student, teacher, dict(batch))
+    _, read, _ = trees.leaves_read(lambda given: loss(*given), given)
+    named = zip(_names(teacher), jax.tree.leaves(read), strict=True)
+    return frozenset(name for name, is_read in named if is_read)
 
 
 def may_read_padding(
@@ -54,42 +53,36 @@ def may_read_padding(
 ) -> bool:
     """Whether a loss may read the teacher's padded positions, which are not kept.
 
-    A loss of ``bitflax.distillation.losses`` says so by its options; of any other one
-    it is known only where it reads the teacher's logits alone.
+    Logits have none; of what else it reads, a loss says it itself (``reads_padding``).
     """
-    parts = loss.parts.values() if isinstance(loss, Weighted) else [(1.0, loss)]
+    parts = [(1.0, loss)] if not isinstance(loss, Weighted) else loss.parts.values()
     return any(
-        _by_options(fn)
-        if _unbound(fn).__module__ == losses.__name__
-        else not used_outputs(fn, student, teacher, batch) <= {"logits"}
-        for _, fn in parts
+        losses.reads_padding(part)
+        and not used_outputs(part, student, teacher, batch) <= {"logits"}
+        for _, part in parts
     )
-
-
-def _unbound(fn: Any) -> Any:
-    while isinstance(fn, functools.partial):
-        fn = fn.func
-    return fn
-
-
-def _by_options(fn: Any) -> bool:
-    options = getattr(fn, "keywords", {})
-    return bool(options.get("count_padding")) or options.get("mask_value") is not None
 
 
 def outputs_reader(teacher: Outputs) -> ApplyFn:
     """Return the model function that reads kept outputs from the batch.
 
+    Those that were not kept are NaN: nothing of a loss is computed from them.
+
     Args:
-      teacher: outputs of the teacher, for how many hidden states and scores it has.
+      teacher: outputs of the teacher, or their shapes, of any batch.
     """
-    depth, layers = len(teacher.hidden), len(teacher.scores)
+    shapes = _row_shapes(frozenset(_names(teacher)), teacher)
 
     def apply(params: Any, batch: Batch, rng: jax.Array | None = None) -> Outputs:
-        get = batch.get
-        hidden = tuple(get(f"{PREFIX}hidden_{i}") for i in range(depth))
-        scores = tuple(get(f"{PREFIX}scores_{i}") for i in range(layers))
-        return Outputs(get(f"{PREFIX}logits"), hidden, scores)
+        rows, length = batch["input_ids"].shape
+
+        def read(name: str) -> Any:
+            if PREFIX + name in batch:
+                return batch[PREFIX + name]
+            return jnp.full((rows, *shapes[name](length)), jnp.nan)
+
+        found = [read(name) for name in _names(teacher)]
+        return jax.tree.unflatten(jax.tree.structure(teacher), found)
 
     return apply
 

@@ -222,7 +222,23 @@ def test_the_size_is_known_before(kept):
     assert kept.nbytes == expected
 
 
-def test_a_reader_says_none_of_what_was_not_kept():
-    read = teacher_outputs.outputs_reader(shapes())
-    out = read({}, {"teacher_logits": 1, "teacher_scores_1": 2})
-    assert out == bf.Outputs(1, (None,) * 3, (None, 2))
+def test_a_reader_says_nan_of_what_was_not_kept(kept):
+    batch = kept.add_to(some_batches().batch(0))
+    out = teacher_outputs.outputs_reader(shapes())({}, batch)
+    assert out.logits is batch["teacher_logits"]
+    assert out.scores[1] is batch["teacher_scores_1"]
+    assert out.hidden[1].shape == out.hidden[0].shape
+    assert np.isnan(out.hidden[1]).all()
+
+
+def test_what_a_loss_computes_and_drops_need_not_be_kept():
+    def idle(student, teacher, batch):
+        bf.hidden_mse(student, teacher, batch, pairs=((0, 1),))
+        return bf.logits_mse(student, teacher, batch)
+
+    assert used(idle) == {"logits"}
+    batch = some_batches().batch(0)
+    batch["teacher_logits"] = np.ones((4, 3), np.float32)
+    said = bf.bert(small.config(2))(teacher_params(), batch)
+    taught = teacher_outputs.outputs_reader(shapes())({}, batch)
+    assert np.isfinite(idle(said, taught, batch).value)
