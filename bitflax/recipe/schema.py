@@ -202,11 +202,16 @@ class Init:
         need(width, "Init.width", "at least one head and one neuron", self.width)
         check_rules(self.split, "Init.split")
 
-    def config(self, source: BertConfig) -> BertConfig:
+    def config(self, source: BertConfig, place: str = "Init") -> BertConfig:
         """Return the shape of what this makes of a model of shape ``source``.
 
+        Args:
+          source: the model's.
+          place: where this stands, for errors.
+
         Raises:
-          ConfigError: it has fewer heads or neurons than ``width`` keeps.
+          ConfigError: the model does not have the ``layers``, or fewer heads or neurons
+            than ``width`` keeps.
 
         >>> Init(layers=(1, 3)).config(BertConfig()).num_hidden_layers
         2
@@ -216,11 +221,16 @@ class Init:
             return dataclasses.replace(source, head_size=None, **made)
         made = {}
         if self.layers is not None:
+            have, last = source.num_hidden_layers, max(self.layers)
+            if last >= have:
+                problem = f"no layer {last}: there are {have}, counted from 0"
+                fix = f"name layers from 0 to {have - 1}"
+                raise ConfigError(f"{place}.layers", problem, fix=fix)
             made["num_hidden_layers"] = len(self.layers)
         if self.width is not None:
             whole = (source.num_attention_heads, source.intermediate_size)
             fits = all(n <= most for n, most in zip(self.width, whole, strict=True))
-            need(fits, "Init.width", f"at most {whole}", self.width)
+            need(fits, f"{place}.width", f"at most {whole}", self.width)
             heads, neurons = self.width
             made |= {"num_attention_heads": heads, "intermediate_size": neurons}
             made["head_size"] = source.head_width
