@@ -1,4 +1,4 @@
-"""Depth: which layers of a teacher a student takes, and which teach which."""
+"""What a student takes of its teacher: layers, heads and neurons, positions."""
 
 import dataclasses
 from collections.abc import Callable, Iterable, Sequence

@@ -51,10 +51,10 @@ def prepare(recipe: Recipe, run: RunFolder) -> Experiment:
     _pin_others(experiment)
     ready = taught.folder is not None
     run.need(_space(run.path, checks.check_stages(experiment), ready))
-    students, its = experiment.student_data, experiment.teacher_data
-    if students is None or its is None or students.task.dev.labels is not None:
+    students, teachers = experiment.student_data, experiment.teacher_data
+    if students is None or teachers is None or students.task.dev.labels is not None:
         return experiment
-    return _with_predictions(experiment, students, its)
+    return _with_predictions(experiment, students, teachers)
 
 
 def _with_task(
@@ -99,11 +99,11 @@ def _with_task(
         pad_id=int(np.searchsorted(used, tokenizer.pad_id)),
     )
     fixed = (measured, buckets, used)
-    students, its = (
+    students, teachers = (
         TaskData(run, mesh, data, recipe.seed, _in_order(t, teacher.config), x, *fixed)
         for t, x in ((wide, tokens), (task, plain))
     )
-    return Experiment(recipe, run, mesh, tokenizer, teacher, students, its)
+    return Experiment(recipe, run, mesh, tokenizer, teacher, students, teachers)
 
 
 def _augmented(data: Data, task: Task) -> Task:
@@ -140,7 +140,7 @@ def _load_task(data: Data, known: BertConfig | None = None) -> Task:
 
 
 def _with_predictions(
-    experiment: Experiment, students: TaskData, its: TaskData
+    experiment: Experiment, students: TaskData, teachers: TaskData
 ) -> Experiment:
     """Return the experiment with the teacher's predictions for the labels of dev."""
     config, params = students.small(experiment.teacher)
@@ -155,7 +155,7 @@ def _with_predictions(
         return dataclasses.replace(one, task=task)
 
     return dataclasses.replace(
-        experiment, student_data=labelled(students), teacher_data=labelled(its)
+        experiment, student_data=labelled(students), teacher_data=labelled(teachers)
     )
 
 
