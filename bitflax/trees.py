@@ -8,6 +8,8 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
+import jax
+
 from bitflax.types import Params
 
 T = TypeVar("T")
@@ -85,3 +87,33 @@ def match_one(rules: Sequence[tuple[str, T]], path: str) -> T | None:
     """
     matching = (value for regex, value in rules if re.fullmatch(regex, path))
     return next(matching, None)
+
+
+def leaves_read(fn: Callable[[Any], Any], tree: Any) -> Any:
+    """Return, for each leaf of ``tree``, whether ``fn(tree)`` is computed from it.
+
+    ``fn`` is traced, not run. An equation counts whole: of a compiled function inside,
+    every input is read if any output is.
+
+    Args:
+      fn: a function of one tree of arrays.
+      tree: the arrays, or ``jax.ShapeDtypeStruct`` of their shapes.
+
+    Returns:
+      A tree of bools.
+
+    >>> import jax.numpy as jnp
+    >>> def fn(p):
+    ...     unused = 2 * p["a"]
+    ...     return jnp.sin(p["b"])
+    >>> leaves_read(fn, {"a": jnp.ones(2), "b": jnp.ones(3)})
+    {'a': False, 'b': True}
+    """
+    jaxpr = jax.make_jaxpr(fn)(tree).jaxpr
+    live = {id(v) for v in jaxpr.outvars}
+    for equation in reversed(jaxpr.eqns):
+        if not live.isdisjoint(map(id, equation.outvars)):
+            live |= set(map(id, equation.invars))
+    return jax.tree.unflatten(
+        jax.tree.structure(tree), [id(v) in live for v in jaxpr.invars]
+    )

@@ -1,5 +1,6 @@
 import hypothesis
 import hypothesis.strategies as st
+import jax
 import jax.numpy as jnp
 import pytest
 
@@ -73,3 +74,28 @@ def test_paths_may_be_read_once_only():
         "a/bias": 2,
         "d": 1,
     }
+
+
+def test_what_the_result_is_not_made_of_is_not_read():
+    def fn(p):
+        aside = jnp.tanh(p["a"] @ p["b"])
+        through = jax.jit(jnp.sin)(p["c"])
+        return {"x": through * 2, "y": p["d"]["direct"]}, jnp.zeros(3) + aside.size
+
+    tree = {
+        "a": jnp.ones((2, 2)),
+        "b": jnp.ones((2, 2)),
+        "c": jnp.ones(2),
+        "d": {"direct": jnp.ones(1), "none": jnp.ones(1)},
+    }
+    assert trees.leaves_read(fn, tree) == {
+        "a": False,
+        "b": False,
+        "c": True,
+        "d": {"direct": True, "none": False},
+    }
+
+
+def test_shapes_alone_are_enough():
+    shape = jax.ShapeDtypeStruct((2,), "float32")
+    assert trees.leaves_read(lambda p: p[0], [shape, shape]) == [True, False]

@@ -6,6 +6,7 @@ from bitflax.distillation.losses import hidden_mse as hidden_mse
 from bitflax.distillation.losses import label_cross_entropy as label_cross_entropy
 from bitflax.distillation.losses import label_mse as label_mse
 from bitflax.distillation.losses import logits_mse as logits_mse
+from bitflax.distillation.losses import named as named
 from bitflax.distillation.losses import score_mse as score_mse
 from bitflax.distillation.losses import soft_cross_entropy as soft_cross_entropy
 from bitflax.distillation.losses import soft_labels as soft_labels
@@ -21,14 +22,11 @@ from bitflax.distillation.student import take_layers as take_layers
 from bitflax.distillation.student import take_positions as take_positions
 from bitflax.distillation.student import take_width as take_width
 from bitflax.distillation.student import uniform_layers as uniform_layers
-from bitflax.distillation.teacher_outputs import Files as Files
 from bitflax.distillation.teacher_outputs import TeacherOutputs as TeacherOutputs
-from bitflax.distillation.teacher_outputs import digest as digest
 from bitflax.distillation.teacher_outputs import fill as fill
 from bitflax.distillation.teacher_outputs import may_read_padding as may_read_padding
 from bitflax.distillation.teacher_outputs import outputs_reader as outputs_reader
 from bitflax.distillation.teacher_outputs import outputs_size as outputs_size
-from bitflax.distillation.teacher_outputs import row_shapes as row_shapes
 from bitflax.distillation.teacher_outputs import used_outputs as used_outputs
 from bitflax.distillation.vocabulary import (
     can_shrink_vocabulary as can_shrink_vocabulary,

@@ -7,14 +7,16 @@ gives the papers' codes' means over padding too.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from bitflax.types import Batch, Mean, Outputs
+from bitflax.types import Batch, LossFn, Mean, Outputs
 
 Pairs = Sequence[tuple[int, int]]
 """(student, teacher) indices into ``hidden`` or ``scores``."""
@@ -271,6 +273,33 @@ def attention_kl(
     return Mean(total, jnp.sum(query) * like.shape[1])
 
 
+# The losses of token positions, and what leaves padding out where it is an option.
+_WITHOUT_PADDING: tuple[tuple[LossFn, dict[str, Any]], ...] = (
+    (hidden_mse, {"count_padding": False}),
+    (score_mse, {"count_padding": False, "mask_value": None}),
+    (attention_kl, {}),
+)
+
+
+def reads_padding(loss: LossFn) -> bool:
+    """Whether a loss may read padded positions; of one that is not known it may.
+
+    >>> reads_padding(score_mse), reads_padding(lambda student, teacher, batch: None)
+    (False, True)
+    >>> reads_padding(functools.partial(score_mse, mask_value=-1e4))
+    True
+    """
+    if isinstance(loss, Weighted):
+        return any(reads_padding(part) for _, part in loss.parts.values())
+    given = {}
+    if isinstance(loss, functools.partial):
+        loss, given = loss.func, loss.keywords
+    for known, without in _WITHOUT_PADDING:
+        if loss is known:
+            return any(given.get(name, off) is not off for name, off in without.items())
+    return True
+
+
 @dataclasses.dataclass(frozen=True)
 class Weighted:
     """A named sum of losses; call it as a loss. ``bitflax.weighted`` makes it."""
@@ -307,6 +336,15 @@ def weighted(**parts: tuple[float, Callable[..., Mean]]) -> Weighted:
         if not (isinstance(part, tuple) and len(part) == 2 and callable(part[1])):
             raise ValueError(f"{name} must be (weight, function), not {part!r}")
     return Weighted(parts)
+
+
+def named(parts: Mean | Mapping[str, Mean]) -> dict[str, Mean]:
+    """Return what a loss gave as ``{name: Mean}``; one without a name is the loss.
+
+    >>> named(Mean(4.0, 2.0))
+    {'loss': Mean(total=4.0, count=2.0)}
+    """
+    return {"loss": parts} if isinstance(parts, Mean) else dict(parts)
 
 
 def total(parts: Mapping[str, Mean]) -> jax.Array:

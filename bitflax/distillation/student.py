@@ -1,4 +1,4 @@
-"""Depth: which layers of a teacher a student takes, and which teach which."""
+"""What a student takes of its teacher: layers, heads and neurons, positions."""
 
 import dataclasses
 from collections.abc import Callable, Iterable, Sequence
@@ -275,7 +275,7 @@ def _taken(name: str, leaf: Any, kept: np.ndarray) -> Any:
     if inner == "norm" or kind not in ("kernel", "bias") or name == "out/bias":
         return leaf
     axis = 0 if inner == "out" else -1
-    return jax.tree.map(lambda x: jnp.asarray(np.asarray(x).take(kept, axis)), leaf)
+    return jax.tree.map(lambda x: jnp.take(x, kept, axis), leaf)
 
 
 def take_positions(

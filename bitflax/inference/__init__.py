@@ -5,7 +5,6 @@ from bitflax.inference.exporting import EXPORT_FORMATS as EXPORT_FORMATS
 from bitflax.inference.exporting import export as export
 from bitflax.inference.predictor import Predictor as Predictor
 from bitflax.inference.predictor import load as load
-from bitflax.inference.provenance import Provenance as Provenance
 from bitflax.inference.provenance import make_provenance as make_provenance
 from bitflax.inference.stored_model import Verified as Verified
 from bitflax.inference.stored_model import verify as verify

@@ -28,6 +28,7 @@ import functools
 import math
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
@@ -81,7 +82,8 @@ def split(params: Params, rules: Rules) -> Params:
     sign is lost.
 
     Args:
-      params: latent weights, as a stage of ternary weights leaves them.
+      params: latent weights, as a stage of ternary weights leaves them; of
+        ``jax.ShapeDtypeStruct`` in their place the halves are such too.
       rules: that stage's rules: (path regex, quantizer). A ``ternarize`` says itself
         which weights share a scale; of any other quantizer that is read off its
         values, which have to be -s, 0 and s by tensor, column or row.
@@ -155,6 +157,8 @@ def _split_leaf(path: str, leaf: Any, quantizer: Any) -> model.Split:
     if isinstance(leaf, model.Split) or not hasattr(leaf, "ndim"):
         kind = type(leaf).__name__
         raise ConfigError(path, f"is a {kind}, not an array", fix="merge it first")
+    if isinstance(leaf, jax.ShapeDtypeStruct):
+        return model.Split(leaf, leaf)
     latent = np.asarray(leaf, np.float64)
     values = np.asarray(quantizer(jnp.asarray(leaf)), np.float64)
     if not (np.isfinite(latent).all() and np.isfinite(values).all()):

@@ -59,26 +59,20 @@ def student_config(of: Recipe, teacher: BertConfig) -> BertConfig:
     """Return the last student's shape: what the stages' ``init`` made of the teacher.
 
     Raises:
-      ConfigError: a stage takes a layer that is not there, or starts from a folder
-        that is not here.
+      ConfigError: a stage takes what is not there, or starts from a folder that is not
+        here.
     """
     config = teacher
     for stage in of.stages:
-        init = stage.init
+        init, place = stage.init, f"Stage {stage.name!r}.init"
         if init.source not in ("previous", "teacher"):
             found, where = _config(init.source, teacher.num_labels)
             if found is None:
-                place = f"Stage {stage.name!r}.init.source"
-                raise ConfigError(place, where, fix="give a model's folder")
+                fix = "give a model's folder"
+                raise ConfigError(f"{place}.source", where, fix=fix)
             config = found
         config = teacher if init.source == "teacher" else config
-        have = config.num_hidden_layers
-        wrong = [layer for layer in init.layers or () if layer >= have]
-        if wrong:
-            place = f"Stage {stage.name!r}.init.layers"
-            problem = f"no layer {wrong[0]}: there are {have}, counted from 0"
-            raise ConfigError(place, problem, fix=f"name layers from 0 to {have - 1}")
-        config = init.config(config)
+        config = init.config(config, place)
     return config
 
 

@@ -202,11 +202,16 @@ class Init:
         need(width, "Init.width", "at least one head and one neuron", self.width)
         check_rules(self.split, "Init.split")
 
-    def config(self, source: BertConfig) -> BertConfig:
+    def config(self, source: BertConfig, place: str = "Init") -> BertConfig:
         """Return the shape of what this makes of a model of shape ``source``.
 
+        Args:
+          source: the model's.
+          place: where this stands, for errors.
+
         Raises:
-          ConfigError: it has fewer heads or neurons than ``width`` keeps.
+          ConfigError: the model does not have the ``layers``, or fewer heads or neurons
+            than ``width`` keeps.
 
         >>> Init(layers=(1, 3)).config(BertConfig()).num_hidden_layers
         2
@@ -216,11 +221,16 @@ class Init:
             return dataclasses.replace(source, head_size=None, **made)
         made = {}
         if self.layers is not None:
+            have, last = source.num_hidden_layers, max(self.layers)
+            if last >= have:
+                problem = f"no layer {last}: there are {have}, counted from 0"
+                fix = f"name layers from 0 to {have - 1}"
+                raise ConfigError(f"{place}.layers", problem, fix=fix)
             made["num_hidden_layers"] = len(self.layers)
         if self.width is not None:
             whole = (source.num_attention_heads, source.intermediate_size)
             fits = all(n <= most for n, most in zip(self.width, whole, strict=True))
-            need(fits, "Init.width", f"at most {whole}", self.width)
+            need(fits, f"{place}.width", f"at most {whole}", self.width)
             heads, neurons = self.width
             made |= {"num_attention_heads": heads, "intermediate_size": neurons}
             made["head_size"] = source.head_width
@@ -240,14 +250,13 @@ class Stage:
     last step.
 
     ``cache_teacher`` keeps the teacher's outputs, as many as the loss reads, in memory,
-    or with ``"disk"`` in the run's cache folder, if they fit into ``cache_bytes``
-    (None: a quarter of the memory, at most 4 GiB; half of what the disk has free); runs
-    of many processes keep none. ``dtype`` and ``teacher_dtype`` are what the operands
-    of matrix products are rounded to (``bitflax.bert``; None: they stay float32);
-    parameters, sums and the student's scores on dev are float32 always. ``recompute``
-    saves memory for time, as for long texts; so does ``accumulate``, which cuts a
-    batch into as many parts, with filler rows where need be, and adds up their
-    gradients.
+    if they fit into ``cache_bytes`` (None: a quarter of the memory, at most 4 GiB);
+    else the teacher runs in every step, as it does with many processes. ``dtype`` and
+    ``teacher_dtype`` are what the operands of matrix products are rounded to
+    (``bitflax.bert``; None: they stay float32); parameters, sums and the student's
+    scores on dev are float32 always. ``recompute`` saves memory for time, as for long
+    texts; so does ``accumulate``, which cuts a batch into as many parts, with filler
+    rows where need be, and adds up their gradients.
 
     With a ``corpus`` it is general distillation: the teacher is the pretrained model,
     before its fine-tuning, there are no labels, and ``steps`` must be given.
@@ -266,7 +275,7 @@ class Stage:
     corpus: Corpus | None = None
     keep: Literal["last", "best"] = "last"
     evals: int = 4
-    cache_teacher: bool | Literal["disk"] = True
+    cache_teacher: bool = True
     cache_bytes: int | None = None
     dtype: Dtype = None
     teacher_dtype: Dtype = None
@@ -276,6 +285,12 @@ class Stage:
     def __post_init__(self):
         """Check types and ranges; the name is a folder's name too."""
         place = f"Stage {self.name!r}"
+        if isinstance(self.cache_teacher, str):
+            raise ConfigError(
+                f"{place}.cache_teacher",
+                f"expected true or false, found {self.cache_teacher!r}",
+                fix="cache_teacher=True keeps them in memory; False runs the teacher",
+            )
         overrides.check_fields(self, place=place)
         named = re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", self.name) is not None
         named = named and self.name != "teacher" and not self.name.isdecimal()

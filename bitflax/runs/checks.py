@@ -1,36 +1,22 @@
 """Checks of a whole recipe on shapes alone, before anything is trained."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from bitflax import distillation, packed, quantization, trees
 from bitflax.errors import BitflaxError, ConfigError
-from bitflax.model import (
-    Split,
-    bert,
-    config_from_hf,
-    init_params,
-    read_json,
-    resolve_folder,
-)
+from bitflax.model import bert, config_from_hf, read_json, resolve_folder
 from bitflax.quantization import quantize
-from bitflax.recipe import Init, Stage, function_name
-from bitflax.runs import experiment, initialization
-from bitflax.runs.experiment import Experiment
+from bitflax.recipe import Stage, function_name
+from bitflax.runs import initialization
+from bitflax.runs.experiment import Experiment, loaded_model
 from bitflax.types import BertConfig, Model, Params
 
 _SOME = np.random.default_rng(0).normal(size=(16, 16)).astype(np.float32)
 
 
-def _shapes(config: BertConfig) -> Params:
-    init = functools.partial(init_params, config)
-    return jax.eval_shape(init, jax.random.key(0))
-
-
-def check_stages(setting: Experiment) -> dict[str, Params]:
+def check_stages(experiment: Experiment) -> dict[str, Params]:
     """Check every stage's layers, rules, sites and loss on shapes alone.
 
     Returns:
@@ -39,21 +25,23 @@ def check_stages(setting: Experiment) -> dict[str, Params]:
     Raises:
       ConfigError: a stage cannot run; names it and says why.
     """
-    before, teacher = None, _like(setting.teacher)
-    done, earlier = {"teacher": teacher}, None
-    for number, stage in enumerate(setting.recipe.stages, 1):
+    before, fine_tuned = None, _shapes_of(experiment.teacher)
+    done, earlier = {"teacher": fine_tuned}, None
+    stages = experiment.recipe.stages
+    for number, stage in enumerate(stages, 1):
         place = f"stages.{number - 1} ({stage.name})"
         try:
-            lesson = setting.lesson_of(stage)
-            batch = _inputs(lesson.batches(number, stage).batch(0))
-            teaches, main = done[stage.teacher], teacher
+            batch = experiment.data_of(stage).batches(number, stage).batch(0)
+            teacher, first = done[stage.teacher], fine_tuned
             if stage.corpus is not None:
-                teaches = main = _like(setting.general.teacher)
-            known = {"previous": before or main, "teacher": main}
+                teacher = first = _shapes_of(experiment.corpus_data.teacher)
+            known = {"previous": before or first, "teacher": first}
             source = known.get(stage.init.source)
-            source = source or _source(stage.init.source, teacher.config, setting)
+            if source is None:
+                source = _load(stage.init.source, fine_tuned.config, experiment)
+            stage.init.config(source.config, f"{place}.init")
             _check_split(stage, earlier)
-            before = _check_stage(stage, teaches, _start(stage.init, source), batch)
+            before = _check_stage(stage, teacher, source, batch)
             done[stage.name], earlier = before, stage
         except KeyError as error:
             problem = f"its loss reads {error} of the batch, which the data do not have"
@@ -66,16 +54,15 @@ def check_stages(setting: Experiment) -> dict[str, Params]:
             if isinstance(error, ValueError):
                 problem = str(error)
             raise ConfigError(place, problem, fix="change the recipe") from error
-    stages = setting.recipe.stages
     if stages and stages[-1].packs:
         assert before is not None
-        packed.check_tokenizer(setting.tokenizer.to_json(), before.config)
-        _check_packs(stages[-1], setting.recipe.rest, before)
+        packed.check_tokenizer(experiment.tokenizer.to_json(), before.config)
+        _check_packs(stages[-1], experiment.recipe.rest, before)
     return {name: model.params for name, model in done.items()}
 
 
-def _like(whole: Model) -> Model:
-    """Return a model's shapes in place of its arrays."""
+def _shapes_of(whole: Model) -> Model:
+    """Return a model of shapes in place of arrays."""
     return Model(whole.config, jax.eval_shape(lambda params: params, whole.params))
 
 
@@ -94,34 +81,8 @@ def _check_split(stage: Stage, earlier: Stage | None) -> None:
             )
 
 
-def _inputs(batch: dict) -> dict:
-    return {name: array for name, array in batch.items() if name != "index"}
-
-
-def _start(init: Init, source: Model) -> Model:
-    """Return the shapes of what ``init`` makes of a model."""
-    config, params = init.config(source.config), source.params
-    if init.shape is not None:
-        params = _shapes(config)
-    elif init.layers is not None:
-        params = distillation.take_layers(params, init.layers)
-    if init.width is not None:
-        flat = trees.flatten(params)
-        if any(isinstance(leaf, Split) for leaf in flat.values()):
-            raise ValueError("init.width: cut the width before matrices are split")
-        params = _shapes(config)
-    if init.split:
-        flat = trees.flatten(params)
-        for path in trees.match(init.split, flat):
-            if isinstance(flat[path], Split):
-                raise ValueError(f"init.split: {path} is split already")
-            flat[path] = Split(flat[path], flat[path])
-        params = trees.unflatten(flat)
-    return Model(config, params)
-
-
-def _source(name: str, teacher: BertConfig, setting: Experiment) -> Model:
-    """Return the shapes of a model that a stage starts from."""
+def _load(name: str, teacher: BertConfig, experiment: Experiment) -> Model:
+    """Return the shapes of a folder's model that a stage starts from."""
     place = resolve_folder(name) / "config.json"
     found = config_from_hf(
         read_json(place),
@@ -135,7 +96,8 @@ def _source(name: str, teacher: BertConfig, setting: Experiment) -> Model:
             f"vocab_size {found.vocab_size}, the teacher's is {teacher.vocab_size}",
             fix="start from a model with the teacher's vocabulary",
         )
-    longest = setting.recipe.data.max_length if setting.recipe.data else 0
+    data = experiment.recipe.data
+    longest = data.max_length if data else 0
     if found.max_position_embeddings < longest:
         raise ConfigError(
             place,
@@ -143,7 +105,7 @@ def _source(name: str, teacher: BertConfig, setting: Experiment) -> Model:
             f"{longest}",
             fix="shorten Data.max_length",
         )
-    return _like(experiment.loaded_model(name, teacher, jax.random.key(0)))
+    return _shapes_of(loaded_model(name, teacher, jax.random.key(0)))
 
 
 def _check_packs(stage: Stage, rest: packed.Rest, last: Model) -> None:
@@ -160,22 +122,20 @@ def _check_packs(stage: Stage, rest: packed.Rest, last: Model) -> None:
         packed.pack_leaf(f"{stage.name}: {regex}", values, True, "int8")
 
 
-def _check_stage(stage: Stage, teacher: Model, start: Model, batch: dict) -> Model:
+def _check_stage(stage: Stage, teacher: Model, source: Model, batch: dict) -> Model:
     """Run a stage's first step on shapes; return the shapes that it leaves."""
-    config = start.config
+    key = jax.random.key(0)
+    config, start = initialization.initial_student(stage.init, source, key)
     taught = bert(teacher.config)
     student = distillation.projected(bert(config, stage.act))
 
     def run(params, teacher_params):
-        params = initialization.with_projection(
-            params, config, teacher.config, jax.random.key(0)
-        )
+        params = initialization.with_projection(params, config, teacher.config, key)
         params = initialization.fit_act(Model(config, params), stage, None, batch)
         said = student(quantize(params, stage.rules), batch)
         parts = stage.loss(said, taught(teacher_params, batch), batch)
-        loss = distillation.total(parts) if isinstance(parts, dict) else parts.value
-        return loss, params
+        return distillation.total(distillation.named(parts)), params
 
-    _, params = jax.eval_shape(run, start.params, teacher.params)
+    _, params = jax.eval_shape(run, start, teacher.params)
     trees.match([(regex, True) for regex in stage.optim.frozen], trees.flatten(params))
     return Model(config, params)

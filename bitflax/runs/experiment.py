@@ -1,12 +1,11 @@
-"""What a task's stages learn from: its examples, its words, its teacher's outputs."""
+"""What the stages of a run learn from: a task's examples, or a corpus."""
 
 import dataclasses
 import functools
 import os
-import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -22,9 +21,47 @@ from bitflax.types import BertConfig, Mean, Model, Outputs, Params
 MOST_KEPT_BYTES = 4 << 30
 
 
+@runtime_checkable
+class StageData(Protocol):
+    """What a stage learns from, and how it is scored."""
+
+    @property
+    def metric(self) -> str:
+        """The name of the main score."""
+        ...
+
+    def batches(self, number: int, stage: Stage) -> Any:
+        """Return the training batches of a stage; each number has its own order."""
+        ...
+
+    def steps(self, stage: Stage, batches: Any) -> int:
+        """Return the number of a stage's steps."""
+        ...
+
+    def small(self, whole: Model) -> Model:
+        """Return a model with the words that occur, as batches number them."""
+        ...
+
+    def whole(self, params: Params, start: Params) -> Params:
+        """Return trained parameters with the start's rows of all other words."""
+        ...
+
+    def kept(
+        self, stage: Stage, teacher: Model, start: Model, batches: Any
+    ) -> distillation.TeacherOutputs | None:
+        """Return the teacher's outputs that a stage's loss reads, where they fit."""
+        ...
+
+    def scorer(
+        self, stage: Stage, student: BertConfig
+    ) -> Callable[[Params], dict[str, float]]:
+        """Return what scores a stage's parameters: ``params -> {name: value}``."""
+        ...
+
+
 @dataclasses.dataclass
 class TaskData:
-    """A task as its stages see it.
+    """The examples of a task: a ``StageData``.
 
     Attributes:
       run: the run folder, held.
@@ -57,7 +94,7 @@ class TaskData:
         return self.task.metric
 
     def batches(self, number: int, stage: Stage | None = None) -> Batches:
-        """Return the training batches of a stage; each number has its own order."""
+        """Return the training batches of a stage; without one, the data's own."""
         return Batches(
             self.tokens,
             self.task.train.labels,
@@ -83,12 +120,10 @@ class TaskData:
     def scorer(self, stage: Stage | None, student: BertConfig) -> training.Evaluator:
         """Return what scores a stage's parameters; without a stage, a plain model's."""
         rules = stage.rules if stage else ()
-        labels = self.task.dev.labels
-        assert labels is not None  # where data have none, prepare takes the teacher's
         return training.Evaluator(
             model.bert(student, stage.act if stage else None),
             self.dev,
-            labels,
+            self.task.dev.labels,
             self.metric,
             self.task.regression,
             self.mesh,
@@ -112,39 +147,19 @@ class TaskData:
         for known, kept in self._kept:
             if known == source and used <= kept.names:
                 return kept
-        size = distillation.outputs_size(
-            distillation.row_shapes(used, outputs), batches
-        )
-        files = None
-        if stage.cache_teacher == "disk":
-            files = self._files(stage, teacher, used)
-        if not self._fits(size, stage.cache_bytes, files):
+        size = distillation.outputs_size(used, outputs, batches)
+        if not self._fits(size, stage.cache_bytes):
             return None
-        kept = self._filled(stage, teacher, batches, outputs, used, files)
+        kept = self._filled(stage, teacher, batches, outputs, used)
         self._kept.append((source, kept))
         return kept
 
-    def _files(
-        self, stage: Stage, teacher: Model, used: frozenset[str]
-    ) -> distillation.Files:
-        """Return the folder named after all that decides what a teacher says."""
-        tokens = dataclasses.asdict(self.tokens)
-        said = dict(config=repr(teacher.config), dtype=stage.teacher_dtype)
-        named = dict(names=sorted(used), buckets=self.buckets)
-        digest = distillation.digest(teacher.params, tokens, **said, **named)
-        return distillation.Files(self.run.cache / "teacher" / digest[:32])
-
-    def _fits(
-        self, size: int, most: int | None, files: distillation.Files | None
-    ) -> bool:
-        """Whether outputs may be kept; in memory, others make room for them."""
-        if files is not None:
-            free = shutil.disk_usage(self.run.cache).free
-            return files.whole or size <= (free // 2 if most is None else most)
+    def _fits(self, size: int, most: int | None) -> bool:
+        """Whether outputs may be kept; others make room for them."""
         most = min(MOST_KEPT_BYTES, _memory() // 4) if most is None else most
         if size > most:
             return False
-        if sum(kept.in_memory for _, kept in self._kept) + size > most:
+        if sum(kept.nbytes for _, kept in self._kept) + size > most:
             self._kept.clear()
         return True
 
@@ -155,27 +170,20 @@ class TaskData:
         batches: Batches,
         outputs: Outputs,
         used: frozenset[str],
-        files: distillation.Files | None,
     ) -> distillation.TeacherOutputs:
-        """Return a teacher's outputs: from disk, or computed on all devices."""
-        array = files and files.array
-        if files and files.whole:
-            return distillation.TeacherOutputs(used, outputs, batches, array)
+        """Return a teacher's outputs, computed on all devices."""
         filling = distillation.fill(
             model.bert(teacher.config, dtype=stage.teacher_dtype),
             training.replicate(teacher.params, self.mesh),
             batches,
             outputs,
             used,
-            array=array,
             share=functools.partial(training.shard_batch, mesh=self.mesh),
         )
         with self.run.progress(batches.steps_per_epoch, "teacher's outputs") as bar:
             for number, filled in enumerate(filling, 1):
                 bar.update(number)
                 kept = filled
-        if files:
-            files.finish()
         return kept
 
 
@@ -192,7 +200,7 @@ def _used(stage: Stage, teacher: Model, start: Model, batches: Any):
 
     The names are None where padding may be in use too.
     """
-    batch = {k: v for k, v in batches.batch(0).items() if k != "index"}
+    batch = batches.batch(0)
     student = distillation.projected(model.bert(start.config, stage.act))
     told = jax.eval_shape(model.bert(teacher.config), teacher.params, batch)
     said = jax.eval_shape(student, start.params, batch)
@@ -203,7 +211,7 @@ def _used(stage: Stage, teacher: Model, start: Model, batches: Any):
 
 @dataclasses.dataclass
 class CorpusData:
-    """A corpus as its stage sees it; in place of a ``bitflax.runs.TaskData``.
+    """The pieces of a stage's corpus: a ``StageData``.
 
     The score is the loss on pieces of the corpus that training does not see: the lower
     the better.
@@ -257,7 +265,7 @@ class CorpusData:
         """Return the parameters themselves."""
         return params
 
-    def kept(self, *args: Any) -> None:
+    def kept(self, stage: Stage, teacher: Model, start: Model, batches: Any) -> None:
         """Return None: no piece comes often enough to keep its teacher's outputs."""
 
     def scorer(
@@ -274,7 +282,7 @@ class CorpusData:
         def measure(params: Params, teacher: Params, batch: Any) -> dict[str, Mean]:
             values = quantize(params, stage.rules) if stage.rules else params
             parts = stage.loss(apply(values, batch), teach(teacher, batch), batch)
-            return {"loss": parts} if isinstance(parts, Mean) else parts
+            return distillation.named(parts)
 
         def score(params: Params) -> dict[str, float]:
             found, params = [], training.replicate(params, self.mesh)
@@ -301,8 +309,8 @@ class Experiment:
       mesh: all devices.
       tokenizer: the teacher's.
       teacher: the teacher, or what it will be fine-tuned from.
-      task: the task, as its stages see it; None where the recipe has none.
-      plain: the task as its teacher is fine-tuned on it: not augmented.
+      student_data: the task, as students learn it; None where the recipe has none.
+      teacher_data: the task as its teacher is fine-tuned on it: not augmented.
     """
 
     recipe: Recipe
@@ -310,22 +318,21 @@ class Experiment:
     mesh: jax.sharding.Mesh
     tokenizer: Tokenizer
     teacher: Model
-    task: TaskData | None = None
-    plain: TaskData | None = None
+    student_data: TaskData | None = None
+    teacher_data: TaskData | None = None
 
     @property
-    def lesson(self) -> TaskData:
-        """The task, where one must be there."""
-        if self.task is None:
-            raise ConfigError("Recipe.data", "no task", fix="give data with a task")
-        return self.task
+    def task_data(self) -> TaskData:
+        """The students' data, for a stage of which ``Recipe`` checked that it has."""
+        assert self.student_data is not None
+        return self.student_data
 
-    def lesson_of(self, stage: Stage) -> TaskData | CorpusData:
-        """Return what a stage learns from: the task, or its corpus."""
-        return self.lesson if stage.corpus is None else self.general
+    def data_of(self, stage: Stage) -> StageData:
+        """Return what a stage learns from."""
+        return self.task_data if stage.corpus is None else self.corpus_data
 
     @functools.cached_property
-    def general(self) -> CorpusData:
+    def corpus_data(self) -> CorpusData:
         """What stages with a corpus learn from, and the pretrained model that teaches.
 
         Its head is the teacher's, so that a student of it fits the task.

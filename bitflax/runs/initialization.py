@@ -10,39 +10,51 @@ import jax.numpy as jnp
 
 from bitflax import distillation, model, quantization, trees
 from bitflax.recipe import Init, Stage
-from bitflax.runs import experiment
 from bitflax.runs.experiment import TaskData
 from bitflax.types import Batch, BertConfig, Mean, Model, Params
 
 
 def initial_student(
     init: Init,
-    teacher: Model,
-    before: Model,
+    source: Model,
     key: jax.Array,
-    judge: Callable[[Model], distillation.Importance],
+    importance: Callable[[Model], distillation.Importance] | None = None,
 ) -> Model:
-    """Return the model that a stage begins with, but for its learned activations.
+    """Return what an ``Init`` makes of a model, of arrays or of their shapes alone.
 
     Args:
-      init: where it comes from.
-      teacher: the task's.
-      before: the model of the stage before; the teacher for the first.
+      init: what is taken, drawn, cut or split.
+      source: the model that it starts from; of ``jax.ShapeDtypeStruct`` in place of
+        arrays come such again, and nothing is computed.
       key: what is drawn at random comes from it.
-      judge: tells how important a model's heads and neurons are.
+      importance: tells how important a model's heads and neurons are; None: the first
+        are taken.
+
+    Raises:
+      BitflaxError: the model has no such layers, heads or neurons, or is split already.
+      ValueError: the width of a split model would be cut.
     """
-    chosen = {"previous": before, "teacher": teacher}.get(init.source)
-    if chosen is None:
-        chosen = experiment.loaded_model(init.source, teacher.config, key)
-    config, params = init.config(chosen.config), chosen.params
+    config, params = init.config(source.config), source.params
+    shapes = isinstance(jax.tree.leaves(params)[0], jax.ShapeDtypeStruct)
+    make = jax.eval_shape if shapes else lambda fn, *args: fn(*args)
     if init.shape is not None:
-        params = model.init_params(config, key)
+        params = make(functools.partial(model.init_params, config), key)
     elif init.layers is not None:
         params = distillation.take_layers(params, init.layers)
     if init.width is not None:
-        depth_alone = dataclasses.replace(init, width=None).config(chosen.config)
-        judged = judge(Model(depth_alone, params))
-        params = distillation.take_width(params, *init.width, judged)
+        if any(isinstance(p, model.Split) for p in trees.flatten(params).values()):
+            raise ValueError("init.width: cut the width before matrices are split")
+        heads, neurons = init.width
+        whole = dataclasses.replace(init, width=None).config(source.config)
+        judged = importance and importance(Model(whole, params))
+        take = functools.partial(
+            distillation.take_width,
+            heads=heads,
+            ffn=neurons,
+            importance=judged,
+            head_size=whole.head_width,
+        )
+        params = make(take, params)
     if init.split:
         params = quantization.split(params, init.split)
     return Model(config, params)
@@ -93,31 +105,28 @@ def fit_act(small: Model, stage: Stage, before: model.Act, batch: Batch) -> Para
 BATCHES = 16
 
 
-def judged_importance(lesson: TaskData, whole: Model) -> distillation.Importance:
+def measured_importance(task: TaskData, whole: Model) -> distillation.Importance:
     """Return the importance of a fine-tuned model's heads and neurons.
 
     The loss is that of the labels; where the data have none, that of the model's own
     predictions.
 
     Args:
-      lesson: the task.
+      task: the data.
       whole: the model, before its width is cut.
     """
-    small = lesson.small(whole)
+    small = task.small(whole)
     apply, config = model.bert(small.config), small.config
-    batches = lesson.batches(0)
-    label = (
-        distillation.label_mse
-        if config.regression
-        else distillation.label_cross_entropy
-    )
+    batches = task.batches(0)
+    real = config.regression
+    label = distillation.label_mse if real else distillation.label_cross_entropy
 
     def loss(params: Params, batch: Batch) -> Mean:
         out = apply(params, batch)
         if "labels" not in batch:
             said = jax.lax.stop_gradient(out.logits)
             # Its own number would leave no gradient; any other gives the number's.
-            own = said[:, 0] + 1 if config.regression else jnp.argmax(said, axis=-1)
+            own = said[:, 0] + 1 if real else jnp.argmax(said, axis=-1)
             batch = {**batch, "labels": own}
         return label(out, None, batch)
 

@@ -45,16 +45,16 @@ def prepare(recipe: Recipe, run: RunFolder) -> Experiment:
     run.pin("teacher", _sha256(folder))
     if recipe.data is None:
         teacher = Model(*model.load_pretrained(folder))
-        setting = Experiment(recipe, run, mesh, tokenizer, teacher)
+        experiment = Experiment(recipe, run, mesh, tokenizer, teacher)
     else:
-        setting = _with_task(recipe.data, recipe, run, folder, tokenizer, mesh)
-    _pin_others(setting)
+        experiment = _with_task(recipe.data, recipe, run, folder, tokenizer, mesh)
+    _pin_others(experiment)
     ready = taught.folder is not None
-    run.need(_space(run.path, checks.check_stages(setting), ready))
-    lesson, plain = setting.task, setting.plain
-    if lesson is None or plain is None or lesson.task.dev.labels is not None:
-        return setting
-    return _agreeing(setting, lesson, plain)
+    run.need(_space(run.path, checks.check_stages(experiment), ready))
+    students, teachers = experiment.student_data, experiment.teacher_data
+    if students is None or teachers is None or students.task.dev.labels is not None:
+        return experiment
+    return _with_predictions(experiment, students, teachers)
 
 
 def _with_task(
@@ -99,11 +99,11 @@ def _with_task(
         pad_id=int(np.searchsorted(used, tokenizer.pad_id)),
     )
     fixed = (measured, buckets, used)
-    taught, lesson = (
+    students, teachers = (
         TaskData(run, mesh, data, recipe.seed, _in_order(t, teacher.config), x, *fixed)
-        for t, x in ((task, plain), (wide, tokens))
+        for t, x in ((wide, tokens), (task, plain))
     )
-    return Experiment(recipe, run, mesh, tokenizer, teacher, lesson, taught)
+    return Experiment(recipe, run, mesh, tokenizer, teacher, students, teachers)
 
 
 def _augmented(data: Data, task: Task) -> Task:
@@ -139,27 +139,24 @@ def _load_task(data: Data, known: BertConfig | None = None) -> Task:
     return task
 
 
-def _agreeing(setting: Experiment, lesson: TaskData, plain: TaskData) -> Experiment:
-    """Return the setting with the teacher's predictions for the labels of dev."""
-    config, params = lesson.small(setting.teacher)
-    names = () if config.regression else config.labels
-    judge = training.Evaluator(
-        model.bert(config),
-        lesson.dev,
-        np.zeros(0),
-        lesson.metric,
-        config.regression,
-        setting.mesh,
-    )
-    said = predictions(judge.logits(params), regression=config.regression)
+def _with_predictions(
+    experiment: Experiment, students: TaskData, teachers: TaskData
+) -> Experiment:
+    """Return the experiment with the teacher's predictions for the labels of dev."""
+    config, params = students.small(experiment.teacher)
+    logits = students.scorer(None, config).logits(params)
+    said = predictions(logits, regression=config.regression)
     said = said.astype(np.float32 if config.regression else np.int32)
+    names = () if config.regression else config.labels
 
-    def judged(one: TaskData) -> TaskData:
+    def labelled(one: TaskData) -> TaskData:
         dev = dataclasses.replace(one.task.dev, labels=said)
         task = dataclasses.replace(one.task, dev=dev, labels=names)
         return dataclasses.replace(one, task=task)
 
-    return dataclasses.replace(setting, task=judged(lesson), plain=judged(plain))
+    return dataclasses.replace(
+        experiment, student_data=labelled(students), teacher_data=labelled(teachers)
+    )
 
 
 def _sha256(folder: Path) -> str:
@@ -258,12 +255,12 @@ def _in_order(task: Task, config: BertConfig) -> Task:
     )
 
 
-def _pin_others(setting: Experiment) -> None:
+def _pin_others(experiment: Experiment) -> None:
     """Pin what stages learn from and start from besides data and teacher."""
-    run, taught = setting.run, setting.recipe.teacher
-    for number, stage in enumerate(setting.recipe.stages, 1):
+    run, taught = experiment.run, experiment.recipe.teacher
+    for number, stage in enumerate(experiment.recipe.stages, 1):
         if stage.corpus is not None:
-            text = setting.general.batches(number, stage)
+            text = experiment.corpus_data.batches(number, stage)
             run.pin(f"corpus of {stage.name}", text.sha256)
             if taught.folder is not None and taught.pretrained is not None:
                 folder = model.resolve_folder(taught.pretrained)

@@ -66,7 +66,7 @@ def packed_bits(packed: Params) -> int:
     """Return the bits of the narrowest weights where no rule says them.
 
     >>> import jax.numpy as jnp
-    >>> packed_bits(packing.pack({"kernel": jnp.ones((8, 8))}, (), "int8"))
+    >>> packed_bits(pack({"kernel": jnp.ones((8, 8))}, (), "int8"))
     8
     """
     return int(min(line.bits for line in size_report(packed)))
@@ -85,27 +85,29 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def finish(
-    setting: Experiment, rows: list[report.Row], result: Result
+    experiment: Experiment, rows: list[report.Row], result: Result
 ) -> list[report.Row]:
     """Pack the last student, score the file, and write the report.
 
     Args:
-      setting: what all stages share.
+      experiment: what all stages share.
       rows: the teacher's and every stage's.
       result: the last stage's.
 
     Returns:
       The packed file's row, or nothing where the last stage is FP32.
     """
-    recipe, task = setting.recipe, setting.task and setting.task.task
+    recipe = experiment.recipe
+    task = experiment.student_data and experiment.student_data.task
     notes = list(task.notes) if task else []
     extra, made = [], ["report.html", "report.json"]
     last = recipe.stages[-1] if recipe.stages else None
     if last is not None and last.packs:
-        small = setting.lesson.small(result.model)
-        whole = setting.lesson.scorer(last, small.config).logits(small.params)
+        small = experiment.task_data.small(result.model)
+        scorer = experiment.task_data.scorer(last, small.config)
+        logits = scorer.logits(small.params)
         values, moved = training.broadcast(
-            lambda: _packed(setting, last, rows, result, whole)
+            lambda: _packed(experiment, last, rows, result, logits)
         )
         extra, made = [report.Row(*values)], [PACKED, *made]
         notes += moved
@@ -116,62 +118,57 @@ def finish(
         "notes": notes,
     }
     if training.is_main_process():
-        log = setting.run.log_path
-        report.write_report(setting.run.path, [*rows, *extra], log, meta)
+        log = experiment.run.log_path
+        report.write_report(experiment.run.path, [*rows, *extra], log, meta)
     for note in notes:
         say(f"note: {note}")
-    setting.run.finish(*made)
+    experiment.run.finish(*made)
     return extra
 
 
 def _packed(
-    setting: Experiment,
+    experiment: Experiment,
     stage: Stage,
     rows: list[report.Row],
     result: Result,
-    whole: np.ndarray,
+    logits: np.ndarray,
 ) -> tuple[list[Any], list[str]]:
     """Write the packed file; return its row, and a note on the labels that it moves.
 
-    ``whole`` are the logits of the student before it is packed.
+    ``logits`` are those of the student before it is packed.
     """
     began = time.monotonic()
+    recipe, task_data = experiment.recipe, experiment.task_data
     config, params = result.model
-    packed = pack(params, stage.rules, setting.recipe.rest)
+    packed = pack(params, stage.rules, recipe.rest)
     bits = weight_bits(stage, params) if stage.rules else packed_bits(packed)
-    if setting.recipe.positions:
-        found = config, packed, setting.recipe.positions
-        config, packed = distillation.take_positions(*found)
-    path = setting.run.path / PACKED
-    text = setting.tokenizer.to_json()
-    lesson = setting.lesson
+    if recipe.positions:
+        config, packed = distillation.take_positions(config, packed, recipe.positions)
+    path = experiment.run.path / PACKED
+    text = experiment.tokenizer.to_json()
+    task = task_data.task
 
     def save(rows: list[report.Row]) -> None:
-        length = {"max_length": lesson.data.max_length}
-        extras = length | _provenance(setting, rows).to_extras()
+        source = inference.make_provenance(
+            recipe.name, task.name, task.metric, recipe.teacher.model, rows
+        )
+        extras = {"max_length": task_data.data.max_length} | source.to_extras()
         save_packed(path, config, packed, stage.act, text, extras)
 
     save(rows)
     predictor = inference.load(path)
-    dev = lesson.task.dev
+    dev = task.dev
     assert dev.labels is not None
     texts = list(dev.texts[0])
     if len(dev.texts) == 2:
         texts = list(zip(*dev.texts, strict=True))
-    real = lesson.task.regression
+    real = task.regression
     said = data.predictions(predictor.logits(texts), regression=real)
-    before = data.predictions(whole, regression=real)
-    score = data.score(lesson.metric, said, dev.labels)[lesson.metric]
+    before = data.predictions(logits, regression=real)
+    score = data.score(task.metric, said, dev.labels)[task.metric]
     row = report.Row("packed", score, kept_share(score, rows[0].score), bits)
     save([*rows, row])  # once more: a file carries its own score
     size, seconds = path.stat().st_size, time.monotonic() - began
     row = dataclasses.replace(row, bytes=size, seconds=seconds)
     moved = f"packing moves {int(np.sum(said != before))} of {len(said)} labels"
     return list(dataclasses.astuple(row)), [] if real else [moved]
-
-
-def _provenance(setting: Experiment, rows: list[report.Row]) -> inference.Provenance:
-    recipe, task = setting.recipe, setting.lesson.task
-    return inference.make_provenance(
-        recipe.name, task.name, task.metric, recipe.teacher.model, rows
-    )

@@ -4,7 +4,6 @@ Everything that can be checked is checked before the first step.
 """
 
 import contextlib
-import ctypes
 import functools
 import gc
 import json
@@ -20,7 +19,7 @@ from bitflax import distillation, files, model, training
 from bitflax.quantization import quantize
 from bitflax.recipe import Recipe, Stage, check_until, resolved
 from bitflax.runs import initialization, report
-from bitflax.runs.experiment import CorpusData, Experiment, TaskData
+from bitflax.runs.experiment import Experiment, StageData, loaded_model
 from bitflax.runs.folder import RunFolder
 from bitflax.runs.prepare import prepare
 from bitflax.runs.results import (
@@ -66,7 +65,6 @@ def run(
       KeyboardInterrupt: asked to stop; everything is saved.
     """
     check_until(recipe, until)
-    keep_freed_pages()
     with rare_collections(), RunFolder(out) as folder:
         folder.write_recipe(source, resolved(recipe), overrides)
         if folder.finished:
@@ -76,36 +74,35 @@ def run(
             return _run(prepare(recipe, folder), until)
 
 
-def _run(setting: Experiment, until: str | None) -> list[report.Row]:
+def _run(experiment: Experiment, until: str | None) -> list[report.Row]:
     """Run what is left of all stages; return and print the table."""
-    teacher = _teacher(setting)
-    done = {"teacher": teacher}
-    names = [stage.name for stage in setting.recipe.stages]
+    done = {"teacher": _teacher(experiment)}
+    names = [stage.name for stage in experiment.recipe.stages]
     for number, name in enumerate(names, 1):
         if until in done:
             break
-        done[name] = run_stage(setting, number, done)
+        done[name] = run_stage(experiment, number, done)
     rows = [result.row for result in done.values()]
     if len(done) > len(names) and (until is None or until in names[-1:]):
-        rows += finish(setting, rows, list(done.values())[-1])
-    metric = setting.task.metric if setting.task else "loss"
+        rows += finish(experiment, rows, list(done.values())[-1])
+    metric = experiment.student_data.metric if experiment.student_data else "loss"
     if training.is_main_process():
         print(report.table(rows, metric))
     return rows
 
 
-def _teacher(setting: Experiment) -> Result:
+def _teacher(experiment: Experiment) -> Result:
     """Return the teacher, fine-tuned here if need be, and scored."""
-    taught, lesson = setting.recipe.teacher, setting.plain
+    taught, data = experiment.recipe.teacher, experiment.teacher_data
     name = taught.model
-    found, scores, seconds = setting.teacher, {}, 0.0
-    if lesson is not None and taught.folder is not None:
+    found, scores, seconds = experiment.teacher, {}, 0.0
+    if data is not None and taught.folder is not None:
         began = time.monotonic()
-        small = lesson.small(setting.teacher)
-        scores = lesson.scorer(None, small.config)(small.params)
+        small = data.small(found)
+        scores = data.scorer(None, small.config)(small.params)
         seconds = time.monotonic() - began
-    elif lesson is not None:
-        real = lesson.task.regression
+    elif data is not None:
+        real = data.task.regression
         label = distillation.label_mse if real else distillation.label_cross_entropy
         stage = Stage(
             name="teach",
@@ -115,53 +112,59 @@ def _teacher(setting: Experiment) -> Result:
             evals=taught.evals,
         )
         found, scores, seconds = _trained(
-            setting, lesson, 0, "teacher", stage, None, lambda: setting.teacher
+            experiment, data, 0, "teacher", stage, None, lambda: experiment.teacher
         )
-        name = setting.run.stage(0, "teacher") / "params"
+        name = experiment.run.stage(0, "teacher") / "params"
     size = sum(p.stat().st_size for p in weight_files(model.resolve_folder(name)))
-    score = scores[lesson.metric] if lesson else None
+    score = scores[data.metric] if data else None
     row = report.Row("teacher", score, score and 1.0, 32, size, seconds)
     say_scores("teacher", scores)
     return Result(found, scores, seconds, row)
 
 
-def run_stage(setting: Experiment, number: int, done: Mapping[str, Result]) -> Result:
+def run_stage(
+    experiment: Experiment, number: int, done: Mapping[str, Result]
+) -> Result:
     """Run one stage: where it starts, its training, its score, its ``params/``.
 
     Args:
-      setting: what all stages share, from ``prepare``.
+      experiment: what all stages share, from ``prepare``.
       number: the stage's, from 1.
       done: the teacher's result, then those of the stages before, by name.
     """
-    stage = setting.recipe.stages[number - 1]
-    lesson, teacher = setting.lesson_of(stage), done["teacher"]
-    teaches, main = done[stage.teacher].model, teacher.model
+    stage = experiment.recipe.stages[number - 1]
+    data, fine_tuned = experiment.data_of(stage), done["teacher"]
+    teacher, first = done[stage.teacher].model, fine_tuned.model
     if stage.corpus is not None:
-        teaches = main = setting.general.teacher
-    before = main if number == 1 else list(done.values())[-1].model
+        teacher = first = experiment.corpus_data.teacher
+    before = first if number == 1 else list(done.values())[-1].model
 
     def start() -> Model:
-        key = jax.random.fold_in(jax.random.key(setting.recipe.seed), number)
+        key = jax.random.fold_in(jax.random.key(experiment.recipe.seed), number)
+        source = {"previous": before, "teacher": first}.get(stage.init.source)
+        if source is None:
+            source = loaded_model(stage.init.source, first.config, key)
         config, params = initialization.initial_student(
             stage.init,
-            main,
-            before,
+            source,
             key,
-            judge=lambda whole: initialization.judged_importance(setting.lesson, whole),
+            lambda whole: initialization.measured_importance(
+                experiment.task_data, whole
+            ),
         )
-        fit = initialization.with_projection(params, config, teaches.config, key)
+        fit = initialization.with_projection(params, config, teacher.config, key)
         return Model(config, fit)
 
     found, scores, seconds = _trained(
-        setting, lesson, number, stage.name, stage, teaches, start
+        experiment, data, number, stage.name, stage, teacher, start
     )
-    weights = setting.run.stage(number, stage.name) / "params" / "model.safetensors"
+    weights = experiment.run.stage(number, stage.name) / "params" / "model.safetensors"
     # Latent weights are float32 whatever the bits: only the packed file's size counts.
     size = None if stage.rules else weights.stat().st_size
     # A loss is no score of the task.
-    other = setting.task is not None and lesson is not setting.task
-    score = None if other else scores[lesson.metric]
-    kept = score and kept_share(score, teacher.row.score)
+    scored = experiment.student_data is None or stage.corpus is None
+    score = scores[data.metric] if scored else None
+    kept = score and kept_share(score, fine_tuned.row.score)
     bits = weight_bits(stage, found.params)
     row = report.Row(stage.name, score, kept, bits, size, seconds)
     say_scores(stage.name, scores)
@@ -169,8 +172,8 @@ def run_stage(setting: Experiment, number: int, done: Mapping[str, Result]) -> R
 
 
 def _trained(
-    setting: Experiment,
-    lesson: TaskData | CorpusData,
+    experiment: Experiment,
+    data: StageData,
     number: int,
     name: str,
     stage: Stage,
@@ -178,7 +181,7 @@ def _trained(
     begin: Callable[[], Model],
 ) -> tuple[Model, dict[str, float], float]:
     """Return the trained model, its scores and seconds; from disk if it was done."""
-    folder = setting.run.stage(number, name)
+    folder = experiment.run.stage(number, name)
     done = folder / "result.json"
     if training.broadcast(done.is_file):
         record = json.loads(done.read_text("utf-8"))
@@ -186,18 +189,18 @@ def _trained(
         return Model(config, params), record["scores"], record["seconds"]
     began = time.monotonic()
     start = begin()
-    batches = lesson.batches(number, stage)
-    small = _with_act(setting, number, stage, lesson.small(start), batches)
-    scorer = lesson.scorer(stage, small.config)
-    steps = lesson.steps(stage, batches)
+    batches = data.batches(number, stage)
+    small = _with_act(experiment, number, stage, data.small(start), batches)
+    scorer = data.scorer(stage, small.config)
+    steps = data.steps(stage, batches)
     optimizer = training.make_optimizer(stage.optim, steps)
     step, batch, teacher_params = _step(
-        setting, lesson, stage, teacher, small, batches, optimizer
+        experiment, data, stage, teacher, small, batches, optimizer
     )
     setup = time.monotonic() - began
-    key = jax.random.fold_in(jax.random.key(setting.recipe.seed), number)
+    key = jax.random.fold_in(jax.random.key(experiment.recipe.seed), number)
     state = training.init_state(small.params, optimizer, key=key)
-    state = training.replicate(state, setting.mesh)
+    state = training.replicate(state, experiment.mesh)
     work = training.Training(
         name=folder.name,
         folder=folder,
@@ -205,18 +208,18 @@ def _trained(
         batch=batch,
         step=lambda state, batch: step(state, teacher_params, batch),
         evaluate=scorer,
-        metric=lesson.metric,
+        metric=data.metric,
         eval_every=-(-steps // stage.evals),
         rate=training.learning_rate(stage.optim, steps),
         keep=stage.keep,
         place=f"stages.{name}" if number else "teacher",
     )
-    trained = training.train(work, state, setting.run)
+    trained = training.train(work, state, experiment.run)
     seconds = setup + trained.seconds
-    params = lesson.whole(training.to_local(trained.params), start.params)
+    params = data.whole(training.to_local(trained.params), start.params)
     if training.is_main_process():
         model.save_pretrained(
-            folder / "params", start.config, params, setting.tokenizer, extra=True
+            folder / "params", start.config, params, experiment.tokenizer, extra=True
         )
         record = {"scores": trained.scores, "seconds": seconds, "steps": steps}
         files.write_text(done, json.dumps(record, indent=2) + "\n")
@@ -225,10 +228,10 @@ def _trained(
 
 
 def _with_act(
-    setting: Experiment, number: int, stage: Stage, small: Model, batches: Any
+    experiment: Experiment, number: int, stage: Stage, small: Model, batches: Any
 ) -> Model:
     """Return the model with the parameters of its learned activation quantizers."""
-    earlier = setting.recipe.stages[: max(number - 1, 0)]
+    earlier = experiment.recipe.stages[: max(number - 1, 0)]
     before = earlier[-1].act if earlier else None
     batch = batches.batch(0)
     # How many rows only fill up depends on the devices.
@@ -238,8 +241,8 @@ def _with_act(
 
 
 def _step(
-    setting: Experiment,
-    lesson: TaskData | CorpusData,
+    experiment: Experiment,
+    data: StageData,
     stage: Stage,
     teacher: Model | None,
     start: Model,
@@ -253,9 +256,9 @@ def _step(
     apply = distillation.projected(student)
     kept, teach = None, None
     if teacher is not None:
-        teacher = lesson.small(teacher)
+        teacher = data.small(teacher)
         teach = model.bert(teacher.config, dtype=stage.teacher_dtype)
-        kept = lesson.kept(stage, teacher, start, batches)
+        kept = data.kept(stage, teacher, start, batches)
     step = training.make_train_step(
         apply,
         teach if kept is None else distillation.outputs_reader(kept.outputs),
@@ -270,40 +273,15 @@ def _step(
     def batch(number: int) -> Mapping[str, Any]:
         found = batches.batch(number, training.process_part())
         found = found if kept is None else kept.add_to(found)
-        found = {name: x for name, x in found.items() if name != "index"}
-        many = (
-            training.process_part()[1] > 1
-        )  # the step of one process itself shares rows out
-        return training.shard_batch(found, setting.mesh) if many else found
+        # The step of one process itself shares rows out.
+        many = training.process_part()[1] > 1
+        return training.shard_batch(found, experiment.mesh) if many else found
 
-    mapped = training.data_parallel(step, setting.mesh)
+    mapped = training.data_parallel(step, experiment.mesh)
     params = None
     if teacher is not None and kept is None:
-        params = training.replicate(teacher.params, setting.mesh)
+        params = training.replicate(teacher.params, experiment.mesh)
     return mapped, batch, params
-
-
-# glibc's malloc.h: what mallopt's parameters are called there.
-_TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8
-
-
-def keep_freed_pages() -> bool:
-    """Tell glibc not to give freed memory back to the kernel.
-
-    On a CPU, XLA allocates a step's large buffers anew in each step. By default glibc
-    maps and unmaps them, and their pages are faulted in again: a quarter of a step when
-    steps alone were timed on two cores, though no whole run was seen to be faster.
-    Works best before jax starts its threads.
-
-    Returns:
-      Whether the C library took it; other platforms have no such setting.
-    """
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (AttributeError, OSError, TypeError):
-        return False
-    settings = {_MMAP_THRESHOLD: 1 << 30, _TRIM_THRESHOLD: 2**31 - 1, _ARENA_MAX: 1}
-    return all(mallopt(name, value) for name, value in settings.items())
 
 
 @contextlib.contextmanager

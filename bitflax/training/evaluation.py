@@ -17,7 +17,8 @@ class Evaluator:
     Args:
       apply: the model.
       batches: the dev examples.
-      labels: [examples] class numbers in the order of the logits, or real numbers.
+      labels: [examples] class numbers in the order of the logits, or real numbers;
+        None: there are logits, and no scores.
       metric: a name that ``bitflax.data.score`` knows.
       regression: whether labels are real numbers.
       mesh: the devices that share a batch.
@@ -28,7 +29,7 @@ class Evaluator:
         self,
         apply: ApplyFn,
         batches: Batches,
-        labels: np.ndarray,
+        labels: np.ndarray | None,
         metric: str,
         regression: bool,
         mesh: jax.sharding.Mesh,
@@ -61,5 +62,6 @@ class Evaluator:
 
     def __call__(self, params: Params) -> dict[str, float]:
         """Return ``{name: value}`` of the metric and what stands beside it."""
+        assert self._labels is not None
         said = data.predictions(self.logits(params), regression=self._regression)
         return data.score(self._metric, said, self._labels)

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from bitflax import distillation
+from bitflax import distillation, trees
 from bitflax.types import ApplyFn, Batch, LossFn, Mean, Outputs, Params, TrainState
 
 Metrics = dict[str, Mean]
@@ -33,10 +33,6 @@ def init_state(
     own = jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), params)
     step = jnp.zeros((), jnp.int32)
     return TrainState(step, own, optimizer.init(own), jnp.array(key, copy=True))
-
-
-def _named(parts: Mean | Metrics) -> Metrics:
-    return {"loss": parts} if isinstance(parts, Mean) else dict(parts)
 
 
 def _split(batch: Batch, n: int) -> Batch:
@@ -108,7 +104,7 @@ def make_train_step(
         taught = None if teacher is None else teacher(teacher_params, batch)
         values = params if quantize is None else quantize(params)
         out: Outputs = student(values, batch, rng if dropout else None)
-        return _named(loss(out, taught, batch))
+        return distillation.named(loss(out, taught, batch))
 
     read = leaves_reader(lambda *args: _totals(parts_of(*args)))
 
@@ -186,36 +182,6 @@ def make_eval_step(apply: ApplyFn) -> Callable[[Params, Batch], jax.Array]:
     return jax.jit(lambda params, batch: apply(params, batch).logits)
 
 
-def leaves_read(fn: Callable[[Any], Any], tree: Any) -> Any:
-    """Return, for each leaf of ``tree``, whether ``fn(tree)`` is computed from it.
-
-    ``fn`` is traced, not run. An equation counts whole: of a compiled function inside,
-    every input is read if any output is.
-
-    Args:
-      fn: a function of one tree of arrays.
-      tree: the arrays, or ``jax.ShapeDtypeStruct`` of their shapes.
-
-    Returns:
-      A tree of bools.
-
-    >>> import jax.numpy as jnp
-    >>> def fn(p):
-    ...     unused = 2 * p["a"]
-    ...     return jnp.sin(p["b"])
-    >>> leaves_read(fn, {"a": jnp.ones(2), "b": jnp.ones(3)})
-    {'a': False, 'b': True}
-    """
-    jaxpr = jax.make_jaxpr(fn)(tree).jaxpr
-    live = {id(v) for v in jaxpr.outvars}
-    for equation in reversed(jaxpr.eqns):
-        if not live.isdisjoint(map(id, equation.outvars)):
-            live |= set(map(id, equation.invars))
-    return jax.tree.unflatten(
-        jax.tree.structure(tree), [id(v) in live for v in jaxpr.invars]
-    )
-
-
 def leaves_reader(fn: Callable[..., Any]) -> Callable[..., Any]:
     """Return ``(tree, *args) -> bools`` that says what ``fn(tree, *args)`` reads.
 
@@ -226,7 +192,7 @@ def leaves_reader(fn: Callable[..., Any]) -> Callable[..., Any]:
     def call(tree: Any, *args: Any) -> Any:
         key = jax.tree.structure((tree, args))
         if key not in found:
-            found[key] = leaves_read(lambda tree: fn(tree, *args), tree)
+            found[key] = trees.leaves_read(lambda tree: fn(tree, *args), tree)
         return found[key]
 
     return call

@@ -22,7 +22,6 @@ from bitflax.data import batches, tasks
 from bitflax.data.text import Tokenizer, Tokens
 from bitflax.distillation import vocabulary
 from bitflax.model import pretrained
-from bitflax.runs import stages
 from tests.benchmarks import common, steps, train_step
 
 FOLDERS = {"glue/cola": "CoLA", "glue/mrpc": "MRPC", "glue/sst2": "SST-2"}
@@ -172,7 +171,6 @@ def main() -> None:
     args = common.parse(options)
     if "BITFLAX_DATA" not in os.environ:
         options.error("BITFLAX_DATA is unset: it names a folder with glue/ in it")
-    stages.keep_freed_pages()  # as a run does; the peer, in this process, has it too
     tokenizer = Tokenizer.from_folder(pretrained.resolve_folder("minilm"))
     results = []
     for task in args.tasks:

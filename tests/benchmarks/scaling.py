@@ -19,7 +19,6 @@ os.environ["XLA_FLAGS"] = (
 
 import jax  # noqa: E402
 
-from bitflax.runs import stages  # noqa: E402
 from tests.benchmarks import common, steps, train_step  # noqa: E402
 
 KINDS = ("fp32", "1-bit")
@@ -30,7 +29,6 @@ def main() -> None:
     options = common.parser(__doc__)
     options.add_argument("--shape", type=train_step.shape, default=(64, 64))
     args = common.parse(options)
-    stages.keep_freed_pages()
     batches = steps.full_batches(args.model, *args.shape)
     sides = {
         f"{kind} on {count}": steps.Stepper(

@@ -39,9 +39,9 @@ def child(argv: list[str]) -> None:
     prepare, data_parallel = runs_prepare.prepare, parallel.data_parallel
 
     def prepared(*args: Any) -> Any:
-        setting = prepare(*args)
+        experiment = prepare(*args)
         mark("prepared")
-        return setting
+        return experiment
 
     def first(*args: Any) -> Any:
         step = data_parallel(*args)

@@ -170,7 +170,6 @@ class Stepper:
             batch = self.batches.batch(self.count)
             self.count += 1
         batch = batch if self._kept is None else self._kept.add_to(batch)
-        batch = {key: value for key, value in batch.items() if key != "index"}
         self._state, metrics = self._step(self._state, self._teacher, batch)
         return metrics
 
@@ -179,7 +178,7 @@ def keep(name: str, batches: Batches, loss: Any) -> teacher_outputs.TeacherOutpu
     """Return the teacher's outputs of all examples that the loss reads."""
     teacher, student, layers = configs(name)
     params = teacher_params(name)
-    batch = {k: v for k, v in batches.batch(0).items() if k != "index"}
+    batch = batches.batch(0)
     told = jax.eval_shape(apply.bert(teacher), params, batch)
     start = bf.take_layers(params, layers)
     said = jax.eval_shape(apply.bert(student), start, batch)

@@ -15,7 +15,6 @@ from collections.abc import Callable
 from typing import Any
 
 from bitflax.data.batches import Batches
-from bitflax.runs import stages
 from tests.benchmarks import common, steps
 
 RATIOS = (
@@ -82,7 +81,6 @@ def main() -> None:
         "--sides", nargs="+", choices=(*steps.KINDS, *PEERS), default=DEFAULT
     )
     args = common.parse(options)
-    stages.keep_freed_pages()  # as a run does; the peer, in this process, has it too
     results = []
     for rows, length in args.shapes:
         found = measure(args, rows, length)

@@ -37,12 +37,8 @@ def some_batches(seed=0):
     return Batches(tokens, labels, batch_size=4, seed=seed, buckets=BUCKETS)
 
 
-def model_batch(batch):
-    return {name: x for name, x in batch.items() if name != "index"}
-
-
 def shapes(layers=2):
-    apply, batch = bf.bert(small.config(layers)), model_batch(some_batches().batch(0))
+    apply, batch = bf.bert(small.config(layers)), some_batches().batch(0)
     params = bf.take_layers(teacher_params(), range(layers))
     return jax.eval_shape(apply, params, batch)
 
@@ -62,7 +58,7 @@ def kept():
 
 
 def used(loss, student=1):
-    batch = model_batch(some_batches().batch(0))
+    batch = some_batches().batch(0)
     return teacher_outputs.used_outputs(loss, shapes(student), shapes(), batch)
 
 
@@ -147,11 +143,11 @@ def test_losses_and_gradients_are_the_running_teachers(kept):
     batches = some_batches(seed=3)
     for number in range(batches.steps_per_epoch + 2):
         batch = batches.batch(number)
-        ours = model_batch(kept.add_to(batch))
+        ours = kept.add_to(batch)
         step, state = gradient_step(running=False)
         found, metrics = step(state, None, ours)
         step, state = gradient_step(running=True)
-        expected, told = step(state, teacher_params(), model_batch(batch))
+        expected, told = step(state, teacher_params(), batch)
         for name in told:
             np.testing.assert_allclose(metrics[name], told[name], rtol=2e-6)
         assert small.largest_difference(found.params, expected.params) < 2e-6
@@ -161,7 +157,7 @@ def test_an_example_gets_its_own_outputs_and_zeros_in_padding(kept):
     apply = jax.jit(bf.bert(small.config(2)))
     batch = some_batches(seed=5).batch(1)
     found = kept.add_to(batch)
-    out = apply(teacher_params(), model_batch(batch))
+    out = apply(teacher_params(), batch)
     real = batch["weight"] > 0
     mask = batch["attention_mask"] == 1
     assert {n for n in found if n.startswith("teacher_")} == {
@@ -180,30 +176,6 @@ def test_an_example_gets_its_own_outputs_and_zeros_in_padding(kept):
         assert not found["teacher_hidden_2"][row, end:].any()
     # The batch itself is as it was.
     assert not any(name.startswith("teacher_") for name in batch)
-
-
-def test_on_disk_they_are_the_same_to_the_last_bit(kept, tmp_path):
-    files = teacher_outputs.Files(tmp_path / "kept")
-    apply, batches = bf.bert(small.config(2)), some_batches()
-    steps = teacher_outputs.fill(
-        apply, teacher_params(), batches, shapes(), frozenset(USED), array=files.array
-    )
-    *_, made = steps
-    files.finish()
-    again = teacher_outputs.Files(tmp_path / "kept")
-    assert again.whole
-    read = teacher_outputs.TeacherOutputs(
-        frozenset(USED), shapes(), batches, again.array
-    )
-    assert kept.in_memory == kept.nbytes == read.nbytes
-    assert read.in_memory == 0
-    for number in range(batches.steps_per_epoch):
-        batch = batches.batch(number)
-        expected = kept.add_to(batch)
-        for found in (made.add_to(batch), read.add_to(batch)):
-            assert found.keys() == expected.keys()
-            for name in expected:
-                np.testing.assert_array_equal(found[name], expected[name])
 
 
 def test_devices_share_the_work(kept):
@@ -240,17 +212,33 @@ def test_what_was_put_for_an_example_comes_back_in_any_order():
 
 
 def test_the_size_is_known_before(kept):
-    table = teacher_outputs.row_shapes(frozenset(USED), shapes())
     expected = 0
     for length in LENGTHS:
         bucket = BUCKETS[np.searchsorted(BUCKETS, length)]
         # Three logits, two hidden states of 16, the scores of two heads.
         expected += 4 * (3 + 2 * bucket * 16 + 2 * bucket**2)
-    assert teacher_outputs.outputs_size(table, some_batches()) == expected
+    names, batches = frozenset(USED), some_batches()
+    assert teacher_outputs.outputs_size(names, shapes(), batches) == expected
     assert kept.nbytes == expected
 
 
-def test_a_reader_says_none_of_what_was_not_kept():
-    read = teacher_outputs.outputs_reader(shapes())
-    out = read({}, {"teacher_logits": 1, "teacher_scores_1": 2})
-    assert out == bf.Outputs(1, (None,) * 3, (None, 2))
+def test_a_reader_says_nan_of_what_was_not_kept(kept):
+    batch = kept.add_to(some_batches().batch(0))
+    out = teacher_outputs.outputs_reader(shapes())({}, batch)
+    assert out.logits is batch["teacher_logits"]
+    assert out.scores[1] is batch["teacher_scores_1"]
+    assert out.hidden[1].shape == out.hidden[0].shape
+    assert np.isnan(out.hidden[1]).all()
+
+
+def test_what_a_loss_computes_and_drops_need_not_be_kept():
+    def idle(student, teacher, batch):
+        bf.hidden_mse(student, teacher, batch, pairs=((0, 1),))
+        return bf.logits_mse(student, teacher, batch)
+
+    assert used(idle) == {"logits"}
+    batch = some_batches().batch(0)
+    batch["teacher_logits"] = np.ones((4, 3), np.float32)
+    said = bf.bert(small.config(2))(teacher_params(), batch)
+    taught = teacher_outputs.outputs_reader(shapes())({}, batch)
+    assert np.isfinite(idle(said, taught, batch).value)

@@ -64,7 +64,7 @@ WRONG_TYPES = {
     "bf.Stage(name=3, loss=abs)": "Stage 3.name",
     "bf.Stage(name='a', loss='mse')": "Stage 'a'.loss",
     "bf.Stage(name='a', loss=abs, keep='first')": "Stage 'a'.keep",
-    "bf.Stage(name='a', loss=abs, cache_teacher='tape')": "Stage 'a'.cache_teacher",
+    "bf.Stage(name='a', loss=abs, cache_teacher='disk')": "Stage 'a'.cache_teacher",
     "bf.Stage(name='a', loss=abs, dtype='float16')": "Stage 'a'.dtype",
     "bf.Stage(name='a', loss=abs, act=8)": "Stage 'a'.act",
     "bf.Stage(name='a', loss=abs, rules=(('.*', 1),))": "Stage 'a'.rules",
@@ -82,7 +82,7 @@ for text in json.load(sys.stdin):
     try:
         places[text] = f"made {eval(text)}"
     except ConfigError as error:
-        places[text] = error.place
+        places[text] = error.place, error.fix
 print(json.dumps(places))
 """
 
@@ -96,7 +96,10 @@ def test_a_wrong_type_is_refused_without_a_type_checker():
         text=True,
         check=True,
     )
-    assert json.loads(found.stdout) == WRONG_TYPES
+    said = json.loads(found.stdout)
+    assert {text: place for text, (place, _) in said.items()} == WRONG_TYPES
+    fixes = {place: fix for place, fix in said.values()}
+    assert "True keeps them in memory" in fixes["Stage 'a'.cache_teacher"]
 
 
 def test_override_checks_ranges_too():

@@ -167,7 +167,7 @@ def test_a_fine_tuned_folder_needs_what_it_was_before(folders, tmp_path):
 
 def test_a_corpus_is_checked_against_the_pretrained_model(folders, tmp_path):
     made = ready(folders, pretrained=str(folders / "shallow"))
-    with pytest.raises(ConfigError, match="layer 1: the teacher has 1 layers"):
+    with pytest.raises(ConfigError, match="no layer 1: there are 1"):
         run(made, tmp_path / "run")
 
 

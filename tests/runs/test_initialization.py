@@ -9,8 +9,9 @@ import pytest
 import bitflax as bf
 from bitflax import trees
 from bitflax.distillation import student
+from bitflax.errors import ConfigError
 from bitflax.model import leaves
-from bitflax.runs import initialization
+from bitflax.runs import experiment, initialization
 from bitflax.types import Model
 from tests.helpers import tinyrun
 
@@ -23,7 +24,7 @@ def teacher(tmp_path_factory):
     return Model(*bf.load_pretrained(folder))
 
 
-def judge(whole):
+def last_ones(whole):
     """Say that the last head and the last neurons matter most."""
     config = whole.config
     shape = (config.num_hidden_layers, config.num_attention_heads)
@@ -34,8 +35,17 @@ def judge(whole):
     return student.Importance(heads, neurons)
 
 
-def start(init, teacher, before=None):
-    return initialization.initial_student(init, teacher, before or teacher, KEY, judge)
+def start(init, source):
+    """Return the student; of shapes alone it is the same."""
+    made = initialization.initial_student(init, source, KEY, last_ones)
+    shapes = source._replace(params=shapes_of(source.params))
+    config, found = initialization.initial_student(init, shapes, KEY)
+    assert (config, found) == (made.config, shapes_of(made.params))
+    return made
+
+
+def shapes_of(params):
+    return jax.eval_shape(lambda tree: tree, params)
 
 
 def test_layers_of_the_model_before(teacher):
@@ -43,8 +53,8 @@ def test_layers_of_the_model_before(teacher):
     assert shallow.config.num_hidden_layers == 1
     kernel = shallow.params["encoder"]["layer_0"]["ffn"]["in"]["kernel"]
     assert kernel is teacher.params["encoder"]["layer_1"]["ffn"]["in"]["kernel"]
-    again = start(bf.Init(source="teacher"), teacher, before=shallow)
-    assert again.config == teacher.config
+    with pytest.raises(ConfigError, match=r"here.layers: no layer 1: there are 1"):
+        bf.Init(layers=(0, 1)).config(shallow.config, "here")
 
 
 def test_another_shape_is_drawn(teacher):
@@ -91,12 +101,16 @@ def test_a_split_computes_what_the_ternary_did(teacher):
     for path in trees.match(rules, whole):
         assert isinstance(flat[path], leaves.Split)
         np.testing.assert_allclose(leaves.dense(binary[path]), whole[path], atol=1e-6)
+    with pytest.raises(ConfigError, match="Split, not an array"):
+        start(bf.Init(split=rules), halves)
+    with pytest.raises(ValueError, match="before matrices are split"):
+        start(bf.Init(width=(1, 32)), halves)
 
 
 def test_a_folder_gets_the_teachers_head(teacher, tmp_path):
     folder = tinyrun.write_teacher(tmp_path / "other", layers=1)
     labelled = teacher.config
-    found = start(bf.Init(source=str(folder)), teacher)
+    found = experiment.loaded_model(str(folder), teacher.config, KEY)
     assert found.config.num_hidden_layers == 1
     assert found.config.num_labels == labelled.num_labels
 

@@ -93,10 +93,10 @@ def test_a_finished_stage_is_not_started_again(place, tmp_path, monkeypatch):
     recipe = made(place, stage("half", init=bf.Init(width=(1, 32))), stage("more"))
     run(recipe, tmp_path / "run", until="half")
 
-    def judge(*_):
-        raise AssertionError("judged again")
+    def measure(*_):
+        raise AssertionError("measured again")
 
-    monkeypatch.setattr(initialization, "judged_importance", judge)
+    monkeypatch.setattr(initialization, "measured_importance", measure)
     rows = run(recipe, tmp_path / "run")
     assert [row.name for row in rows] == ["teacher", "half", "more"]
     config, params = bf.load_pretrained(tmp_path / "run" / "2-more" / "params")

@@ -11,8 +11,9 @@ from bitflax.data import tasks
 from bitflax.data.augmentation import augment
 from bitflax.errors import ConfigError, DataError, InputMissing, OutputError
 from bitflax.recipe import describe
-from bitflax.runs import experiment, prepare
+from bitflax.runs import experiment as runs_experiment
 from bitflax.runs import folder as runs_folder
+from bitflax.runs import prepare
 from bitflax.training import loop
 from tests.helpers import tinyrun
 
@@ -48,7 +49,7 @@ def refuse(place, tmp_path, monkeypatch):
         raise AssertionError("a step before the check")
 
     monkeypatch.setattr(loop, "train", step)
-    monkeypatch.setattr(experiment.TaskData, "scorer", step)
+    monkeypatch.setattr(runs_experiment.TaskData, "scorer", step)
 
     def run(error, *settings, out="run"):
         usual = (f"task={place / 'kinds.tsv'}", f"teacher={place / 'pretrained'}")
@@ -141,9 +142,9 @@ def test_labels_that_differ_in_case_are_two_classes(place, tmp_path):
     made = bf.load_recipe(place / "tiny.py", settings)
     with runs_folder.RunFolder(tmp_path / "run") as folder:
         folder.write_recipe("", describe.resolved(made))
-        setting = prepare.prepare(made, folder)
-    task = setting.lesson.task
-    assert task.labels == setting.teacher.config.labels == ("Polish", "other", "polish")
+        experiment = prepare.prepare(made, folder)
+    task, teacher = experiment.task_data.task, experiment.teacher
+    assert task.labels == teacher.config.labels == ("Polish", "other", "polish")
     said = {
         text: task.labels[i]
         for part in (task.train, task.dev)
@@ -169,12 +170,12 @@ def test_students_learn_augmented_examples_and_the_teacher_the_plain_ones(
     made = bf.load_recipe(place / "tiny.py", [*settings, f"data.augment={file}"])
     with runs_folder.RunFolder(tmp_path / "run") as folder:
         folder.write_recipe("", describe.resolved(made))
-        setting = prepare.prepare(made, folder)
-    lesson, plain = setting.lesson, setting.plain
-    assert (len(lesson.tokens), len(plain.tokens)) == (count, len(task.train))
-    assert len(lesson.task.train.labels) == count
-    assert lesson.dev is plain.dev
-    first = lesson.tokens.lengths[0], plain.tokens.lengths[0]
+        experiment = prepare.prepare(made, folder)
+    students, teachers = experiment.student_data, experiment.teacher_data
+    assert (len(students.tokens), len(teachers.tokens)) == (count, len(task.train))
+    assert len(students.task.train.labels) == count
+    assert students.dev is teachers.dev
+    first = students.tokens.lengths[0], teachers.tokens.lengths[0]
     assert first[0] == first[1]
 
 

@@ -13,7 +13,7 @@ import pytest
 import bitflax as bf
 from bitflax import trees
 from bitflax.model import leaves
-from bitflax.training import optimizer
+from bitflax.training import optimizer, steps
 from tests.helpers import oracles, small
 
 
@@ -385,3 +385,17 @@ def test_an_eval_step_gives_the_logits_of_any_leaf():
     apply = bf.bert(small.config(1))
     found = bf.make_eval_step(apply)(params, batch)
     close(found, apply(params, batch).logits, 1e-5)
+
+
+def test_a_reader_traces_once_for_each_structure():
+    traced = []
+
+    def fn(p, batch):
+        traced.append(batch)
+        return p["a"] * batch["x"] + (p["b"] if "y" in batch else 0)
+
+    read, p = steps.leaves_reader(fn), {"a": jnp.ones(()), "b": jnp.ones(())}
+    for _ in range(2):
+        assert read(p, {"x": jnp.ones(3)}) == {"a": True, "b": False}
+        assert read(p, {"x": jnp.ones(5), "y": 1}) == {"a": True, "b": True}
+    assert len(traced) == 2
