@@ -111,6 +111,20 @@ def sha256(path: str | Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def model_sha256(folder: Path, *, names: bool = True) -> str:
+    """Return the SHA-256 of all that a model's folder says, in hexadecimal.
+
+    Args:
+      folder: a Hugging Face folder.
+      names: whether a file's name counts too: it does in what a run pins, not in the
+        record of an augmentation.
+    """
+    kinds = (".json", ".txt", ".safetensors", ".bin")
+    found = sorted(path for path in folder.iterdir() if path.suffix in kinds)
+    sums = [f"{p.name} {sha256(p)}\n" if names else sha256(p) for p in found]
+    return hashlib.sha256("".join(sums).encode()).hexdigest()
+
+
 def write_manifest(folder: Path, head: Mapping[str, Any]) -> None:
     """Write ``MANIFEST.json``: ``head``, and size and SHA-256 of every file below.
 

@@ -7,7 +7,6 @@ a variant was made of. An example itself comes before its variants.
 """
 
 import dataclasses
-import hashlib
 import json
 import random
 import sys
@@ -128,11 +127,8 @@ def _settings(task: Task, how: Augment, copies: int) -> dict[str, Any]:
     """Return what the file depends on; files by their contents, not by their place."""
     settings = dataclasses.asdict(how) | {"copies": copies}
     if how.masked_lm is not None:
-        kinds = (".json", ".txt", ".safetensors", ".bin")
-        folder = sorted(model.resolve_folder(how.masked_lm).iterdir())
-        sums = [files.sha256(file) for file in folder if file.suffix in kinds]
-        whole = hashlib.sha256("".join(sums).encode()).hexdigest()
-        settings["masked_lm"] = f"sha256 {whole}"
+        folder = model.resolve_folder(how.masked_lm)
+        settings["masked_lm"] = f"sha256 {files.model_sha256(folder, names=False)}"
     if how.vectors is not None:
         path = word_vectors.path_of(how.vectors)
         settings["vectors"] = f"sha256 {files.sha256(path)}"
