@@ -8,6 +8,7 @@ A manifest is a JSON file that lies beside what it lists::
 
 import contextlib
 import hashlib
+import importlib.util
 import json
 import os
 import secrets
@@ -123,6 +124,19 @@ def model_sha256(folder: Path, *, names: bool = True) -> str:
     found = sorted(path for path in folder.iterdir() if path.suffix in kinds)
     sums = [f"{p.name} {sha256(p)}\n" if names else sha256(p) for p in found]
     return hashlib.sha256("".join(sums).encode()).hexdigest()
+
+
+def package_files(package: str, pattern: str) -> list[Path]:
+    """Return the files of an installed package, sorted, without running the package.
+
+    >>> [path.name for path in package_files("bitflax", "data/ta*s.py")]
+    ['tables.py', 'tasks.py']
+    >>> package_files("no_such_package", "*")
+    []
+    """
+    spec = importlib.util.find_spec(package)
+    folders = (spec and spec.submodule_search_locations) or ()
+    return sorted(path for folder in folders for path in Path(folder).glob(pattern))
 
 
 def write_manifest(folder: Path, head: Mapping[str, Any]) -> None:

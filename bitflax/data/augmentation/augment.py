@@ -36,9 +36,8 @@ class Augment:
     """How a task is augmented.
 
     ``copies`` is N (None: by the task), ``probability`` p, ``candidates`` M.
-    ``masked_lm`` is a BertForMaskedLM's folder, ``vectors`` what
-    ``wordvectors.load`` takes; one of them may be None, and the other serves for all
-    words that it can.
+    ``masked_lm`` is a BertForMaskedLM's folder, ``vectors`` what ``load_vectors``
+    takes; one of them may be None, and the other serves for all words that it can.
 
     Raises:
       UsageError: both are None, or a number is out of range.
