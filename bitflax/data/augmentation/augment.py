@@ -20,7 +20,7 @@ from bitflax import data, files, model, progress
 from bitflax.data import Examples, Task
 from bitflax.data.augmentation import word_vectors, words
 from bitflax.data.augmentation.masked_lm import load_masked_lm
-from bitflax.data.augmentation.resumable_file import Growing
+from bitflax.data.augmentation.resumable_file import ResumableFile
 from bitflax.data.augmentation.words import Finder, variants
 from bitflax.errors import DataError, UsageError
 
@@ -107,7 +107,7 @@ def write_augmented(task: Task, out: str | Path, how: Augment) -> int:
     out = check_out(out)
     copies = how.copies or COPIES.get(task.name, 30)
     settings = _settings(task, how, copies)
-    with Growing(out, settings, len(task.train)) as file:
+    with ResumableFile(out, settings, len(task.train)) as file:
         if file.done < file.total:
             size = sum(len(text) for texts in task.train.texts for text in texts)
             files.need_space(out.parent, (copies + 1) * (size + 60 * len(task.train)))
