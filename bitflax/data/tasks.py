@@ -5,7 +5,7 @@ import difflib
 from collections.abc import Sequence
 from pathlib import Path
 
-from bitflax.data import glue, icd10, own_files, tables, tfds
+from bitflax.data import glue, icd10, own_files, tables
 from bitflax.data.examples import Examples, Task, digest, shuffled, split_off
 from bitflax.errors import ConfigError, DataError
 
@@ -114,7 +114,7 @@ def _glue(name: str, data_dir: str | Path | None) -> Loaded:
     task, faults = glue.GLUE_TASKS[name], tables.Faults()
     folder = None if data_dir is None else glue.find_folder(name, data_dir)
     if folder is None:
-        train, dev, notes = tfds.load_glue(name, data_dir)
+        train, dev, notes = glue.from_tfds(name, data_dir)
     else:
         train, dev, notes = glue.from_folder(name, folder, faults)
         faults.check()
