@@ -240,7 +240,16 @@ def from_folder(
             notes.append(
                 f"{path}: {table.skipped} rows of too few columns left out, as by TFDS"
             )
-        parts.append(_examples(task, table, faults))
+        parts.append(
+            tables.to_examples(
+                table,
+                task.texts,
+                task.label,
+                None if task.regression else task.values,
+                faults,
+                allow_empty=task.short_rows,
+            )
+        )
     train, dev = parts
     assert train is not None
     return train, dev, tuple(notes)
@@ -258,14 +267,3 @@ def _wanted(task: GlueTask, place: str, names) -> tuple[str, ...]:
                 fix=f"point data_dir at GLUE's own {task.folder} files",
             )
     return wanted
-
-
-def _examples(task: GlueTask, table: tables.Table, faults: tables.Faults) -> Examples:
-    """Return a file's checked rows."""
-    texts = tables.text_columns(table, task.texts, faults, allow_empty=task.short_rows)
-    if task.regression:
-        return tables.to_examples(
-            table, texts, tables.real_labels(table, task.label, faults)
-        )
-    labels = tables.class_labels(table, task.label, task.values, faults)
-    return tables.to_examples(table, texts, labels)

@@ -213,19 +213,16 @@ def load_augmented(path: str | Path, task: Task) -> Examples:
         return wanted
 
     table = data.read_table(path, choose, faults)
-    texts = data.text_columns(table, names, faults, allow_empty=True)
-    labels = None
-    if labelled and task.regression:
-        labels = data.real_labels(table, "label", faults)
-    elif labelled:
-        labels = data.class_labels(table, "label", task.labels, faults)
+    label = "label" if labelled else None
+    classes = None if task.regression else task.labels
+    found = data.to_examples(table, names, label, classes, faults, allow_empty=True)
     for row, source in zip(table.rows, table.columns["source"], strict=True):
         if type(source) is not int:
             problem = f"expected a row's number as source, found {source!r:.20}"
             faults.add(table.path, row, problem, "make the file again")
     faults.check()
     sources = np.array(table.columns["source"], np.int64)
-    return _own(Examples(texts, labels, sources), task, table.path)
+    return _own(dataclasses.replace(found, rows=sources), task, table.path)
 
 
 def _own(found: Examples, task: Task, path: str) -> Examples:
