@@ -184,7 +184,7 @@ def _add_augment(parser: _Parser) -> None:
     parser.add_argument(
         "--masked-lm", metavar="DIR", help="the folder of a BertForMaskedLM"
     )
-    vectors = "GloVe's .txt, a .npy with its words in the .txt beside it, or glove"
+    vectors = "GloVe's .txt, or glove: the packaged ones"
     parser.add_argument("--vectors", metavar="FILE|glove", help=vectors)
     copies = "variants an example (MNLI, QQP 10; SST-2, QNLI 20; others 30)"
     parser.add_argument("--copies", type=int, metavar="N", help=copies)

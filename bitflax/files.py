@@ -8,6 +8,7 @@ A manifest is a JSON file that lies beside what it lists::
 
 import contextlib
 import hashlib
+import importlib.util
 import json
 import os
 import secrets
@@ -109,6 +110,33 @@ def sha256(path: str | Path) -> str:
     """Return the SHA-256 of a file's bytes, in hexadecimal."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def model_sha256(folder: Path, *, names: bool = True) -> str:
+    """Return the SHA-256 of all that a model's folder says, in hexadecimal.
+
+    Args:
+      folder: a Hugging Face folder.
+      names: whether a file's name counts too: it does in what a run pins, not in the
+        record of an augmentation.
+    """
+    kinds = (".json", ".txt", ".safetensors", ".bin")
+    found = sorted(path for path in folder.iterdir() if path.suffix in kinds)
+    sums = [f"{p.name} {sha256(p)}\n" if names else sha256(p) for p in found]
+    return hashlib.sha256("".join(sums).encode()).hexdigest()
+
+
+def package_files(package: str, pattern: str) -> list[Path]:
+    """Return the files of an installed package, sorted, without running the package.
+
+    >>> [path.name for path in package_files("bitflax", "data/ta*s.py")]
+    ['tables.py', 'tasks.py']
+    >>> package_files("no_such_package", "*")
+    []
+    """
+    spec = importlib.util.find_spec(package)
+    folders = (spec and spec.submodule_search_locations) or ()
+    return sorted(path for folder in folders for path in Path(folder).glob(pattern))
 
 
 def write_manifest(folder: Path, head: Mapping[str, Any]) -> None:

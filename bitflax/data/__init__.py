@@ -10,10 +10,8 @@ from bitflax.data.glue import GLUE_TASKS as GLUE_TASKS
 from bitflax.data.metrics import predictions as predictions
 from bitflax.data.metrics import score as score
 from bitflax.data.tables import Faults as Faults
-from bitflax.data.tables import class_labels as class_labels
 from bitflax.data.tables import read_table as read_table
-from bitflax.data.tables import real_labels as real_labels
-from bitflax.data.tables import text_columns as text_columns
+from bitflax.data.tables import to_examples as to_examples
 from bitflax.data.tasks import ICD10CM as ICD10CM
 from bitflax.data.tasks import describe_task as describe_task
 from bitflax.data.tasks import load_task as load_task

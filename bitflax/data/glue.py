@@ -1,13 +1,15 @@
-"""GLUE's nine tasks: their columns and classes, and how their own files are read.
+"""GLUE's nine tasks: their columns and classes, out of GLUE's own files or TFDS.
 
 Source: Wang et al., GLUE, ICLR 2019; classes and columns as TFDS's ``glue`` has them.
 """
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from bitflax.data import tables
-from bitflax.data.examples import Examples
+import numpy as np
+
+from bitflax.data import tables, tfds
+from bitflax.data.examples import Examples, object_column
 from bitflax.errors import DataError, InputMissing
 
 
@@ -151,6 +153,65 @@ def find_folder(name: str, data_dir: str | Path) -> Path | None:
     return found[0] if found else None
 
 
+def from_tfds(
+    name: str, data_dir: str | Path | None = None
+) -> tuple[Examples, Examples, tuple[str, ...]]:
+    """Read a task that TFDS has prepared, downloaded once if need be.
+
+    Rows are in the order of GLUE's own files, so that the data's hash is the same
+    whichever way they came.
+
+    Args:
+      name: the task's.
+      data_dir: where TFDS has prepared it; None: TFDS's own folder, into which it is
+        downloaded.
+
+    Returns:
+      ``(train, dev, notes)``.
+
+    Raises:
+      InputMissing: the task is not in ``data_dir``, or cannot be downloaded.
+      DamagedFile: what TFDS has prepared cannot be read.
+    """
+    task = GLUE_TASKS[name]
+    builder = tfds.open_builder(name.removesuffix("-mm"), data_dir)
+    if not tfds.is_prepared(builder):
+        if data_dir is not None:
+            raise InputMissing(
+                data_dir,
+                f"expected {task.folder}/train.tsv, or {name} prepared by TFDS, "
+                "found neither",
+                fix=f"correct data_dir, or leave it out to download {name} by TFDS",
+            )
+        fix = (
+            f"prepare {name} where there is a network and copy {builder.data_dir} "
+            f"here; or set data_dir to a folder of GLUE's own {task.folder}/train.tsv "
+            "and dev.tsv"
+        )
+        tfds.prepare(name, builder, fix)
+    tfds.prepared_files(name, builder)
+    with tfds.reading(name, builder):
+        train = _in_order(builder.as_data_source(split="train"), task)
+        dev = _in_order(builder.as_data_source(split=task.split), task)
+    return train, dev, ()
+
+
+def _in_order(source: Any, task: GlueTask) -> Examples:
+    """Return a split in the order of ``idx``; TFDS shuffles what it writes."""
+    # All at once is seven times faster than row by row.
+    records = source.__getitems__(list(range(len(source))))
+    records = sorted(records, key=lambda record: record["idx"])
+    kind = np.float32 if task.regression else np.int32
+    return Examples(
+        texts=tuple(
+            object_column([record[feature].decode() for record in records])
+            for feature in task.features
+        ),
+        labels=np.array([record["label"] for record in records], kind),
+        rows=np.array([record["idx"] for record in records], np.int64) + 1,
+    )
+
+
 def from_folder(
     name: str, folder: Path, faults: tables.Faults
 ) -> tuple[Examples, Examples | None, tuple[str, ...]]:
@@ -179,7 +240,16 @@ def from_folder(
             notes.append(
                 f"{path}: {table.skipped} rows of too few columns left out, as by TFDS"
             )
-        parts.append(_examples(task, table, faults))
+        parts.append(
+            tables.to_examples(
+                table,
+                task.texts,
+                task.label,
+                None if task.regression else task.values,
+                faults,
+                allow_empty=task.short_rows,
+            )
+        )
     train, dev = parts
     assert train is not None
     return train, dev, tuple(notes)
@@ -197,14 +267,3 @@ def _wanted(task: GlueTask, place: str, names) -> tuple[str, ...]:
                 fix=f"point data_dir at GLUE's own {task.folder} files",
             )
     return wanted
-
-
-def _examples(task: GlueTask, table: tables.Table, faults: tables.Faults) -> Examples:
-    """Return a file's checked rows."""
-    texts = tables.text_columns(table, task.texts, faults, allow_empty=task.short_rows)
-    if task.regression:
-        return tables.to_examples(
-            table, texts, tables.real_labels(table, task.label, faults)
-        )
-    labels = tables.class_labels(table, task.label, task.values, faults)
-    return tables.to_examples(table, texts, labels)

@@ -5,7 +5,6 @@ The US government's list of diagnoses (public domain) comes with the package
 """
 
 import hashlib
-import importlib.util
 import re
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator
@@ -14,6 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from bitflax import files
 from bitflax.data.examples import Examples, object_column
 from bitflax.errors import DamagedFile, InputMissing
 
@@ -99,17 +99,15 @@ def _read() -> tuple[list[Diagnosis], dict[int, str]]:
 
 
 def _tabular_list() -> Path:
-    """Return the path of the XML file, without running the package."""
-    spec = importlib.util.find_spec(PACKAGE)
-    folders = list(spec.submodule_search_locations or ()) if spec else []
-    files = [f for d in folders for f in Path(d).glob("data/icd10c*tabular*.xml")]
-    if not files:
+    """Return the path of the newest release's XML file."""
+    found = files.package_files(PACKAGE, "data/icd10c*tabular*.xml")
+    if not found:
         raise InputMissing(
             "icd10cm",
             f"the package {PACKAGE.replace('_', '-')} that holds the data is missing",
             fix="pip install simple-icd-10-cm (or: pip install 'bitflax[demo]')",
         )
-    return max(files)
+    return found[-1]
 
 
 def _diagnoses(chapters: list) -> Iterator[Diagnosis]:

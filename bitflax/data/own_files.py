@@ -4,11 +4,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-
 from bitflax.data import tables
 from bitflax.data.examples import Examples
-from bitflax.errors import DataError, InputMissing
+from bitflax.errors import DataError, InputMissing, nearest
 
 TEXT_NAMES = ("text", "sentence", "texts", "sentences", "question", "review")
 PAIR_NAMES = (
@@ -70,19 +68,14 @@ def load_own(
     files = dict.fromkeys(p for p in (path, dev) if p is not None)
     read = [tables.read_table(p, choose, faults) for p in files]
     labelled = [(table, names[table.path][1]) for table in read]
-    real, values = _kind(labelled, regression, classes)
-    parts = []
-    for table, column in labelled:
-        texts = tables.text_columns(table, names[table.path][0], faults)
-        parts.append(
-            tables.to_examples(
-                table, texts, _labels(table, column, real, values, faults)
-            )
-        )
+    values = _classes(labelled, regression, classes)
+    parts = [tables.to_examples(t, *names[t.path], values, faults) for t in read]
     faults.check()
     notes = [_note(t.path, *names[t.path]) for t in read]
-    if labelled[0][1] is not None and not real and classes is None:
-        tables.check_classes(str(labelled[0][1]), str(path), values, len(parts[0]))
+    column = labelled[0][1]
+    if column is not None and values is not None and classes is None:
+        tables.check_classes(column, str(path), values, len(parts[0]))
+    real, values = values is None, values or ()
     return Own(parts[0], parts[-1] if dev else None, values, real, tuple(notes))
 
 
@@ -161,7 +154,7 @@ def _must_have(place: str, header: Sequence[str], name: str) -> None:
         raise DataError(
             f"{place}:1",
             f"expected a column named {name!r}, found {_listed(header)}",
-            fix=tables.nearest(name, header),
+            fix=nearest(name, header, "columns"),
         )
 
 
@@ -170,23 +163,14 @@ def _listed(header: Sequence[str]) -> str:
     return ", ".join(f"{name[:30]!r}" for name in header[:8])
 
 
-def _kind(labelled, regression: bool | None, classes) -> tuple[bool, tuple[str, ...]]:
-    """Return whether labels are real numbers, and else the classes.
+def _classes(labelled, regression: bool | None, classes) -> tuple[str, ...] | None:
+    """Return the classes; None where labels are real numbers.
 
     The training file's classes are the classes; a dev file's only where the training
     file has no labels.
     """
     values = [table.columns[column] for table, column in labelled if column is not None]
     if classes is not None or not values:
-        return False, tuple(classes or ())
+        return tuple(classes or ())
     real = tables.looks_real(values[0]) if regression is None else regression
-    return real, () if real else tables.class_names(values[0])
-
-
-def _labels(table, column, real: bool, values, faults) -> np.ndarray | None:
-    """Return the labels of one file, or None."""
-    if column is None:
-        return None
-    if real:
-        return tables.real_labels(table, column, faults)
-    return tables.class_labels(table, column, values, faults)
+    return None if real else tables.class_names(values[0])

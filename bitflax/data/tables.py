@@ -6,7 +6,6 @@ of them at once and nothing starts on half-good data.
 
 import csv
 import dataclasses
-import difflib
 import io
 import itertools
 import json
@@ -18,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from bitflax.data.examples import Examples, object_column
-from bitflax.errors import DataError, InputMissing
+from bitflax.errors import DataError, InputMissing, nearest
 
 SUFFIXES = (".tsv", ".csv", ".jsonl")
 SHOWN = 5
@@ -130,27 +129,14 @@ def read_table(
     return table
 
 
-def nearest(name: str, names: Sequence[str]) -> str:
-    """Return a mend that names the name nearest to a wrong one, if one is near.
-
-    >>> nearest("txt", ["text", "label"]), nearest("q", ["text", "label"])
-    ("did you mean 'text'?", 'choose one of them')
-    """
-    close = difflib.get_close_matches(name.lower(), [n.lower() for n in names], 1, 0.3)
-    right = [n for n in names if n.lower() in close]
-    return f"did you mean {right[0]!r}?" if right else "choose one of them"
-
-
 def _decoded(path: Path) -> str:
     """Return a file's text, whatever line ends it has and with or without a BOM."""
     try:
         data = path.read_bytes()
     except FileNotFoundError:
-        near = difflib.get_close_matches(
-            path.name, [p.name for p in path.parent.glob("*.*")], 1
-        )
-        hint = f"did you mean {path.parent / near[0]}?" if near else "check the path"
-        raise InputMissing(path, "there is no such file", fix=hint) from None
+        beside = sorted(p.name for p in path.parent.glob("*.*"))
+        fix = nearest(path.name, beside, "files there")
+        raise InputMissing(path, "there is no such file", fix=fix) from None
     except OSError as error:
         problem = f"cannot be read: {error.strerror}"
         raise InputMissing(path, problem, fix="name a file that you may read") from None
@@ -242,16 +228,9 @@ MISSING = ("", "nan")
 
 
 def text_columns(
-    table: Table, names: Sequence[str], faults: Faults, *, allow_empty: bool = False
+    table: Table, names: Sequence[str], faults: Faults, allow_empty: bool = False
 ) -> tuple[np.ndarray, ...]:
-    """Return one or two columns of texts; a value that is no text is a fault.
-
-    Args:
-      table: the file.
-      names: the columns that hold texts.
-      faults: takes the bad rows.
-      allow_empty: whether a text may be empty (published data that no one can mend).
-    """
+    """Return one or two columns of texts; a value that is no text is a fault."""
     for name in names:
         for row, value in zip(table.rows, table.columns[name], strict=True):
             problem = _text_problem(value, allow_empty)
@@ -352,9 +331,29 @@ def check_classes(name: str, place: str, values: Sequence[str], rows: int) -> No
 
 
 def to_examples(
-    table: Table, columns: tuple[np.ndarray, ...], labels: np.ndarray | None
+    table: Table,
+    texts: Sequence[str],
+    label: str | None,
+    classes: Sequence[str] | None,
+    faults: Faults,
+    *,
+    allow_empty: bool = False,
 ) -> Examples:
-    """Return checked columns as examples with the rows they come from."""
+    """Return a file's rows as examples; a value that cannot be used is a fault.
+
+    Args:
+      table: the file.
+      texts: the one or two columns of texts.
+      label: the column of labels; None: there is none.
+      classes: what may stand there, in the order of their numbers; None: real numbers.
+      faults: takes the bad rows.
+      allow_empty: whether a text may be empty (published data that no one can mend).
+    """
+    columns, labels = text_columns(table, texts, faults, allow_empty), None
+    if label is not None and classes is None:
+        labels = real_labels(table, label, faults)
+    elif label is not None and classes is not None:
+        labels = class_labels(table, label, classes, faults)
     return Examples(columns, labels, np.array(table.rows, np.int64))
 
 

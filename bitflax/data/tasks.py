@@ -1,13 +1,12 @@
 """Tasks by name or by file: ``load_task("glue/cola")``, ``load_task("mine.tsv")``."""
 
 import dataclasses
-import difflib
 from collections.abc import Sequence
 from pathlib import Path
 
-from bitflax.data import glue, icd10, own_files, tables, tfds
+from bitflax.data import glue, icd10, own_files, tables
 from bitflax.data.examples import Examples, Task, digest, shuffled, split_off
-from bitflax.errors import ConfigError, DataError
+from bitflax.errors import ConfigError, DataError, nearest
 
 ICD10CM = "icd10cm"
 
@@ -114,7 +113,7 @@ def _glue(name: str, data_dir: str | Path | None) -> Loaded:
     task, faults = glue.GLUE_TASKS[name], tables.Faults()
     folder = None if data_dir is None else glue.find_folder(name, data_dir)
     if folder is None:
-        train, dev, notes = tfds.load_glue(name, data_dir)
+        train, dev, notes = glue.from_tfds(name, data_dir)
     else:
         train, dev, notes = glue.from_folder(name, folder, faults)
         faults.check()
@@ -183,10 +182,8 @@ def _check_path(name: str) -> None:
     path = Path(name)
     if path.suffix.lower() in tables.SUFFIXES or path.exists():
         return
-    near = difflib.get_close_matches(name, task_names(), 1, 0.5)
     raise ConfigError(
         name,
         "expected a task's name or a .tsv, .csv or .jsonl file, found neither",
-        fix=(f"did you mean {near[0]}? " if near else "")
-        + f"tasks: {', '.join(task_names())}",
+        fix=nearest(name, task_names(), "tasks"),
     )

@@ -1,4 +1,4 @@
-"""GLUE by TFDS (``tensorflow_datasets``), without TensorFlow.
+"""Data sets of TFDS (``tensorflow_datasets``), read without TensorFlow.
 
 TFDS writes and reads ``array_record`` files without TensorFlow; TFRecord files it
 cannot even read without it.
@@ -13,89 +13,49 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from bitflax.data import glue, passages
-from bitflax.data.examples import Examples, object_column
+from bitflax.data import passages
 from bitflax.errors import ConfigError, DamagedFile, InputMissing
 
 FORMAT = "array_record"
 TIMEOUT = 10.0
 """Seconds to wait for the host of the data, before TFDS would retry for minutes."""
+HOST = "https://storage.googleapis.com"
+"""Where TFDS asks first, whatever the data set; but for GLUE."""
+_MARK = re.compile(r"_START_[A-Z]+_")
 
 
-def load_glue(
-    name: str, data_dir: str | Path | None = None
-) -> tuple[Examples, Examples, tuple[str, ...]]:
-    """Return ``(train, dev, notes)`` of a GLUE task, downloaded once if need be.
-
-    Rows are in the order of GLUE's own files, so that the data's hash is the same
-    whichever way they came.
+def open_builder(name: str, data_dir: str | Path | None) -> Any:
+    """Return TFDS's builder of a data set; what it has prepared is in its ``data_dir``.
 
     Args:
-      name: one of ``glue.TASKS``.
-      data_dir: where TFDS has prepared the task; None: TFDS's own folder (the variable
-        ``TFDS_DATA_DIR``, or ``~/tensorflow_datasets``), into which it is downloaded.
+      name: as TFDS knows it.
+      data_dir: where TFDS has prepared it; None: TFDS's own folder (the variable
+        ``TFDS_DATA_DIR``, or ``~/tensorflow_datasets``).
+    """
+    import tensorflow_datasets as tfds
+    import tensorflow_datasets.text  # makes its names known
+
+    folder = None if data_dir is None else str(Path(data_dir).expanduser())
+    with quiet():
+        return tfds.builder(name, data_dir=folder, file_format=FORMAT)
+
+
+def is_prepared(builder: Any) -> bool:
+    """Whether a data set is on the disk already."""
+    return (Path(builder.data_dir) / "dataset_info.json").is_file()
+
+
+def prepare(name: str, builder: Any, fix: str) -> None:
+    """Download and prepare a data set, once it is seen that its host answers.
 
     Raises:
-      InputMissing: the task is not in ``data_dir``, or cannot be downloaded.
-      DamagedFile: what TFDS has prepared cannot be read.
+      InputMissing: it does not, or the download fails; with ``fix``.
     """
-    task = glue.GLUE_TASKS[name]
-    builder = _builder(name, data_dir)
-    folder = Path(builder.data_dir)
-    if not (folder / "dataset_info.json").is_file():
-        if data_dir is not None:
-            raise InputMissing(
-                data_dir,
-                f"expected {task.folder}/train.tsv, or {name} prepared by TFDS, "
-                "found neither",
-                fix=f"correct data_dir, or leave it out to download {name} by TFDS",
-            )
-        _prepare(name, builder)
-    if not any(folder.glob(f"*.{FORMAT}*")):
-        raise InputMissing(
-            folder,
-            f"expected {FORMAT} files, found another format: TensorFlow reads it only",
-            fix=f"prepare {name} in another folder: tfds build --file_format={FORMAT}",
-        )
-    try:
-        train = _examples(builder.as_data_source(split="train"), task)
-        dev = _examples(builder.as_data_source(split=task.split), task)
-    except Exception as error:  # the readers below TFDS share no base class
-        raise DamagedFile(
-            folder,
-            f"expected {name} as TFDS prepares it, found {first_line(error)}",
-            fix="delete the folder, and prepare or copy it again",
-        ) from error
-    return train, dev, ()
-
-
-def _builder(name: str, data_dir: str | Path | None) -> Any:
-    """Return TFDS's builder of a task."""
     import tensorflow_datasets as tfds
-    import tensorflow_datasets.text.glue  # makes "glue" known
+    from tensorflow_datasets.text import glue
 
-    config = name.replace("-mm", "")
-    with quiet():
-        return tfds.builder(
-            config,
-            data_dir=None if data_dir is None else str(Path(data_dir).expanduser()),
-            file_format=FORMAT,
-        )
-
-
-def _prepare(name: str, builder: Any) -> None:
-    """Download and prepare a task, once it is seen that its host answers."""
-    import tensorflow_datasets as tfds
-    from tensorflow_datasets.text import glue as tfds_glue
-
-    url = builder.builder_config.data_url or tfds_glue._MRPC_TRAIN
-    fix = (
-        f"prepare {name} where there is a network and copy {builder.data_dir} here; or "
-        f"set data_dir to a folder of GLUE's own {glue.GLUE_TASKS[name].folder}/"
-        "train.tsv and dev.tsv"
-    )
+    # GLUE's tasks say where their files are; MRPC's text there is empty.
+    url = getattr(builder.builder_config, "data_url", HOST) or glue._MRPC_TRAIN
     if not reachable(url):
         problem = f"not prepared in {builder.data_dir}, and {url} is out of reach"
         raise InputMissing(name, problem, fix=fix)
@@ -105,9 +65,42 @@ def _prepare(name: str, builder: Any) -> None:
                 download_config=tfds.download.DownloadConfig(try_download_gcs=False),
                 file_format=FORMAT,
             )
-    except Exception as error:  # whatever the network or the disk did
+    except Exception as error:  # whatever the network, the disk or Beam did
         raise InputMissing(
             name, f"the download failed: {first_line(error)}", fix=fix
+        ) from error
+
+
+def prepared_files(name: str, builder: Any) -> list[Path]:
+    """Return the files of a data set that is prepared.
+
+    Raises:
+      InputMissing: it is prepared in a format that only TensorFlow reads.
+    """
+    files = sorted(Path(builder.data_dir).glob(f"*.{FORMAT}*"))
+    if not files:
+        raise InputMissing(
+            builder.data_dir,
+            f"expected {FORMAT} files, found another format: only TensorFlow reads it",
+            fix=f"prepare {name} in another folder: tfds build --file_format={FORMAT}",
+        )
+    return files
+
+
+@contextlib.contextmanager
+def reading(name: str, builder: Any) -> Iterator[None]:
+    """Turn whatever reading raises into an error that names the folder.
+
+    Raises:
+      DamagedFile: what TFDS has prepared cannot be read.
+    """
+    try:
+        yield
+    except Exception as error:  # the readers below TFDS share no base class
+        raise DamagedFile(
+            builder.data_dir,
+            f"expected {name} as TFDS prepares it, found {first_line(error)}",
+            fix="delete the folder, and prepare or copy it again",
         ) from error
 
 
@@ -122,22 +115,6 @@ def reachable(url: str) -> bool:
     except (OSError, ValueError):
         return False
     return True
-
-
-def _examples(source: Any, task: glue.GlueTask) -> Examples:
-    """Return a split in the order of ``idx``; TFDS shuffles what it writes."""
-    # All at once is seven times faster than row by row.
-    records = source.__getitems__(list(range(len(source))))
-    records = sorted(records, key=lambda record: record["idx"])
-    kind = np.float32 if task.regression else np.int32
-    return Examples(
-        texts=tuple(
-            object_column([record[feature].decode() for record in records])
-            for feature in task.features
-        ),
-        labels=np.array([record["label"] for record in records], kind),
-        rows=np.array([record["idx"] for record in records], np.int64) + 1,
-    )
 
 
 def first_line(error: Exception) -> str:
@@ -156,11 +133,6 @@ def quiet() -> Iterator[None]:
         yield
     finally:
         logger.setLevel(level)
-
-
-HOST = "https://storage.googleapis.com"
-"""Where TFDS asks first, whatever the data set."""
-_MARK = re.compile(r"_START_[A-Z]+_")
 
 
 class Records:
@@ -188,33 +160,29 @@ class Records:
         data_dir: str | Path | None = None,
         window: int = passages.WINDOW,
     ):
-        self.name = name
-        builder = _text_builder(name, data_dir)
-        self._folder = Path(builder.data_dir)
-        if not (self._folder / "dataset_info.json").is_file():
-            _prepare_text(name, builder, data_dir)
-        files = sorted(self._folder.glob(f"*.{FORMAT}*"))
-        if not files:
-            raise InputMissing(
-                self._folder,
-                f"expected {FORMAT} files, found another format: only "
-                "TensorFlow reads it",
-                fix=f"tfds build {name} --file_format={FORMAT}",
+        self.name, self._builder = name, _known(name, data_dir)
+        if not is_prepared(self._builder):
+            fix = (
+                f"prepare it where there is a network (tfds build {name} "
+                f"--file_format={FORMAT}) and copy {self._builder.data_dir} here; or "
+                "give a folder of .txt files"
             )
-        if "text" not in (builder.info.features or {}):
+            if data_dir is not None:
+                raise InputMissing(data_dir, f"{name} is not prepared there", fix=fix)
+            prepare(name, self._builder, fix)
+        files, info = prepared_files(name, self._builder), self._builder.info
+        if "text" not in (info.features or {}):
             raise ConfigError(
                 name, "it has no feature 'text'", fix="name a text data set"
             )
-        try:
-            self._records = builder.as_data_source(split="train")
+        with reading(name, self._builder):
+            self._records = self._builder.as_data_source(split="train")
             count = len(self._records)
-        except Exception as error:  # the readers below TFDS share no base class
-            raise self._damaged(error) from error
-        size = max(1, builder.info.splits["train"].num_bytes // max(1, count))
+        size = max(1, info.splits["train"].num_bytes // max(1, count))
         self._each = max(1, window // size)
         self.windows = -(-count // self._each)
         sizes = [f"{file.name} {file.stat().st_size}" for file in files]
-        self.stamp = " ".join([str(builder.info.full_name), str(count), *sizes])
+        self.stamp = " ".join([str(info.full_name), str(count), *sizes])
 
     def check(self) -> str:
         """Return the SHA-256 of the files' names and sizes: TFDS wrote them."""
@@ -224,63 +192,22 @@ class Records:
         """Return the passages of a window."""
         first = window * self._each
         places = range(first, min(first + self._each, len(self._records)))
-        try:
+        with reading(self.name, self._builder):
             texts = [r["text"].decode() for r in self._records.__getitems__(places)]
-        except Exception as error:  # as above
-            raise self._damaged(error) from error
         found = passages.cut("\n".join(texts).replace("_NEWLINE_", "\n"))
         return [line for line in found if not _MARK.fullmatch(line)]
 
-    def _damaged(self, error: Exception) -> DamagedFile:
-        return DamagedFile(
-            self._folder,
-            f"expected {self.name} as TFDS prepares it, found {first_line(error)}",
-            fix="delete the folder, and prepare or copy it again",
-        )
 
-
-def _text_builder(name: str, data_dir: str | Path | None) -> Any:
+def _known(name: str, data_dir: str | Path | None) -> Any:
+    """Return the builder of a corpus; its name may be mistyped."""
     import tensorflow_datasets as tfds
-    import tensorflow_datasets.text  # makes its names known
 
     try:
-        with quiet():
-            return tfds.builder(
-                name,
-                try_gcs=False,
-                data_dir=None if data_dir is None else str(Path(data_dir).expanduser()),
-                file_format=FORMAT,
-            )
+        return open_builder(name, data_dir)
     except (tfds.core.DatasetNotFoundError, ValueError, AssertionError) as error:
         raise ConfigError(
             name,
             "expected a .txt file, a folder of such files, icd10cm, or a text data set "
             f"that TFDS knows; found none ({first_line(error)})",
             fix="correct the path, or the name (wiki40b/en)",
-        ) from error
-
-
-def _prepare_text(name: str, builder: Any, data_dir: str | Path | None) -> None:
-    """Download and prepare a data set, once it is seen that there is a network."""
-    import tensorflow_datasets as tfds
-
-    fix = (
-        f"prepare it where there is a network (tfds build {name} "
-        f"--file_format={FORMAT}) and copy {builder.data_dir} here; or give "
-        "a folder of .txt files"
-    )
-    if data_dir is not None:
-        raise InputMissing(data_dir, f"{name} is not prepared there", fix=fix)
-    if not reachable(HOST):
-        problem = f"not prepared in {builder.data_dir}, and {HOST} is out of reach"
-        raise InputMissing(name, problem, fix=fix)
-    try:
-        with quiet():
-            builder.download_and_prepare(
-                download_config=tfds.download.DownloadConfig(try_download_gcs=False),
-                file_format=FORMAT,
-            )
-    except Exception as error:  # whatever the network, the disk or Beam did
-        raise InputMissing(
-            name, f"the download failed: {first_line(error)}", fix=fix
         ) from error

@@ -1,7 +1,6 @@
 """Read and check everything that a run needs, before its first step."""
 
 import dataclasses
-import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -22,7 +21,7 @@ from bitflax.data import (
     task_names,
 )
 from bitflax.errors import ConfigError
-from bitflax.files import sha256 as files_sha256
+from bitflax.files import model_sha256
 from bitflax.recipe import Data, Recipe
 from bitflax.runs import checks
 from bitflax.runs.experiment import Experiment, TaskData
@@ -42,7 +41,7 @@ def prepare(recipe: Recipe, run: RunFolder) -> Experiment:
     folder = model.resolve_folder(taught.model)
     tokenizer = Tokenizer.from_folder(folder)
     mesh = training.mesh()
-    run.pin("teacher", _sha256(folder))
+    run.pin("teacher", model_sha256(folder))
     if recipe.data is None:
         teacher = Model(*model.load_pretrained(folder))
         experiment = Experiment(recipe, run, mesh, tokenizer, teacher)
@@ -159,14 +158,6 @@ def _with_predictions(
     )
 
 
-def _sha256(folder: Path) -> str:
-    """Return the SHA-256 of all that a model's folder says."""
-    kinds = (".json", ".txt", ".safetensors", ".bin")
-    files = sorted(path for path in folder.iterdir() if path.suffix in kinds)
-    sums = [f"{path.name} {files_sha256(path)}\n" for path in files]
-    return hashlib.sha256("".join(sums).encode()).hexdigest()
-
-
 def _load_untaught(recipe: Recipe, folder: Path, task: Task) -> Model:
     taught = recipe.teacher
     if taught.epochs == 0:
@@ -264,10 +255,10 @@ def _pin_others(experiment: Experiment) -> None:
             run.pin(f"corpus of {stage.name}", text.sha256)
             if taught.folder is not None and taught.pretrained is not None:
                 folder = model.resolve_folder(taught.pretrained)
-                run.pin("pretrained teacher", _sha256(folder))
+                run.pin("pretrained teacher", model_sha256(folder))
         if stage.init.source not in ("previous", "teacher"):
             folder = model.resolve_folder(stage.init.source)
-            run.pin(f"start of {stage.name}", _sha256(folder))
+            run.pin(f"start of {stage.name}", model_sha256(folder))
 
 
 def _space(run: Path, shapes: Mapping[str, Params], ready: bool) -> int:

@@ -136,7 +136,7 @@ def test_bad_numbers_are_faults_of_a_regression(write):
         ({"text": "txt"}, "did you mean 'text'?"),
         ({"label": "Lable"}, "did you mean 'label'?"),
         ({"text": ("text", "text_2")}, "did you mean 'text'?"),
-        ({"text": "zzz"}, "choose one of them"),
+        ({"text": "zzz"}, "the columns are: text, label"),
     ],
 )
 def test_a_wrong_column_names_the_nearest(write, settings, fix):

@@ -118,7 +118,7 @@ def test_other_suffixes_are_refused(write):
 
 def test_a_missing_file_names_its_neighbour(write, tmp_path):
     write("train.tsv", "text\na\n")
-    with pytest.raises(InputMissing, match=r"did you mean .*train\.tsv"):
+    with pytest.raises(InputMissing, match=r"did you mean .train\.tsv"):
         read(tmp_path / "trian.tsv")
 
 
@@ -126,11 +126,3 @@ def test_a_folder_is_no_file(tmp_path):
     (tmp_path / "a.tsv").mkdir()
     with pytest.raises(InputMissing, match="cannot be read"):
         read(tmp_path / "a.tsv")
-
-
-@pytest.mark.parametrize(
-    ("name", "mend"),
-    [("Text", "'text'"), ("sentnce", "'sentence'"), ("lable", "'label'")],
-)
-def test_nearest_column(name, mend):
-    assert mend in tables.nearest(name, ["text", "sentence", "label"])

@@ -75,9 +75,9 @@ def test_own_metrics(write, content, metric):
 @pytest.mark.parametrize(
     ("name", "problem"),
     [
-        ("glue/col", "did you mean glue/cola?"),
-        ("icd10", "did you mean icd10cm?"),
-        ("zzzzzz", "fix: tasks: icd10cm, glue/cola"),
+        ("glue/col", "did you mean 'glue/cola'"),
+        ("icd10", "did you mean 'icd10cm'"),
+        ("zzzzzz", "fix: the tasks are: icd10cm, glue/cola"),
     ],
 )
 def test_an_unknown_name_names_the_nearest(name, problem):

@@ -7,7 +7,6 @@ a variant was made of. An example itself comes before its variants.
 """
 
 import dataclasses
-import hashlib
 import json
 import random
 import sys
@@ -21,7 +20,7 @@ from bitflax import data, files, model, progress
 from bitflax.data import Examples, Task
 from bitflax.data.augmentation import word_vectors, words
 from bitflax.data.augmentation.masked_lm import load_masked_lm
-from bitflax.data.augmentation.resumable_file import Growing
+from bitflax.data.augmentation.resumable_file import ResumableFile
 from bitflax.data.augmentation.words import Finder, variants
 from bitflax.errors import DataError, UsageError
 
@@ -37,9 +36,8 @@ class Augment:
     """How a task is augmented.
 
     ``copies`` is N (None: by the task), ``probability`` p, ``candidates`` M.
-    ``masked_lm`` is a BertForMaskedLM's folder, ``vectors`` what
-    ``wordvectors.load`` takes; one of them may be None, and the other serves for all
-    words that it can.
+    ``masked_lm`` is a BertForMaskedLM's folder, ``vectors`` what ``load_vectors``
+    takes; one of them may be None, and the other serves for all words that it can.
 
     Raises:
       UsageError: both are None, or a number is out of range.
@@ -109,7 +107,7 @@ def write_augmented(task: Task, out: str | Path, how: Augment) -> int:
     out = check_out(out)
     copies = how.copies or COPIES.get(task.name, 30)
     settings = _settings(task, how, copies)
-    with Growing(out, settings, len(task.train)) as file:
+    with ResumableFile(out, settings, len(task.train)) as file:
         if file.done < file.total:
             size = sum(len(text) for texts in task.train.texts for text in texts)
             files.need_space(out.parent, (copies + 1) * (size + 60 * len(task.train)))
@@ -128,11 +126,8 @@ def _settings(task: Task, how: Augment, copies: int) -> dict[str, Any]:
     """Return what the file depends on; files by their contents, not by their place."""
     settings = dataclasses.asdict(how) | {"copies": copies}
     if how.masked_lm is not None:
-        kinds = (".json", ".txt", ".safetensors", ".bin")
-        folder = sorted(model.resolve_folder(how.masked_lm).iterdir())
-        sums = [files.sha256(file) for file in folder if file.suffix in kinds]
-        whole = hashlib.sha256("".join(sums).encode()).hexdigest()
-        settings["masked_lm"] = f"sha256 {whole}"
+        folder = model.resolve_folder(how.masked_lm)
+        settings["masked_lm"] = f"sha256 {files.model_sha256(folder, names=False)}"
     if how.vectors is not None:
         path = word_vectors.path_of(how.vectors)
         settings["vectors"] = f"sha256 {files.sha256(path)}"
@@ -218,19 +213,16 @@ def load_augmented(path: str | Path, task: Task) -> Examples:
         return wanted
 
     table = data.read_table(path, choose, faults)
-    texts = data.text_columns(table, names, faults, allow_empty=True)
-    labels = None
-    if labelled and task.regression:
-        labels = data.real_labels(table, "label", faults)
-    elif labelled:
-        labels = data.class_labels(table, "label", task.labels, faults)
+    label = "label" if labelled else None
+    classes = None if task.regression else task.labels
+    found = data.to_examples(table, names, label, classes, faults, allow_empty=True)
     for row, source in zip(table.rows, table.columns["source"], strict=True):
         if type(source) is not int:
             problem = f"expected a row's number as source, found {source!r:.20}"
             faults.add(table.path, row, problem, "make the file again")
     faults.check()
     sources = np.array(table.columns["source"], np.int64)
-    return _own(Examples(texts, labels, sources), task, table.path)
+    return _own(dataclasses.replace(found, rows=sources), task, table.path)
 
 
 def _own(found: Examples, task: Task, path: str) -> Examples:

@@ -11,11 +11,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
+import filelock
+
 from bitflax import files
 from bitflax.errors import ConfigError, FolderBusy, OutputError
 
 
-class Growing:
+class ResumableFile:
     """A file in the making, held by this process alone while the ``with`` lasts.
 
     Args:
@@ -31,9 +33,9 @@ class Growing:
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as tmp:
     ...     path = Path(tmp) / "out.jsonl"
-    ...     with Growing(path, {"seed": 0}, 2) as file:
+    ...     with ResumableFile(path, {"seed": 0}, 2) as file:
     ...         file.append("a\\n", 1)
-    ...     with Growing(path, {"seed": 0}, 2) as file:
+    ...     with ResumableFile(path, {"seed": 0}, 2) as file:
     ...         print(file.done)
     ...         file.append("b\\n", 2)
     ...     path.read_text()
@@ -49,7 +51,7 @@ class Growing:
         self._state = self.path.with_name(f"{self.path.name}.json")
         self._file: IO[bytes] | None = None
 
-    def __enter__(self) -> "Growing":
+    def __enter__(self) -> "ResumableFile":
         """Open the file, where the last process stopped."""
         known = self._known()
         if self.path.exists():
@@ -128,14 +130,12 @@ class Growing:
         return known
 
     def _lock(self) -> None:
-        import fcntl
-
         assert self._file is not None
         try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self._file.close()
-            problem = "another process writes it"
-            raise FolderBusy(self.path, problem, fix="wait for it") from None
+            alone = filelock.lock_descriptor(self._file.fileno(), blocking=False)
         except OSError:
             return  # some network folders have no locks
+        if not alone:
+            self._file.close()
+            problem = "another process writes it"
+            raise FolderBusy(self.path, problem, fix="wait for it")

