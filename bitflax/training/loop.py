@@ -12,7 +12,7 @@ from typing import Any, Protocol, runtime_checkable
 import jax
 
 from bitflax.errors import Diverged
-from bitflax.training import checkpoints, hosts
+from bitflax.training import checkpoints, hosts, lost_process
 from bitflax.types import Mean, Params, TrainState
 
 AGREE_SECONDS = 1.0
@@ -127,7 +127,7 @@ class Pauses:
         steps = int(AGREE_SECONDS / max(pace, 1e-9))
         return {
             "save": self.clock.due(),
-            "stop": hosts.taken_flag(),
+            "stop": hosts.take_flag(),
             "steps": max(1, min(self.most, steps)),
         }
 
@@ -279,7 +279,7 @@ class _Steps:
     def _stop(self, number: int, stop: int) -> None:
         self.saved.wait()
         self.bar.write(f"saved at step {number}; the same command goes on from here")
-        hosts.stop_together()
+        lost_process.stop_together()
         self.pauses.signals.deliver(stop)
 
 

@@ -17,10 +17,10 @@ import optax
 import pytest
 
 from bitflax import files
-from bitflax import files as bitflax_files
 from bitflax.errors import ConfigError, DamagedFile, InputMissing, StorageError
 from bitflax.training.checkpoints import Checkpoints
 from bitflax.types import TrainState
+from tests.helpers import hosted
 
 OPTIMIZER = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-3))
 
@@ -157,7 +157,7 @@ def test_save_does_not_wait_for_the_manifest(tmp_path, monkeypatch):
         assert release.wait(60)
         write(*args)
 
-    monkeypatch.setattr(bitflax_files, "write_manifest", slow)
+    monkeypatch.setattr(files, "write_manifest", slow)
     with Checkpoints(tmp_path) as saved:
         saved.save(1, make_state(), {})
         assert saved.steps == ()
@@ -313,10 +313,7 @@ def test_too_little_room_is_said_before_writing(tmp_path, monkeypatch):
 
 
 SCRIPT_HEAD = """
-    import sys
-    sys.path.insert(0, {tests!r})
-    import test_checkpoints as t
-    from test_checkpoints import *
+    from tests.training.test_checkpoints import *
     saved = Checkpoints({folder!r})
     template = make_state(width=20_000)
     found = saved.restore(template)
@@ -329,14 +326,13 @@ SCRIPT_HEAD = """
 
 
 def run_script(body, folder):
-    head = SCRIPT_HEAD.format(
-        tests=os.path.dirname(os.path.dirname(__file__)), folder=str(folder)
-    )
+    head = SCRIPT_HEAD.format(folder=str(folder))
     return subprocess.Popen(
         [sys.executable, "-c", textwrap.dedent(head) + textwrap.dedent(body)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        cwd=hosted.ROOT,
     )
 
 
@@ -374,7 +370,7 @@ def test_killed_between_the_data_and_the_manifest(tmp_path):
         """
     saved.save(1, make_state(1, seed=1, width=20_000), {"at": 1})
     saved.wait()
-    t.storage.write_manifest = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+    files.write_manifest = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
     saved.save(2, make_state(2, seed=2, width=20_000), {"at": 2})
     saved.wait()
     """,

@@ -81,7 +81,7 @@ class Said:
         monkeypatch.setattr(jax, "process_count", lambda: 2)
         monkeypatch.setattr(hosts, "broadcast", self.share)
         monkeypatch.setattr(hosts, "raise_flag", self.raise_flag)
-        monkeypatch.setattr(hosts, "taken_flag", self.taken_flag)
+        monkeypatch.setattr(hosts, "take_flag", self.take_flag)
 
     def share(self, make):
         self.asked += 1
@@ -91,7 +91,7 @@ class Said:
         assert self.flag is None
         self.flag = value
 
-    def taken_flag(self):
+    def take_flag(self):
         found, self.flag = self.flag, None
         return found
 
