@@ -16,6 +16,10 @@ from bitflax.training import checkpoints, hosts, lost_process
 from bitflax.types import Mean, Params, TrainState
 
 AGREE_SECONDS = 1.0
+LOG_EVERY = 20
+SAVE_SECONDS = 60.0
+
+Scores = dict[str, float]
 
 
 class Clock:
@@ -92,12 +96,10 @@ class Pauses:
     Attributes:
       signals: this process's.
       clock: this process's.
-      most: steps between two agreements of many processes, at most.
     """
 
     signals: Signals
     clock: Clock
-    most: int
     _next: int = 0
     _told: bool = False
     _last: tuple[int, float] = (0, 0.0)
@@ -128,14 +130,8 @@ class Pauses:
         return {
             "save": self.clock.due(),
             "stop": hosts.take_flag(),
-            "steps": max(1, min(self.most, steps)),
+            "steps": max(1, min(LOG_EVERY, steps)),
         }
-
-
-LOG_EVERY = 20
-SAVE_SECONDS = 60.0
-
-Scores = dict[str, float]
 
 
 @runtime_checkable
@@ -205,21 +201,15 @@ def train(work: Training, state: TrainState, run: Journal) -> Trained:
     """
     folder = work.folder / "checkpoints"
     with checkpoints.Checkpoints(folder) as saved, Signals() as signals:
-        restored = saved.restore(state)
-        extra = {"seconds": 0.0, "scores": {}}
-        if restored is not None:
-            state, extra = restored
+        state, extra = saved.restore(state) or (state, {"seconds": 0.0, "scores": {}})
         first = int(state.step)
         run.rewind(work.name, first)
         clock = Clock(extra["seconds"], SAVE_SECONDS)
-        pause = Pauses(signals, clock, LOG_EVERY)
         with run.progress(work.steps, work.name, first) as bar:
-            steps = _Steps(work, run, bar, saved, pause)
+            steps = _Steps(work, run, bar, saved, Pauses(signals, clock))
             state, scores = steps.take(state, first, extra["scores"])
-        if work.keep == "best":
-            best = saved.restore(state, best=True)
-            if best is not None:
-                state, scores = best[0], best[1]["scores"]
+        if work.keep == "best" and (best := saved.restore(state, best=True)):
+            state, scores = best[0], best[1]["scores"]
     return Trained(state.params, scores, clock.seconds)
 
 
@@ -237,26 +227,27 @@ class _Steps:
         self, state: TrainState, first: int, scores: Scores
     ) -> tuple[TrainState, Scores]:
         """Run the steps after ``first``; return the last state and its scores."""
-        work, means = self.work, _Means()
+        work, waiting = self.work, []
         # CPU devices that run ahead of each other can wait for each other for good.
         many = jax.default_backend() == "cpu" and jax.device_count() > 1
         for number in range(first + 1, work.steps + 1):
             state, metrics = work.step(state, work.batch(number - 1))
             if many:
                 jax.block_until_ready(metrics)
-            means.add(metrics)
+            waiting.append(metrics)
             self.bar.update(number, {})
             last = number == work.steps
             if number % LOG_EVERY == 0 or last:
-                self._log(number, means.read(work, number))
-                means = _Means()
+                self._log(number, _means(work, number, waiting))
+                waiting = []
             scored = number % work.eval_every == 0 or last
             if scored:
                 scores = self._score(number, state)
             better = scored and work.keep == "best"
             due, stop = self.pauses.at(number, last)
             if better or due or stop:
-                means.read(work, number)  # a state that diverged is not worth saving
+                # A state that diverged is not worth saving.
+                _means(work, number, waiting)
                 extra = {"seconds": self.pauses.clock.seconds, "scores": scores}
                 metric = scores.get(work.metric) if better else None
                 self.saved.save(number, state, extra, metric)
@@ -283,24 +274,18 @@ class _Steps:
         self.pauses.signals.deliver(stop)
 
 
-class _Means:
-    """Sums of loss parts on the device, read once every ``LOG_EVERY`` steps."""
-
-    def __init__(self):
-        self._waiting: list[dict[str, Mean]] = []
-
-    def add(self, metrics: dict[str, Mean]) -> None:
-        self._waiting.append(metrics)
-
-    def read(self, work: Training, step: int) -> dict[str, float]:
-        host = jax.device_get(self._waiting)
-        names = host[-1].keys() if host else ()
-        values = {n: sum(float(m[n]) for m in host) / len(host) for n in names}
-        bad = [name for name, value in values.items() if not math.isfinite(value)]
-        if bad:
-            raise Diverged(
-                work.name,
-                f"{', '.join(bad)} became {values[bad[0]]} by step {step}",
-                fix=f"a lower rate, --set {work.place}.optim.lr=..., and another --out",
-            )
-        return values
+def _means(
+    work: Training, step: int, waiting: list[dict[str, Mean]]
+) -> dict[str, float]:
+    """Return the means of loss parts, which till then lie on the device."""
+    host = jax.device_get(waiting)
+    names = host[-1].keys() if host else ()
+    values = {n: sum(float(m[n]) for m in host) / len(host) for n in names}
+    bad = [name for name, value in values.items() if not math.isfinite(value)]
+    if bad:
+        raise Diverged(
+            work.name,
+            f"{', '.join(bad)} became {values[bad[0]]} by step {step}",
+            fix=f"a lower rate, --set {work.place}.optim.lr=..., and another --out",
+        )
+    return values

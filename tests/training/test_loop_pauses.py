@@ -98,7 +98,7 @@ class Said:
 
 def test_many_processes_agree_about_once_a_second(time, monkeypatch):
     said = Said(monkeypatch)
-    decide = loop.Pauses(loop.Signals(), loop.Clock(0.0, 60.0), most=20)
+    decide = loop.Pauses(loop.Signals(), loop.Clock(0.0, 60.0))
     saved = []
     for step in range(1, 1001):
         time[0] += 0.1
@@ -114,7 +114,7 @@ def test_many_processes_agree_about_once_a_second(time, monkeypatch):
 def test_slow_steps_agree_each_and_fast_ones_not_too_seldom(time, monkeypatch):
     for pace, expected in ((5.0, 40), (0.001, 4)):
         said = Said(monkeypatch)
-        decide = loop.Pauses(loop.Signals(), loop.Clock(0.0, 60.0), most=20)
+        decide = loop.Pauses(loop.Signals(), loop.Clock(0.0, 60.0))
         for step in range(1, 41):
             time[0] += pace
             decide.at(step, last=False)
@@ -123,7 +123,7 @@ def test_slow_steps_agree_each_and_fast_ones_not_too_seldom(time, monkeypatch):
 
 def test_a_signal_of_any_process_stops_all_at_the_next_agreement(time, monkeypatch):
     said, signals = Said(monkeypatch), loop.Signals()
-    decide = loop.Pauses(signals, loop.Clock(0.0, 60.0), most=20)
+    decide = loop.Pauses(signals, loop.Clock(0.0, 60.0))
     signals.caught = signal.SIGTERM
     assert decide.at(1, last=False) == (False, signal.SIGTERM)
     assert said.flag is None
@@ -131,7 +131,7 @@ def test_a_signal_of_any_process_stops_all_at_the_next_agreement(time, monkeypat
 
 def test_the_last_step_asks_in_any_case(time, monkeypatch):
     said = Said(monkeypatch)
-    decide = loop.Pauses(loop.Signals(), loop.Clock(0.0, 60.0), most=20)
+    decide = loop.Pauses(loop.Signals(), loop.Clock(0.0, 60.0))
     for step in (1, 2, 3):
         time[0] += 0.001
         decide.at(step, last=False)
