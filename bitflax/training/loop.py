@@ -22,31 +22,6 @@ SAVE_SECONDS = 60.0
 Scores = dict[str, float]
 
 
-class Clock:
-    """Seconds of training over all runs, and when the next checkpoint is due.
-
-    Args:
-      before: seconds of earlier runs.
-      every: seconds between two checkpoints.
-    """
-
-    def __init__(self, before: float, every: float):
-        self._before, self._every = before, every
-        self._began = self._saved = time.monotonic()
-
-    @property
-    def seconds(self) -> float:
-        """All seconds so far."""
-        return self._before + time.monotonic() - self._began
-
-    def due(self) -> bool:
-        """Whether it is time to save; then the time begins anew."""
-        if time.monotonic() - self._saved < self._every:
-            return False
-        self._saved = time.monotonic()
-        return True
-
-
 class Signals:
     """Holds SIGINT and SIGTERM back until the step is done and saved."""
 
@@ -89,20 +64,24 @@ class Signals:
         raise KeyboardInterrupt
 
 
-@dataclasses.dataclass
 class Pauses:
     """Tells after each step whether to save and whether to stop.
 
-    Attributes:
+    Args:
       signals: this process's.
-      clock: this process's.
+      before: seconds of training in earlier runs.
     """
 
-    signals: Signals
-    clock: Clock
-    _next: int = 0
-    _told: bool = False
-    _last: tuple[int, float] = (0, 0.0)
+    def __init__(self, signals: Signals, before: float = 0.0):
+        self.signals, self._before = signals, before
+        self._began = self._saved = time.monotonic()
+        self._next, self._told = 0, False
+        self._last = (0, 0.0)
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of training over all runs."""
+        return self._before + time.monotonic() - self._began
 
     def at(self, step: int, last: bool) -> tuple[bool, int | None]:
         """Return whether to save after a step, and the signal to stop for, or None.
@@ -112,7 +91,7 @@ class Pauses:
           last: whether it is the last one.
         """
         if jax.process_count() == 1:
-            return self.clock.due(), self.signals.caught
+            return self._due(), self.signals.caught
         if step < self._next and not last:
             return False, None
         if self.signals.caught is not None and not self._told:
@@ -122,13 +101,20 @@ class Pauses:
         self._next = step + said["steps"]
         return said["save"], said["stop"]
 
+    def _due(self) -> bool:
+        """Whether it is time to save; then the time begins anew."""
+        if time.monotonic() - self._saved < SAVE_SECONDS:
+            return False
+        self._saved = time.monotonic()
+        return True
+
     def _decide(self, step: int) -> dict[str, Any]:
         now, (before, then) = time.monotonic(), self._last
         self._last = (step, now)
         pace = (now - then) / max(step - before, 1)
         steps = int(AGREE_SECONDS / max(pace, 1e-9))
         return {
-            "save": self.clock.due(),
+            "save": self._due(),
             "stop": hosts.take_flag(),
             "steps": max(1, min(LOG_EVERY, steps)),
         }
@@ -204,13 +190,13 @@ def train(work: Training, state: TrainState, run: Journal) -> Trained:
         state, extra = saved.restore(state) or (state, {"seconds": 0.0, "scores": {}})
         first = int(state.step)
         run.rewind(work.name, first)
-        clock = Clock(extra["seconds"], SAVE_SECONDS)
+        pauses = Pauses(signals, extra["seconds"])
         with run.progress(work.steps, work.name, first) as bar:
-            steps = _Steps(work, run, bar, saved, Pauses(signals, clock))
+            steps = _Steps(work, run, bar, saved, pauses)
             state, scores = steps.take(state, first, extra["scores"])
         if work.keep == "best" and (best := saved.restore(state, best=True)):
             state, scores = best[0], best[1]["scores"]
-    return Trained(state.params, scores, clock.seconds)
+    return Trained(state.params, scores, pauses.seconds)
 
 
 @dataclasses.dataclass
@@ -248,7 +234,7 @@ class _Steps:
             if better or due or stop:
                 # A state that diverged is not worth saving.
                 _means(work, number, waiting)
-                extra = {"seconds": self.pauses.clock.seconds, "scores": scores}
+                extra = {"seconds": self.pauses.seconds, "scores": scores}
                 metric = scores.get(work.metric) if better else None
                 self.saved.save(number, state, extra, metric)
             if stop:
