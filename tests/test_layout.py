@@ -38,6 +38,8 @@ ONLY = {
     "tensorflow_datasets": {"data/tfds.py"},
     "orbax": {"training/checkpoints.py"},
     "flax.linen": {"model/layers.py"},
+    "jax._src": {"training/lost_process.py"},
+    "ctypes": {"training/lost_process.py"},
     "flax.nnx": set(),
     "tensorflow": set(),
     "torch": set(),

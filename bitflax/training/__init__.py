@@ -5,14 +5,14 @@ from bitflax.training.compile_cache import compiled_in as compiled_in
 from bitflax.training.evaluation import Evaluator as Evaluator
 from bitflax.training.hosts import barrier as barrier
 from bitflax.training.hosts import broadcast as broadcast
-from bitflax.training.hosts import failures_told as failures_told
 from bitflax.training.hosts import initialize as initialize
 from bitflax.training.hosts import is_main_process as is_main_process
-from bitflax.training.hosts import leave_run as leave_run
-from bitflax.training.hosts import lost_host as lost_host
 from bitflax.training.hosts import process_part as process_part
 from bitflax.training.loop import Training as Training
 from bitflax.training.loop import train as train
+from bitflax.training.lost_process import failures_told as failures_told
+from bitflax.training.lost_process import leave_run as leave_run
+from bitflax.training.lost_process import lost_host as lost_host
 from bitflax.training.optimizer import bert_adam as bert_adam
 from bitflax.training.optimizer import learning_rate as learning_rate
 from bitflax.training.optimizer import make_optimizer as make_optimizer

@@ -15,19 +15,19 @@ import contextlib
 import logging
 import math
 import operator
-import sys
 import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from bitflax import files
-from bitflax.errors import ConfigError, DamagedFile, InputMissing
-from bitflax.training import hosts
+from bitflax.errors import ConfigError, DamagedFile
+from bitflax.training import hosts, parallel
 from bitflax.types import TrainState
+
+log = logging.getLogger("bitflax")
 
 
 class Checkpoints:
@@ -132,40 +132,48 @@ class Checkpoints:
         self._finisher.start()
 
     def restore(
-        self, template: TrainState, step: int | None = None, best: bool = False
+        self, template: TrainState, best: bool = False
     ) -> tuple[TrainState, dict[str, Any]] | None:
         """Return the newest undamaged state and its ``extra``; None: nothing saved.
 
         Args:
           template: a state of the wanted structure, shapes and shardings; arrays or
             ``jax.ShapeDtypeStruct``.
-          step: this step and no other.
           best: the step of the highest metric instead of the newest.
 
         Raises:
-          DamagedFile: the step asked for, or every step, is damaged.
-          InputMissing: the step asked for does not exist.
+          DamagedFile: every step is damaged.
           ConfigError: the checkpoint is of another model or optimizer.
         """
         self.wait()
         # Whole files are read to be checked: once, not by every process.
-        chosen = hosts.broadcast(lambda: self._choose(step, best))
-        return None if chosen is None else self._load(chosen, template)
+        step = hosts.broadcast(lambda: self._choose(best))
+        if step is None:
+            return None
+        import orbax.checkpoint as ocp
 
-    def _choose(self, step: int | None, best: bool) -> int | None:
+        wanted = _targets(template)
+        _check_leaves(self.folder / str(step), wanted)
+        with files.disk(self.folder):
+            found = self._manager().restore(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardRestore(wanted),
+                    extra=ocp.args.JsonRestore(),
+                ),
+            )
+        self._known.add(step)
+        return _unflat_state(found["state"], template), found["extra"]
+
+    def _choose(self, best: bool) -> int | None:
         """Return the step to restore, checked; None: nothing is saved."""
-        if step is not None:
-            self.verify(step)
-            return step
         order = sorted(self.steps, key=self._rank if best else None, reverse=True)
-        for candidate in order:
+        for step in order:
             try:
-                self.verify(candidate)
+                files.check_manifest(self.folder / str(step))
+                return step
             except DamagedFile as error:
-                text = f"{error.place}: {error.problem}; the step is skipped"
-                print(f"bitflax: warning: {text}", file=sys.stderr)
-                continue
-            return candidate
+                log.warning("%s: %s; the step is skipped", error.place, error.problem)
         if order:
             raise DamagedFile(
                 self.folder,
@@ -173,18 +181,6 @@ class Checkpoints:
                 fix="remove this folder to train the stage again, and check the disk",
             )
         return None
-
-    def verify(self, step: int) -> None:
-        """Check every file of a step against its SHA-256.
-
-        Raises:
-          DamagedFile: a file is missing or not what was written.
-          InputMissing: there is no such finished step.
-        """
-        place = self.folder / str(step)
-        if step not in self.steps:
-            raise InputMissing(place, "no such checkpoint", fix=f"one of {self.steps}")
-        files.check_manifest(place)
 
     def wait(self) -> None:
         """Wait until the save that has begun is on the disk, its manifest too.
@@ -234,22 +230,6 @@ class Checkpoints:
             metric = files.read_manifest(self.folder / str(step))["metric"]
         return (_score(metric), step)
 
-    def _load(self, step: int, template: TrainState) -> tuple[TrainState, dict]:
-        import orbax.checkpoint as ocp
-
-        wanted = _targets(template)
-        _check_leaves(self.folder / str(step), wanted)
-        with files.disk(self.folder):
-            found = self._manager().restore(
-                step,
-                args=ocp.args.Composite(
-                    state=ocp.args.StandardRestore(wanted),
-                    extra=ocp.args.JsonRestore(),
-                ),
-            )
-        self._known.add(step)
-        return _unflat_state(found["state"], template), found["extra"]
-
 
 def _score(metric: float | int | None) -> float:
     return float(metric) if metric is not None and math.isfinite(metric) else -math.inf
@@ -293,52 +273,43 @@ def _check_leaves(folder: Path, wanted: Mapping[str, Any]) -> None:
 def _flat_state(state: TrainState) -> dict[str, jax.Array]:
     """Return ``{name: array}``; a key is the array of its data.
 
+    >>> import jax.numpy as jnp
     >>> state = TrainState(jnp.int32(7), {"w": jnp.ones(2)}, (), jax.random.key(0))
     >>> {name: array.shape for name, array in _flat_state(state).items()}
     {'step': (), 'params/w': (2,), 'key': (2,)}
     """
-    return {
-        name: jax.random.key_data(leaf) if _is_key(leaf) else leaf
-        for name, leaf in _named(state)
-    }
+    return {name: parallel.numbers(leaf) for name, leaf in _named(state)}
 
 
 def _targets(template: TrainState) -> dict[str, jax.ShapeDtypeStruct]:
-    """Return ``{name: shape, dtype and sharding}`` of what ``flatten`` would give.
+    """Return ``{name: shape, dtype and sharding}`` of what ``_flat_state`` gives.
 
     Args:
       template: a state of arrays or of ``jax.ShapeDtypeStruct``; a leaf without a
         sharding is wanted on this process's first device.
     """
-    found = {}
     first = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    for name, leaf in _named(template):
-        raw = jax.eval_shape(jax.random.key_data, leaf) if _is_key(leaf) else leaf
-        sharding = getattr(leaf, "sharding", None) or first
-        found[name] = jax.ShapeDtypeStruct(raw.shape, raw.dtype, sharding=sharding)
-    return found
+    shapes = jax.eval_shape(_flat_state, template)
+    return {
+        name: jax.ShapeDtypeStruct(
+            shapes[name].shape,
+            shapes[name].dtype,
+            sharding=getattr(leaf, "sharding", None) or first,
+        )
+        for name, leaf in _named(template)
+    }
 
 
 def _unflat_state(flat: Mapping[str, jax.Array], template: TrainState) -> TrainState:
-    """Return the state of ``{name: array}``; the inverse of ``flatten``.
-
-    >>> state = TrainState(jnp.int32(7), {"w": jnp.ones(2)}, (), jax.random.key(0))
-    >>> _unflat_state(_flat_state(state), state).key == state.key
-    Array(True, dtype=bool)
-    """
-    leaves = []
-    for name, leaf in _named(template):
-        value = flat[name]
-        if _is_key(leaf):
-            value = jax.random.wrap_key_data(value, impl=_impl(leaf))
-        leaves.append(value)
+    """Return the state of ``{name: array}``; the inverse of ``_flat_state``."""
+    leaves = [parallel.as_leaf(flat[name], leaf) for name, leaf in _named(template)]
     return jax.tree.unflatten(jax.tree.structure(template), leaves)
 
 
 def _described(arrays: Mapping[str, Any]) -> dict[str, list]:
     """Return ``{name: [dtype, shape]}`` as JSON has it.
 
-    >>> _described({"w": jnp.ones((2, 3))})
+    >>> _described({"w": jax.numpy.ones((2, 3))})
     {'w': ['float32', [2, 3]]}
     """
     return {name: [str(x.dtype), list(x.shape)] for name, x in arrays.items()}
@@ -347,13 +318,3 @@ def _described(arrays: Mapping[str, Any]) -> dict[str, list]:
 def _named(tree: Any) -> Iterator[tuple[str, Any]]:
     for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
         yield jax.tree_util.keystr(path, simple=True, separator="/"), leaf
-
-
-def _is_key(leaf: Any) -> bool:
-    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-
-
-def _impl(key: Any) -> Any:
-    found = []  # traced, because ``key_impl`` itself takes no ``ShapeDtypeStruct``
-    jax.eval_shape(lambda key: found.append(jax.random.key_impl(key)), key)
-    return found[0]

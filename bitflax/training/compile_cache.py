@@ -51,7 +51,9 @@ def compiled_for_user() -> Iterator[None]:
     own. Where the folder cannot be made, or others could write to it, nothing is kept.
     """
     try:
-        folder = _user_folder()
+        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        machine = re.sub(r"[^\w.-]", "_", platform.node()) or "machine"
+        folder = Path(base) / "bitflax" / machine
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         found = folder.stat()
         own = found.st_uid == os.getuid() and not found.st_mode & 0o022
@@ -59,9 +61,3 @@ def compiled_for_user() -> Iterator[None]:
         own = False
     with compiled_in(folder, least=0.2) if own else contextlib.nullcontext():
         yield
-
-
-def _user_folder() -> Path:
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    machine = re.sub(r"[^\w.-]", "_", platform.node()) or "machine"
-    return Path(base) / "bitflax" / machine

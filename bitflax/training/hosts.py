@@ -1,46 +1,34 @@
-"""Many processes as one run: what they tell each other, and how they end together.
+"""Many processes as one run: how they come together, and what they tell each other.
 
 They talk over the service that ``jax.distributed`` keeps on process 0, not over their
-devices: so it works beside a computation, and when a process fell out of one. With one
-process, which is all that most runs have, nothing here does anything.
+devices: so it works beside a computation. With one process nothing is sent.
 """
 
-import atexit
 import contextlib
-import ctypes
 import itertools
 import json
-import os
+import logging
 import signal
 import socket
-import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import jax
 
-from bitflax.errors import HostLost, UsageError
+from bitflax.errors import UsageError
+from bitflax.training import lost_process
 
 T = TypeVar("T")
 
+log = logging.getLogger("bitflax")
+
 HEARTBEAT_SECONDS = 20
 """After so many without a sign of life the other processes give one up."""
-LINGER = 2.0
-"""Seconds that a process which failed waits, so that the others hear why."""
-GRACE = 1.0
-"""Seconds that a process has, once another has failed, to fail alike by itself."""
-_OWN = ("RESOURCE_EXHAUSTED", "INVALID_ARGUMENT", "UNIMPLEMENTED", "callback")
-"""What a runtime says of this process's own failures, not of another's."""
-_FOREVER = 7 * 24 * 3600 * 1000
-_ENDED = "bitflax/ended"
+REACH_SECONDS = 240.0
+"""So long a process looks for process 0."""
 _FLAGS = "bitflax/flags"
 _numbers = itertools.count()
-_watcher: threading.Thread | None = None
-_together = False
-_leaving = False
-_told = False
 
 
 def initialize(
@@ -68,13 +56,14 @@ def initialize(
     given = {"coordinator": coordinator, "processes": processes, "process": process}
     missing = [f"--{name}" for name, value in given.items() if value is None]
     if len(missing) == 3:
-        if not _known_cluster():
+        if not lost_process.known_cluster():
             return
     else:
         _check_arguments(missing, **given)
         if processes == 1:
             return
-        _say(f"process {process} of {processes} waits for the others at {coordinator}")
+        text = "process %d of %d waits for the others at %s"
+        log.info(text, process, processes, coordinator)
         if process:
             _reach(str(coordinator))
     # jax installs its own handler of SIGTERM, which saves nothing.
@@ -96,7 +85,7 @@ def initialize(
     for number, handler in before.items():
         with contextlib.suppress(ValueError):  # not in the main thread
             signal.signal(number, handler)
-    _watch()
+    lost_process.watch()
 
 
 def process_part() -> tuple[int, int]:
@@ -124,191 +113,35 @@ def broadcast(make: Callable[[], T]) -> T:
     """
     if jax.process_count() == 1:
         return make()
-    key = f"bitflax/share/{next(_numbers)}"
+    client, key = lost_process.client(), f"bitflax/share/{next(_numbers)}"
     if is_main_process():
         value = make()
-        _client().key_value_set(key, json.dumps(value))
+        client.key_value_set(key, json.dumps(value))
         return value
-    return json.loads(_client().blocking_key_value_get(key, _FOREVER))
+    return json.loads(client.blocking_key_value_get(key, lost_process.FOREVER))
 
 
 def barrier() -> None:
     """Wait until all processes have come here."""
     if jax.process_count() > 1:
-        _client().wait_at_barrier(f"bitflax/barrier/{next(_numbers)}", _FOREVER)
+        name = f"bitflax/barrier/{next(_numbers)}"
+        lost_process.client().wait_at_barrier(name, lost_process.FOREVER)
 
 
 def raise_flag(value: int) -> None:
-    """Hand process 0 a number, which it finds by ``taken_flag``; the first counts."""
+    """Hand process 0 a number, which it finds by ``take_flag``; the first counts."""
     with contextlib.suppress(jax.errors.JaxRuntimeError):
-        _client().key_value_set(f"{_FLAGS}/0", str(value))
+        lost_process.client().key_value_set(f"{_FLAGS}/0", str(value))
 
 
-def taken_flag() -> int | None:
+def take_flag() -> int | None:
     """Return the number that a process has handed over, once."""
-    found = _client().key_value_dir_get(_FLAGS)
+    client = lost_process.client()
+    found = client.key_value_dir_get(_FLAGS)
     if not found:
         return None
-    _client().key_value_delete(_FLAGS)
+    client.key_value_delete(_FLAGS)
     return int(found[0][1])
-
-
-def stop_together() -> None:
-    """Say that all processes are about to stop at this point, none of them alone."""
-    global _together
-    _together = True
-
-
-def leave_run(error: BaseException, status: int) -> None:
-    """Tell the others why this process ends, and end it; unless all stop together.
-
-    Nothing is waited for: the others may hang in a computation that this one left.
-    """
-    if _watcher is not None and not _together:
-        _exit(status, wait=_tell(error, status) or is_main_process())
-
-
-@contextlib.contextmanager
-def failures_told() -> Iterator[None]:
-    """Tell the others at once if the body fails: the script may catch its error."""
-    global _leaving
-    try:
-        yield
-    except BaseException as error:
-        if _watcher is not None and not _together:
-            error = lost_host(error) or error
-            _tell(error, getattr(error, "status", 1))
-        raise
-    _leaving = False  # all came through
-
-
-def lost_host(error: BaseException) -> HostLost | None:
-    """Return what a runtime's error says of another process; None: nothing."""
-    global _leaving
-    if _watcher is None:
-        return None
-    _leaving = True
-    runtime = isinstance(error, jax.errors.JaxRuntimeError)
-    if not runtime or any(mark in str(error) for mark in _OWN):
-        return None
-    first_line = str(error).splitlines()[0]
-    return HostLost(
-        f"process {jax.process_index()} of {jax.process_count()}",
-        f"another process is gone ({first_line})",
-        fix="see what it said; then the same command everywhere, on as many processes "
-        "as you like, goes on from the last checkpoint",
-    )
-
-
-def _state() -> Any:
-    # jax has no public name for it; orbax takes it from here too.
-    from jax._src import distributed
-
-    return distributed.global_state
-
-
-def _client() -> Any:
-    return _state().client
-
-
-def _watch() -> None:
-    """Begin to listen whether another process fails; from then on all end together."""
-    global _watcher
-    _watcher = threading.Thread(target=_listen, name="hosts", daemon=True)
-    _watcher.start()
-    atexit.register(_at_exit)  # runs before jax's own, which waits for minutes
-
-
-def _tell(error: BaseException, status: int) -> bool:
-    """Return whether this process, no other before it, said why all end."""
-    global _told
-    text = str(error) or type(error).__name__
-    what = {"process": jax.process_index(), "error": text, "status": status}
-    with contextlib.suppress(jax.errors.JaxRuntimeError):
-        _client().key_value_set(_ENDED, json.dumps(what), allow_overwrite=_told)
-        _told = True
-    return _told
-
-
-def _heard() -> Any:
-    return json.loads(_client().blocking_key_value_get(_ENDED, _FOREVER))
-
-
-def _listen() -> None:
-    try:
-        if said := _heard():
-            time.sleep(GRACE)
-            said = _heard()  # the command line may have said it better
-    except jax.errors.JaxRuntimeError as error:
-        if not (_together or _leaving) and (gone := lost_host(error)):
-            _say(f"bitflax: error: {gone}")
-            _exit(gone.status)
-        return
-    if said and not _leaving and said["process"] != jax.process_index():
-        _say(f"bitflax: error: process {said['process']} failed: {said['error']}")
-        _exit(said["status"], wait=is_main_process())
-
-
-def _at_exit() -> None:
-    failure = getattr(sys, "last_value", None)  # of a script, which nobody caught
-    if failure is not None:
-        leave_run(failure, 1)
-    if _leaving and not _together:
-        return _part_ways()
-    stop_together()
-    barrier()
-    if is_main_process():
-        _client().key_value_set(_ENDED, "{}", allow_overwrite=True)
-    if _watcher is not None:
-        _watcher.join(LINGER)
-
-
-def _part_ways() -> None:
-    """End without the others, who hear why; or with them, if they failed alike."""
-    state = _state()
-    try:
-        most = int(1000 * LINGER * (1 + is_main_process()))
-        state.client.wait_at_barrier("bitflax/failed", most)
-    except jax.errors.JaxRuntimeError:
-        # jax's shutdown, which a destructor calls too, waits for those who are gone,
-        # and aborts.
-        for held in (state.client, state.service):
-            ctypes.pythonapi.Py_IncRef(ctypes.py_object(held))
-        state.client = state.service = None
-
-
-def _say(text: str) -> None:
-    with contextlib.suppress(OSError):
-        print(text, file=sys.stderr, flush=True)
-
-
-def _exit(status: int, wait: bool = False) -> None:
-    # Process 0 takes the service along: it goes last.
-    time.sleep(LINGER * (1 + is_main_process()) if wait else 0)
-    with contextlib.suppress(OSError, ValueError):
-        sys.stdout.flush()
-    os._exit(status)
-
-
-REACH_SECONDS = 240.0
-
-
-def _known_cluster() -> bool:
-    """Return whether the environment names who takes part, and several do."""
-    # Which environments jax knows has no public name. Kubernetes is left out: asking
-    # it warns or fails in every container that is no job of several.
-    try:
-        from jax._src import clusters
-
-        names = ("gcetpu", "gketpu", "slurm", "ompi")
-        kinds = clusters.ClusterEnv._cluster_types
-        known = [c for c in kinds if getattr(c, "name", None) in names]
-        here = next((c for c in known if c.is_env_present()), None)
-        return here is not None and here.get_process_count() > 1
-    except (OSError, RuntimeError):  # a TPU's host that has nobody to ask
-        return False
-    except (ImportError, AttributeError):  # another jax: most runs are alone
-        return False
 
 
 def _check_arguments(

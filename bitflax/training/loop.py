@@ -12,35 +12,14 @@ from typing import Any, Protocol, runtime_checkable
 import jax
 
 from bitflax.errors import Diverged
-from bitflax.training import checkpoints, hosts
+from bitflax.training import checkpoints, hosts, lost_process
 from bitflax.types import Mean, Params, TrainState
 
 AGREE_SECONDS = 1.0
+LOG_EVERY = 20
+SAVE_SECONDS = 60.0
 
-
-class Clock:
-    """Seconds of training over all runs, and when the next checkpoint is due.
-
-    Args:
-      before: seconds of earlier runs.
-      every: seconds between two checkpoints.
-    """
-
-    def __init__(self, before: float, every: float):
-        self._before, self._every = before, every
-        self._began = self._saved = time.monotonic()
-
-    @property
-    def seconds(self) -> float:
-        """All seconds so far."""
-        return self._before + time.monotonic() - self._began
-
-    def due(self) -> bool:
-        """Whether it is time to save; then the time begins anew."""
-        if time.monotonic() - self._saved < self._every:
-            return False
-        self._saved = time.monotonic()
-        return True
+Scores = dict[str, float]
 
 
 class Signals:
@@ -85,22 +64,24 @@ class Signals:
         raise KeyboardInterrupt
 
 
-@dataclasses.dataclass
 class Pauses:
     """Tells after each step whether to save and whether to stop.
 
-    Attributes:
+    Args:
       signals: this process's.
-      clock: this process's.
-      most: steps between two agreements of many processes, at most.
+      before: seconds of training in earlier runs.
     """
 
-    signals: Signals
-    clock: Clock
-    most: int
-    _next: int = 0
-    _told: bool = False
-    _last: tuple[int, float] = (0, 0.0)
+    def __init__(self, signals: Signals, before: float = 0.0):
+        self.signals, self._before = signals, before
+        self._began = self._saved = time.monotonic()
+        self._next, self._told = 0, False
+        self._last = (0, 0.0)
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of training over all runs."""
+        return self._before + time.monotonic() - self._began
 
     def at(self, step: int, last: bool) -> tuple[bool, int | None]:
         """Return whether to save after a step, and the signal to stop for, or None.
@@ -110,7 +91,7 @@ class Pauses:
           last: whether it is the last one.
         """
         if jax.process_count() == 1:
-            return self.clock.due(), self.signals.caught
+            return self._due(), self.signals.caught
         if step < self._next and not last:
             return False, None
         if self.signals.caught is not None and not self._told:
@@ -120,22 +101,23 @@ class Pauses:
         self._next = step + said["steps"]
         return said["save"], said["stop"]
 
+    def _due(self) -> bool:
+        """Whether it is time to save; then the time begins anew."""
+        if time.monotonic() - self._saved < SAVE_SECONDS:
+            return False
+        self._saved = time.monotonic()
+        return True
+
     def _decide(self, step: int) -> dict[str, Any]:
         now, (before, then) = time.monotonic(), self._last
         self._last = (step, now)
         pace = (now - then) / max(step - before, 1)
         steps = int(AGREE_SECONDS / max(pace, 1e-9))
         return {
-            "save": self.clock.due(),
-            "stop": hosts.taken_flag(),
-            "steps": max(1, min(self.most, steps)),
+            "save": self._due(),
+            "stop": hosts.take_flag(),
+            "steps": max(1, min(LOG_EVERY, steps)),
         }
-
-
-LOG_EVERY = 20
-SAVE_SECONDS = 60.0
-
-Scores = dict[str, float]
 
 
 @runtime_checkable
@@ -205,22 +187,16 @@ def train(work: Training, state: TrainState, run: Journal) -> Trained:
     """
     folder = work.folder / "checkpoints"
     with checkpoints.Checkpoints(folder) as saved, Signals() as signals:
-        restored = saved.restore(state)
-        extra = {"seconds": 0.0, "scores": {}}
-        if restored is not None:
-            state, extra = restored
+        state, extra = saved.restore(state) or (state, {"seconds": 0.0, "scores": {}})
         first = int(state.step)
         run.rewind(work.name, first)
-        clock = Clock(extra["seconds"], SAVE_SECONDS)
-        pause = Pauses(signals, clock, LOG_EVERY)
+        pauses = Pauses(signals, extra["seconds"])
         with run.progress(work.steps, work.name, first) as bar:
-            steps = _Steps(work, run, bar, saved, pause)
+            steps = _Steps(work, run, bar, saved, pauses)
             state, scores = steps.take(state, first, extra["scores"])
-        if work.keep == "best":
-            best = saved.restore(state, best=True)
-            if best is not None:
-                state, scores = best[0], best[1]["scores"]
-    return Trained(state.params, scores, clock.seconds)
+        if work.keep == "best" and (best := saved.restore(state, best=True)):
+            state, scores = best[0], best[1]["scores"]
+    return Trained(state.params, scores, pauses.seconds)
 
 
 @dataclasses.dataclass
@@ -237,27 +213,28 @@ class _Steps:
         self, state: TrainState, first: int, scores: Scores
     ) -> tuple[TrainState, Scores]:
         """Run the steps after ``first``; return the last state and its scores."""
-        work, means = self.work, _Means()
+        work, waiting = self.work, []
         # CPU devices that run ahead of each other can wait for each other for good.
         many = jax.default_backend() == "cpu" and jax.device_count() > 1
         for number in range(first + 1, work.steps + 1):
             state, metrics = work.step(state, work.batch(number - 1))
             if many:
                 jax.block_until_ready(metrics)
-            means.add(metrics)
+            waiting.append(metrics)
             self.bar.update(number, {})
             last = number == work.steps
             if number % LOG_EVERY == 0 or last:
-                self._log(number, means.read(work, number))
-                means = _Means()
+                self._log(number, _means(work, number, waiting))
+                waiting = []
             scored = number % work.eval_every == 0 or last
             if scored:
                 scores = self._score(number, state)
             better = scored and work.keep == "best"
             due, stop = self.pauses.at(number, last)
             if better or due or stop:
-                means.read(work, number)  # a state that diverged is not worth saving
-                extra = {"seconds": self.pauses.clock.seconds, "scores": scores}
+                # A state that diverged is not worth saving.
+                _means(work, number, waiting)
+                extra = {"seconds": self.pauses.seconds, "scores": scores}
                 metric = scores.get(work.metric) if better else None
                 self.saved.save(number, state, extra, metric)
             if stop:
@@ -279,28 +256,22 @@ class _Steps:
     def _stop(self, number: int, stop: int) -> None:
         self.saved.wait()
         self.bar.write(f"saved at step {number}; the same command goes on from here")
-        hosts.stop_together()
+        lost_process.stop_together()
         self.pauses.signals.deliver(stop)
 
 
-class _Means:
-    """Sums of loss parts on the device, read once every ``LOG_EVERY`` steps."""
-
-    def __init__(self):
-        self._waiting: list[dict[str, Mean]] = []
-
-    def add(self, metrics: dict[str, Mean]) -> None:
-        self._waiting.append(metrics)
-
-    def read(self, work: Training, step: int) -> dict[str, float]:
-        host = jax.device_get(self._waiting)
-        names = host[-1].keys() if host else ()
-        values = {n: sum(float(m[n]) for m in host) / len(host) for n in names}
-        bad = [name for name, value in values.items() if not math.isfinite(value)]
-        if bad:
-            raise Diverged(
-                work.name,
-                f"{', '.join(bad)} became {values[bad[0]]} by step {step}",
-                fix=f"a lower rate, --set {work.place}.optim.lr=..., and another --out",
-            )
-        return values
+def _means(
+    work: Training, step: int, waiting: list[dict[str, Mean]]
+) -> dict[str, float]:
+    """Return the means of loss parts, which till then lie on the device."""
+    host = jax.device_get(waiting)
+    names = host[-1].keys() if host else ()
+    values = {n: sum(float(m[n]) for m in host) / len(host) for n in names}
+    bad = [name for name, value in values.items() if not math.isfinite(value)]
+    if bad:
+        raise Diverged(
+            work.name,
+            f"{', '.join(bad)} became {values[bad[0]]} by step {step}",
+            fix=f"a lower rate, --set {work.place}.optim.lr=..., and another --out",
+        )
+    return values

@@ -1,8 +1,4 @@
-"""BertAdam, the optimizer of TinyBERT, TernaryBERT and BinaryBERT, for optax.
-
-Adam without bias correction, as BERT was pretrained with (Devlin et al. 2018,
-arXiv:1810.04805; its ``optimization.py``); the clip is per tensor.
-"""
+"""A stage's optimizer: AdamW or BertAdam, its rates, and what is frozen."""
 
 import dataclasses
 import functools
@@ -75,16 +71,6 @@ def _rates(optim: Optim, steps: int) -> optax.GradientTransformation:
     return optax.multi_transform(both, _by_path(_group))
 
 
-def _moments(optim: Optim) -> optax.GradientTransformation:
-    b1, b2, eps = optim.b1, optim.b2, optim.eps
-    if optim.kind == "bertadam":
-        return scale_by_bert_adam(b1, b2, eps, optim.clip)
-    if optim.kind != "adamw":
-        raise ValueError(f"kind {optim.kind!r}: choose adamw or bertadam")
-    clip = optax.clip_by_global_norm(optim.clip) if optim.clip else optax.identity()
-    return optax.chain(clip, optax.scale_by_adam(b1, b2, eps))
-
-
 def make_optimizer(optim: Optim, steps: int) -> optax.GradientTransformation:
     """Return AdamW or BertAdam with warm-up and decay.
 
@@ -103,8 +89,16 @@ def make_optimizer(optim: Optim, steps: int) -> optax.GradientTransformation:
     Source: Loshchilov & Hutter 2019 (arXiv:1711.05101), as XTC trains (no decay of
     biases and LayerNorm, bias correction); ``bitflax.training.optimizer``.
     """
+    b1, b2, eps, clip = optim.b1, optim.b2, optim.eps, optim.clip
+    norm = optax.clip_by_global_norm(clip) if clip else optax.identity()
+    kinds = {
+        "adamw": optax.chain(norm, optax.scale_by_adam(b1, b2, eps)),
+        "bertadam": scale_by_bert_adam(b1, b2, eps, clip),
+    }
+    if optim.kind not in kinds:
+        raise ValueError(f"kind {optim.kind!r}: choose adamw or bertadam")
     trained = optax.chain(
-        _moments(optim),
+        kinds[optim.kind],
         optax.add_decayed_weights(optim.weight_decay, _by_path(_decays)),
         _rates(optim, steps),
     )
@@ -128,18 +122,12 @@ class BertAdamState(NamedTuple):
 
 
 def scale_by_bert_adam(
-    b1: float = 0.9, b2: float = 0.999, eps: float = 1e-6, clip: float | None = 1.0
+    b1: float, b2: float, eps: float, clip: float | None
 ) -> optax.GradientTransformation:
     """Return ``m / (sqrt(v) + eps)`` of gradients whose norm is clipped one by one.
 
     ``g <- g min(1, clip / (|g| + 1e-6))`` for each tensor by itself, then
     ``m <- b1 m + (1 - b1) g`` and ``v <- b2 v + (1 - b2) g^2``.
-
-    Args:
-      b1: decay of the first moment.
-      b2: decay of the second.
-      eps: added to the root.
-      clip: the largest norm of a tensor's gradient; None: any.
     """
 
     def init(params):
@@ -173,6 +161,10 @@ def bert_adam(
     clip: float | None = 1.0,
 ) -> optax.GradientTransformation:
     """Return BertAdam: ``p <- p - rate (m / (sqrt(v) + eps) + weight_decay p)``.
+
+    Adam without bias correction, as BERT was pretrained with (Devlin et al. 2018,
+    arXiv:1810.04805; its ``optimization.py``) and as TinyBERT, TernaryBERT and
+    BinaryBERT train; the clip is per tensor.
 
     Args:
       learning_rate: the rate, or a schedule of it.

@@ -139,9 +139,11 @@ def replicate(tree: Any, mesh: Mesh) -> Any:
     leaves, structure = jax.tree.flatten(tree)
     here = [i for i, leaf in enumerate(leaves) if _is_local(leaf)]
     if here:
-        found = multihost_utils.broadcast_one_to_all([_raw(leaves[i]) for i in here])
+        own = [np.asarray(numbers(leaves[i])) for i in here]
+        found = multihost_utils.broadcast_one_to_all(own)
         for i, value in zip(here, found, strict=True):
-            leaves[i] = _whole(value, leaves[i], places)
+            make = jax.make_array_from_process_local_data
+            leaves[i] = as_leaf(make(places, value, value.shape), leaves[i])
     return jax.tree.unflatten(structure, leaves)
 
 
@@ -149,18 +151,27 @@ def _is_local(leaf: Any) -> bool:
     return not isinstance(leaf, jax.Array) or leaf.is_fully_addressable
 
 
-def _raw(leaf: Any) -> np.ndarray:
-    """Return a leaf's numbers on the host; a random key's are its data."""
-    return np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
+def numbers(leaf: Any) -> Any:
+    """Return a leaf that is a random key as the array of its data, others as they are.
+
+    >>> numbers(jax.random.key(0)).shape, numbers(jnp.ones(3)).shape
+    ((2,), (3,))
+    """
+    return jax.random.key_data(leaf) if _is_key(leaf) else leaf
 
 
-def _whole(value: np.ndarray, like: Any, places: NamedSharding) -> jax.Array:
-    array = jax.make_array_from_process_local_data(places, value, value.shape)
-    return _key_like(like, array) if _is_key(like) else array
+def as_leaf(value: Any, like: Any) -> Any:
+    """Return ``numbers(like)`` as ``like`` is, which may be its shape and dtype alone.
 
-
-def _key_like(key: jax.Array, data: jax.Array) -> jax.Array:
-    return jax.random.wrap_key_data(data, impl=jax.random.key_impl(key))
+    >>> key = jax.random.key(0)
+    >>> as_leaf(numbers(key), key) == key
+    Array(True, dtype=bool)
+    """
+    if not _is_key(like):
+        return value
+    impl = []  # traced, because ``key_impl`` itself takes no ``ShapeDtypeStruct``
+    jax.eval_shape(lambda key: impl.append(jax.random.key_impl(key)), like)
+    return jax.random.wrap_key_data(value, impl=impl[0])
 
 
 def _is_key(leaf: Any) -> bool:
@@ -173,8 +184,7 @@ def to_local(tree: Any) -> Any:
     def own(leaf):
         if _is_local(leaf):
             return leaf
-        here = jnp.asarray(_raw(leaf))
-        return _key_like(leaf, here) if _is_key(leaf) else here
+        return as_leaf(jnp.asarray(np.asarray(numbers(leaf))), leaf)
 
     return tree if jax.process_count() == 1 else jax.tree.map(own, tree)
 

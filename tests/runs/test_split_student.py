@@ -103,7 +103,7 @@ def test_a_checkpoint_resumes_to_the_same_bits(stages, tmp_path):
     again, rest = trained(found, BINARY, start=10)
     assert rest == values[10:]
     jax.tree.map(np.testing.assert_array_equal, again.params, whole.params)
-    names = checkpoints.statedict.flatten(half)
+    names = checkpoints._flat_state(half)
     assert f"params/{WORD}/a" in names
     assert f"params/{WORD}/b" in names
 

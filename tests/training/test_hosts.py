@@ -3,7 +3,6 @@
 import functools
 import os
 import signal
-import threading
 import time
 
 import jax
@@ -11,9 +10,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from bitflax.errors import ConfigError, HostLost, UsageError
+from bitflax.errors import HostLost, UsageError
 from bitflax.runs import log as runs_log
-from bitflax.training import hosts
+from bitflax.training import hosts, lost_process
 from tests.helpers import hosted, tinyrun
 
 PLACE = "10.0.0.1:8476"
@@ -68,13 +67,13 @@ def test_it_comes_before_any_computation():
         hosts.initialize(PLACE, 2, 0)
 
 
-def test_a_place_where_nobody_listens_is_named(monkeypatch, capsys):
+def test_a_place_where_nobody_listens_is_named(monkeypatch, caplog):
+    caplog.set_level("INFO", "bitflax")
     monkeypatch.setattr(hosts, "REACH_SECONDS", 0.1)
     place = f"127.0.0.1:{hosted.free_port()}"
     with pytest.raises(UsageError, match=f"process 0 is not reached at {place}"):
         hosts.initialize(place, 2, 1)
-    said = "process 1 of 2 waits for the others at"
-    assert capsys.readouterr().err == f"{said} {place}\n"
+    assert caplog.messages == [f"process 1 of 2 waits for the others at {place}"]
 
 
 def test_alone_nothing_happens():
@@ -84,30 +83,12 @@ def test_alone_nothing_happens():
     assert hosts.process_part() == (0, 1)
     assert hosts.broadcast(lambda: (1, "as it is")) == (1, "as it is")
     hosts.barrier()
-    hosts.leave_run(ConfigError("a", "b", fix="c"), 78)  # returns
-    assert hosts.lost_host(jax.errors.JaxRuntimeError("Gloo: connection reset")) is None
-
-
-@pytest.mark.parametrize(
-    ("said", "of"),
-    [
-        ("Gloo AllReduce failed: connection closed by peer [10.0.0.2]", HostLost),
-        ("UNAVAILABLE: the coordination service is gone", HostLost),
-        ("RESOURCE_EXHAUSTED: out of memory allocating 1 byte", type(None)),
-        ("INVALID_ARGUMENT: buffer passed to Execute() has been deleted", type(None)),
-        ("INTERNAL: CpuCallback error calling callback: KeyError: 3", type(None)),
-    ],
-)
-def test_a_failure_of_ones_own_is_no_lost_process(monkeypatch, said, of):
-    monkeypatch.setattr(hosts, "_watcher", threading.current_thread())
-    monkeypatch.setattr(hosts, "_leaving", False)
-    assert type(hosts.lost_host(jax.errors.JaxRuntimeError(said))) is of
 
 
 def test_slurm_and_open_mpi_say_by_themselves_who_takes_part(monkeypatch):
     called = []
     monkeypatch.setattr(jax.distributed, "initialize", lambda *a, **k: called.append(a))
-    monkeypatch.setattr(hosts, "_watch", lambda: called.append("watched"))
+    monkeypatch.setattr(lost_process, "watch", lambda: called.append("watched"))
     names = ("JOB_ID", "STEP_NODELIST", "PROCID", "LOCALID")
     for name in names:
         monkeypatch.setenv(f"SLURM_{name}", "1")
@@ -119,17 +100,6 @@ def test_slurm_and_open_mpi_say_by_themselves_who_takes_part(monkeypatch):
     hosts.initialize()
     assert called == [(None, None, None), "watched"]
     assert signal.getsignal(signal.SIGTERM) is before
-
-
-def test_environments_that_jax_names_otherwise_are_no_hindrance(monkeypatch):
-    from jax._src import clusters
-
-    nameless = [type("Cluster", (), {})]  # as jax 0.7's Kubernetes
-    monkeypatch.setattr(clusters.ClusterEnv, "_cluster_types", nameless)
-    hosts.initialize()
-    monkeypatch.delattr(clusters.ClusterEnv, "_cluster_types")
-    hosts.initialize()
-    assert not jax.distributed.is_initialized()
 
 
 # ------------------------------------------------------------------- many processes
@@ -164,7 +134,7 @@ def here(kind, steps):
 )
 def test_processes_train_as_one(count, how, kind, tmp_path, cache):
     steps, place = 20, f"127.0.0.1:{hosted.free_port()}"
-    base = ["-m", "tests.hosted", place, count]
+    base = ["-m", "tests.helpers.hosted", place, count]
     commands = [[*base, i, how, kind, steps, tmp_path] for i in range(count)]
     with hosted.Processes(commands, tmp_path, cache) as processes:
         assert processes.statuses() == [0] * count, processes.said(0)
@@ -172,71 +142,6 @@ def test_processes_train_as_one(count, how, kind, tmp_path, cache):
         with np.load(tmp_path / f"{process}.npz") as found:
             for number, leaf in enumerate(here(kind, steps)):
                 assert np.abs(found[f"arr_{number}"] - leaf).max() < 1e-5
-
-
-SCRIPT = """
-import sys
-from bitflax import hosts
-
-place, process, odd = sys.argv[1:]
-hosts.initialize(place, 2, int(process))
-hosts.barrier()
-if process == odd:
-    raise ValueError("my own mistake")
-hosts.share(hosts.barrier)
-"""
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("odd", [0, 1])
-def test_a_script_s_own_error_ends_the_other_process(odd, tmp_path, cache):
-    place = f"127.0.0.1:{hosted.free_port()}"
-    commands = [["-c", SCRIPT, place, i, odd] for i in range(2)]
-    with hosted.Processes(commands, tmp_path, cache) as processes:
-        assert processes.statuses() == [1, 1]
-        assert "ValueError: my own mistake" in processes.said(odd)
-        failed = f"bitflax: error: process {odd} failed: my own mistake"
-        assert failed in processes.said(1 - odd)
-
-
-CATCHING = """
-import sys
-import bitflax as bf
-from bitflax.errors import BitflaxError
-
-place, process, odd, status, out = sys.argv[1:]
-bf.initialize(place, 2, int(process))
-try:
-    bf.run(bf.Recipe(), out, until="no stage" if process in odd else None)
-except BitflaxError as error:
-    print("caught", flush=True)
-    sys.exit(int(status) or error.status)
-"""
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("odd", "status", "expected"),
-    [
-        ("0", 0, [2, 2]),
-        ("1", 0, [2, 2]),
-        ("1", 3, [2, 3]),
-        ("01", 3, [3, 3]),
-    ],
-)
-def test_a_script_may_catch_the_error_of_its_run(
-    odd, status, expected, tmp_path, cache
-):
-    place = f"127.0.0.1:{hosted.free_port()}"
-    base = ["-c", CATCHING, place]
-    commands = [[*base, i, odd, status, tmp_path / "out"] for i in range(2)]
-    with hosted.Processes(commands, tmp_path, cache) as processes:
-        assert processes.statuses(60) == expected
-        for process in range(2):
-            caught = processes.outputs[process].read_text() == "caught\n"
-            assert caught == (str(process) in odd)
-            told = f"process {1 - process} failed: --until no stage"
-            assert (told in processes.said(process)) != caught
 
 
 # ----------------------------------------------------------------------- whole runs
@@ -256,6 +161,8 @@ def place(tmp_path_factory):
 
 
 RATES = ("rest=float32", "stages.fp32.optim.lr=1e-3", "stages.onebit.optim.lr=1e-3")
+# Adam moves a number whose gradient is mere rounding as far as any other.
+RATES += ("stages.fp32.optim.eps=1e-4", "stages.onebit.optim.eps=1e-4")
 # Twenty steps a stage, 24 for the teacher. What a packed file rounds to 16 bits would
 # turn 1e-7 into 5e-4 where it falls between two numbers.
 SETTINGS = ("teacher.epochs=6", "epochs=5", *RATES)

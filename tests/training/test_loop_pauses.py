@@ -64,13 +64,11 @@ def time(monkeypatch):
 
 
 def test_a_checkpoint_is_due_once_a_period(time):
-    clock = loop.Clock(5.0, every=60.0)
-    time[0] += 59
-    assert not clock.due()
-    time[0] += 2
-    assert clock.due()
-    assert not clock.due()
-    assert clock.seconds == 66.0
+    pauses = loop.Pauses(loop.Signals(), before=5.0)
+    for seconds, due in ((59, False), (2, True), (0, False)):
+        time[0] += seconds
+        assert pauses.at(1, last=False) == (due, None)
+    assert pauses.seconds == 66.0
 
 
 class Said:
@@ -81,7 +79,7 @@ class Said:
         monkeypatch.setattr(jax, "process_count", lambda: 2)
         monkeypatch.setattr(hosts, "broadcast", self.share)
         monkeypatch.setattr(hosts, "raise_flag", self.raise_flag)
-        monkeypatch.setattr(hosts, "taken_flag", self.taken_flag)
+        monkeypatch.setattr(hosts, "take_flag", self.take_flag)
 
     def share(self, make):
         self.asked += 1
@@ -91,14 +89,14 @@ class Said:
         assert self.flag is None
         self.flag = value
 
-    def taken_flag(self):
+    def take_flag(self):
         found, self.flag = self.flag, None
         return found
 
 
 def test_many_processes_agree_about_once_a_second(time, monkeypatch):
     said = Said(monkeypatch)
-    decide = loop.Pauses(loop.Signals(), loop.Clock(0.0, 60.0), most=20)
+    decide = loop.Pauses(loop.Signals())
     saved = []
     for step in range(1, 1001):
         time[0] += 0.1
@@ -114,7 +112,7 @@ def test_many_processes_agree_about_once_a_second(time, monkeypatch):
 def test_slow_steps_agree_each_and_fast_ones_not_too_seldom(time, monkeypatch):
     for pace, expected in ((5.0, 40), (0.001, 4)):
         said = Said(monkeypatch)
-        decide = loop.Pauses(loop.Signals(), loop.Clock(0.0, 60.0), most=20)
+        decide = loop.Pauses(loop.Signals())
         for step in range(1, 41):
             time[0] += pace
             decide.at(step, last=False)
@@ -123,7 +121,7 @@ def test_slow_steps_agree_each_and_fast_ones_not_too_seldom(time, monkeypatch):
 
 def test_a_signal_of_any_process_stops_all_at_the_next_agreement(time, monkeypatch):
     said, signals = Said(monkeypatch), loop.Signals()
-    decide = loop.Pauses(signals, loop.Clock(0.0, 60.0), most=20)
+    decide = loop.Pauses(signals)
     signals.caught = signal.SIGTERM
     assert decide.at(1, last=False) == (False, signal.SIGTERM)
     assert said.flag is None
@@ -131,7 +129,7 @@ def test_a_signal_of_any_process_stops_all_at_the_next_agreement(time, monkeypat
 
 def test_the_last_step_asks_in_any_case(time, monkeypatch):
     said = Said(monkeypatch)
-    decide = loop.Pauses(loop.Signals(), loop.Clock(0.0, 60.0), most=20)
+    decide = loop.Pauses(loop.Signals())
     for step in (1, 2, 3):
         time[0] += 0.001
         decide.at(step, last=False)

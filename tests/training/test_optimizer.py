@@ -82,7 +82,7 @@ def test_bert_adam_is_the_same_with_one_rate():
 def test_each_tensors_gradient_is_clipped_by_itself():
     grads = {"a": jnp.full(4, 3.0), "b": jnp.full(4, 0.1)}
     for clip, factor in ((1.0, 1 / 6), (12.0, 1.0), (None, 1.0)):
-        tx = optimizer.scale_by_bert_adam(clip=clip)
+        tx = optimizer.scale_by_bert_adam(0.9, 0.999, 1e-6, clip)
         _, state = tx.update(grads, tx.init(grads))
         assert isinstance(state, optimizer.BertAdamState)
         np.testing.assert_allclose(state.mu["a"], 0.1 * 3 * factor, rtol=1e-6)
