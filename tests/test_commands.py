@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import bitflax as bf
-from bitflax import cli
+from bitflax import cli, inference, runs
 from bitflax.inference import predictor
 from bitflax.model import pretrained
 from bitflax.packed import file, packing
@@ -29,7 +29,7 @@ class Echo:
 @pytest.fixture
 def echo(monkeypatch):
     made = Echo()
-    monkeypatch.setattr(predictor, "load", lambda path, engine: made)
+    monkeypatch.setattr(inference, "load", lambda path, engine: made)
     return made
 
 
@@ -204,7 +204,7 @@ def test_predict_hands_the_engine_on(monkeypatch, capsys):
         asked.append((path, engine))
         return Echo()
 
-    monkeypatch.setattr(predictor, "load", load)
+    monkeypatch.setattr(inference, "load", load)
     assert cli.main(["predict", "m", "a", "--engine", "onnx"]) == 0
     assert cli.main(["predict", "m", "a"]) == 0
     assert asked == [("m", "onnx"), ("m", "jax")]
@@ -219,13 +219,12 @@ def test_export_prints_path_and_bytes(capsys, packed, tmp_path):
 
 
 def test_run_hands_everything_to_stages(monkeypatch, tmp_path):
-    stages = pytest.importorskip("bitflax.stages")
     called = {}
 
     def run(recipe, out, **options):
         called.update(recipe=recipe, out=out, **options)
 
-    monkeypatch.setattr(stages, "run", run)
+    monkeypatch.setattr(runs, "run", run)
     argv = ["run", "quickstart", "--out", str(tmp_path), "--set", "seed=3"]
     assert cli.main([*argv, "--set", "limit=5", "--until", "fp32"]) == 0
     assert called["recipe"].seed == 3

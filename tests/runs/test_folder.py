@@ -105,7 +105,7 @@ def test_a_second_run_is_told_who_is_there(tmp_path):
 
 HOLD = """
     import sys, time
-    from bitflax.runfolder import RunFolder
+    from bitflax.runs.folder import RunFolder
     with RunFolder(sys.argv[1]):
         print("here", flush=True)
         time.sleep(60)

@@ -126,7 +126,7 @@ def test_without_tensorboardx_a_note_is_said_once(tmp_path):
     script = """
         import sys
         sys.modules["tensorboardX"] = None
-        from bitflax.runlog import RunLog
+        from bitflax.runs.log import RunLog
         for name in "ab":
             log = RunLog(sys.argv[1])
             log.write({"stage": name, "step": 1, "loss": {"x": 0.5}})
