@@ -10,12 +10,12 @@ import errno
 import importlib.metadata
 import io
 import json
+import logging
 import os
 import platform
 import re
 import secrets
 import socket
-import sys
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -24,6 +24,8 @@ from typing import IO, Any
 from bitflax import files, progress, training
 from bitflax.errors import ConfigError, DamagedFile, FolderBusy, OutputError
 from bitflax.runs import log
+
+_LOG = logging.getLogger(__name__)
 
 # What a stage costs, and not what it gives: a run that ran out of memory may go on
 # with other ones; and with other microbatches, where ``_by_row`` holds.
@@ -260,7 +262,7 @@ class RunFolder:
 
     def _compare_versions(self, known: Mapping[str, Any]) -> None:
         for line in _differences(known, versions()):
-            print(f"bitflax: note: {self.path}: version of {line}", file=sys.stderr)
+            _LOG.warning("bitflax: note: %s: version of %s", self.path, line)
 
 
 def versions() -> dict[str, str]:
@@ -348,7 +350,7 @@ def _lock(path: Path) -> IO[str]:
     except OSError as error:
         if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
             # Some network folders have no locks; that is no reason not to train.
-            print(f"bitflax: note: {path}: cannot be locked", file=sys.stderr)
+            _LOG.warning("bitflax: note: %s: cannot be locked", path)
             return file
         file.seek(0)
         holder = file.read().strip() or "another process"

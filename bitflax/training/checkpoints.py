@@ -15,7 +15,6 @@ import contextlib
 import logging
 import math
 import operator
-import sys
 import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -163,7 +162,7 @@ class Checkpoints:
                 self.verify(candidate)
             except DamagedFile as error:
                 text = f"{error.place}: {error.problem}; the step is skipped"
-                print(f"bitflax: warning: {text}", file=sys.stderr)
+                logging.getLogger(__name__).warning("bitflax: warning: %s", text)
                 continue
             return candidate
         if order:

@@ -242,16 +242,15 @@ def test_other_data_is_refused(tmp_path):
         folder.pin("data", "53aa")
 
 
-def test_other_versions_are_a_note(tmp_path, monkeypatch, capsys):
+def test_other_versions_are_a_note(tmp_path, monkeypatch, caplog):
     with RunFolder(tmp_path) as folder:
         folder.write_recipe("", RECIPE)
         folder.stage(0, "teacher")
-        assert capsys.readouterr().err == ""
+        assert caplog.messages == []
         old = runs_folder.versions()
         monkeypatch.setattr(runs_folder, "versions", lambda: {**old, "jax": "9.9.9"})
         folder.write_recipe("", RECIPE)
-    note = capsys.readouterr().err
-    assert note.count("\n") == 1
+    (note,) = caplog.messages
     assert f"version of jax was '{old['jax']}', is '9.9.9' now" in note
 
 
@@ -299,6 +298,4 @@ def test_the_log_goes_on_after_a_resume(tmp_path):
 def test_a_bar_for_the_stage(tmp_path, capsys):
     with RunFolder(tmp_path) as folder, folder.progress(3, "1-fp32", initial=1) as bar:
         bar.update(3, {"logits": 0.5})
-    assert (
-        capsys.readouterr().err == "1-fp32 3/3 100% logits 0.5000 (0:00, 0:00 left)\n"
-    )
+    assert "1-fp32 3/3 100%, logits 0.5 (00:00, 00:00 left)" in capsys.readouterr().err
