@@ -1,6 +1,8 @@
 """One run and one recipe a folder."""
 
 import contextlib
+import errno
+import fcntl
 import json
 import os
 import subprocess
@@ -125,6 +127,16 @@ def test_another_process_holds_the_folder_until_it_dies(tmp_path):
     other.communicate()
     with RunFolder(tmp_path):  # a dead run holds nothing
         pass
+
+
+def test_a_folder_without_locks_is_a_note(tmp_path, monkeypatch, caplog):
+    def flock(fd, how):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with RunFolder(tmp_path) as folder:
+        folder.write_recipe("", RECIPE)
+    assert caplog.messages == [f"bitflax: note: {tmp_path}: cannot be locked"]
 
 
 def test_the_same_recipe_goes_on(tmp_path):
