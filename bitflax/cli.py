@@ -13,22 +13,11 @@ import re
 import signal
 import sys
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
-from bitflax import commands, errors, inference, training
+from bitflax import commands, errors, inference, progress, training
 from bitflax.errors import BitflaxError, InputMissing, StorageError, UsageError
-
-_COMMANDS = ("ls", "show", "run", "eval", "predict", "inspect", "verify", "export")
-_COMMANDS += ("augment",)
-
-
-_OPTIONS = ("--set", "--out", "--until", "--task", "--data-dir", "--text", "--label")
-_OPTIONS += ("--debug", "--help", "--version", "--dev", "--copies", "--masked-lm")
-_OPTIONS += ("--vectors", "--probability", "--candidates", "--seed", "--limit")
-_OPTIONS += ("--coordinator", "--processes", "--process")
-_OPTIONS += ("--engine", "--format", "--sha256")
-
 
 _MODEL = "a run's folder, a model's folder, or a packed model.safetensors"
 
@@ -38,7 +27,12 @@ class Terminated(KeyboardInterrupt):
 
 
 class _Parser(argparse.ArgumentParser):
-    """A parser whose errors are bitflax's."""
+    """A parser whose errors are bitflax's.
+
+    ``commands`` are the parsers of the subcommands, by name; they have none.
+    """
+
+    commands: Mapping[str, "_Parser"] = {}
 
     def error(self, message: str) -> NoReturn:
         """Raise a usage error that names the nearest command or option."""
@@ -47,10 +41,12 @@ class _Parser(argparse.ArgumentParser):
         option = re.search(r"unrecognized arguments: (--[\w-]+)", message)
         if choice:
             message = f"no such command: {choice[1]}"
-            fix = errors.nearest(choice[1], _COMMANDS, "commands")
+            fix = errors.nearest(choice[1], self.commands, "commands")
         elif option:
             message = f"no such option: {option[1]}"
-            fix = errors.nearest(option[1], _OPTIONS, "options")
+            helps = (each.format_help() for each in (self, *self.commands.values()))
+            known = dict.fromkeys(re.findall(r"--[a-z][\w-]+", "\n".join(helps)))
+            fix = errors.nearest(option[1], known, "options")
         elif "invalid choice: 'onnx-2bit'" in message:
             message, fix = "onnx-2bit is gone", "onnx-int8, smaller and faster"
         raise UsageError(self.prog, message, fix=fix)
@@ -74,6 +70,7 @@ def make_parser() -> _Parser:
     version = f"bitflax {importlib.metadata.version('bitflax')}"
     parser.add_argument("--version", action="version", version=version)
     parsers = parser.add_subparsers(dest="command", metavar="COMMAND")
+    parser.commands = parsers.choices
 
     def add(name: str, **options: Any) -> _Parser:
         made = parsers.add_parser(
@@ -209,7 +206,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     argv = sys.argv[1:] if argv is None else list(argv)
     try:
-        with _terminable():
+        with _terminable(), progress.lines_shown():
             _dispatch(argv)
         sys.stdout.flush()
     except BaseException as error:
@@ -230,10 +227,8 @@ def _dispatch(argv: Sequence[str]) -> None:
     elif rest:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     if args.command is None:
-        names = ", ".join(_COMMANDS)
-        raise UsageError(
-            "bitflax", "no command given", fix=f"the commands are: {names}"
-        )
+        fix = f"the commands are: {', '.join(parser.commands)}"
+        raise UsageError("bitflax", "no command given", fix=fix)
     args.function(args)
 
 

@@ -1,38 +1,38 @@
-"""What each subcommand of ``bitflax`` does; ``bitflax.cli`` parses and reports errors.
-
-What costs seconds to import is imported by the command that needs it.
-"""
+"""What each subcommand of ``bitflax`` does; ``bitflax.cli`` parses and tells errors."""
 
 import inspect
 import itertools
+import logging
 import sys
 from argparse import Namespace
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from bitflax import data, errors, packed, progress, recipe, training
+from bitflax import data, errors, inference, model, packed, recipe, runs, training
+from bitflax.data import augmentation
 from bitflax.errors import ConfigError, DamagedFile, DataError, InputMissing
-from bitflax.inference import Verified
-from bitflax.packed import SizeRow
-from bitflax.progress import throughput
+from bitflax.progress import columns, throughput
+
+_LOG = logging.getLogger(__name__)
+
+PIECE = 1024
+"""Texts that are answered at once; a pipe of any length is answered as it comes."""
 
 
 def ls_command(args: Namespace) -> None:
     """Print the recipes and the named tasks."""
     files = recipe.recipe_files()
     print("recipes")
-    _print_pairs((name, recipe.recipe_summary(path)) for name, path in files.items())
+    _print_pairs({name: recipe.recipe_summary(path) for name, path in files.items()})
     print("\ntasks")
-    _print_pairs((name, data.describe_task(name)) for name in data.task_names())
+    _print_pairs({name: data.describe_task(name) for name in data.task_names()})
     print("\nor a path: a recipe's .py, a task's .tsv, .csv or .jsonl")
 
 
-def _print_pairs(pairs: Any) -> None:
-    pairs = list(pairs)
-    width = max((len(name) for name, _ in pairs), default=0)
-    for name, text in pairs:
-        print(f"  {name:<{width}}  {text}")
+def _print_pairs(pairs: Mapping[str, str]) -> None:
+    if pairs:
+        print(columns([("", *pair) for pair in pairs.items()], "<<<"))
 
 
 def show_command(args: Namespace) -> None:
@@ -44,7 +44,7 @@ def show_command(args: Namespace) -> None:
     config, where = recipe.teacher_config(made)
     text = recipe.describe_recipe(made, config)
     print(f"{file.path}\n\n{file.doc}\n\ndials (--set NAME=VALUE)")
-    _print_pairs((name, _dial(default)) for name, (_, default) in file.dials.items())
+    _print_pairs({name: _dial(default) for name, (_, default) in file.dials.items()})
     print(f"\n{text}")
     if config is None:
         print(f"\nbits and bytes need the teacher's shape: {where}")
@@ -73,8 +73,6 @@ def run_command(args: Namespace) -> None:
     recipe.check_until(made, args.until)
     # A mistyped command is told at once, and not when the other processes have come.
     training.initialize(args.coordinator, args.processes, args.process)
-    from bitflax import runs
-
     runs.run(
         made,
         args.out,
@@ -87,8 +85,6 @@ def run_command(args: Namespace) -> None:
 @training.compiled_for_user()
 def eval_command(args: Namespace) -> None:
     """Print a model's scores on a task's dev examples; of an own file, on all."""
-    from bitflax import inference
-
     named = args.task in data.task_names()
     predictor = inference.load(args.model, args.engine)
     config, known = predictor.config, {}
@@ -105,8 +101,8 @@ def eval_command(args: Namespace) -> None:
         **known,
     )
     for note in task.notes:
-        print(f"note: {note}", file=sys.stderr)
-    with progress.throughput(len(task.dev), "eval") as done:
+        _LOG.warning("note: %s", note)
+    with throughput(len(task.dev), "eval") as done:
         scores = predictor.score(task, done=done)
     for name, value in scores.items():
         print(f"{name}\t{value:.4f}")
@@ -121,8 +117,6 @@ def _columns(text: str | None) -> str | tuple[str, ...] | None:
 
 def augment_command(args: Namespace) -> None:
     """Write a task's training examples with their variants, or go on with it."""
-    from bitflax.data import augmentation
-
     how = augmentation.Augment(
         masked_lm=args.masked_lm,
         vectors=args.vectors,
@@ -142,23 +136,37 @@ def augment_command(args: Namespace) -> None:
         limit=args.limit,
     )
     for note in task.notes:
-        print(f"note: {note}", file=sys.stderr)
+        _LOG.warning("note: %s", note)
     rows = augmentation.write_augmented(task, args.out, how)
     print(f"{args.out}\t{rows} rows of {len(task.train)} examples")
 
 
 @training.compiled_for_user()
 def predict_command(args: Namespace) -> None:
-    """Print label, probability and text, a line each."""
-    from bitflax import inference
+    """Print label, probability and text, a line each.
 
-    _print_predictions(inference.load(args.model, args.engine), args.texts)
+    Of many texts, stderr says how far they are and how many a second there were.
+
+    Raises:
+      DataError: a line is no text, or no pair as the first is; names its number.
+    """
+    predictor = inference.load(args.model, args.engine)
+    place, lines, total = "TEXT", enumerate(args.texts, 1), len(args.texts)
+    if not args.texts:
+        place, lines, total = "stdin", _stdin(), _lines_left()
+    with throughput(total, "predict", shown=not sys.stdout.isatty()) as done:
+        width = 0
+        while piece := list(itertools.islice(lines, PIECE)):
+            width = width or piece[0][1].count("\t") + 1
+            asked = [_line_text(f"{place}:{n}", line, width) for n, line in piece]
+            for label, probability, text in predictor.predict(asked):
+                _print(label, probability, text)
+            sys.stdout.flush()
+            done(len(asked))
 
 
 def export_command(args: Namespace) -> None:
     """Write a model for ONNX Runtime or for transformers; print path and bytes."""
-    from bitflax import inference
-
     out = inference.export(args.model, args.out, args.format)
     files = [path for path in (out, *out.glob("*")) if path.is_file()]
     print(f"{out}\t{sum(path.stat().st_size for path in files)}")
@@ -166,8 +174,6 @@ def export_command(args: Namespace) -> None:
 
 def inspect_command(args: Namespace) -> None:
     """Print every tensor's bits and bytes."""
-    from bitflax import model, packed
-
     path = Path(args.model)
     file = _weights(path)
     named = path.is_file()
@@ -186,8 +192,6 @@ def inspect_command(args: Namespace) -> None:
 
 def _is_packed(file: Path) -> bool:
     """Whether a file says that it is a packed one; others are no error here."""
-    from bitflax import packed
-
     try:
         found = packed.guarded(packed.read_header, file)
     except DamagedFile:
@@ -197,8 +201,6 @@ def _is_packed(file: Path) -> bool:
 
 def verify_command(args: Namespace) -> None:
     """Read all of a packed file strictly, and print what it is."""
-    from bitflax import inference
-
     print(_verified(inference.verify(args.model, args.sha256)))
 
 
@@ -214,36 +216,6 @@ def _weights(path: Path) -> Path:
     stages = sorted(path.glob("*-*/params"))
     fix = f"finish the run, or give {stages[-1]}" if stages else "give a run's folder"
     raise InputMissing(path, "no packed model.safetensors in it", fix=fix)
-
-
-PIECE = 1024
-"""Texts that are answered at once; a pipe of any length is answered as it comes."""
-
-
-def _print_predictions(predictor: Any, texts: Sequence[str]) -> None:
-    """Print label, probability and text of every text, a line each.
-
-    Of many texts, stderr says how far they are and how many a second there were.
-
-    Args:
-      predictor: a ``bitflax.Predictor``.
-      texts: a text each, or a pair with a tab between; none: the lines of stdin.
-
-    Raises:
-      DataError: a line is no text, or no pair as the first is; names its number.
-    """
-    place, lines, total = "TEXT", enumerate(texts, 1), len(texts)
-    if not texts:
-        place, lines, total = "stdin", _stdin(), _lines_left()
-    with throughput(total, "predict", shown=not sys.stdout.isatty()) as done:
-        width = 0
-        while piece := list(itertools.islice(lines, PIECE)):
-            width = width or piece[0][1].count("\t") + 1
-            asked = [_line_text(f"{place}:{n}", line, width) for n, line in piece]
-            for label, probability, text in predictor.predict(asked):
-                _print(label, probability, text)
-            sys.stdout.flush()
-            done(len(asked))
 
 
 def _lines_left() -> int | None:
@@ -282,7 +254,7 @@ def _print(label: str | float, probability: float, text: Any) -> None:
 
 def _stdin() -> Iterator[tuple[int, str]]:
     if sys.stdin.isatty():
-        print("one text a line; Ctrl-D ends", file=sys.stderr)
+        _LOG.info("one text a line; Ctrl-D ends")
     for number, raw in enumerate(sys.stdin.buffer, 1):
         try:
             yield number, raw.decode("utf-8").rstrip("\r\n")
@@ -291,7 +263,7 @@ def _stdin() -> Iterator[tuple[int, str]]:
             raise DataError(f"stdin:{number}", problem, fix=fix) from error
 
 
-def _verified(found: Verified) -> str:
+def _verified(found: inference.Verified) -> str:
     """Return what a verified file is, a fact a line."""
     config, rows = found.model.config, found.rows
     size = sum(row.bytes for row in rows)
@@ -309,8 +281,7 @@ def _verified(found: Verified) -> str:
         "activations": _activations(found.model.act),
         **_by_bits(rows),
     }
-    width = max(map(len, facts))
-    return "\n".join([*(f"{k:<{width}}  {v}" for k, v in facts.items()), "ok"])
+    return columns([*facts.items()], "<<") + "\nok"
 
 
 def _activations(act: Any) -> str:
@@ -320,7 +291,7 @@ def _activations(act: Any) -> str:
     return "; ".join(map(repr, quantizers))
 
 
-def _by_bits(rows: list[SizeRow]) -> dict[str, str]:
+def _by_bits(rows: list[packed.SizeRow]) -> dict[str, str]:
     """Return how many weights have how many bits, and what they take."""
     weights = [row for row in rows if row.name not in ("header", "tokenizer")]
     shares = {}

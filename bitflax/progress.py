@@ -1,23 +1,27 @@
-"""How far a run is: a bar on a terminal, a line every ten seconds elsewhere."""
+"""What a person is shown meanwhile: how far a run is, lines on stderr, text tables."""
 
 import contextlib
+import logging
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
-
-_FORMAT = (
-    "{desc} {percentage:3.0f}%|{bar:20}| {n_fmt}/{total_fmt} "
-    "[{elapsed}, {remaining} left{postfix}]"
-)
 
 FEW = 1000
 """So many texts are done before anybody asks how far they are."""
 
+_BAR = "{desc} {percentage:3.0f}%|{bar:20}| {n_fmt}/{total_fmt} "
+_BAR += "[{elapsed}, {remaining} left{postfix}]"
+_LINE = "{desc} {n_fmt}/{total_fmt} {percentage:.0f}%{postfix} "
+_LINE += "({elapsed}, {remaining} left)"
+_LOG = logging.getLogger(__name__)
+
 
 class Progress:
     """Shows step, losses, metric and the time left; a context manager.
+
+    On a terminal it is tqdm's bar; elsewhere every state is a line of its own.
 
     Args:
       total: the number of steps.
@@ -29,7 +33,8 @@ class Progress:
     >>> with Progress(4, "1-fp32", stream=sys.stdout) as bar:
     ...     for step in range(1, 5):
     ...         bar.update(step, {"logits": 1 / step, "accuracy": 0.8})
-    1-fp32 4/4 100% logits 0.2500 accuracy 0.8000 (0:00, 0:00 left)
+    1-fp32 0/4 0% (00:00, ? left)
+    1-fp32 4/4 100%, logits 0.25, accuracy 0.8 (00:00, 00:00 left)
     """
 
     def __init__(
@@ -41,14 +46,21 @@ class Progress:
         stream: Any = None,
         every: float | int = 10,
     ):
-        self.total, self.desc, self.step = total, desc, initial
-        self._stream = sys.stderr if stream is None else stream
-        self._every = every
-        self._began = self._shown_at = time.monotonic()
-        self._shown_step = initial
-        self._first: tuple[int, float] | None = None
+        from tqdm import tqdm
+
+        self._stream = stream = sys.stderr if stream is None else stream
+        terminal = _is_terminal(stream)
         self._values: dict[str, Any] = {}
-        self._bar = _bar(self) if self._stream.isatty() else None
+        self._bar = tqdm(
+            total=total,
+            desc=desc,
+            initial=initial,
+            file=stream if terminal else _Lines(stream),
+            mininterval=0.1 if terminal else every,
+            miniters=1,
+            dynamic_ncols=terminal,
+            bar_format=_BAR if terminal else _LINE,
+        )
 
     def __enter__(self) -> "Progress":
         """Return the bar itself."""
@@ -56,7 +68,7 @@ class Progress:
 
     def __exit__(self, *exc: object) -> None:
         """Leave the last state on the screen."""
-        self.close()
+        self._bar.close()
 
     def update(self, step: int, values: Mapping[str, Any] | None = None) -> None:
         """Say that ``step`` steps are done.
@@ -64,53 +76,40 @@ class Progress:
         Args:
           step: counted from the stage's beginning.
           values: name to number: loss parts, metric. They stay shown until they are
-            given again. A jax array is read only when it is drawn.
+            given again.
         """
-        ahead, self.step = step - self.step, step
-        self._values.update(values or {})
-        now = time.monotonic()
-        # The first step compiles: the rate is counted from its end.
-        self._first = self._first or (step, now)
-        if self._bar is not None:
-            if self._bar.update(ahead):
-                self._bar.set_postfix_str(self._numbers(), refresh=False)
-        elif now - self._shown_at >= self._every:
-            self._line(now)
+        if values:
+            self._values |= {name: float(value) for name, value in values.items()}
+            shown = (f"{name} {value:.4g}" for name, value in self._values.items())
+            self._bar.set_postfix_str(", ".join(shown), refresh=False)
+        self._bar.update(step - self._bar.n)
 
     def write(self, text: str) -> None:
         """Print a line without tearing the bar."""
-        if self._bar is not None:
-            self._bar.write(text, file=self._stream)
-        else:
-            print(text, file=self._stream, flush=True)
+        self._bar.write(text, file=self._stream)
 
-    def close(self) -> None:
-        """Draw the last state; more calls do nothing."""
-        if self._bar is not None:
-            self._bar.set_postfix_str(self._numbers(), refresh=True)
-            self._bar.close()
-        elif self._shown_step != self.step:
-            self._line(time.monotonic())
 
-    def _line(self, now: float) -> None:
-        self._shown_at, self._shown_step = now, self.step
-        share = self.step / self.total if self.total else 1.0
-        words = [self.desc, f"{self.step}/{self.total}", f"{share:.0%}"]
-        words.append(self._numbers())
-        times = f"({clock(now - self._began)}, {clock(self._left(now))} left)"
-        print(*filter(None, words), times, file=self._stream, flush=True)
+def _is_terminal(stream: Any) -> bool:
+    with contextlib.suppress(OSError):
+        # One that does not know its width says 0, and tqdm would draw nothing.
+        return stream.isatty() and os.get_terminal_size(stream.fileno()).columns > 0
+    return False
 
-    def _left(self, now: float) -> float | None:
-        step, since = self._first or (self.step, now)
-        if self.step == self.total:
-            return 0.0
-        if self.step <= step:
-            return None
-        return (self.total - self.step) * (now - since) / (self.step - step)
 
-    def _numbers(self) -> str:
-        values = ((name, float(value)) for name, value in self._values.items())
-        return " ".join(f"{name} {_number(value)}" for name, value in values)
+class _Lines:
+    """Takes what tqdm draws over and over, and gives a line a state to a stream."""
+
+    def __init__(self, stream: Any):
+        self._stream, self._last = stream, ""
+
+    def write(self, text: str) -> None:
+        line = text.strip()
+        if line not in ("", self._last):
+            self._last = line
+            self._stream.write(f"{line}\n")
+
+    def flush(self) -> None:
+        self._stream.flush()
 
 
 @contextlib.contextmanager
@@ -143,44 +142,49 @@ def throughput(
     if count > FEW:
         seconds = time.monotonic() - began
         rate = f"{count:,} texts in {seconds:.1f} s, {count / seconds:,.0f} a second"
-        print(f"{name}: {rate}", file=sys.stderr, flush=True)
+        _LOG.info("%s: %s", name, rate)
 
 
-def clock(seconds: float | int | None) -> str:
-    """Return seconds as a person reads them; None is unknown.
+@contextlib.contextmanager
+def lines_shown() -> Iterator[None]:
+    """Have the lines of the logger ``bitflax`` on stderr while this lasts.
 
-    >>> clock(75), clock(3675), clock(None)
-    ('1:15', '1:01:15', '?')
+    Whoever has given that logger a handler or a level of their own is left alone.
+
+    >>> with contextlib.redirect_stderr(sys.stdout), lines_shown():
+    ...     logging.getLogger("bitflax.runs").info("teacher: accuracy 0.8000")
+    teacher: accuracy 0.8000
     """
-    if seconds is None:
-        return "?"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
-
-
-def _number(value: float) -> str:
-    return f"{value:.4f}" if 1e-3 <= abs(value) < 1e3 or value == 0 else f"{value:.2e}"
-
-
-def _bar(progress: Progress) -> Any:
+    logger = logging.getLogger("bitflax")
+    if logger.handlers or logger.level:
+        yield
+        return
+    handler = logging.StreamHandler()
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False  # another library's handler would say it once more
     try:
-        from tqdm import tqdm
-    except ImportError:  # the plain lines need nothing
-        return None
-    return tqdm(
-        total=progress.total,
-        desc=progress.desc,
-        initial=progress.step,
-        file=progress._stream,
-        bar_format=_FORMAT,
-        **_size(progress._stream),
-    )
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(logging.NOTSET)
+        logger.propagate = True
 
 
-def _size(stream: Any) -> dict[str, Any]:
-    with contextlib.suppress(OSError):
-        if os.get_terminal_size(stream.fileno()).columns:
-            return {"dynamic_ncols": True}
-    # A terminal that does not know its size says 0 by 0: tqdm would draw nothing.
-    return {"ncols": 79, "nrows": 24}
+def columns(rows: Iterable[Sequence[Any]], sides: str) -> str:
+    """Return rows of cells as lines, their columns aligned, two spaces between.
+
+    Args:
+      rows: each with a cell a column.
+      sides: ``<`` (left) or ``>`` (right), one a column.
+
+    >>> print(columns([("name", "bytes"), ("pooler/bias", 768)], "<>"))
+    name         bytes
+    pooler/bias    768
+    """
+    cells = [[str(cell) for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    if widths and sides[-1] == "<":
+        widths[-1] = 0  # nothing stands to its right
+    forms = [f"{{:{side}{width}}}" for side, width in zip(sides, widths, strict=False)]
+    return "\n".join("  ".join(forms).format(*row) for row in cells)

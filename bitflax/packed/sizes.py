@@ -9,6 +9,7 @@ import numpy as np
 from bitflax import model, quantization, trees
 from bitflax.errors import ConfigError
 from bitflax.packed import bitfields, packing
+from bitflax.progress import columns
 from bitflax.types import BertConfig
 
 
@@ -56,13 +57,7 @@ def size_table(rows: list[SizeRow]) -> str:
     values, total = sum(r.values for r in rows), sum(r.bytes for r in rows)
     cells = [("name", "bits", "values", "bytes")]
     cells += [(r.name, r.bits, f"{r.values:,}", f"{r.bytes:,}") for r in rows]
-    cells.append(("total", "", f"{values:,}", f"{total:,}"))
-    widths = [max(len(str(row[i])) for row in cells) for i in range(4)]
-    lines = []
-    for name, *numbers in cells:
-        right = (f"{n!s:>{w}}" for n, w in zip(numbers, widths[1:], strict=True))
-        lines.append("  ".join([f"{name:<{widths[0]}}", *right]))
-    return "\n".join(lines)
+    return columns([*cells, ("total", "", f"{values:,}", f"{total:,}")], "<>>>")
 
 
 Shape = tuple[int, ...]

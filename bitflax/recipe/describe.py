@@ -14,6 +14,7 @@ from typing import Any
 from bitflax import distillation, model, packed, quantization
 from bitflax.data import GLUE_TASKS, ICD10CM
 from bitflax.errors import BitflaxError, ConfigError
+from bitflax.progress import columns
 from bitflax.recipe import schema
 from bitflax.recipe.schema import Init, Recipe, Stage
 from bitflax.types import BertConfig, Optim
@@ -234,25 +235,21 @@ def _sizes(of: Recipe, config: BertConfig) -> str:
     for line in lines:
         path = re.sub(r"layer_\d+", "layer_*", line.path)
         groups.setdefault((path, line.shape, line.bits), []).append(line)
-    rows = [_cells("bits", "values", "bytes", f"parameter (after {stage.name})")]
+    head = ("bits", f"{'values':>12}", f"{'bytes':>12}")
+    rows: list[tuple[str, ...]] = [(*head, f"parameter (after {stage.name})")]
     for (path, shape, bits), members in groups.items():
         values = math.prod(shape) * len(members)
         size = sum(line.size for line in members)
         times = f" x {len(members)}" if len(members) > 1 else ""
-        rows.append(_cells(bits or "?", values, size, f"{path} {list(shape)}{times}"))
+        name = f"{path} {list(shape)}{times}"
+        rows.append((f"{bits or '?'}", f"{values:,}", f"{size:,}", name))
     total = sum(line.size for line in lines)
     full = 4 * sum(math.prod(entry.shape) for entry in model.parameter_entries(config))
     values = sum(math.prod(line.shape) for line in lines)
-    rows.append(_cells("", values, total, "all of it, the tokenizer aside"))
+    rows.append(("", f"{values:,}", f"{total:,}", "all of it, the tokenizer aside"))
     smaller = f"{full / total:.1f} times smaller than the teacher's"
-    rows.append(f"expected: {total / 1e6:.2f} MB, {smaller} {full / 1e6:.1f} MB")
-    return "\n".join(rows)
-
-
-def _cells(bits: int | str, values: int | str, size: int | str, name: str) -> str:
-    values = values if isinstance(values, str) else f"{values:,}"
-    size = size if isinstance(size, str) else f"{size:,}"
-    return f"{bits:>4}  {values:>12}  {size:>12}  {name}"
+    expected = f"expected: {total / 1e6:.2f} MB, {smaller} {full / 1e6:.1f} MB"
+    return f"{columns(rows, '>>><')}\n{expected}"
 
 
 # Written without their kind: a run folder says by their fields which they are.

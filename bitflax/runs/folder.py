@@ -6,24 +6,27 @@ with RunFolder("runs/quickstart") as folder:
     folder.finish("model.safetensors", "report.html", "report.json")
 """
 
-import errno
 import importlib.metadata
 import io
 import json
+import logging
 import os
 import platform
 import re
 import secrets
 import socket
-import sys
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
+
+import filelock  # jax has imported it
 
 from bitflax import files, progress, training
 from bitflax.errors import ConfigError, DamagedFile, FolderBusy, OutputError
 from bitflax.runs import log
+
+_LOG = logging.getLogger(__name__)
 
 # What a stage costs, and not what it gives: a run that ran out of memory may go on
 # with other ones.
@@ -52,7 +55,7 @@ class RunFolder:
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
-        self._lock: IO[str] | None = None
+        self._lock: filelock.BaseFileLock | None = None
         self._log = log.RunLog(self.path)
 
     def __enter__(self) -> "RunFolder":
@@ -71,7 +74,7 @@ class RunFolder:
         finally:
             lock, self._lock = self._lock, None
             if lock is not None:
-                lock.close()
+                lock.release()
 
     def stage(self, number: int, name: str) -> Path:
         """Return the folder ``<number>-<name>`` of a stage, made if need be.
@@ -260,7 +263,7 @@ class RunFolder:
 
     def _compare_versions(self, known: Mapping[str, Any]) -> None:
         for line in _differences(known, versions()):
-            print(f"bitflax: note: {self.path}: version of {line}", file=sys.stderr)
+            _LOG.warning("bitflax: note: %s: version of %s", self.path, line)
 
 
 def versions() -> dict[str, str]:
@@ -316,39 +319,34 @@ def _make_folder(path: Path) -> None:
         raise OutputError(path, f"is no run folder: it holds {foreign[0]}", fix=fix)
 
 
-def _lock(path: Path) -> IO[str]:
-    """Return the open file whose lock says that this process runs in the folder.
+def _lock(path: Path) -> filelock.BaseFileLock:
+    """Return the lock that says that this process runs in the folder.
 
     Raises:
       FolderBusy: another process does.
       OutputError: it cannot be written.
     """
-    import fcntl
-
+    place = path / ".lock"
+    lock = filelock.FileLock(place, fallback_to_soft=False)
     try:
-        file = open(path / ".lock", "a+", encoding="utf-8")  # noqa: SIM115
-    except OSError as error:
-        raise OutputError(
-            path, f"cannot be written: {error.strerror}", fix="choose another --out"
-        ) from error
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
-            # Some network folders have no locks; that is no reason not to train.
-            print(f"bitflax: note: {path}: cannot be locked", file=sys.stderr)
-            return file
-        file.seek(0)
-        holder = file.read().strip() or "another process"
-        file.close()
+        place.touch()
+        lock.acquire(blocking=False)
+    except filelock.Timeout:
+        holder = place.read_text("utf-8").strip() or "another process"
         raise FolderBusy(
             path, f"in use by {holder}", fix="wait for it, or choose another --out"
         ) from None
+    except OSError as error:
+        if not os.access(place, os.W_OK):
+            problem = f"cannot be written: {error.strerror}"
+            raise OutputError(path, problem, fix="choose another --out") from error
+        # Some network folders have no locks; that is no reason not to train.
+        _LOG.warning("bitflax: note: %s: cannot be locked", path)
+        return lock
     since = time.strftime("%Y-%m-%d %H:%M:%S")
-    file.truncate(0)
-    file.write(f"process {os.getpid()} on {socket.gethostname()} since {since}\n")
-    file.flush()
-    return file
+    here = f"process {os.getpid()} on {socket.gethostname()} since {since}\n"
+    place.write_text(here, "utf-8")
+    return lock
 
 
 def _check_shared(path: Path) -> None:

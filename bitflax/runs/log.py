@@ -10,7 +10,6 @@ import io
 import json
 import math
 import os
-import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -81,7 +80,7 @@ class RunLog:
             with files.disk(self.path):
                 self._file.close()
             self._file = None
-        for writer in filter(None, self._writers.values()):
+        for writer in self._writers.values():
             writer.close()
         self._writers.clear()
 
@@ -94,7 +93,7 @@ class RunLog:
             self._writers[stage] = _writer(self._board / stage, purge)
         writer = self._writers[stage]
         for name, value in flat.items():
-            if writer and name != "step" and isinstance(value, (int, float)):
+            if name != "step" and isinstance(value, (int, float)):
                 writer.add_scalar(name, value, step)
 
 
@@ -147,21 +146,9 @@ def _drop_torn_end(path: Path) -> None:
         os.truncate(path, end)
 
 
-_told = False
-
-
 def _writer(folder: Path, purge: int | None) -> Any:
-    global _told
-    try:
-        from tensorboardX import SummaryWriter
-    except ImportError:
-        if not _told:
-            print(
-                "bitflax: note: no tensorboard/ is written (pip install tensorboardX)",
-                file=sys.stderr,
-            )
-        _told = True
-        return None
+    from tensorboardX import SummaryWriter
+
     # Two files of one second would bear one name.
     return SummaryWriter(
         str(folder),

@@ -11,7 +11,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from bitflax import files
+from bitflax import files, progress
 from bitflax.runs import log, svg
 from bitflax.runs.svg import Number
 
@@ -43,13 +43,7 @@ def table(rows: Sequence[Row], metric: str = "score") -> str:
     teacher    0.8000  100.0%    32  90,000,000   1.0x      158
     packed     0.7840   98.0%     1   3,000,000  30.0x        -
     """
-    lines = [_head(metric), *_cells(rows)]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    text = []
-    for name, *numbers in lines:
-        pairs = zip(numbers, widths[1:], strict=True)
-        text.append("  ".join([name.ljust(widths[0]), *(n.rjust(w) for n, w in pairs)]))
-    return "\n".join(text)
+    return progress.columns([_head(metric), *_cells(rows)], "<>>>>>>")
 
 
 def write_report(

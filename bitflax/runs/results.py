@@ -1,8 +1,8 @@
 """What a stage ends with, and what a run ends with: packed file, table, report."""
 
 import dataclasses
+import logging
 import math
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -38,13 +38,13 @@ def kept_share(score: float, whole: Any) -> float | None:
 
 
 def say(text: str) -> None:
-    """Print a line on stderr; process 0 alone does."""
+    """Log a line for the person at the terminal; process 0 alone does."""
     if training.is_main_process():
-        print(text, file=sys.stderr, flush=True)
+        logging.getLogger(__name__).info(text)
 
 
 def say_scores(name: str, scores: dict[str, float]) -> None:
-    """Print what a teacher or a stage scored, on stderr."""
+    """Log what a teacher or a stage scored."""
     shown = (f"{metric} {value:.4f}" for metric, value in scores.items())
     say(f"{name}: {', '.join(shown)}")
 

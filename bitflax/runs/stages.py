@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import optax
 
-from bitflax import distillation, files, model, training
+from bitflax import distillation, files, model, progress, training
 from bitflax.quantization import quantize
 from bitflax.recipe import Recipe, Stage, check_until, resolved
 from bitflax.runs import initialization, report
@@ -35,6 +35,7 @@ from bitflax.types import Model
 
 
 @training.failures_told()
+@progress.lines_shown()
 def run(
     recipe: Recipe,
     out: str | Path,

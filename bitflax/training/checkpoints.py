@@ -173,7 +173,8 @@ class Checkpoints:
                 files.check_manifest(self.folder / str(step))
                 return step
             except DamagedFile as error:
-                log.warning("%s: %s; the step is skipped", error.place, error.problem)
+                said = "bitflax: warning: %s: %s; the step is skipped"
+                log.warning(said, error.place, error.problem)
         if order:
             raise DamagedFile(
                 self.folder,

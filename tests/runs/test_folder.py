@@ -1,5 +1,7 @@
 """One run and one recipe a folder."""
 
+import errno
+import fcntl
 import json
 import os
 import subprocess
@@ -104,7 +106,7 @@ def test_a_second_run_is_told_who_is_there(tmp_path):
 
 HOLD = """
     import sys, time
-    from bitflax.runfolder import RunFolder
+    from bitflax.runs.folder import RunFolder
     with RunFolder(sys.argv[1]):
         print("here", flush=True)
         time.sleep(60)
@@ -124,6 +126,16 @@ def test_another_process_holds_the_folder_until_it_dies(tmp_path):
     other.communicate()
     with RunFolder(tmp_path):  # a dead run holds nothing
         pass
+
+
+def test_a_folder_without_locks_is_a_note(tmp_path, monkeypatch, caplog):
+    def flock(fd, how):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with RunFolder(tmp_path) as folder:
+        folder.write_recipe("", RECIPE)
+    assert caplog.messages == [f"bitflax: note: {tmp_path}: cannot be locked"]
 
 
 def test_the_same_recipe_goes_on(tmp_path):
@@ -217,16 +229,15 @@ def test_other_data_is_refused(tmp_path):
         folder.pin("data", "53aa")
 
 
-def test_other_versions_are_a_note(tmp_path, monkeypatch, capsys):
+def test_other_versions_are_a_note(tmp_path, monkeypatch, caplog):
     with RunFolder(tmp_path) as folder:
         folder.write_recipe("", RECIPE)
         folder.stage(0, "teacher")
-        assert capsys.readouterr().err == ""
+        assert caplog.messages == []
         old = runs_folder.versions()
         monkeypatch.setattr(runs_folder, "versions", lambda: {**old, "jax": "9.9.9"})
         folder.write_recipe("", RECIPE)
-    note = capsys.readouterr().err
-    assert note.count("\n") == 1
+    (note,) = caplog.messages
     assert f"version of jax was '{old['jax']}', is '9.9.9' now" in note
 
 
@@ -274,6 +285,4 @@ def test_the_log_goes_on_after_a_resume(tmp_path):
 def test_a_bar_for_the_stage(tmp_path, capsys):
     with RunFolder(tmp_path) as folder, folder.progress(3, "1-fp32", initial=1) as bar:
         bar.update(3, {"logits": 0.5})
-    assert (
-        capsys.readouterr().err == "1-fp32 3/3 100% logits 0.5000 (0:00, 0:00 left)\n"
-    )
+    assert "1-fp32 3/3 100%, logits 0.5 (00:00, 00:00 left)" in capsys.readouterr().err

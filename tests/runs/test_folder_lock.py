@@ -1,10 +1,10 @@
-"""The folder that all processes of a run see; test_runfolder.py has the lock."""
+"""The folder that all processes of a run see; test_folder.py has the lock."""
 
 import pytest
 
+from bitflax import training
 from bitflax.errors import OutputError
 from bitflax.runs import folder
-from bitflax.training import hosts
 
 
 def test_what_process_0_writes_is_seen_and_removed(tmp_path):
@@ -16,7 +16,7 @@ def test_what_process_0_writes_is_seen_and_removed(tmp_path):
 @pytest.mark.parametrize("there", [None, "another run's"])
 def test_another_folder_of_that_name_is_refused(there, tmp_path, monkeypatch):
     monkeypatch.setattr(folder, "SEEN_SECONDS", 0.0)
-    monkeypatch.setattr(hosts, "broadcast", lambda write: "process 0's")
+    monkeypatch.setattr(training, "broadcast", lambda write: "process 0's")
     if there:
         (tmp_path / ".shared").write_text(there)
     with pytest.raises(OutputError, match="not the folder that process 0 writes"):

@@ -2,9 +2,6 @@
 
 import json
 import os
-import subprocess
-import sys
-import textwrap
 
 import jax.numpy as jnp
 import numpy as np
@@ -120,23 +117,3 @@ def test_tensorboard_has_the_numbers_and_knows_of_the_resume(log, tmp_path):
     ]
     assert (6, "restart", 1) in found  # TensorBoard purges from step 6 on
     assert {tag for _, tag, _ in found} == {"loss/x", "restart"}
-
-
-def test_without_tensorboardx_a_note_is_said_once(tmp_path):
-    script = """
-        import sys
-        sys.modules["tensorboardX"] = None
-        from bitflax.runlog import RunLog
-        for name in "ab":
-            log = RunLog(sys.argv[1])
-            log.write({"stage": name, "step": 1, "loss": {"x": 0.5}})
-            log.close()
-    """
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(script), tmp_path],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert done.stderr.count("pip install tensorboardX") == 1
-    assert os.listdir(tmp_path) == ["log.jsonl"]

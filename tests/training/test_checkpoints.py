@@ -203,8 +203,9 @@ def test_a_damaged_newest_step_is_skipped_and_said(tmp_path, caplog, pattern, bi
     assert_same(state, make_state(2, seed=2))
     assert extra == {"at": 2}
     (said,) = caplog.messages
+    assert said.startswith("bitflax: warning: ")
     assert str(path) in said or pattern == "MANIFEST.json"
-    assert said.endswith("; the step is skipped")
+    assert "skipped" in said
 
 
 def test_a_missing_and_a_truncated_file_are_damage(tmp_path, caplog):

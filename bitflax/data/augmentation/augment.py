@@ -8,8 +8,8 @@ a variant was made of. An example itself comes before its variants.
 
 import dataclasses
 import json
+import logging
 import random
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -150,7 +150,7 @@ def _finder(how: Augment) -> Finder:
 
 
 def _note(text: str) -> None:
-    print(f"bitflax: note: {text}", file=sys.stderr)
+    logging.getLogger(__name__).warning("bitflax: note: %s", text)
 
 
 def _rows(
