@@ -92,7 +92,7 @@ class RunFolder:
 
     @property
     def cache(self) -> Path:
-        """Compiled steps, tokens, teacher outputs: what may be deleted."""
+        """Compiled steps, tokens: what may be deleted."""
         return self._folder("cache")
 
     @property
