@@ -15,6 +15,7 @@ import contextlib
 import logging
 import math
 import operator
+import sys
 import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -162,7 +163,7 @@ class Checkpoints:
                 self.verify(candidate)
             except DamagedFile as error:
                 text = f"{error.place}: {error.problem}; the step is skipped"
-                logging.getLogger(__name__).warning("bitflax: warning: %s", text)
+                print(f"bitflax: warning: {text}", file=sys.stderr)
                 continue
             return candidate
         if order:
