@@ -101,7 +101,7 @@ def eval_command(args: Namespace) -> None:
         **known,
     )
     for note in task.notes:
-        _LOG.warning("note: %s", note)
+        _LOG.info("note: %s", note)
     with throughput(len(task.dev), "eval") as done:
         scores = predictor.score(task, done=done)
     for name, value in scores.items():
@@ -136,7 +136,7 @@ def augment_command(args: Namespace) -> None:
         limit=args.limit,
     )
     for note in task.notes:
-        _LOG.warning("note: %s", note)
+        _LOG.info("note: %s", note)
     rows = augmentation.write_augmented(task, args.out, how)
     print(f"{args.out}\t{rows} rows of {len(task.train)} examples")
 

@@ -160,6 +160,7 @@ def lines_shown() -> Iterator[None]:
         yield
         return
     handler = logging.StreamHandler()
+    handler.setFormatter(_Told())
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
     logger.propagate = False  # another library's handler would say it once more
@@ -169,6 +170,14 @@ def lines_shown() -> Iterator[None]:
         logger.removeHandler(handler)
         logger.setLevel(logging.NOTSET)
         logger.propagate = True
+
+
+class _Told(logging.Formatter):
+    """Writes a line as it is, and what is worse as ``bitflax: warning: ...``."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        text, level = super().format(record), record.levelname.lower()
+        return text if level == "info" else f"bitflax: {level}: {text}"
 
 
 def columns(rows: Iterable[Sequence[Any]], sides: str) -> str:

@@ -122,14 +122,16 @@ def test_the_way_there_may_be_hidden(capsys, total, shown):
 def test_lines_come_once_and_only_meanwhile(capsys):
     with progress.lines_shown(), progress.lines_shown():
         LOG.info("1-fp32: %s", "accuracy 0.79")
+        LOG.warning("a/3: damaged")
         LOG.debug("nobody asked")
     LOG.info("a library is silent")
-    assert capsys.readouterr().err == "1-fp32: accuracy 0.79\n"
+    said = "1-fp32: accuracy 0.79\nbitflax: warning: a/3: damaged\n"
+    assert capsys.readouterr().err == said
 
 
 def test_who_sets_the_logger_up_has_it_their_way(capsys, caplog):
     with caplog.at_level(logging.WARNING, "bitflax"), progress.lines_shown():
         LOG.info("a score")
-        LOG.warning("bitflax: note: x")
+        LOG.warning("a/3: damaged")
     assert capsys.readouterr().err == ""
-    assert caplog.messages == ["bitflax: note: x"]
+    assert caplog.messages == ["a/3: damaged"]

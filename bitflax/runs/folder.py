@@ -263,7 +263,7 @@ class RunFolder:
 
     def _compare_versions(self, known: Mapping[str, Any]) -> None:
         for line in _differences(known, versions()):
-            _LOG.warning("bitflax: note: %s: version of %s", self.path, line)
+            _LOG.info("bitflax: note: %s: version of %s", self.path, line)
 
 
 def versions() -> dict[str, str]:
@@ -341,7 +341,7 @@ def _lock(path: Path) -> filelock.BaseFileLock:
             problem = f"cannot be written: {error.strerror}"
             raise OutputError(path, problem, fix="choose another --out") from error
         # Some network folders have no locks; that is no reason not to train.
-        _LOG.warning("bitflax: note: %s: cannot be locked", path)
+        _LOG.info("bitflax: note: %s: cannot be locked", path)
         return lock
     since = time.strftime("%Y-%m-%d %H:%M:%S")
     here = f"process {os.getpid()} on {socket.gethostname()} since {since}\n"

@@ -15,6 +15,7 @@ import contextlib
 import logging
 import math
 import operator
+import sys
 import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -173,8 +174,7 @@ class Checkpoints:
                 files.check_manifest(self.folder / str(step))
                 return step
             except DamagedFile as error:
-                said = "bitflax: warning: %s: %s; the step is skipped"
-                log.warning(said, error.place, error.problem)
+                log.warning("%s: %s; the step is skipped", error.place, error.problem)
         if order:
             raise DamagedFile(
                 self.folder,

@@ -3,6 +3,7 @@
 import errno
 import fcntl
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -132,6 +133,7 @@ def test_a_folder_without_locks_is_a_note(tmp_path, monkeypatch, caplog):
     def flock(fd, how):
         raise OSError(errno.ENOLCK, "No locks available")
 
+    caplog.set_level(logging.INFO, "bitflax")
     monkeypatch.setattr(fcntl, "flock", flock)
     with RunFolder(tmp_path) as folder:
         folder.write_recipe("", RECIPE)
@@ -230,6 +232,7 @@ def test_other_data_is_refused(tmp_path):
 
 
 def test_other_versions_are_a_note(tmp_path, monkeypatch, caplog):
+    caplog.set_level(logging.INFO, "bitflax")
     with RunFolder(tmp_path) as folder:
         folder.write_recipe("", RECIPE)
         folder.stage(0, "teacher")

@@ -150,7 +150,7 @@ def _finder(how: Augment) -> Finder:
 
 
 def _note(text: str) -> None:
-    logging.getLogger(__name__).warning("bitflax: note: %s", text)
+    logging.getLogger(__name__).info("bitflax: note: %s", text)
 
 
 def _rows(
