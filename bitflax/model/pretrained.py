@@ -15,9 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from bitflax import trees
+from bitflax import files, trees
 from bitflax.errors import ConfigError, DamagedFile, InputMissing
-from bitflax.files import replacing_folder
 from bitflax.model import hf_config, hf_weights
 from bitflax.model.leaves import Split
 from bitflax.model.names import parameter_entries
@@ -51,7 +50,7 @@ def load_pretrained(
     """
     path = resolve_folder(folder)
     place = path / "config.json"
-    fields = hf_config.read_json(place)
+    fields = files.read_json(place)
     own = hf_config.config_from_hf(fields, place=place)
     config = own
     if (num_labels, id2label, problem_type) != (None, None, None):
@@ -106,22 +105,22 @@ def save_pretrained(
     known = {entry.name for entry in parameter_entries(config)}
     more = {name: state.pop(name) for name in sorted(set(state) - known)}
     fields["dtype"] = str(np.result_type(*{a.dtype for a in state.values()}))
-    files = {"config.json": json.dumps(fields, indent=2) + "\n"}
+    texts = {"config.json": json.dumps(fields, indent=2) + "\n"}
     if tokenizer is not None:
         text = tokenizer.to_json()
-        files |= tokenizer_files(text, config.max_position_embeddings)
-        words = files["vocab.txt"].count("\n")
+        texts |= tokenizer_files(text, config.max_position_embeddings)
+        words = texts["vocab.txt"].count("\n")
         if words > config.vocab_size:
             raise ConfigError(
                 "tokenizer",
                 f"expected at most vocab_size {config.vocab_size} words, found {words}",
                 fix="give the tokenizer that the model was trained with",
             )
-    with replacing_folder(Path(folder)) as new:
+    with files.replacing_folder(Path(folder)) as new:
         hf_weights.write_state(new / "model.safetensors", state)
         if more:
             hf_weights.write_state(new / hf_weights.EXTRA_FILE, more)
-        for name, text in files.items():
+        for name, text in texts.items():
             (new / name).write_text(text, "utf-8")
 
 
