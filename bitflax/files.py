@@ -17,9 +17,20 @@ from collections.abc import Iterator, Mapping, Set
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from bitflax.errors import BitflaxError, DamagedFile, OutputError, StorageError
+from bitflax.errors import (
+    BitflaxError,
+    DamagedFile,
+    InputMissing,
+    OutputError,
+    StorageError,
+)
 
 MANIFEST = "MANIFEST.json"
+_AGAIN = "fetch the file again"
+MOST_BYTES = 1 << 25
+MOST_PARTS = 1 << 22
+"""Of a text or JSON file of somebody else's; lines and the marks of a JSON's parts
+bound the memory that objects made of it take. The largest BERT's tokenizer has 1/3."""
 
 
 @contextlib.contextmanager
@@ -70,6 +81,50 @@ def need_space(folder: str | Path, size: int) -> None:
             f"{size / 1e6:,.0f} MB are needed, {free / 1e6:,.0f} MB are free",
             fix="make room there, or choose another --out",
         )
+
+
+def read_text(path: Path) -> str:
+    """Return the text of a file of somebody else's, UTF-8.
+
+    Raises:
+      InputMissing: there is no such file.
+      StorageError: it cannot be read.
+      DamagedFile: it is too large, or not UTF-8.
+    """
+    try:
+        with path.open("rb") as file:
+            data = file.read(MOST_BYTES + 1)
+        if len(data) > MOST_BYTES or sum(map(data.count, b"\n,[{:")) > MOST_PARTS:
+            problem = f"over {MOST_BYTES:,} bytes or {MOST_PARTS:,} parts"
+            raise DamagedFile(path, problem, fix="do not use this file")
+        return data.decode()
+    except FileNotFoundError:
+        raise InputMissing(
+            path, "no such file", fix="give the folder of a Hugging Face model"
+        ) from None
+    except OSError as error:
+        raise StorageError(
+            path, f"cannot read it ({error.strerror})", fix="check rights and disk"
+        ) from None
+    except UnicodeDecodeError as error:
+        raise DamagedFile(path, f"not UTF-8 ({error})", fix=_AGAIN) from None
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the JSON object in a file of somebody else's.
+
+    Raises:
+      InputMissing: there is no such file.
+      StorageError: it cannot be read.
+      DamagedFile: it is too large, not UTF-8, not JSON, or no object.
+    """
+    try:
+        fields = json.loads(read_text(path))
+    except (ValueError, RecursionError) as error:
+        raise DamagedFile(path, f"not JSON ({error})", fix=_AGAIN) from None
+    if not isinstance(fields, dict):
+        raise DamagedFile(path, "expected a JSON object", fix=_AGAIN)
+    return fields
 
 
 def write_text(path: str | Path, text: str) -> None:

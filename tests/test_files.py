@@ -5,7 +5,7 @@ import os
 import pytest
 
 from bitflax import files
-from bitflax.errors import ConfigError, DamagedFile, StorageError
+from bitflax.errors import ConfigError, DamagedFile, InputMissing, StorageError
 
 
 @pytest.mark.parametrize(
@@ -64,6 +64,33 @@ def test_write_text_that_fails_keeps_the_old_text(tmp_path, monkeypatch):
         files.write_text(path, "new")
     assert path.read_text() == "old"
     assert os.listdir(tmp_path) == ["a.json"]
+
+
+@pytest.mark.parametrize(
+    ("content", "error", "problem"),
+    [
+        (None, InputMissing, "no such file"),
+        (b"{", DamagedFile, "not JSON"),
+        (b"\xff\xfe", DamagedFile, "not UTF-8"),
+        (b"[" * 100_000, DamagedFile, "not JSON"),
+        (b"[1]", DamagedFile, "expected a JSON object"),
+        (b"{}" + b" " * 200_000, DamagedFile, "over 200,000 bytes"),
+        (b"[" * 100_001, DamagedFile, "or 100,000 parts"),
+    ],
+)
+def test_a_file_that_is_no_json_object_is_said(
+    tmp_path, monkeypatch, content, error, problem
+):
+    monkeypatch.setattr(files, "MOST_BYTES", 200_000)
+    monkeypatch.setattr(files, "MOST_PARTS", 100_000)
+    path = tmp_path / "config.json"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(error, match=problem) as caught:
+        files.read_json(path)
+    assert caught.value.place == str(path)
+    with pytest.raises(StorageError, match="cannot read it"):
+        files.read_json(tmp_path)
 
 
 def test_need_counts_the_disk_of_a_folder_not_made_yet(tmp_path):

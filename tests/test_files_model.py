@@ -1,16 +1,14 @@
-"""A model's folder appears whole or not at all; the tokenizer's files."""
+"""A model's folder appears whole or not at all."""
 
 import errno
 import itertools
-import json
 import os
 import pathlib
 
 import pytest
 
-from bitflax import files as files
-from bitflax.errors import ConfigError, DamagedFile, OutputError, StorageError
-from bitflax.model import pretrained
+from bitflax import files
+from bitflax.errors import ConfigError, OutputError, StorageError
 
 
 def test_a_new_folder_appears_with_its_parents(tmp_path):
@@ -120,34 +118,6 @@ def test_a_file_or_a_foreign_folder_is_left_alone(tmp_path):
     ):
         pytest.fail("the body ran")
     assert os.listdir(tmp_path) == ["file"]
-
-
-def whole(**normalizer):
-    return json.dumps(
-        {"model": {"vocab": {"b": 1, "[PAD]": 0, "##c": 2}}, "normalizer": normalizer}
-    )
-
-
-def test_the_tokenizers_files_say_what_its_json_says():
-    text = whole(lowercase=False, strip_accents=False, handle_chinese_chars=False)
-    files = pretrained.tokenizer_files(text, 64)
-    assert files["tokenizer.json"] == text
-    assert files["vocab.txt"] == "[PAD]\nb\n##c\n"
-    settings = json.loads(files["tokenizer_config.json"])
-    assert settings["do_lower_case"] is False
-    assert settings["strip_accents"] is False
-    assert settings["tokenize_chinese_chars"] is False
-    assert settings["model_max_length"] == 64
-    assert settings["tokenizer_class"] == "BertTokenizer"
-    assert files.keys() <= files.MODEL_FILES
-
-
-@pytest.mark.parametrize(
-    "text", ["", "{}", "[]", '{"model": {"vocab": [["a", 0.5]]}, "normalizer": null}']
-)
-def test_what_is_no_word_piece_tokenizer_is_refused(text):
-    with pytest.raises(DamagedFile, match="not a WordPiece"):
-        pretrained.tokenizer_files(text, 64)
 
 
 def test_a_place_that_cannot_be_written_is_found_before_any_work(tmp_path, monkeypatch):

@@ -1,8 +1,11 @@
 """Texts to token ids, once: a whole data set into three flat arrays."""
 
+import contextlib
 import dataclasses
 import hashlib
 import json
+import logging
+import warnings
 import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -12,13 +15,26 @@ import numpy as np
 from jaxtyping import Int32
 
 from bitflax import files
-from bitflax.errors import ConfigError, DamagedFile, InputMissing, StorageError
+from bitflax.errors import (
+    BitflaxError,
+    ConfigError,
+    DamagedFile,
+    InputMissing,
+    StorageError,
+)
 
 CHUNK = 1 << 15
 """Texts a call into the tokenizer: enough for all its threads, bounded in memory."""
 STREAM = 1 << 19
 """Characters a call where texts are streamed; the library needs 30 bytes for each."""
 PAD_TOKENS = ("[PAD]", "<pad>")
+VOCABULARIES = ("tokenizer.json", "vocab.txt")
+SETTINGS = (
+    "added_tokens.json",
+    "special_tokens_map.json",
+    "config.json",
+    "tokenizer_config.json",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,9 +69,8 @@ class Tokens:
 class Tokenizer:
     """A BERT tokenizer that neither truncates nor pads unless it is asked to.
 
-    It reads Hugging Face's ``tokenizer.json`` (or BERT's ``vocab.txt``) with the
-    ``tokenizers`` library; what such a file says about truncation and padding (often
-    128 tokens) is dropped.
+    It is Hugging Face's ``tokenizer.json``, run by the ``tokenizers`` library; what
+    such a file says about truncation and padding (often 128 tokens) is dropped.
     """
 
     def __init__(self, backend: Any):
@@ -70,35 +85,32 @@ class Tokenizer:
 
     @classmethod
     def from_folder(cls, path: str | Path) -> "Tokenizer":
-        """Read the tokenizer of a Hugging Face folder.
+        """Read the tokenizer of a Hugging Face folder, as transformers reads it.
 
         Raises:
           InputMissing: the folder, or a tokenizer in it, is missing.
-          DamagedFile: the file is not a tokenizer.
+          DamagedFile: a file is damaged or too large, or no tokenizer.
+          ConfigError: its class is one of Python, not of the tokenizers library.
         """
         path = Path(path)
-        file = path / "tokenizer.json"
-        if file.is_file():
-            return cls.from_json(file.read_text("utf-8", errors="replace"), file)
-        if (path / "vocab.txt").is_file():
-            return cls(_from_vocabulary(path))
-        raise InputMissing(
-            path,
-            "expected a folder with tokenizer.json or vocab.txt, found neither",
-            fix="copy the model's tokenizer files into the folder",
-        )
+        place = next((path / n for n in VOCABULARIES if (path / n).is_file()), None)
+        if place is None:
+            raise InputMissing(
+                path,
+                "expected a folder with tokenizer.json or vocab.txt, found neither",
+                fix="copy the model's tokenizer files into the folder",
+            )
+        with _damage(place):
+            text = _as_transformers_reads(path, place)
+        return cls.from_json(text, place)
 
     @classmethod
     def from_json(cls, text: str, place: object = "tokenizer.json") -> "Tokenizer":
         """Make a tokenizer of ``to_json``'s text; ``place`` is what an error names."""
         import tokenizers
 
-        try:
+        with _damage(place):
             return cls(tokenizers.Tokenizer.from_str(text))
-        except BaseException as error:  # the library raises nothing narrower
-            if not isinstance(error, Exception) and not _is_panic(error):
-                raise
-            raise _damaged(place, error) from error
 
     def to_json(self) -> str:
         """Return the whole tokenizer as text: what a packed model carries."""
@@ -231,36 +243,71 @@ def _longest_first(lengths: Sequence[int], room: int) -> list[int]:
     return [room - half, half]
 
 
-def _from_vocabulary(folder: Path) -> Any:
-    """Return the backend of BERT's ``vocab.txt`` and ``tokenizer_config.json``."""
-    import tokenizers
-
-    file = folder / "tokenizer_config.json"
-    try:
-        settings = json.loads(file.read_text("utf-8")) if file.is_file() else {}
-        made = tokenizers.BertWordPieceTokenizer(
-            str(folder / "vocab.txt"),
-            lowercase=settings.get("do_lower_case", True),
-            strip_accents=settings.get("strip_accents"),
-            handle_chinese_chars=settings.get("tokenize_chinese_chars", True),
+def _as_transformers_reads(folder: Path, place: Path) -> str:
+    """Return the ``tokenizer.json`` that transformers makes of a folder's files."""
+    said: dict[str, Any] = {}
+    made: Any = None
+    files.read_text(place)  # its size, before a library makes objects of it
+    for file in (folder / name for name in SETTINGS):
+        said |= files.read_json(file) if file.is_file() else {}
+    kind = said.get("tokenizer_class")
+    with _quiet_transformers() as library:
+        # A BERT's sizes are not looked at here, and config.json may be missing.
+        bert = (said.get("model_type") or "bert") == "bert"
+        config = library.BertConfig(tokenizer_class=kind) if bert else None
+        # A class of Python may ask for a package that splits words.
+        with contextlib.suppress(ImportError):
+            made = library.AutoTokenizer.from_pretrained(
+                folder, config=config, local_files_only=True, trust_remote_code=False
+            )
+            kind = type(made).__name__
+    if not isinstance(made, library.PreTrainedTokenizerFast):
+        raise ConfigError(
+            folder,
+            f"the tokenizers library does not run its tokenizer, {kind}",
+            fix="give a model whose tokenizer transformers calls fast",
         )
-        return tokenizers.Tokenizer.from_str(made.to_str())
-    except Exception as error:  # the library raises nothing narrower
-        raise _damaged(folder / "vocab.txt", error) from error
+    words = made.backend_tokenizer.model
+    unknown = getattr(words, "unk_token", None)
+    if unknown is not None and words.token_to_id(unknown) is None:
+        raise ValueError(f"a vocabulary without {unknown}")
+    return made.backend_tokenizer.to_str()
 
 
-def _is_panic(error: BaseException) -> bool:
-    """Whether the library, which is written in Rust, stumbled over its input."""
-    return type(error).__name__ == "PanicException"
+@contextlib.contextmanager
+def _quiet_transformers() -> Iterator[Any]:
+    """Import transformers, which takes over a second, and keep its advice to itself."""
+    log = logging.getLogger("transformers")
+    log.disabled = True  # it sets the level anew, and says that there is no PyTorch
+    try:
+        import transformers
+    finally:
+        log.disabled = False
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        # transformers 5.15 reads vocab.txt by what tokenizers 0.22 deprecates.
+        with warnings.catch_warnings(action="ignore", category=DeprecationWarning):
+            yield transformers
+    finally:
+        log.setLevel(level)
 
 
-def _damaged(place: object, error: BaseException) -> DamagedFile:
-    """Return the error of a file that is no tokenizer."""
-    return DamagedFile(
-        place,
-        f"expected a tokenizer of the tokenizers library, found {error}",
-        fix="take the model's tokenizer files from their source again",
-    )
+@contextlib.contextmanager
+def _damage(place: object) -> Iterator[None]:
+    """Turn what a library says of its input into the error of a damaged file."""
+    try:
+        yield
+    except BaseException as error:
+        panicked = type(error).__name__ == "PanicException"  # Rust's: no Exception
+        known = isinstance(error, BitflaxError)
+        if known or not (panicked or isinstance(error, Exception)):
+            raise
+        raise DamagedFile(
+            place,
+            f"expected a tokenizer of the tokenizers library, found {error!r:.200}",
+            fix="take the model's tokenizer files from their source again",
+        ) from error
 
 
 def _read(file: Path) -> Tokens | None:

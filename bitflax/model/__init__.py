@@ -5,7 +5,6 @@ from bitflax.model.apply import init_act as init_act
 from bitflax.model.apply import init_params as init_params
 from bitflax.model.hf_config import config_from_hf as config_from_hf
 from bitflax.model.hf_config import config_to_hf as config_to_hf
-from bitflax.model.hf_config import read_json as read_json
 from bitflax.model.hf_weights import EXTRA_FILE as EXTRA_FILE
 from bitflax.model.hf_weights import params_from_hf as params_from_hf
 from bitflax.model.hf_weights import params_to_hf as params_to_hf

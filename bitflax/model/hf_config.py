@@ -1,12 +1,10 @@
 """A BERT's configuration as Hugging Face's ``config.json``, both ways."""
 
 import dataclasses
-import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from bitflax.errors import ConfigError, DamagedFile, InputMissing, StorageError
+from bitflax.errors import ConfigError
 from bitflax.types import BertConfig
 
 _INTS = (
@@ -37,32 +35,6 @@ _ONLY = {
     "is_decoder": (False, "decoders are not supported"),
     "add_cross_attention": (False, "cross-attention is not supported"),
 }
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Return the JSON object in a file.
-
-    Raises:
-      InputMissing: there is no such file.
-      DamagedFile: it is not UTF-8, not JSON, or no object.
-    """
-    try:
-        fields = json.loads(path.read_text("utf-8"))
-    except FileNotFoundError:
-        raise InputMissing(
-            path, "no such file", fix="give the folder of a Hugging Face model"
-        ) from None
-    except OSError as error:
-        raise StorageError(
-            path, f"cannot read it ({error.strerror})", fix="check rights and disk"
-        ) from None
-    except (ValueError, RecursionError) as error:
-        raise DamagedFile(
-            path, f"not JSON ({error})", fix="fetch the file again"
-        ) from None
-    if not isinstance(fields, dict):
-        raise DamagedFile(path, "expected a JSON object", fix="fetch the file again")
-    return fields
 
 
 def config_from_hf(

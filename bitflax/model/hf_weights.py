@@ -12,9 +12,9 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from bitflax import trees
+from bitflax import files, trees
 from bitflax.errors import ConfigError, DamagedFile, InputMissing, StorageError
-from bitflax.model import hf_config, names, torch_bin
+from bitflax.model import names, torch_bin
 from bitflax.model.leaves import Split
 from bitflax.types import BertConfig, Params
 
@@ -73,7 +73,7 @@ def write_state(path: Path, state: Mapping[str, np.ndarray]) -> None:
 
 
 def _read_shards(index: Path) -> dict[str, np.ndarray]:
-    weight_map: Any = hf_config.read_json(index).get("weight_map")
+    weight_map: Any = files.read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise DamagedFile(index, "expected a weight_map", fix="fetch the file again")
     state: dict[str, np.ndarray] = {}

@@ -15,9 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from bitflax import trees
+from bitflax import files, trees
 from bitflax.errors import ConfigError, DamagedFile, InputMissing
-from bitflax.files import replacing_folder
 from bitflax.model import hf_config, hf_weights
 from bitflax.model.leaves import Split
 from bitflax.model.names import parameter_entries
@@ -51,7 +50,7 @@ def load_pretrained(
     """
     path = resolve_folder(folder)
     place = path / "config.json"
-    fields = hf_config.read_json(place)
+    fields = files.read_json(place)
     own = hf_config.config_from_hf(fields, place=place)
     config = own
     if (num_labels, id2label, problem_type) != (None, None, None):
@@ -106,22 +105,14 @@ def save_pretrained(
     known = {entry.name for entry in parameter_entries(config)}
     more = {name: state.pop(name) for name in sorted(set(state) - known)}
     fields["dtype"] = str(np.result_type(*{a.dtype for a in state.values()}))
-    files = {"config.json": json.dumps(fields, indent=2) + "\n"}
+    texts = {"config.json": json.dumps(fields, indent=2) + "\n"}
     if tokenizer is not None:
-        text = tokenizer.to_json()
-        files |= tokenizer_files(text, config.max_position_embeddings)
-        words = files["vocab.txt"].count("\n")
-        if words > config.vocab_size:
-            raise ConfigError(
-                "tokenizer",
-                f"expected at most vocab_size {config.vocab_size} words, found {words}",
-                fix="give the tokenizer that the model was trained with",
-            )
-    with replacing_folder(Path(folder)) as new:
+        texts |= _tokenizer_files(tokenizer.to_json(), config)
+    with files.replacing_folder(Path(folder)) as new:
         hf_weights.write_state(new / "model.safetensors", state)
         if more:
             hf_weights.write_state(new / hf_weights.EXTRA_FILE, more)
-        for name, text in files.items():
+        for name, text in texts.items():
             (new / name).write_text(text, "utf-8")
 
 
@@ -162,6 +153,7 @@ _SIDE_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
+    "added_tokens.json",
     "vocab.txt",
 )
 
@@ -290,38 +282,38 @@ def _wanted_weights(names: set[str]) -> list[str]:
     return []
 
 
-def tokenizer_files(text: str, max_length: int) -> dict[str, str]:
-    """Return ``{file name: text}`` of a BERT tokenizer's files.
+_SPECIAL = {
+    "unk_token": "[UNK]",
+    "sep_token": "[SEP]",
+    "pad_token": "[PAD]",
+    "cls_token": "[CLS]",
+    "mask_token": "[MASK]",
+}
 
-    Args:
-      text: the tokenizer as ``tokenizer.json`` holds it.
-      max_length: the longest text that the model takes.
 
-    Raises:
-      DamagedFile: it is no WordPiece tokenizer.
+def _tokenizer_files(text: str, config: BertConfig) -> dict[str, str]:
+    """Return ``{file name: text}`` of a tokenizer's files, of its ``tokenizer.json``.
+
+    The class is the one that takes that file as it is: ``BertTokenizer`` makes the
+    tokenizer anew of the vocabulary and of settings that it has words for.
     """
-    try:
-        whole: dict[str, Any] = json.loads(text)
-        vocab, normalizer = whole["model"]["vocab"], whole["normalizer"] or {}
-        words = sorted(vocab, key=vocab.__getitem__)
-    except (KeyError, TypeError, ValueError, AttributeError):
-        raise DamagedFile(
-            "tokenizer", "not a WordPiece tokenizer.json", fix="give a BERT's tokenizer"
-        ) from None
+    import tokenizers
+
+    words = tokenizers.Tokenizer.from_str(text).get_vocab()
+    if len(words) > config.vocab_size:
+        raise ConfigError(
+            "tokenizer",
+            f"expected at most vocab_size {config.vocab_size} words, "
+            f"found {len(words)}",
+            fix="give the tokenizer that the model was trained with",
+        )
     settings = {
-        "tokenizer_class": "BertTokenizer",
-        "do_lower_case": normalizer.get("lowercase", False),
-        "strip_accents": normalizer.get("strip_accents"),
-        "tokenize_chinese_chars": normalizer.get("handle_chinese_chars", True),
-        "model_max_length": max_length,
-        "unk_token": "[UNK]",
-        "sep_token": "[SEP]",
-        "pad_token": "[PAD]",
-        "cls_token": "[CLS]",
-        "mask_token": "[MASK]",
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_input_names": ["input_ids", "token_type_ids", "attention_mask"],
+        "model_max_length": config.max_position_embeddings,
+        **{name: word for name, word in _SPECIAL.items() if word in words},
     }
     return {
         "tokenizer.json": text,
         "tokenizer_config.json": json.dumps(settings, indent=2) + "\n",
-        "vocab.txt": "".join(f"{word}\n" for word in words),
     }

@@ -11,7 +11,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from bitflax import distillation, model, packed, quantization
+from bitflax import distillation, files, model, packed, quantization
 from bitflax.data import GLUE_TASKS, ICD10CM
 from bitflax.errors import BitflaxError, ConfigError
 from bitflax.progress import columns
@@ -42,7 +42,7 @@ def _config(name: str, labels: int | None) -> tuple[BertConfig | None, str]:
     try:
         folder = model.resolve_folder(name)
         path = folder / "config.json"
-        fields = model.read_json(path)
+        fields = files.read_json(path)
         config = model.config_from_hf(fields, num_labels=labels, place=path)
         return config, str(folder)
     except BitflaxError as error:

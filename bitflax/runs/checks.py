@@ -4,9 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bitflax import distillation, packed, quantization, trees
+from bitflax import distillation, files, packed, quantization, trees
 from bitflax.errors import BitflaxError, ConfigError
-from bitflax.model import bert, config_from_hf, read_json, resolve_folder
+from bitflax.model import bert, config_from_hf, resolve_folder
 from bitflax.quantization import quantize
 from bitflax.recipe import Stage, function_name
 from bitflax.runs import initialization
@@ -85,7 +85,7 @@ def _load(name: str, teacher: BertConfig, experiment: Experiment) -> Model:
     """Return the shapes of a folder's model that a stage starts from."""
     place = resolve_folder(name) / "config.json"
     found = config_from_hf(
-        read_json(place),
+        files.read_json(place),
         num_labels=teacher.num_labels,
         problem_type=teacher.problem_type,
         place=place,

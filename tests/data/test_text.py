@@ -1,11 +1,15 @@
 """Tokens against the tokenizers library and BERT's own truncation."""
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import tokenizers
+import transformers
 
+from bitflax import files
 from bitflax.data import text
 from bitflax.data.examples import object_column
 from bitflax.data.text import Tokenizer
@@ -109,16 +113,114 @@ def test_json_carries_the_whole_tokenizer(tokenizer):
     assert (again.pad_id, again.vocab_size) == (0, 30522)
 
 
-def test_bert_s_vocabulary_file_alone_will_do(tokenizer, tmp_path):
-    backend = tokenizers.Tokenizer.from_str(tokenizer.to_json())
-    words = sorted(backend.get_vocab().items(), key=lambda item: item[1])
-    (tmp_path / "vocab.txt").write_text("\n".join(word for word, _ in words) + "\n")
-    plain = Tokenizer.from_folder(tmp_path)
-    assert rows(plain.encode((TEXTS,), 64)) == rows(tokenizer.encode((TEXTS,), 64))
-    (tmp_path / "tokenizer_config.json").write_text('{"do_lower_case": false}')
-    cased = Tokenizer.from_folder(tmp_path)
-    one, two = rows(cased.encode((TEXTS[5:],), 64))[0][1:3]
-    assert one != two
+WORDS = (
+    "[PAD] [UNK] [CLS] [SEP] [MASK] the un ##want ##ed café cafe Café [ ] sep 汉 字 it"
+)
+WORDS = WORDS.split()
+VOCABULARY = "".join(f"{word}\n" for word in WORDS)
+JAPANESE = {"tokenizer_class": "BertJapaneseTokenizer"}
+BERT = {"model_type": "bert"}
+
+
+def whole():
+    """A ``tokenizer.json`` with no special token, lengths, and a processor of before."""
+    made = tokenizers.BertWordPieceTokenizer({w: i for i, w in enumerate(WORDS)})
+    fields = json.loads(made.to_str()) | {"added_tokens": []}
+    return fields | {"truncation": {"max_length": 4, "strategy": "LongestFirst"} | CUT}
+
+
+CUT = {"direction": "Right", "stride": 0}
+LINES = ("The unwanted Café!", "[SEP] it", "汉字 now", "<ent> it<ent>", "xyzzy [MASK]")
+FOLDERS = {
+    "vocab.txt": {"vocab.txt": VOCABULARY, "config.json": BERT},
+    "tokenizer.json": {"tokenizer.json": whole(), "config.json": BERT},
+    "cased": {
+        "vocab.txt": VOCABULARY,
+        "config.json": BERT,
+        "tokenizer_config.json": {"do_lower_case": False, "strip_accents": False},
+    },
+    # BertTokenizer goes by its settings where tokenizer.json says something else.
+    "cased, and tokenizer.json": {
+        "tokenizer.json": whole(),
+        "config.json": BERT,
+        "tokenizer_config.json": {"do_lower_case": False},
+    },
+    "added_tokens.json": {
+        "vocab.txt": VOCABULARY,
+        "config.json": BERT,
+        "added_tokens.json": {"<ent>": len(WORDS)},
+    },
+    "special_tokens_map.json": {
+        "vocab.txt": VOCABULARY.replace("[UNK]", "<oov>"),
+        "config.json": BERT,
+        "special_tokens_map.json": {"unk_token": "<oov>", "bos_token": "<ent>"},
+    },
+    "our own kind of model": {
+        "tokenizer.json": whole(),
+        "config.json": {"model_type": "bitflax-bert"},
+        "tokenizer_config.json": {"tokenizer_class": "PreTrainedTokenizerFast"},
+    },
+}
+
+
+def write_folder(write, contents):
+    for name, content in contents.items():
+        folder = write(
+            name, content if isinstance(content, str) else json.dumps(content)
+        ).parent
+    return folder
+
+
+@pytest.mark.filterwarnings("ignore:Deprecated in 0.9.0")  # tokenizers 0.22
+@pytest.mark.parametrize("name", FOLDERS)
+def test_ids_are_those_of_transformers(write, name):
+    folder = write_folder(write, FOLDERS[name])
+    theirs = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    ours = Tokenizer.from_folder(folder)
+    expected = theirs(list(LINES), truncation=False, padding=False)["input_ids"]
+    assert rows(ours.encode((LINES,), 64)) == expected
+    assert theirs.vocab_size <= ours.vocab_size == len(theirs)
+    packed = Tokenizer.from_json(ours.to_json())
+    assert rows(packed.encode((LINES,), 64)) == expected
+
+
+@pytest.mark.parametrize("kind", ["basic", "mecab"])  # mecab is not installed
+def test_a_tokenizer_of_python_is_refused_by_its_name(write, kind):
+    settings = JAPANESE | {"word_tokenizer_type": kind}
+    folder = write_folder(
+        write, {"vocab.txt": VOCABULARY, "tokenizer_config.json": settings}
+    )
+    with pytest.raises(ConfigError, match="BertJapaneseTokenizer"):
+        Tokenizer.from_folder(folder)
+
+
+@pytest.mark.parametrize("name", ["vocab.txt", "tokenizer.json"])
+def test_a_folder_is_bounded_before_transformers_reads_it(write, monkeypatch, name):
+    folder = write_folder(write, {name: FOLDERS[name][name]})
+    monkeypatch.setattr(files, "MOST_PARTS", 10)
+    monkeypatch.setattr(text, "_quiet_transformers", lambda: pytest.fail("read"))
+    with pytest.raises(DamagedFile, match="or 10 parts") as caught:
+        Tokenizer.from_folder(folder)
+    assert caught.value.place == str(folder / name)
+
+
+def test_transformers_is_quiet_and_left_out_where_json_is_read(write):
+    folder = write_folder(write, FOLDERS["vocab.txt"])
+    code = (
+        "import sys, logging; from bitflax.data import Tokenizer as T; "
+        "json = T.from_folder(sys.argv[1]).to_json() if len(sys.argv) > 1 else None; "
+        "T.from_json(json or sys.stdin.read()); "
+        "print('transformers' in sys.modules)"
+    )
+    for where, imported in ([folder], True), ([], False):
+        done = subprocess.run(
+            [sys.executable, "-W", "error", "-c", code, *where],
+            input=json.dumps(whole()),
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert (done.stdout, done.stderr) == (f"{imported}\n", "")
 
 
 def test_pad_id_is_looked_up(tmp_path):
@@ -127,17 +229,17 @@ def test_pad_id_is_looked_up(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "content"),
+    ("name", "content", "problem"),
     [
-        ("tokenizer.json", b"{"),
-        ("tokenizer.json", b"\xff\xfe"),
-        ("tokenizer.json", b'{"model": {"type": "Unheard"}}'),
-        ("vocab.txt", b"word\n"),
+        ("tokenizer.json", b"{", "expected a tokenizer"),
+        ("tokenizer.json", b"\xff\xfe", "not UTF-8"),
+        ("tokenizer.json", b'{"model": {"type": "Unheard"}}', "expected a tokenizer"),
+        ("vocab.txt", b"word\n", r"expected a tokenizer.*without \[UNK\]"),
     ],
 )
-def test_a_damaged_tokenizer_is_refused(write, tmp_path, name, content):
+def test_a_damaged_tokenizer_is_refused(write, tmp_path, name, content, problem):
     path = write(name, content)
-    with pytest.raises(DamagedFile, match="expected a tokenizer") as caught:
+    with pytest.raises(DamagedFile, match=problem) as caught:
         Tokenizer.from_folder(tmp_path)
     assert caught.value.place == str(path)
 

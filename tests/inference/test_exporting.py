@@ -28,7 +28,6 @@ HF_FILES = {
     "model.safetensors",
     "tokenizer.json",
     "tokenizer_config.json",
-    "vocab.txt",
 }
 
 
@@ -112,9 +111,9 @@ def test_a_card_tells_what_the_run_reports(tmp_path):
 
 def test_an_earlier_export_is_replaced(packed):
     out = exporting.export(packed, kind="hf")
-    (out / "vocab.txt").write_text("old")
+    (out / "tokenizer.json").write_text("old")
     exporting.export(packed, kind="hf")
-    assert (out / "vocab.txt").read_text() != "old"
+    assert (out / "tokenizer.json").read_text() != "old"
     assert names(packed.parent) == {"model.safetensors", "model-hf"}
 
 

@@ -5,7 +5,8 @@ import json
 
 import pytest
 
-from bitflax.errors import ConfigError, DamagedFile, InputMissing, StorageError
+from bitflax import files
+from bitflax.errors import ConfigError
 from bitflax.model import hf_config
 from bitflax.types import BertConfig
 
@@ -18,7 +19,7 @@ def config(**fields):
 
 
 def test_every_field_is_read(golden):
-    fields = hf_config.read_json(golden / "hf_tiny" / "config.json")
+    fields = files.read_json(golden / "hf_tiny" / "config.json")
     assert hf_config.config_from_hf(fields) == BertConfig(
         vocab_size=24,
         hidden_size=8,
@@ -148,26 +149,3 @@ def test_heads_that_do_not_fill_the_width_are_not_written():
     with pytest.raises(ConfigError, match="12 heads of width 32 are not"):
         hf_config.config_to_hf(BertConfig(head_size=32))
     assert "head_size" not in hf_config.config_to_hf(BertConfig(head_size=64))
-
-
-@pytest.mark.parametrize(
-    ("content", "error", "problem"),
-    [
-        (None, InputMissing, "no such file"),
-        (b"{", DamagedFile, "not JSON"),
-        (b"\xff\xfe", DamagedFile, "not JSON"),
-        (b"[" * 100_000, DamagedFile, "not JSON"),
-        (b"[1]", DamagedFile, "expected a JSON object"),
-    ],
-)
-def test_a_file_that_is_no_json_object_is_said(tmp_path, content, error, problem):
-    path = tmp_path / "config.json"
-    if content is not None:
-        path.write_bytes(content)
-    with pytest.raises(error, match=problem):
-        hf_config.read_json(path)
-
-
-def test_a_folder_in_the_place_of_a_file_is_said(tmp_path):
-    with pytest.raises(StorageError, match="cannot read it"):
-        hf_config.read_json(tmp_path)

@@ -22,6 +22,7 @@ FILES = {
     "config.json": b'{"model_type": "bert"}',
     "model.safetensors": b"weights",
     "vocab.txt": b"[PAD]\n",
+    "added_tokens.json": b"{}",
     "pytorch_model.bin": b"the same weights again",
     "tf_model.h5": b"not for us",
     "README.md": b"not for us",
@@ -175,10 +176,10 @@ def serving():
 def resolve(name, endpoint, home, **env):
     """Resolve in a fresh process; return its answer, its errors and its seconds."""
     code = (
-        "import sys, time, bitflax.hub as hub, bitflax.errors as e, huggingface_hub\n"
+        "import sys, time, bitflax.model.pretrained as p, bitflax.errors as e, huggingface_hub\n"
         "huggingface_hub.HfApi, huggingface_hub.snapshot_download\n"
-        "hub._SECONDS, start = 0.5, time.perf_counter()\n"
-        "try: print(hub.resolve(sys.argv[1]))\n"
+        "p._SECONDS, start = 0.5, time.perf_counter()\n"
+        "try: print(p.resolve_folder(sys.argv[1]))\n"
         "except e.InputMissing as error: print(error)\n"
         "print(time.perf_counter() - start)\n"
     )
@@ -201,6 +202,7 @@ def test_a_hub_gives_configuration_safetensors_and_tokenizer_and_then_the_cache(
         ask = functools.partial(resolve, endpoint=endpoint, home=tmp_path)
         folder, _, _ = ask("org/tiny")
         assert sorted(os.listdir(folder)) == [
+            "added_tokens.json",
             "config.json",
             "model.safetensors",
             "vocab.txt",

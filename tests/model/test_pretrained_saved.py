@@ -160,6 +160,24 @@ def test_a_larger_vocabulary_than_the_table_is_refused(tmp_path, params):
         pretrained.save_pretrained(tmp_path / "out", CONFIG, params, words)
 
 
+def test_transformers_reads_the_tokenizer_that_was_given(tmp_path, params):
+    transformers = pytest.importorskip("transformers")
+    given = Tokenizer()
+    # What BertTokenizer, made anew of a vocabulary, would not do.
+    given.whole.normalizer = tokenizers.normalizers.Lowercase()
+    given.whole.model.max_input_chars_per_word = 5
+    given.whole.post_processor = tokenizers.processors.BertProcessing(
+        ("[SEP]", 3), ("[CLS]", 2)
+    )
+    pretrained.save_pretrained(tmp_path, CONFIG, params, given)
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    for texts in ("No nonono", "nó"), ("no\u200d", "no"):
+        found, expected = theirs(*texts), given.whole.encode(*texts)
+        assert found["input_ids"] == expected.ids
+        assert found["token_type_ids"] == expected.type_ids
+    assert (theirs.pad_token_id, theirs.model_max_length) == (0, 8)
+
+
 def test_transformers_itself_loads_what_is_written(tmp_path, golden, params):
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from bitflax import model
+from bitflax import files, model
 from bitflax.data import Tokenizer
 from bitflax.data.augmentation.words import LONGEST, Masked, Splitter
 from bitflax.errors import ConfigError, DamagedFile
@@ -153,7 +153,7 @@ def load_masked_lm(folder: str | Path) -> MaskedLM:
         fit.
     """
     path = model.resolve_folder(folder)
-    fields = model.read_json(path / "config.json")
+    fields = files.read_json(path / "config.json")
     config = model.config_from_hf(fields, num_labels=2, place=path / "config.json")
     tokenizer = Tokenizer.from_folder(path)
     state, weights = model.read_state(path)
