@@ -15,7 +15,6 @@ import contextlib
 import logging
 import math
 import operator
-import sys
 import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
