@@ -26,7 +26,7 @@ def ls_command(args: Namespace) -> None:
     print("recipes")
     _print_pairs({name: recipe.recipe_summary(path) for name, path in files.items()})
     print("\ntasks")
-    _print_pairs({name: data.describe_task(name) for name in data.task_names()})
+    _print_pairs({name: task.about for name, task in data.TASKS.items()})
     print("\nor a path: a recipe's .py, a task's .tsv, .csv or .jsonl")
 
 
@@ -52,9 +52,8 @@ def show_command(args: Namespace) -> None:
 
 def _check_task(name: str) -> None:
     """Refuse a name that is no task's; a file may lie on another machine."""
-    names = data.task_names()
-    if name not in names and not Path(name).suffix and not Path(name).exists():
-        fix = errors.nearest(name, names, "tasks")
+    if name not in data.TASKS and not Path(name).suffix and not Path(name).exists():
+        fix = errors.nearest(name, data.TASKS, "tasks")
         raise ConfigError("Data.task", f"no task {name!r}", fix=fix)
 
 
@@ -85,7 +84,7 @@ def run_command(args: Namespace) -> None:
 @training.compiled_for_user()
 def eval_command(args: Namespace) -> None:
     """Print a model's scores on a task's dev examples; of an own file, on all."""
-    named = args.task in data.task_names()
+    named = args.task in data.TASKS
     predictor = inference.load(args.model, args.engine)
     config, known = predictor.config, {}
     if not named:  # the model knows which classes there are, and in which order

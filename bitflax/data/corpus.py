@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int32
 
-from bitflax.data import icd10, passages, tfds
+from bitflax.data import passages, tasks, tfds
 from bitflax.data.batches import Part, rows_of
 from bitflax.data.text import Tokenizer
 from bitflax.errors import ConfigError, DataError
@@ -137,7 +137,6 @@ def _kept(file: Path) -> Mapping[str, Any]:
     return kept if whole else {}
 
 
-ICD10CM = "icd10cm"
 HELD_OUT = 0.01
 EVAL_BATCHES = 64
 EVAL_WINDOWS = 64
@@ -364,11 +363,12 @@ def _source(
     """Return the passages that a name or a path stands for."""
     name, path = str(source), Path(source).expanduser()
     files = path.suffix.lower() == ".txt" or path.exists() or name[:1] in "./~"
-    if data_dir is not None and (files or name == ICD10CM):
+    listed = tasks.TASKS[name].passages if name in tasks.TASKS else None
+    if data_dir is not None and (files or listed):
         problem = f"does not apply to {name!r}, found {str(data_dir)!r}"
         raise ConfigError("data_dir", problem, fix="leave data_dir out")
-    if name == ICD10CM:
-        return passages.Listed(name, icd10.passages())
+    if listed is not None:
+        return passages.Listed(name, listed())
     if files:
         return passages.TextFiles(path, window)
     return tfds.Records(name, data_dir, window)

@@ -2,6 +2,8 @@
 
 import dataclasses
 import hashlib
+from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 
@@ -46,7 +48,8 @@ class Task:
     Attributes:
       name: the task's name, or the path of its training file.
       train: the examples to learn from.
-      dev: the examples to measure on.
+      dev: the examples to measure on; a source without any leaves it empty, and
+        ``load_task`` splits some off.
       labels: the classes' names in the order of their numbers; empty for a regression
         and where no file has labels (the teacher knows the classes then).
       metric: what ``bitflax.data.score`` is called with; its entry of the same name
@@ -64,6 +67,33 @@ class Task:
     regression: bool = False
     notes: tuple[str, ...] = ()
     sha256: str = ""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NamedTask:
+    """All that is known of a task by its name alone, before any of it is read.
+
+    Attributes:
+      about: what it asks, in one line.
+      load: ``(name, data_dir) -> Task``, all of it read and checked.
+      classes: how many it has; 0 where labels are real numbers.
+      metric: what ``bitflax.data.score`` is called with.
+      takes_data_dir: whether ``data_dir`` may say where its files lie.
+      copies: variants an example that augmentation makes (TinyBERT's N).
+      language: of its texts, as a model card names it.
+      dataset: its data set's name on a hub of data; None: it is on none.
+      passages: returns its texts as a corpus; None: it is none.
+    """
+
+    about: str
+    load: Callable[[str, str | Path | None], Task]
+    classes: int
+    metric: str
+    takes_data_dir: bool = False
+    copies: int = 30
+    language: str = "en"
+    dataset: str | None = None
+    passages: Callable[[], list[str]] | None = None
 
 
 def object_column(values) -> np.ndarray:

@@ -3,13 +3,14 @@
 Source: Wang et al., GLUE, ICLR 2019; classes and columns as TFDS's ``glue`` has them.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from bitflax.data import tables, tfds
-from bitflax.data.examples import Examples, object_column
+from bitflax.data.examples import Examples, NamedTask, Task, object_column
 from bitflax.errors import DataError, InputMissing
 
 
@@ -32,6 +33,7 @@ class GlueTask(NamedTuple):
     split: str = "validation"
     features: tuple[str, ...] = ("sentence1", "sentence2")
     short_rows: bool = False
+    copies: int = NamedTask.copies
 
     @property
     def regression(self) -> bool:
@@ -50,6 +52,7 @@ _NLI = GlueTask(
     dev="dev_matched",
     split="validation_matched",
     features=("premise", "hypothesis"),
+    copies=10,
 )
 GLUE_TASKS: dict[str, GlueTask] = {
     "glue/cola": GlueTask(
@@ -70,6 +73,7 @@ GLUE_TASKS: dict[str, GlueTask] = {
         label="label",
         values=("0", "1"),
         labels=("negative", "positive"),
+        copies=20,
         features=("sentence",),
     ),
     "glue/mrpc": GlueTask(
@@ -98,12 +102,14 @@ GLUE_TASKS: dict[str, GlueTask] = {
         metric="f1_accuracy",
         features=("question1", "question2"),
         short_rows=True,
+        copies=10,
     ),
     "glue/mnli": _NLI,
     "glue/mnli-mm": _NLI._replace(
         about="the same as glue/mnli, measured on the mismatched dev set",
         dev="dev_mismatched",
         split="validation_mismatched",
+        copies=30,
     ),
     "glue/qnli": GlueTask(
         about="does the sentence answer the question?",
@@ -113,6 +119,7 @@ GLUE_TASKS: dict[str, GlueTask] = {
         values=_ENTAILS,
         labels=_ENTAILS,
         features=("question", "sentence"),
+        copies=20,
     ),
     "glue/rte": GlueTask(
         about="does the first sentence entail the second?",
@@ -153,9 +160,27 @@ def find_folder(name: str, data_dir: str | Path) -> Path | None:
     return found[0] if found else None
 
 
-def from_tfds(
-    name: str, data_dir: str | Path | None = None
-) -> tuple[Examples, Examples, tuple[str, ...]]:
+def load_glue(name: str, data_dir: str | Path | None = None) -> Task:
+    """Return a task from GLUE's own files if ``data_dir`` holds some, else by TFDS."""
+    folder = None if data_dir is None else find_folder(name, data_dir)
+    return from_folder(name, folder) if folder else from_tfds(name, data_dir)
+
+
+TASKS = {
+    name: NamedTask(
+        about=task.about,
+        load=load_glue,
+        classes=len(task.labels),
+        metric=task.metric,
+        takes_data_dir=True,
+        copies=task.copies,
+        dataset="nyu-mll/glue",
+    )
+    for name, task in GLUE_TASKS.items()
+}
+
+
+def from_tfds(name: str, data_dir: str | Path | None = None) -> Task:
     """Read a task that TFDS has prepared, downloaded once if need be.
 
     Rows are in the order of GLUE's own files, so that the data's hash is the same
@@ -165,9 +190,6 @@ def from_tfds(
       name: the task's.
       data_dir: where TFDS has prepared it; None: TFDS's own folder, into which it is
         downloaded.
-
-    Returns:
-      ``(train, dev, notes)``.
 
     Raises:
       InputMissing: the task is not in ``data_dir``, or cannot be downloaded.
@@ -193,7 +215,13 @@ def from_tfds(
     with tfds.reading(name, builder):
         train = _in_order(builder.as_data_source(split="train"), task)
         dev = _in_order(builder.as_data_source(split=task.split), task)
-    return train, dev, ()
+    return _task(name, train, dev)
+
+
+def _task(name: str, train: Examples, dev: Examples, notes: Sequence[str] = ()) -> Task:
+    task = GLUE_TASKS[name]
+    kind = (task.labels, task.metric, task.regression)
+    return Task(name, train, dev, *kind, tuple(notes))
 
 
 def _in_order(source: Any, task: GlueTask) -> Examples:
@@ -212,23 +240,20 @@ def _in_order(source: Any, task: GlueTask) -> Examples:
     )
 
 
-def from_folder(
-    name: str, folder: Path, faults: tables.Faults
-) -> tuple[Examples, Examples | None, tuple[str, ...]]:
-    """Read a task in GLUE's own layout: ``(train, dev or None, notes)``.
+def from_folder(name: str, folder: Path) -> Task:
+    """Read a task in GLUE's own layout.
 
     Args:
       name: the task's.
-      folder: it holds ``train.tsv`` and ``dev.tsv`` (MNLI: ``dev_matched.tsv``).
-      faults: takes the bad rows.
+      folder: it holds ``train.tsv``, and perhaps ``dev.tsv`` (MNLI:
+        ``dev_matched.tsv``).
+
+    Raises:
+      DataError: bad rows; all of them are found before it is raised.
     """
-    task, notes = GLUE_TASKS[name], []
-    parts: list[Examples | None] = []
-    for file in ("train", task.dev):
-        path = folder / f"{file}.tsv"
-        if file != "train" and not path.is_file():
-            parts.append(None)
-            continue
+    task, faults, notes = GLUE_TASKS[name], tables.Faults(), []
+
+    def read(path: Path) -> Examples:
         table = tables.read_table(
             path,
             lambda place, names: _wanted(task, place, names),
@@ -240,19 +265,14 @@ def from_folder(
             notes.append(
                 f"{path}: {table.skipped} rows of too few columns left out, as by TFDS"
             )
-        parts.append(
-            tables.to_examples(
-                table,
-                task.texts,
-                task.label,
-                None if task.regression else task.values,
-                faults,
-                allow_empty=task.short_rows,
-            )
-        )
-    train, dev = parts
-    assert train is not None
-    return train, dev, tuple(notes)
+        classes = None if task.regression else task.values
+        columns = (task.texts, task.label, classes)
+        return tables.to_examples(table, *columns, faults, allow_empty=task.short_rows)
+
+    train, dev = read(folder / "train.tsv"), folder / f"{task.dev}.tsv"
+    parts = train, read(dev) if dev.is_file() else train.take([])
+    faults.check()
+    return _task(name, *parts, notes)
 
 
 def _wanted(task: GlueTask, place: str, names) -> tuple[str, ...]:

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from bitflax import files
-from bitflax.data.examples import Examples, object_column
+from bitflax.data.examples import Examples, NamedTask, Task, digest, object_column
 from bitflax.errors import DamagedFile, InputMissing
 
 PACKAGE = "simple_icd_10_cm"
@@ -37,8 +37,8 @@ class Diagnosis(NamedTuple):
     row: int
 
 
-def icd10cm() -> tuple[Examples, Examples, tuple[str, ...]]:
-    """Return ``(train, test, chapter titles)``.
+def load_icd10cm(name: str, data_dir: str | Path | None = None) -> Task:
+    """Return the task: its labels are the chapters' titles, its dev the test part.
 
     A text is a code's description or one of its inclusion terms; a text that stands
     twice belongs to the first code. Of each three-character category (``E11``) the six
@@ -46,6 +46,10 @@ def icd10cm() -> tuple[Examples, Examples, tuple[str, ...]]:
     not rule. A category is tested on where its SHA-256, as a number, is below 20 modulo
     100: no category is in both parts. In the release of April 2026 that makes 8,222 and
     1,952 texts of 21 chapters.
+
+    Args:
+      name: the task's.
+      data_dir: None: the package alone has the list.
 
     Raises:
       InputMissing: the package is not installed.
@@ -65,7 +69,14 @@ def icd10cm() -> tuple[Examples, Examples, tuple[str, ...]]:
             [d for d in chosen if _tested(d.category)],
         )
     ]
-    return parts[0], parts[1], tuple(titles[number] for number in numbers)
+    train, test = parts
+    labels, notes = tuple(titles[number] for number in numbers), ()
+    if digest(train, test, labels) != SHA256:
+        notes = (
+            f"another release of ICD-10-CM than that of April 2026: {len(train)} and "
+            f"{len(test)} texts; scores compare with its own only",
+        )
+    return Task(name, train, test, labels, TASK.metric, notes=notes)
 
 
 def passages() -> list[str]:
@@ -80,6 +91,15 @@ def passages() -> list[str]:
     """
     diagnoses, _ = _read()
     return [d.text for d in diagnoses if not _tested(d.category)]
+
+
+TASK = NamedTask(
+    about="which of 21 chapters does the diagnosis belong to? (ICD-10-CM)",
+    load=load_icd10cm,
+    classes=21,
+    metric="accuracy",
+    passages=passages,
+)
 
 
 def _read() -> tuple[list[Diagnosis], dict[int, str]]:

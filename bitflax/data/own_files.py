@@ -2,10 +2,9 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 from bitflax.data import tables
-from bitflax.data.examples import Examples
+from bitflax.data.examples import Task
 from bitflax.errors import DataError, InputMissing, nearest
 
 TEXT_NAMES = ("text", "sentence", "texts", "sentences", "question", "review")
@@ -20,16 +19,6 @@ LABEL_NAMES = ("label", "labels", "class", "score", "target")
 """The names that are looked for where none is given."""
 
 
-class Own(NamedTuple):
-    """What own files hold; ``dev`` is None where no file was given for it."""
-
-    train: Examples
-    dev: Examples | None
-    labels: tuple[str, ...]
-    regression: bool
-    notes: tuple[str, ...]
-
-
 def load_own(
     path: str | Path,
     *,
@@ -38,8 +27,10 @@ def load_own(
     label: str | None = None,
     regression: bool | None = None,
     classes: Sequence[str] | None = None,
-) -> Own:
-    """Read and check every row of own files.
+) -> Task:
+    """Read and check every row of own files; without a dev file ``dev`` is empty.
+
+    Without labels to measure by, agreement with a teacher is what can be measured.
 
     Args:
       path: the training file, or a folder with ``train.*`` and perhaps ``dev.*``.
@@ -55,6 +46,7 @@ def load_own(
       DataError: bad rows (all files are read before it is raised), a wrong column.
       InputMissing: no such file.
     """
+    name = str(path)
     path, dev = _files(Path(path), dev)
     faults = tables.Faults()
     names: dict[str, tuple[tuple[str, ...], str | None]] = {}
@@ -75,8 +67,22 @@ def load_own(
     column = labelled[0][1]
     if column is not None and values is not None and classes is None:
         tables.check_classes(column, str(path), values, len(parts[0]))
-    real, values = values is None, values or ()
-    return Own(parts[0], parts[-1] if dev else None, values, real, tuple(notes))
+    train, measured = parts[0], parts[-1]
+    if measured is not train:
+        shown = set(zip(*train.texts, strict=True))
+        both = sum(row in shown for row in zip(*measured.texts, strict=True))
+        if both:
+            notes.append(f"{both} of {len(measured)} dev examples are in train as well")
+    metric = "pearson_spearman" if values is None else "accuracy"
+    return Task(
+        name=name,
+        train=train,
+        dev=measured if dev else train.take([]),
+        labels=values or (),
+        metric="agreement" if measured.labels is None else metric,
+        regression=values is None,
+        notes=tuple(notes),
+    )
 
 
 def _files(path: Path, dev: str | Path | None) -> tuple[Path, Path | None]:

@@ -3,40 +3,17 @@
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from bitflax.data import glue, icd10, own_files, tables
-from bitflax.data.examples import Examples, Task, digest, shuffled, split_off
+from bitflax.data.examples import NamedTask, Task, digest, shuffled, split_off
 from bitflax.errors import ConfigError, DataError, nearest
 
-ICD10CM = "icd10cm"
-
-
-@dataclasses.dataclass(frozen=True)
-class Loaded:
-    """What a source gives; ``dev`` is None where it has none."""
-
-    train: Examples
-    dev: Examples | None
-    labels: tuple[str, ...]
-    metric: str
-    regression: bool = False
-    notes: tuple[str, ...] = ()
-
-
-def task_names() -> tuple[str, ...]:
-    """Return the names that ``load_task`` knows.
-
-    >>> task_names()[:3]
-    ('icd10cm', 'glue/cola', 'glue/sst2')
-    """
-    return (ICD10CM, *glue.GLUE_TASKS)
-
-
-def describe_task(name: str) -> str:
-    """Return what a named task asks, in one line."""
-    if name == ICD10CM:
-        return "which of 21 chapters does the diagnosis belong to? (ICD-10-CM)"
-    return glue.GLUE_TASKS[name].about
+TASKS: dict[str, NamedTask] = {
+    "icd10cm": icd10.TASK,
+    **glue.TASKS,
+}
+"""Every task that has a name; a line here is all that another one needs."""
 
 
 def load_task(
@@ -54,7 +31,7 @@ def load_task(
     """Return a task with every row read and checked.
 
     Args:
-      name_or_path: one of ``task_names()``, a .tsv, .csv or .jsonl file, or a folder
+      name_or_path: one of ``TASKS``, a .tsv, .csv or .jsonl file, or a folder
         with ``train.*`` (and ``dev.*``).
       data_dir: for GLUE: a folder in GLUE's own layout, the task's folder itself, or
         where TFDS has prepared the task; None: TFDS's own folder.
@@ -75,74 +52,24 @@ def load_task(
     name = str(name_or_path)
     if limit is not None and limit < 1:
         raise ConfigError("limit", f"expected 1 or more, found {limit}", fix="raise it")
-    if name in task_names():
-        given = dict(text=text, label=label, dev=dev, regression=regression)
-        given["classes"] = classes
-        if name == ICD10CM:
-            given["data_dir"] = data_dir
-        _refuse(name, given)
-        loaded = _icd10cm() if name == ICD10CM else _glue(name, data_dir)
-    else:
+    own: dict[str, Any] = dict(text=text, label=label, dev=dev)
+    own |= dict(regression=regression, classes=classes)
+    named = TASKS.get(name)
+    if named is None:
         _check_path(name)
         _refuse(name, {"data_dir": data_dir})
-        loaded = _own(
-            name,
-            text=text,
-            label=label,
-            dev=dev,
-            regression=regression,
-            classes=classes,
-        )
-    return _finished(name, loaded, seed, limit)
+        return _finished(own_files.load_own(name, **own), seed, limit)
+    _refuse(name, own if named.takes_data_dir else {**own, "data_dir": data_dir})
+    return _finished(named.load(name, data_dir), seed, limit)
 
 
-def _icd10cm() -> Loaded:
-    """Load the chapters of ICD-10-CM."""
-    train, dev, labels = icd10.icd10cm()
-    notes = ()
-    if digest(train, dev, labels) != icd10.SHA256:
-        notes = (
-            f"another release of ICD-10-CM than that of April 2026: {len(train)} and "
-            f"{len(dev)} texts; scores compare with its own only",
-        )
-    return Loaded(train, dev, labels, "accuracy", notes=notes)
-
-
-def _glue(name: str, data_dir: str | Path | None) -> Loaded:
-    """Load a GLUE task from GLUE's files if ``data_dir`` holds some, else by TFDS."""
-    task, faults = glue.GLUE_TASKS[name], tables.Faults()
-    folder = None if data_dir is None else glue.find_folder(name, data_dir)
-    if folder is None:
-        train, dev, notes = glue.from_tfds(name, data_dir)
-    else:
-        train, dev, notes = glue.from_folder(name, folder, faults)
-        faults.check()
-    return Loaded(train, dev, task.labels, task.metric, task.regression, notes)
-
-
-def _own(path: str, **settings) -> Loaded:
-    """Load own files; without any dev labels, agreement is what can be measured."""
-    found = own_files.load_own(path, **settings)
-    metric = "pearson_spearman" if found.regression else "accuracy"
-    measured = found.train if found.dev is None else found.dev
-    if measured.labels is None:
-        metric = "agreement"
-    notes = found.notes
-    if found.dev is not None and found.dev is not found.train:
-        shown = set(zip(*found.train.texts, strict=True))
-        both = sum(row in shown for row in zip(*found.dev.texts, strict=True))
-        if both:
-            notes += (f"{both} of {len(found.dev)} dev examples are in train as well",)
-    return Loaded(found.train, found.dev, found.labels, metric, found.regression, notes)
-
-
-def _finished(name: str, loaded: Loaded, seed: int, limit: int | None) -> Task:
+def _finished(task: Task, seed: int, limit: int | None) -> Task:
     """Split dev off if need be, cut train to the limit, and say so."""
-    train, dev, notes = loaded.train, loaded.dev, list(loaded.notes)
-    if dev is None:
+    train, dev, notes = task.train, task.dev, list(task.notes)
+    if not len(dev):
         if len(set(zip(*train.texts, strict=True))) < 2:
             raise DataError(
-                name,
+                task.name,
                 "expected two different texts or more to split a dev set off",
                 fix="add rows, or name a dev file",
             )
@@ -154,15 +81,9 @@ def _finished(name: str, loaded: Loaded, seed: int, limit: int | None) -> Task:
     if limit is not None and limit < len(train):
         notes.append(f"{limit} of {len(train)} training examples, by seed {seed}")
         train = shuffled(train, limit, seed)
-    return Task(
-        name=name,
-        train=train,
-        dev=dev,
-        labels=loaded.labels,
-        metric=loaded.metric,
-        regression=loaded.regression,
-        notes=tuple(notes),
-        sha256=digest(train, dev, loaded.labels),
+    sha256 = digest(train, dev, task.labels)
+    return dataclasses.replace(
+        task, train=train, dev=dev, notes=tuple(notes), sha256=sha256
     )
 
 
@@ -185,5 +106,5 @@ def _check_path(name: str) -> None:
     raise ConfigError(
         name,
         "expected a task's name or a .tsv, .csv or .jsonl file, found neither",
-        fix=nearest(name, task_names(), "tasks"),
+        fix=nearest(name, TASKS, "tasks"),
     )

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from bitflax import trees
+from bitflax.data import TASKS
 from bitflax.inference import engines
 from bitflax.inference.provenance import PACKAGED, Provenance, Scored
 from bitflax.inference.stored_model import StoredModel
@@ -74,23 +75,19 @@ def card(model: StoredModel, origin: Provenance, size: int | None = None) -> str
 
 def _front(origin: Provenance, bits: int | float) -> str:
     """Return the YAML that a hub reads; its values are JSON, which YAML includes."""
-    task = origin.task or ""
+    task = TASKS.get(origin.task or "")
     tags = ["bitflax", "bert", "knowledge-distillation"]
     fields: dict[str, Any] = {
         "library_name": "transformers",
         "pipeline_tag": "text-classification",
-        "language": ["en"] if _is_named(task) else None,
+        "language": [task.language] if task else None,
         "base_model": _base(origin),
-        "datasets": ["nyu-mll/glue"] if task.startswith("glue/") else None,
+        "datasets": [task.dataset] if task and task.dataset else None,
         "metrics": _METRICS.get(origin.metric or ""),
         "tags": [*tags, f"{bits:g}-bit"] if bits < 32 else tags,
     }
     lines = (f"{k}: {json.dumps(v)}" for k, v in fields.items() if v is not None)
     return "\n".join(["---", *lines, "---"])
-
-
-def _is_named(task: str) -> bool:
-    return task == "icd10cm" or task.startswith("glue/")
 
 
 def _base(origin: Provenance) -> str | None:

@@ -12,6 +12,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from bitflax.data import TASKS
+
 PACKAGED = {"minilm": "sentence-transformers/all-MiniLM-L6-v2"}
 """Hub names of the models that packages ship."""
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.\-]*/[A-Za-z0-9][\w.\-]*")
@@ -137,7 +139,7 @@ def _file_name(task: str) -> str:
     >>> _file_name("glue/cola"), _file_name("/home/me/mine.tsv")
     ('glue/cola', 'mine.tsv')
     """
-    return task if task.startswith("glue/") else Path(task).name
+    return task if task in TASKS else Path(task).name
 
 
 def _public(teacher: str) -> str | None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from bitflax import distillation, files, model, packed, quantization
-from bitflax.data import GLUE_TASKS, ICD10CM
+from bitflax.data import TASKS
 from bitflax.errors import BitflaxError, ConfigError
 from bitflax.progress import columns
 from bitflax.recipe import schema
@@ -51,9 +51,7 @@ def _config(name: str, labels: int | None) -> tuple[BertConfig | None, str]:
 
 def _labels(task: str) -> int | None:
     """Return how many logits a task has; None where its file would say."""
-    if task == ICD10CM:
-        return 21
-    return max(1, len(GLUE_TASKS[task].labels)) if task in GLUE_TASKS else None
+    return max(1, TASKS[task].classes) if task in TASKS else None
 
 
 def student_config(of: Recipe, teacher: BertConfig) -> BertConfig:

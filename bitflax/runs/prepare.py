@@ -9,6 +9,7 @@ import numpy as np
 
 from bitflax import distillation, model, training
 from bitflax.data import (
+    TASKS,
     Batches,
     Examples,
     Task,
@@ -18,7 +19,6 @@ from bitflax.data import (
     digest,
     load_task,
     predictions,
-    task_names,
 )
 from bitflax.errors import ConfigError
 from bitflax.files import model_sha256
@@ -117,7 +117,7 @@ def _augmented(data: Data, task: Task) -> Task:
 def _load_task(data: Data, known: BertConfig | None = None) -> Task:
     """Read the task; a ready teacher knows the classes of own files and their order."""
     regression, classes = data.regression, None
-    if known is not None and data.task not in task_names():
+    if known is not None and data.task not in TASKS:
         regression = known.regression if regression is None else regression
         if known.id2label is not None and not regression:
             classes = known.labels

@@ -1,5 +1,6 @@
 """A corpus as batches: by step alone, every piece once an epoch, none held out."""
 
+import dataclasses
 import json
 import os
 import threading
@@ -10,7 +11,7 @@ import pytest
 import tokenizers
 
 from bitflax.data import corpus as data_corpus
-from bitflax.data import icd10, passages
+from bitflax.data import icd10, passages, tasks
 from bitflax.data.corpus import CorpusBatches
 from bitflax.data.text import Tokenizer
 from bitflax.errors import ConfigError, DataError, InputMissing
@@ -373,7 +374,8 @@ def test_settings_that_cannot_be_are_refused(make, words, tmp_path):
 
 def test_icd10cm_is_a_corpus(make, monkeypatch, words):
     texts = [f"w{i} w{i + 1}" for i in range(0, 200, 2)]
-    monkeypatch.setattr(icd10, "passages", lambda: texts)
+    task = dataclasses.replace(icd10.TASK, passages=lambda: texts)
+    monkeypatch.setitem(tasks.TASKS, "icd10cm", task)
     corpus = make("icd10cm")
     shown = pieces_of(corpus, 0, counted(corpus))
     found = [i - FIRST for piece in shown for i in piece if i >= FIRST]

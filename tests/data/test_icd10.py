@@ -24,7 +24,8 @@ def read():
 def cut(read):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(icd10, "_read", lambda: read)
-        return icd10.icd10cm()
+        task = icd10.load_icd10cm("icd10cm")
+        return task.train, task.dev, task.labels
 
 
 @needs_package
@@ -90,7 +91,9 @@ def test_a_category_gives_six_texts_and_a_text_its_first_code(tmp_path, monkeypa
         for n, body in [*chapters, ("22", code("U00", "special"))]
     )
     made(tmp_path, monkeypatch, f"<list>{xml}</list>")
-    train, test, titles = icd10.icd10cm()
+    task = icd10.load_icd10cm("icd10cm")
+    train, test, titles = task.train, task.dev, task.labels
+    assert "another release" in task.notes[0]
     found = sorted([*train.texts[0], *test.texts[0]])
     ninth = sorted((f"text {i}" for i in range(9)), key=icd10._sha256)[:6]
     assert found == sorted([*ninth, "own", "other"])
@@ -107,10 +110,10 @@ def test_no_category_is_in_both_parts():
 def test_another_file_is_refused(tmp_path, monkeypatch, content):
     made(tmp_path, monkeypatch, content)
     with pytest.raises(DamagedFile, match="expected ICD-10-CM's tabular list"):
-        icd10.icd10cm()
+        icd10.load_icd10cm("icd10cm")
 
 
 def test_a_missing_package_says_how_to_get_it(monkeypatch):
     monkeypatch.setattr(icd10, "PACKAGE", "no_such_package")
     with pytest.raises(InputMissing, match="pip install"):
-        icd10.icd10cm()
+        icd10.load_icd10cm("icd10cm")

@@ -26,7 +26,7 @@ def test_the_three_formats_read_alike(write, name, content):
     assert found.train.texts[0].tolist() == ["one, two", "three"]
     assert found.labels == ("bad", "good")
     assert found.train.labels.tolist() == [1, 0]
-    assert found.dev is None
+    assert len(found.dev) == 0
     assert not found.regression
 
 

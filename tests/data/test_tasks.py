@@ -4,7 +4,7 @@ import importlib.util
 
 import pytest
 
-from bitflax.data import icd10, tasks
+from bitflax.data import icd10, metrics, tasks
 from bitflax.data.tasks import load_task
 from bitflax.errors import ConfigError, DataError, InputMissing
 
@@ -16,13 +16,14 @@ def own(write):
 
 
 def test_names_are_described():
-    names = tasks.task_names()
+    names = [*tasks.TASKS]
     assert names[0] == "icd10cm"
     assert {
         f"glue/{n}"
         for n in ["cola", "sst2", "mrpc", "stsb", "rte", "qnli", "qqp", "mnli", "wnli"]
     } < {*names}
-    assert all(tasks.describe_task(name) for name in names)
+    assert all(task.about for task in tasks.TASKS.values())
+    assert {task.metric for task in tasks.TASKS.values()} <= {*metrics.METRICS}
 
 
 def test_icd10cm():
@@ -30,6 +31,7 @@ def test_icd10cm():
         pytest.skip("simple-icd-10-cm (the extra demo) is not installed")
     task = load_task("icd10cm")
     assert (len(task.train), len(task.dev), len(task.labels)) == (8222, 1952, 21)
+    assert tasks.TASKS["icd10cm"].classes == 21
     assert (task.metric, task.regression, task.notes) == ("accuracy", False, ())
     assert task.sha256 == icd10.SHA256
 

@@ -17,15 +17,13 @@ from typing import Any
 import numpy as np
 
 from bitflax import data, files, model, progress
-from bitflax.data import Examples, Task
+from bitflax.data import Examples, NamedTask, Task
 from bitflax.data.augmentation import word_vectors, words
 from bitflax.data.augmentation.masked_lm import load_masked_lm
 from bitflax.data.augmentation.resumable_file import ResumableFile
 from bitflax.data.augmentation.words import Finder, variants
 from bitflax.errors import DataError, UsageError
 
-COPIES = {"glue/mnli": 10, "glue/qqp": 10, "glue/sst2": 20, "glue/qnli": 20}
-"""N by task; 30 for the others, which are small."""
 CHUNK = 256
 """Examples whose masked words share batches; a stopped run loses less than these."""
 _TEXTS = {1: ("sentence",), 2: ("sentence1", "sentence2")}
@@ -105,7 +103,8 @@ def write_augmented(task: Task, out: str | Path, how: Augment) -> int:
       BitflaxError: the masked LM or the vectors cannot be used.
     """
     out = check_out(out)
-    copies = how.copies or COPIES.get(task.name, 30)
+    named = data.TASKS.get(task.name)
+    copies = how.copies or (named.copies if named else NamedTask.copies)
     settings = _settings(task, how, copies)
     with ResumableFile(out, settings, len(task.train)) as file:
         if file.done < file.total:
