@@ -5,22 +5,15 @@ in a table of its fields. Of what does not depend on the inputs a runtime does t
 once, when it loads the model; of a table's rows, after they are looked up.
 """
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+import functools
+from typing import Any
 
 import numpy as np
 
 from bitflax.inference import onnx_activations
 from bitflax.inference.onnx_graph import FLOAT, INT32, Graph, Value
 from bitflax.model import FIELDS, Packed, Split
-from bitflax.packed import fields_to_bytes, fields_to_values, on_host, read_off_codes
-
-
-class Integers(NamedTuple):
-    """A matrix [rows, cols] as integers -1, 0 and 1 and the scale of each column."""
-
-    fields: np.ndarray
-    scale: np.ndarray
+from bitflax.packed import fields_to_values, on_host, read_off_codes
 
 
 def read(leaf: Any) -> Any:
@@ -30,37 +23,21 @@ def read(leaf: Any) -> Any:
     return read_off_codes(np.asarray(leaf, np.float32)) or leaf
 
 
-def integers(leaf: Any) -> list[Integers]:
+def integers(leaf: Any) -> list[Packed]:
     """Return the 1- or 2-bit matrices whose sum a leaf is.
 
     One ``Packed`` is one, a ``Split`` is two. There are none of an array, of 8 bits, or
     where rows have scales of their own, which cannot be taken out of the sum over them.
 
-    >>> found = integers(read(np.array([[0.5, -0.5], [-0.5, 0.0]], np.float32)))
-    >>> found[0].fields.tolist(), found[0].scale
-    ([[1, -1], [-1, 0]], array([0.5], dtype=float32))
+    >>> leaf = read(np.array([[0.5, -0.5], [-0.5, 0.0]], np.float32))
+    >>> [part.bits for part in integers(leaf)]
+    [2]
     """
     if isinstance(leaf, Split):
         halves = [integers(read(half)) for half in (leaf.a, leaf.b)]
         return halves[0] + halves[1] if all(halves) else []
-    if not isinstance(leaf, Packed) or leaf.bits == 8 or len(leaf.scale) != 1:
-        return []
-    cols = leaf.shape[1]
-    fields = fields_to_values(np.asarray(leaf.codes), leaf.bits, cols, np.int8)
-    scale = np.asarray(leaf.scale, np.float32)[0]
-    return [
-        Integers(
-            fields, scale if len(scale) == 1 else np.repeat(scale, cols // len(scale))
-        )
-    ]
-
-
-def stored(graph: Graph, fields: np.ndarray) -> str:
-    """Store a matrix of -1, 0 and 1 in the bits that it takes; return it as int8."""
-    bits = 1 if (np.abs(fields) == 1).all() else 2
-    _, step, offset = FIELDS[bits]
-    packed = fields_to_bytes((fields - offset) // step, bits)
-    return _unpacked(graph, packed, bits, fields.shape[1])
+    fits = isinstance(leaf, Packed) and leaf.bits < 8 and len(leaf.scale) == 1
+    return [leaf] if fits else []
 
 
 def dense(graph: Graph, leaf: Any) -> Value:
@@ -69,7 +46,7 @@ def dense(graph: Graph, leaf: Any) -> Value:
         return graph.op("Add", dense(graph, leaf.a), dense(graph, leaf.b))
     if not isinstance(leaf, Packed) or len(leaf.shape) != 2:
         return np.asarray(on_host(leaf), np.float32)
-    return _values(graph, leaf, _bytes(leaf), np.asarray(leaf.scale, np.float32))
+    return _values(graph, leaf, None, np.asarray(leaf.scale, np.float32))
 
 
 def rows(graph: Graph, leaf: Any, ids: str) -> str:
@@ -89,8 +66,10 @@ def _bytes(leaf: Packed) -> np.ndarray:
     return codes.view(np.int8) if leaf.bits == 8 else codes
 
 
-def _unpacked(graph: Graph, codes: Value, bits: int, cols: int) -> Value:
-    """Return int8 [n, cols] of codes [n, bytes]."""
+def _unpacked(graph: Graph, leaf: Packed, codes: Value = None) -> Value:
+    """Return int8 [n, cols] of codes [n, bytes], a leaf's own if none are given."""
+    (_, cols), bits = leaf.rows_cols, leaf.bits
+    codes = _bytes(leaf) if codes is None else codes
     if bits == 8:
         return codes
     every = np.arange(256, dtype=np.uint8)[:, None]
@@ -106,7 +85,7 @@ def _unpacked(graph: Graph, codes: Value, bits: int, cols: int) -> Value:
 def _values(graph: Graph, leaf: Packed, codes: Value, scale: Value) -> str:
     """Return float32 [n, cols] of codes [n, bytes] and scales [1 or n, groups]."""
     cols, groups = leaf.shape[1], leaf.scale.shape[1]
-    x = graph.op("Cast", _unpacked(graph, codes, leaf.bits, cols), to=FLOAT)
+    x = graph.op("Cast", _unpacked(graph, leaf, codes), to=FLOAT)
     if groups in (1, cols):
         return graph.op("Mul", x, scale)
     runs = graph.op("Reshape", x, np.array([0, groups, -1]))
@@ -114,7 +93,7 @@ def _values(graph: Graph, leaf: Packed, codes: Value, scale: Value) -> str:
     return graph.op("Reshape", runs, np.array([0, -1]))
 
 
-def int8(graph: Graph, x: onnx_activations.Codes, parts: list[Integers]) -> str:
+def int8(graph: Graph, x: onnx_activations.Codes, parts: list[Packed]) -> str:
     """Return float32 [rows, out] by ``MatMulInteger`` of uint8 and int8.
 
     One scale for all rows takes the form that ONNX Runtime fuses with the bias into one
@@ -124,40 +103,27 @@ def int8(graph: Graph, x: onnx_activations.Codes, parts: list[Integers]) -> str:
 
     Args:
       graph: what grows.
-      x: integers [rows, in].
+      x: integers [rows, in]; their zero, a number or one a row, adds to the product.
       parts: one weight matrix, or two, whose products are added.
     """
-
-    def product(part: Integers) -> str:
-        weights = stored(graph, part.fields)
+    products, sums = [], np.float32(0)
+    for part in parts:
+        _, fields, (scale,), _ = on_host(part, np.int8)
+        weights = _unpacked(graph, part)
         y = graph.op("MatMulInteger", x.integers, weights, np.uint8(x.origin))
         if not x.by_row:
-            scale = graph.op("Mul", x.scale, part.scale)
-            return graph.op("Mul", graph.op("Cast", y, to=FLOAT), scale)
-        scale: Value = x.scale
-        if len(part.scale) == 1:
-            scale = graph.op("Mul", scale, part.scale)
-        y = graph.op("DequantizeLinear", y, scale, axis=0)
-        return y if len(part.scale) == 1 else graph.op("Mul", y, part.scale)
-
-    return _shifted(graph, _sum(graph, product, parts), x, parts)
-
-
-def _sum(
-    graph: Graph, product: Callable[[Integers], str], parts: list[Integers]
-) -> str:
-    first, *others = map(product, parts)
-    for other in others:
-        first = graph.op("Add", first, other)
-    return first
-
-
-def _shifted(
-    graph: Graph, y: str, x: onnx_activations.Codes, parts: list[Integers]
-) -> str:
-    """Add what the integers' zero, a number or one a row, adds to the product."""
+            both = graph.op("Mul", x.scale, scale)
+            y = graph.op("Mul", graph.op("Cast", y, to=FLOAT), both)
+        elif len(scale) == 1:
+            both = graph.op("Mul", x.scale, scale)
+            y = graph.op("DequantizeLinear", y, both, axis=0)
+        else:
+            y = graph.op("DequantizeLinear", y, x.scale, axis=0)
+            y = graph.op("Mul", y, scale)
+        products.append(y)
+        sums = sums + fields.sum(0, dtype=np.int64) * scale
+    y = functools.reduce(functools.partial(graph.op, "Add"), products)
     if x.zero is None:
         return y
-    sums = sum(part.fields.sum(0, dtype=np.int64) * part.scale for part in parts)
     shift = graph.op("Mul", x.zero, np.asarray(sums, np.float32)[None])
     return graph.op("Add", y, shift)

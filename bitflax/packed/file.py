@@ -1,6 +1,7 @@
-"""Reading a packed file: nothing is taken on trust.
+"""A packed file, written whole or not at all, and read with nothing taken on trust.
 
-``bitflax.packed.file`` documents the format and writes it.
+``bitflax/FORMAT.md`` documents it. ``tensors``, ``metadata`` and ``tokenizer`` raise
+ValueError with what is wrong; here it gets the file's name and the mend.
 """
 
 import json

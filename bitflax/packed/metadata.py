@@ -1,6 +1,6 @@
-"""The configuration in a packed file, and the parameters that it asks for.
+"""The configuration and the activation quantizers in a packed file.
 
-It goes out as JSON and comes back through a closed list of fields and types. What
+They go out as JSON and come back through a closed list of fields and types. What
 comes back wrong raises ValueError with what is wrong.
 """
 
@@ -9,6 +9,7 @@ import json
 import re
 import types
 import typing
+from collections.abc import Mapping
 from typing import Any
 
 from bitflax import model, quantization
@@ -127,8 +128,9 @@ def act_from_json(text: str, config: BertConfig) -> Any:
     else:
         act = _pairs(found)
     _check_work(act, config)
+    shapes = model.parameter_shapes(config)
     for site, quantizer in model.at_sites(act, config).items():
-        _check_fit(site, quantizer, config)
+        _check_fit(site, quantizer, shapes)
     return act
 
 
@@ -183,28 +185,19 @@ def _check_work(act: Any, config: BertConfig) -> None:
         raise ValueError("act: its regexes of sites are too many or too intricate")
 
 
-def _check_fit(site: str, quantizer: Any, config: BertConfig) -> None:
+def _check_fit(
+    site: str, quantizer: Any, shapes: Mapping[str, tuple[int, ...]]
+) -> None:
     """Refuse axes that an activation does not have, groups that do not divide it."""
     axis, groups = quantization.shared_by(quantizer)
-    ranks = {"pooler/input": 2}
-    rank = 4 if site.endswith("/probs") else ranks.get(site, 3)
+    rank = 2 if site == "pooler/input" else 4 if site.endswith("/probs") else 3
     if groups is not None:
-        width = _width(site, config)
-        if width is None or width % groups:
+        place, _, side = site.rpartition("/")
+        kernel = shapes.get(f"{place}/kernel")  # probs have none: as long as the text
+        if kernel is None or kernel[side == "output"] % groups:
             raise ValueError(f"act: {groups} groups do not divide {site}")
         return
     axes = axis if isinstance(axis, tuple) else () if axis is None else (axis,)
     places = {n % rank for n in axes if -rank <= n < rank}
     if len(places) < len(axes):
         raise ValueError(f"act: {site} has not the axes {axis!r:.40}")
-
-
-def _width(site: str, config: BertConfig) -> int | None:
-    """Return the length of a site's last axis; None where it is the text's."""
-    if site.endswith("/probs"):
-        return None
-    if site.endswith("/ffn/out/input"):
-        return config.intermediate_size
-    if site.endswith(("/output", "/attention/out/input")):
-        return config.num_attention_heads * config.head_width
-    return config.hidden_size

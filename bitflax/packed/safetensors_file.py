@@ -1,9 +1,7 @@
 """A safetensors file that trusts nothing: strict header, checksum, atomic write.
 
 The container is safetensors' (a uint64 length, a JSON header, the tensors' bytes), so
-that its own library reads our files; what is stricter here is named in
-``FORMAT.md``. Every function raises ValueError with what is wrong;
-``bitflax.packed.file`` puts the file's name to it.
+that its own library reads our files; what is stricter here is named in ``FORMAT.md``.
 """
 
 import errno

@@ -1,8 +1,4 @@
-"""The tensors of a packed file: from leaves to named arrays, and back with suspicion.
-
-``bitflax.packed.file`` documents the format. What is wrong in a file raises ValueError,
-which ``bitflax.packed.file`` turns into a ``DamagedFile`` with the file's name.
-"""
+"""The tensors of a packed file: leaves to named arrays, and back with suspicion."""
 
 from collections.abc import Mapping
 from typing import Any

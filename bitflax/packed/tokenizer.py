@@ -1,8 +1,7 @@
 """A tokenizer in a packed file: small, and of parts that can do no harm.
 
 The text of Hugging Face's ``tokenizer.json`` is compressed with xz, the vocabulary as
-lines. It comes back through the closed list of ``bitflax.packed.tokenizer``. What comes
-back wrong raises ValueError with what is wrong.
+lines. It comes back through a closed list of parts.
 """
 
 import json
@@ -26,7 +25,7 @@ def tokenizer_to_bytes(text: str, config: BertConfig) -> bytes:
     they take 30 % less.
 
     Raises:
-      ConfigError: as ``checked``.
+      ConfigError: as ``check_tokenizer``.
     """
     plain = check_tokenizer(text, config)
     return lzma.compress(plain, lzma.FORMAT_XZ, lzma.CHECK_CRC32, filters=_filters())
@@ -72,7 +71,7 @@ def _filters() -> list[dict]:
 
 
 def tokenizer_from_bytes(packed: bytes, config: BertConfig) -> str:
-    """Return the text of ``tokenizer.json``; the inverse of ``to_bytes``."""
+    """Return the text of ``tokenizer.json``; the inverse of ``tokenizer_to_bytes``."""
     reader = lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=4 * _DICTIONARY)
     try:
         plain = reader.decompress(packed, limits(config)[0] + 1)

@@ -6,7 +6,7 @@ import pytest
 
 from bitflax.inference import onnx_activations, onnx_matrices
 from bitflax.inference.onnx_graph import Graph
-from bitflax.inference.onnx_matrices import Integers
+from bitflax.packed import packing
 from bitflax.quantization.learned_activations import lsq
 from bitflax.quantization.quantizers import asymmetric, symmetric
 from tests.helpers import onnxrun
@@ -18,7 +18,7 @@ def part(seed, ternary=False, by_column=False):
     rng = np.random.default_rng(seed)
     fields = rng.choice([-1, 0, 1] if ternary else [-1, 1], (IN, OUT)).astype(np.int8)
     scale = rng.uniform(0.01, 0.05, OUT if by_column else 1).astype(np.float32)
-    return Integers(fields, scale)
+    return packing.read_off_codes(fields * scale)
 
 
 PARTS = {
@@ -67,6 +67,6 @@ def test_int8_products_are_exact_but_for_the_scales(parts, act, level):
     y = onnx_matrices.int8(graph, codes, PARTS[parts])
     y = graph.op("Add", y, np.full(OUT, 0.5, np.float32))
     found = onnxrun.run(graph, y, ["r", OUT], level=level, x=x)
-    weights = sum(p.fields.astype(np.float64) * p.scale for p in PARTS[parts])
+    weights = sum(packing.on_host(p).astype(np.float64) for p in PARTS[parts])
     expected = quantised(quantizer, x) @ weights + 0.5
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=2e-6)
