@@ -31,12 +31,11 @@ def child(argv: list[str]) -> None:
 
     import jax
 
-    from bitflax import cli
-    from bitflax.runs import prepare as runs_prepare
-    from bitflax.training import parallel
+    from bitflax import cli, training
+    from bitflax.runs import stages
 
     mark("imported")
-    prepare, data_parallel = runs_prepare.prepare, parallel.data_parallel
+    prepare, data_parallel = stages.prepare, training.data_parallel
 
     def prepared(*args: Any) -> Any:
         experiment = prepare(*args)
@@ -55,7 +54,8 @@ def child(argv: list[str]) -> None:
 
         return take
 
-    runs_prepare.prepare, parallel.data_parallel = prepared, first
+    # Where stages.py reads them.
+    stages.prepare, training.data_parallel = prepared, first
     sys.exit(cli.main(argv))
 
 

@@ -139,12 +139,12 @@ def write_recipe(folder: Path) -> Path:
 @contextlib.contextmanager
 def devices(count: int):
     """Let runs see so many devices: eight on two cores may wait for each other."""
-    before = parallel.mesh
-    parallel.mesh = lambda: before(jax.devices()[:count])
+    before = parallel.by_process
+    parallel.by_process = lambda devices: before(devices)[:count]
     try:
         yield
     finally:
-        parallel.mesh = before
+        parallel.by_process = before
 
 
 def run(recipe: Path, out: Path, *settings: str, until=None, count: int = 1):

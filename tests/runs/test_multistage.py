@@ -9,8 +9,7 @@ import bitflax as bf
 from bitflax import trees
 from bitflax.errors import ConfigError
 from bitflax.model import leaves
-from bitflax.runs import initialization, stages
-from bitflax.training import loop
+from bitflax.runs import experiment, initialization, stages
 from tests.helpers import tinyrun
 
 LOGITS = bf.weighted(logits=(1.0, bf.soft_labels))
@@ -120,10 +119,10 @@ def test_a_finished_stage_is_not_started_again(place, tmp_path, monkeypatch):
 def test_a_later_stage_that_cannot_run_is_refused_at_once(
     place, tmp_path, monkeypatch, later, words
 ):
-    def train(*_):
+    def scorer(*_):
         raise AssertionError("a step before the check")
 
-    monkeypatch.setattr(loop, "train", train)
+    monkeypatch.setattr(experiment.TaskData, "scorer", scorer)
     with pytest.raises(ConfigError, match=words):
         run(made(place, stage("two", rules=TERNARY), stage("next", **later)), tmp_path)
 

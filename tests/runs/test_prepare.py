@@ -14,7 +14,6 @@ from bitflax.recipe import describe
 from bitflax.runs import experiment as runs_experiment
 from bitflax.runs import folder as runs_folder
 from bitflax.runs import prepare
-from bitflax.training import loop
 from tests.helpers import tinyrun
 
 
@@ -48,7 +47,6 @@ def refuse(place, tmp_path, monkeypatch):
     def step(*args, **kwargs):
         raise AssertionError("a step before the check")
 
-    monkeypatch.setattr(loop, "train", step)
     monkeypatch.setattr(runs_experiment.TaskData, "scorer", step)
 
     def run(error, *settings, out="run"):
