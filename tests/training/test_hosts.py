@@ -242,7 +242,8 @@ def test_a_killed_process_ends_the_others(victim, place, cache):
         processes.wait_for(out / "log.jsonl")
         processes.send(victim, signal.SIGKILL)
         began = time.monotonic()
-        assert processes.started[1 - victim].wait(30) in (HostLost.status, -6)
+        # jax itself may be first to end a process whose process 0 is gone: 0.7 by 1.
+        assert processes.started[1 - victim].wait(30) in (HostLost.status, -6, 1)
         assert time.monotonic() - began < 30
         said = processes.said(1 - victim)
     assert "another process is gone" in said or "another task died" in said
