@@ -264,7 +264,7 @@ def _stdin() -> Iterator[tuple[int, str]]:
 
 def _verified(found: inference.Verified) -> str:
     """Return what a verified file is, a fact a line."""
-    config, rows = found.model.config, found.rows
+    config, rows, known = found.model.config, found.rows, found.model.tokenizer
     size = sum(row.bytes for row in rows)
     shape = f"{config.num_hidden_layers} layers of {config.hidden_size}, "
     shape += f"{config.num_attention_heads} heads, {config.intermediate_size} inside, "
@@ -276,7 +276,7 @@ def _verified(found: inference.Verified) -> str:
         "bytes": f"{size:,}",
         "sha256": found.sha256,
         "shape": f"{shape}, {config.vocab_size:,} words; {says}",
-        "tokenizer": "none" if found.tokens is None else f"{found.tokens:,} tokens",
+        "tokenizer": "none" if known is None else f"{known.vocab_size:,} tokens",
         "activations": _activations(found.model.act),
         **_by_bits(rows),
     }

@@ -32,8 +32,9 @@ from pathlib import Path
 from bitflax import files, packed, trees
 from bitflax.errors import ConfigError, OutputError
 from bitflax.inference import engines, model_card, onnx_bert, provenance
-from bitflax.inference.stored_model import StoredModel, locate_model, open_model
+from bitflax.inference.stored_model import locate_model, open_model
 from bitflax.model import ACT_PARAMS, config_to_hf, save_pretrained
+from bitflax.packed import StoredModel
 from bitflax.types import Params
 
 EXPORT_FORMATS = ("onnx-int8", "onnx-fp32", "hf")
@@ -78,8 +79,11 @@ def export(model: str | Path, out: str | Path | None = None, kind: str = "hf") -
     (_check_folder if kind == "hf" else _check_file)(out)
     found = open_model(place)
     if kind == "hf":
+        config_to_hf(found.config)  # before the work: does this BERT fit there?
         origin = provenance.from_run(model) if model != place else None
-        _write_folder(out, found, origin or provenance.from_extras(found.extras))
+        size = place.stat().st_size if place.is_file() else None
+        origin = origin or provenance.from_extras(found.extras)
+        _write_folder(out, found, model_card.card(found, origin, size))
     else:
         _write_onnx(out, found, kind)
     return out
@@ -137,10 +141,7 @@ def _write_onnx(out: Path, model: StoredModel, kind: str) -> None:
         file.write(graph.SerializeToString())
 
 
-def _write_folder(out: Path, model: StoredModel, origin: provenance.Provenance) -> None:
-    config_to_hf(model.config)  # before the work: does this BERT fit there?
-    size = model.place.stat().st_size if model.place.is_file() else None
-    card = model_card.card(model, origin, size)
+def _write_folder(out: Path, model: StoredModel, card: str) -> None:
     with files.replacing_folder(out, also={CARD}) as new:
         save_pretrained(new, model.config, _dense(model), model.tokenizer)
         (new / CARD).write_text(card, "utf-8")

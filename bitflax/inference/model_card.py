@@ -12,10 +12,9 @@ from bitflax import trees
 from bitflax.data import TASKS
 from bitflax.inference import engines
 from bitflax.inference.provenance import PACKAGED, Provenance, Scored
-from bitflax.inference.stored_model import StoredModel
 from bitflax.model import Packed, Split, at_sites
 from bitflax.model import learns as model_learns
-from bitflax.packed import size_report
+from bitflax.packed import StoredModel, size_report
 from bitflax.types import BertConfig, Params
 
 MARK = "<!-- written by bitflax export -->"

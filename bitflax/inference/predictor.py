@@ -220,10 +220,11 @@ def load(path: str | Path, engine: str = "jax") -> Predictor:
       DamagedFile: a file is damaged.
     """
     engines.check_engine(engine)
-    found = stored_model.open_model(path)
+    place = stored_model.locate_model(Path(path))
+    found = stored_model.open_model(place)
     if found.tokenizer is None:
         raise InputMissing(
-            found.place,
+            place,
             "the file carries no tokenizer",
             fix="pack it again with save_packed(..., tokenizer=...)",
         )

@@ -5,45 +5,18 @@ import json
 import re
 from io import BufferedReader
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from bitflax import packed, trees
 from bitflax.data import Tokenizer
 from bitflax.errors import ConfigError, DamagedFile, InputMissing, UsageError
 from bitflax.model import EXTRA_FILE, Split, load_pretrained
-from bitflax.packed import PackedModel, SizeRow
-from bitflax.types import BertConfig, Params
-
-
-class StoredModel(NamedTuple):
-    """A model as it was stored.
-
-    Attributes:
-      config: its shape and label names.
-      params: a packed tree of a packed file, dense parameters of a folder.
-      act: activation quantizers, as ``bitflax.bert`` takes them.
-      tokenizer: None where a packed file carries none.
-      extras: what else the packed file carries.
-      place: the file or folder that was read.
-    """
-
-    config: BertConfig
-    params: Params
-    act: Any
-    tokenizer: Tokenizer | None
-    extras: dict[str, Any]
-    place: Path
-
-    @property
-    def max_length(self) -> int | None:
-        """The longest text that it was trained on, in tokens; None: unknown."""
-        limit = self.extras.get("max_length")
-        known = type(limit) is int and 0 < limit <= self.config.max_position_embeddings
-        return limit if known else None
+from bitflax.packed import SizeRow, StoredModel
+from bitflax.types import Params
 
 
 def open_model(path: str | Path) -> StoredModel:
-    """Read a model.
+    """Read a model and make its tokenizer.
 
     Args:
       path: a packed ``model.safetensors``; the folder of a run, whose packed model is
@@ -60,15 +33,11 @@ def open_model(path: str | Path) -> StoredModel:
     if place.is_dir():
         config, params = load_pretrained(place)
         _check_whole(params, place)
-        return StoredModel(
-            config, params, None, Tokenizer.from_folder(place), {}, place
-        )
+        return StoredModel(config, params, None, Tokenizer.from_folder(place), {})
     found = packed.read_packed(place)
-    text = found.tokenizer
-    tokenizer = None if text is None else Tokenizer.from_json(text, place)
-    return StoredModel(
-        found.config, found.packed, found.act, tokenizer, found.extras, place
-    )
+    if found.tokenizer is None:
+        return found
+    return found._replace(tokenizer=Tokenizer.from_json(found.tokenizer, place))
 
 
 def _check_whole(params: Params, place: Path) -> None:
@@ -144,9 +113,7 @@ class Verified(NamedTuple):
     """Of the whole file, in hexadecimal."""
     version: str
     """Of the format."""
-    model: PackedModel
-    tokens: int | None
-    """How many the tokenizer knows; None: the file carries none."""
+    model: StoredModel
     rows: list[SizeRow]
     """Every byte of the file, as ``size_report`` accounts for them."""
 
@@ -178,12 +145,9 @@ def verify(path: str | Path, sha256: str | None = None) -> Verified:
         problem = f"its SHA-256 is {found}, not {sha256.lower()}"
         fix = "fetch the file again, or compare with another digest"
         raise DamagedFile(place, problem, fix=fix)
-    model = packed.read_packed(place)
-    tokens = None
-    if model.tokenizer is not None:
-        tokens = Tokenizer.from_json(model.tokenizer, place).vocab_size
+    model = open_model(place)
     version, rows = packed.version_and_sizes(place)
-    return Verified(place, found, version, model, tokens, rows)
+    return Verified(place, found, version, model, rows)
 
 
 def _digest(file: BufferedReader) -> str:

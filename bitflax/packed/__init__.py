@@ -2,7 +2,7 @@
 
 from bitflax.packed.bitfields import fields_to_values as fields_to_values
 from bitflax.packed.file import FORMAT as FORMAT
-from bitflax.packed.file import PackedModel as PackedModel
+from bitflax.packed.file import StoredModel as StoredModel
 from bitflax.packed.file import guarded as guarded
 from bitflax.packed.file import load_packed as load_packed
 from bitflax.packed.file import read_packed as read_packed

@@ -50,20 +50,40 @@ _TENSORS_A_LAYER = 16
 T = TypeVar("T")
 
 
-class PackedModel(NamedTuple):
-    """All that a packed file holds."""
+class StoredModel(NamedTuple):
+    """A model as it was stored, and what travels with it.
+
+    Attributes:
+      config: its shape and label names.
+      params: of a packed file matrices and tables as ``Packed``, as a ``Split`` of two
+        ``Packed``, or as float32 arrays, and vectors as arrays; of a folder dense
+        parameters.
+      act: activation quantizers, as ``bitflax.bert`` takes them.
+      tokenizer: the text of ``tokenizer.json`` as a file has it, a
+        ``bitflax.data.Tokenizer`` once it is made; None: the file carries none.
+      extras: what else a packed file carries.
+    """
 
     config: BertConfig
-    packed: Params
-    """Matrices and tables as ``Packed``, as a ``Split`` of two ``Packed``, or as
-    float32 arrays; vectors as arrays."""
+    params: Params
     act: Any
-    tokenizer: str | None
-    """The text of ``tokenizer.json``."""
+    tokenizer: Any
     extras: dict[str, Any]
 
+    @property
+    def packed(self) -> Params:
+        """The parameters, as a packed file has them."""
+        return self.params
 
-def read_packed(path: str | Path) -> PackedModel:
+    @property
+    def max_length(self) -> int | None:
+        """The longest text that it was trained on, in tokens; None: unknown."""
+        limit = self.extras.get("max_length")
+        known = type(limit) is int and 0 < limit <= self.config.max_position_embeddings
+        return limit if known else None
+
+
+def read_packed(path: str | Path) -> StoredModel:
     """Read a packed file, every part of it verified.
 
     Raises:
@@ -151,14 +171,14 @@ def _header(file: BufferedReader) -> _Header:
     return _Header(header, config, act, extras, shapes, specs)
 
 
-def _read(file: BufferedReader) -> PackedModel:
+def _read(file: BufferedReader) -> StoredModel:
     header, config, act, extras, shapes, specs = _header(file)
     tensors = safetensors_file.read_tensors(file, header)
     xz, text = tensors.pop("tokenizer", None), None
     if xz is not None:
         text = tokenizer_from_bytes(xz.tobytes(), config)
     packed = to_leaves(tensors, shapes, specs)
-    return PackedModel(config, trees.unflatten(packed), act, text, extras)
+    return StoredModel(config, trees.unflatten(packed), act, text, extras)
 
 
 def guarded(read: Callable[[BufferedReader], T], path: Path) -> T:

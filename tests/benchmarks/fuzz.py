@@ -37,7 +37,7 @@ from bitflax.errors import DamagedFile
 from bitflax.inference import stored_model
 from bitflax.model import names
 from bitflax.packed import file
-from bitflax.packed.file import PackedModel
+from bitflax.packed.file import StoredModel
 from tests.helpers import hostile, tinypacked
 
 SECONDS, MEMORY = 2.0, 64e6
@@ -48,14 +48,14 @@ class Wrong(Exception):
     """A file was accepted that should not have been."""
 
 
-def said(found: PackedModel) -> list:
+def said(found: StoredModel) -> list:
     """Return all that a file says, to be compared."""
     rest = [repr(found.config), repr(found.act), found.tokenizer, repr(found.extras)]
     leaves = [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(found.packed)]
     return [*rest, str(jax.tree.structure(found.packed)), *leaves]
 
 
-def opened(path: pathlib.Path) -> PackedModel:
+def opened(path: pathlib.Path) -> StoredModel:
     """Read a file, and build its tokenizer as a predictor does."""
     found = file.read_packed(path)
     if found.tokenizer is not None:
@@ -63,13 +63,13 @@ def opened(path: pathlib.Path) -> PackedModel:
     return found
 
 
-def check_same(found: PackedModel, original: list) -> None:
+def check_same(found: StoredModel, original: list) -> None:
     """Raise ``Wrong`` where what was read is not the original."""
     if said(found) != original:
         raise Wrong("silently different")
 
 
-def check_sound(found: PackedModel, path: pathlib.Path) -> None:
+def check_sound(found: StoredModel, path: pathlib.Path) -> None:
     """Raise ``Wrong`` where what was read is no student that runs and is kept."""
     shapes = names.parameter_shapes(found.config, found.act)
     flat = trees.flatten(found.packed)
@@ -89,7 +89,7 @@ def check_sound(found: PackedModel, path: pathlib.Path) -> None:
         raise Wrong("saved and read again, it is another")
 
 
-def check_runs(found: PackedModel) -> None:
+def check_runs(found: StoredModel) -> None:
     """Raise ``Wrong`` where the model cannot be traced; each kind is traced once."""
     kind = (repr(found.config), repr(found.act), str(jax.tree.structure(found.packed)))
     if kind in _TRACED:
@@ -135,7 +135,7 @@ class Trial:
         self.seconds = self.memory = 0.0
         self.slowest = self.largest = ""
 
-    def read(self, raw: bytes, name: str) -> PackedModel | None:
+    def read(self, raw: bytes, name: str) -> StoredModel | None:
         """Read one file, and return what it holds, where it is accepted."""
         self.path.write_bytes(raw)
         began, found, outcome = time.process_time(), None, "accepted"

@@ -1,7 +1,6 @@
 """The card says what is known, and nothing else."""
 
 import dataclasses
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -10,8 +9,8 @@ import pytest
 import bitflax as bf
 from bitflax.inference import model_card
 from bitflax.inference.provenance import Provenance, Scored
-from bitflax.inference.stored_model import StoredModel
 from bitflax.packed import file, packing
+from bitflax.packed.file import StoredModel
 from tests.inference.test_predictor import CONFIG, params, tokenizer
 
 yaml = pytest.importorskip("yaml")
@@ -29,7 +28,7 @@ def opened(act=None, config=CONFIG, rules=None, extras=None) -> StoredModel:
     tree = params()
     if rules is not None:
         tree = packing.pack(tree, rules)
-    return StoredModel(config, tree, act, tokenizer(), extras or {}, Path("m"))
+    return StoredModel(config, tree, act, tokenizer(), extras or {})
 
 
 STUDENT = opened(bf.symmetric(bits=8), rules=bf.xtc_1bit(), extras={"max_length": 12})
