@@ -111,13 +111,7 @@ def read_text(path: Path) -> str:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Return the JSON object in a file of somebody else's.
-
-    Raises:
-      InputMissing: there is no such file.
-      StorageError: it cannot be read.
-      DamagedFile: it is too large, not UTF-8, not JSON, or no object.
-    """
+    """Return the JSON object in a file: as ``read_text``, and damaged if it is none."""
     try:
         fields = json.loads(read_text(path))
     except (ValueError, RecursionError) as error:

@@ -52,15 +52,13 @@ def load_pretrained(
     place = path / "config.json"
     fields = files.read_json(place)
     own = hf_config.config_from_hf(fields, place=place)
-    config = own
-    if (num_labels, id2label, problem_type) != (None, None, None):
-        config = hf_config.config_from_hf(
-            fields,
-            num_labels=num_labels,
-            id2label=id2label,
-            problem_type=problem_type,
-            place=place,
-        )
+    config = hf_config.config_from_hf(
+        fields,
+        num_labels=num_labels,
+        id2label=id2label,
+        problem_type=problem_type,
+        place=place,
+    )
     state, weights = hf_weights.read_state(path)
     state |= hf_weights.read_extra(path)
     state = _fit_head(hf_weights._collect(state, weights), fields, own, config)

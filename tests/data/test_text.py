@@ -113,46 +113,36 @@ def test_json_carries_the_whole_tokenizer(tokenizer):
     assert (again.pad_id, again.vocab_size) == (0, 30522)
 
 
-WORDS = (
-    "[PAD] [UNK] [CLS] [SEP] [MASK] the un ##want ##ed café cafe Café [ ] sep 汉 字 it"
-)
+WORDS = "[PAD] [UNK] [CLS] [SEP] [MASK] the un ##want ##ed café cafe Café [ ] sep 汉 字"
 WORDS = WORDS.split()
 VOCABULARY = "".join(f"{word}\n" for word in WORDS)
-JAPANESE = {"tokenizer_class": "BertJapaneseTokenizer"}
-BERT = {"model_type": "bert"}
+LINES = ("The unwanted Café!", "[SEP] it", "汉字 now", "<ent> it<ent>", "xyzzy [MASK]")
 
 
 def whole():
-    """A ``tokenizer.json`` with no special token, lengths, and a processor of before."""
+    """A ``tokenizer.json`` without special tokens and with BERT's old processor."""
     made = tokenizers.BertWordPieceTokenizer({w: i for i, w in enumerate(WORDS)})
-    fields = json.loads(made.to_str()) | {"added_tokens": []}
-    return fields | {"truncation": {"max_length": 4, "strategy": "LongestFirst"} | CUT}
+    return json.loads(made.to_str()) | {"added_tokens": []}
 
 
-CUT = {"direction": "Right", "stride": 0}
-LINES = ("The unwanted Café!", "[SEP] it", "汉字 now", "<ent> it<ent>", "xyzzy [MASK]")
 FOLDERS = {
-    "vocab.txt": {"vocab.txt": VOCABULARY, "config.json": BERT},
-    "tokenizer.json": {"tokenizer.json": whole(), "config.json": BERT},
+    "vocab.txt": {"vocab.txt": VOCABULARY},
+    "tokenizer.json": {"tokenizer.json": whole()},
     "cased": {
         "vocab.txt": VOCABULARY,
-        "config.json": BERT,
         "tokenizer_config.json": {"do_lower_case": False, "strip_accents": False},
     },
     # BertTokenizer goes by its settings where tokenizer.json says something else.
     "cased, and tokenizer.json": {
         "tokenizer.json": whole(),
-        "config.json": BERT,
         "tokenizer_config.json": {"do_lower_case": False},
     },
     "added_tokens.json": {
         "vocab.txt": VOCABULARY,
-        "config.json": BERT,
         "added_tokens.json": {"<ent>": len(WORDS)},
     },
     "special_tokens_map.json": {
         "vocab.txt": VOCABULARY.replace("[UNK]", "<oov>"),
-        "config.json": BERT,
         "special_tokens_map.json": {"unk_token": "<oov>", "bos_token": "<ent>"},
     },
     "our own kind of model": {
@@ -164,11 +154,9 @@ FOLDERS = {
 
 
 def write_folder(write, contents):
-    for name, content in contents.items():
-        folder = write(
-            name, content if isinstance(content, str) else json.dumps(content)
-        ).parent
-    return folder
+    for name, found in ({"config.json": {"model_type": "bert"}} | contents).items():
+        path = write(name, found if isinstance(found, str) else json.dumps(found))
+    return path.parent
 
 
 @pytest.mark.filterwarnings("ignore:Deprecated in 0.9.0")  # tokenizers 0.22
@@ -186,12 +174,11 @@ def test_ids_are_those_of_transformers(write, name):
 
 @pytest.mark.parametrize("kind", ["basic", "mecab"])  # mecab is not installed
 def test_a_tokenizer_of_python_is_refused_by_its_name(write, kind):
-    settings = JAPANESE | {"word_tokenizer_type": kind}
-    folder = write_folder(
-        write, {"vocab.txt": VOCABULARY, "tokenizer_config.json": settings}
-    )
-    with pytest.raises(ConfigError, match="BertJapaneseTokenizer"):
-        Tokenizer.from_folder(folder)
+    name = "BertJapaneseTokenizer"
+    said = {"tokenizer_class": name, "word_tokenizer_type": kind}
+    folder = {"vocab.txt": VOCABULARY, "tokenizer_config.json": said}
+    with pytest.raises(ConfigError, match=name):
+        Tokenizer.from_folder(write_folder(write, folder))
 
 
 @pytest.mark.parametrize("name", ["vocab.txt", "tokenizer.json"])
