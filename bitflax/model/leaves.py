@@ -192,7 +192,7 @@ def matmul(
     halves are added first, since one product is cheaper than two.
 
     Args:
-      x: an activation, or what ``products.coded`` made of it.
+      x: an activation, or what ``coded`` made of it.
       kernel: an array or a leaf.
       dtype: what the operands are rounded to where values are multiplied.
     """

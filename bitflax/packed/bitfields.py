@@ -105,10 +105,11 @@ def stored_bits(
 def row_bytes(bits: int | float, cols: int) -> int:
     """Return the bytes of a row of fields: the last byte is filled up.
 
-    >>> row_bytes(1, 9), row_bytes(2, 9), row_bytes(FIFTHS, 9)
-    (2, 3, 2)
+    >>> [row_bytes(bits, 9) for bits in (1, 2, FIFTHS, 12)]
+    [2, 3, 2, 14]
     """
-    return -(-cols // FIELDS[bits].per_byte)
+    # Of other bits no file has any, but a recipe may ask what they would take.
+    return -(-cols // 5) if bits == FIFTHS else -(-cols * int(bits) // 8)
 
 
 def stored(codes: UInt8[np.ndarray, "rows bytes"], bits: int, cols: int) -> np.ndarray:

@@ -103,34 +103,24 @@ def parameter_bits(
         raise ConfigError("Recipe.rest", str(error), fix=fix) from error
     # Halves that no rule quantises are packed as their sum.
     halved = trees.match(split, shapes).keys() & matched.keys()
-    return [
-        ExpectedSize(
-            path, shape, *_halves(path in halved, matched.get(path), shape, rests[path])
-        )
-        for path, shape in shapes.items()
-    ]
+    lines = []
+    for path, shape in shapes.items():
+        bits, size = _stored(matched.get(path), shape, rests[path])
+        if path in halved:
+            bits, size = bits and 2 * bits, 2 * size
+        lines.append(ExpectedSize(path, shape, bits, size))
+    return lines
 
 
-def _halves(
-    halved: bool, quantizer: Any, shape: Shape, rest: str
-) -> tuple[int | float | None, int]:
-    bits, size = _stored(quantizer, shape, rest)
-    return (bits and 2 * bits, 2 * size) if halved else (bits, size)
-
-
-def _stored(
-    quantizer: Any, shape: tuple[int, ...], rest: str
-) -> tuple[int | float | None, int]:
+def _stored(quantizer: Any, shape: Shape, rest: str) -> tuple[int | float | None, int]:
     """Return bits and bytes of a parameter, as ``bitflax.packed.file`` stores it."""
     values = math.prod(shape)
     if quantizer is None or len(shape) == 1:
         bits = packing.rest_bits(shape, rest)
         # A scale a row or a column: only the values tell which.
-        if bits <= 8:
-            return bits, shape[0] * bitfields.row_bytes(bits, shape[-1]) + 2 * max(
-                shape
-            )
-        return bits, values * bits // 8
+        if bits > 8:
+            return bits, values * bits // 8
+        return bits, shape[0] * bitfields.row_bytes(bits, shape[-1]) + 2 * max(shape)
     bits = quantization.bits_of(quantizer)
     if bits is None:
         return None, 4 * values

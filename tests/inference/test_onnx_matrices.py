@@ -1,4 +1,4 @@
-"""Weights in ONNX Runtime against ``bitflax.leaves``, exactly."""
+"""Weights in ONNX Runtime against ``bitflax.model.leaves``, exactly."""
 
 import functools
 

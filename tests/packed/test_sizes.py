@@ -59,3 +59,12 @@ def test_bits_and_bytes_are_those_of_the_packed_file(rules, rest, halved):
     # A random scale is a float16 exactly only by chance; float32 is expected.
     size = sum(line.size for line in lines)
     assert sum(row.bytes for row in rows) == pytest.approx(size, rel=0.01)
+
+
+def test_bits_that_no_file_has_are_said_all_the_same():
+    of = made(bf.xtc_1bit())
+    student = describe.student_config(of, CONFIG)
+    rule = ((r".*/query/kernel", bf.symmetric(12, axis=0)),)
+    (line, *_) = [e for e in sizes.parameter_bits(rule, student) if e.bits == 12]
+    rows, cols = line.shape
+    assert line.size == rows * (-(-cols * 12 // 8)) + 4 * cols
