@@ -1,4 +1,8 @@
-"""The weights of a Hugging Face folder as ``{name: array}``: whole or in shards."""
+"""The weights of a Hugging Face folder: files and shards to arrays to parameters.
+
+What is no error is said by the logger ``bitflax``: names that nobody knows, and parts
+of a model that start anew.
+"""
 
 import logging
 import re

@@ -1,8 +1,4 @@
-"""Hugging Face checkpoints in and out, by the table of names in ``hfnames``.
-
-What is no error is said by the logger ``bitflax``: names that nobody knows, and parts
-of a model that start anew.
-"""
+"""A model's folder in and out, and where it lies: a folder, a package, or a hub."""
 
 import hashlib
 import importlib.util
