@@ -1,4 +1,4 @@
-"""What a packed file spends, byte by byte; and what it will spend, from shapes alone."""
+"""What a packed file spends, byte by byte, and will spend, from shapes alone."""
 
 import math
 from collections.abc import Mapping
