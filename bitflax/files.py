@@ -280,7 +280,7 @@ def check_model_folder(folder: Path, also: Set[str] = frozenset()) -> None:
 
     Args:
       folder: where to write; it need not be there.
-      also: names of files that may lie there besides ``WRITTEN``.
+      also: names of files that may lie there besides ``MODEL_FILES``.
 
     Raises:
       OutputError: it cannot be read or written, or holds something else than a model.
@@ -316,7 +316,7 @@ def replacing_folder(folder: Path, also: Set[str] = frozenset()) -> Iterator[Pat
 
     Args:
       folder: where to write.
-      also: as ``check`` takes it.
+      also: as ``check_model_folder`` takes it.
 
     Raises:
       OutputError: the folder cannot be made, or holds something else than a model.

@@ -149,14 +149,15 @@ def throughput(
 def lines_shown() -> Iterator[None]:
     """Have the lines of the logger ``bitflax`` on stderr while this lasts.
 
-    Whoever has given that logger a handler or a level of their own is left alone.
+    Whoever has given that logger a handler or a level of their own, or has switched its
+    propagation off, is left alone; the root logger's handlers do not get the lines.
 
     >>> with contextlib.redirect_stderr(sys.stdout), lines_shown():
     ...     logging.getLogger("bitflax.runs").info("teacher: accuracy 0.8000")
     teacher: accuracy 0.8000
     """
     logger = logging.getLogger("bitflax")
-    if logger.handlers or logger.level:
+    if logger.handlers or logger.level or not logger.propagate:
         yield
         return
     handler = logging.StreamHandler()

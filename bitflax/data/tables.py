@@ -135,7 +135,7 @@ def _decoded(path: Path) -> str:
         data = path.read_bytes()
     except FileNotFoundError:
         beside = sorted(p.name for p in path.parent.glob("*.*"))
-        fix = nearest(path.name, beside, "files there")
+        fix = nearest(path.name, beside, "files there") if beside else "check the path"
         raise InputMissing(path, "there is no such file", fix=fix) from None
     except OSError as error:
         problem = f"cannot be read: {error.strerror}"

@@ -55,7 +55,8 @@ def prepare(name: str, builder: Any, fix: str) -> None:
     from tensorflow_datasets.text import glue
 
     # GLUE's tasks say where their files are; MRPC's text there is empty.
-    url = getattr(builder.builder_config, "data_url", HOST) or glue._MRPC_TRAIN
+    other = glue._MRPC_TRAIN if builder.name == "glue" else HOST
+    url = getattr(builder.builder_config, "data_url", None) or other
     if not reachable(url):
         problem = f"not prepared in {builder.data_dir}, and {url} is out of reach"
         raise InputMissing(name, problem, fix=fix)

@@ -179,7 +179,9 @@ def take_width(
 
     Its configuration is the old one with ``num_attention_heads``,
     ``intermediate_size`` and ``head_size=old.head_width`` (``bitflax.BertConfig``);
-    Hugging Face's BERT has no such shape, so that it cannot be exported.
+    Hugging Face's BERT has no such shape, so that it cannot be exported. A student of
+    half the heads and neurons, once split, has as many 1-bit weights as one of the
+    whole width (Bai et al. 2021, BinaryBERT, section 4.1, arXiv:2012.15701).
 
     Args:
       params: the parameters of the wider model. Learned ranges of activations, which

@@ -47,7 +47,7 @@ def export(model: str | Path, out: str | Path | None = None, kind: str = "hf") -
     """Write a model for other programs, whole or not at all.
 
     Args:
-      model: as ``bitflax.inference.open_model`` takes it.
+      model: as ``bitflax.load`` takes it.
       out: the ONNX file or the folder to write; None: beside the model. What an
         earlier export wrote there is replaced, nothing else.
       kind: ``"onnx-fp32"``; ``"onnx-int8"``: integer matrix products, for a student

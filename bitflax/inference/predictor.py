@@ -42,7 +42,7 @@ class Predictor:
       tokenizer: a ``bitflax.data.Tokenizer``.
       act: activation quantizers, as ``bitflax.bert`` takes them.
       max_length: longer texts are cut; None: as many as the model has positions.
-      engine: what computes, as ``bitflax.inference.make_engine`` names it.
+      engine: what computes, one of ``bitflax.inference.ENGINES``.
 
     Raises:
       ConfigError: the tokenizer knows more tokens than the model, ``max_length`` is
@@ -210,7 +210,7 @@ def load(path: str | Path, engine: str = "jax") -> Predictor:
     """Return a predictor of a packed file, a run's folder or a Hugging Face folder.
 
     Args:
-      path: as ``bitflax.inference.open_model`` takes it.
+      path: as ``bitflax.inference.stored_model.open_model`` takes it.
       engine: ``"jax"`` or ``"onnx"`` (``pip install 'bitflax[onnx]'``).
 
     Raises:

@@ -22,6 +22,8 @@ from bitflax.model import names, torch_bin
 from bitflax.model.leaves import Split
 from bitflax.types import BertConfig, Params
 
+_LOG = logging.getLogger(__name__)
+
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 _OTHERS = ("tf_model.h5", "flax_model.msgpack", "model.ckpt.index")
 # A shard lies beside its index: no path out of a file is followed.
@@ -101,15 +103,20 @@ def _read_shards(index: Path) -> dict[str, np.ndarray]:
 
 
 EXTRA_FILE = "bitflax_extra.safetensors"
+"""What our stages hold that Hugging Face's BERT has no place for, beside its weights:
+
+- the halves of a split matrix, [out, in] as the whole would be, by BinaryBERT's names:
+  ``bert.encoder.layer.0.attention.self.query_1.weight`` and ``query_2.weight``;
+- what activation quantizers learned, by the path of the site:
+  ``encoder/layer_0/attention/query/input``;
+- ``projection/kernel`` and ``projection/bias``, as they are here.
+"""
 
 
 def read_extra(folder: Path) -> dict[str, np.ndarray]:
     """Return the tensors of a folder's extra file; none where there is none."""
     path = folder / EXTRA_FILE
     return read_weights(path) if path.is_file() else {}
-
-
-log = logging.getLogger("bitflax")
 
 
 def params_from_hf(
@@ -156,7 +163,7 @@ def params_from_hf(
         own = names.Entry("", path, np.shape(found[path]))
         flat[path] = _leaf(found.pop(path), own, place)
     if found:
-        log.warning("%s: not used, because unknown: %s", place, _some(found))
+        _LOG.warning("%s: not used, because unknown: %s", place, _some(found))
     return trees.unflatten(flat)
 
 
@@ -228,7 +235,7 @@ def _fill_heads(
         draw = rng.normal(0.0, 0.02, shapes[weight])
         found[weight] = draw.astype(np.float32)
         found[bias] = np.zeros(shapes[bias], np.float32)
-        log.warning("the %s starts anew: the checkpoint has none that fits", here)
+        _LOG.warning("the %s starts anew: the checkpoint has none that fits", here)
 
 
 def _leaf(array: Any, entry: names.Entry, place: object) -> Any:

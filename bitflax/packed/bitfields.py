@@ -58,7 +58,7 @@ def fields_to_values(
 ) -> np.ndarray:
     """Return what a leaf's codes stand for before the scales: [rows, cols].
 
-    ``bitflax.model.codes_to_values`` gives the same inside jit.
+    ``bitflax.model.leaves.codes_to_values`` gives the same inside jit.
 
     Args:
       codes: a leaf's.

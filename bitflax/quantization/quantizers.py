@@ -40,7 +40,9 @@ def bits_of(quantizer: Quantizer) -> int | None:
     >>> bits_of(functools.partial(binarize, axis=0))
     1
     """
-    return getattr(model.unwrapped(quantizer)[0], "bits", None)
+    while isinstance(quantizer, functools.partial):
+        quantizer = quantizer.func
+    return getattr(quantizer, "bits", None)
 
 
 def shared_by(quantizer: Quantizer) -> tuple[Axis, int | None]:

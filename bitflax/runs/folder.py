@@ -1,7 +1,7 @@
 """The run folder: one run at a time, one recipe for good, everything in its place.
 
 with RunFolder("runs/quickstart") as folder:
-    folder.write_recipe(text, resolving.resolved(...))
+    folder.write_recipe(text, resolved(...))
     ...
     folder.finish("model.safetensors", "report.html", "report.json")
 """
@@ -101,7 +101,7 @@ class RunFolder:
         return self._log.path
 
     def log(self, line: Mapping[str, Any]) -> None:
-        """Append a line to ``log.jsonl`` and TensorBoard; see ``runlog``.
+        """Append a line to ``log.jsonl`` and TensorBoard; see ``RunLog``.
 
         ``{"stage": ..., "step": ..., "loss": {...}, "dev": {...}, "lr": ...}``
 
@@ -126,7 +126,8 @@ class RunFolder:
     ) -> None:
         """Write ``recipe.py`` and ``recipe.json``, or check that they are the same.
 
-        What only changes a stage's memory and time may differ from then on.
+        What only changes a stage's memory (``recompute``, a teacher's kept outputs) may
+        differ from then on.
 
         Args:
           text: the recipe file, as it is.
@@ -210,14 +211,6 @@ class RunFolder:
         """
         if training.is_main_process():
             files.write_text(self.path / ".finished", "\n".join(results) + "\n")
-
-    def need(self, size: int) -> None:
-        """Check that ``size`` bytes are free.
-
-        Raises:
-          StorageError: they are not.
-        """
-        files.need_space(self.path, size)
 
     def _folder(self, name: str) -> Path:
         path = self.path / name

@@ -31,8 +31,8 @@ def initial_student(
         are taken.
 
     Raises:
-      BitflaxError: the model has no such layers, heads or neurons, or is split already.
-      ValueError: the width of a split model would be cut.
+      BitflaxError: the model has no such layers, heads or neurons.
+      ValueError: the width of a split model would be cut, or it is split once more.
     """
     config, params = init.config(source.config), source.params
     shapes = isinstance(jax.tree.leaves(params)[0], jax.ShapeDtypeStruct)
@@ -41,9 +41,12 @@ def initial_student(
         params = make(functools.partial(model.init_params, config), key)
     elif init.layers is not None:
         params = distillation.take_layers(params, init.layers)
-    if init.width is not None:
-        if any(isinstance(p, model.Split) for p in trees.flatten(params).values()):
+    if any(isinstance(p, model.Split) for p in trees.flatten(params).values()):
+        if init.width is not None:
             raise ValueError("init.width: cut the width before matrices are split")
+        if init.split:
+            raise ValueError("init.split: the student is split already")
+    if init.width is not None:
         heads, neurons = init.width
         whole = dataclasses.replace(init, width=None).config(source.config)
         judged = importance and importance(Model(whole, params))

@@ -7,7 +7,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from bitflax import distillation, model, training
+from bitflax import distillation, files, model, training
 from bitflax.data import (
     TASKS,
     Batches,
@@ -21,7 +21,6 @@ from bitflax.data import (
     predictions,
 )
 from bitflax.errors import ConfigError
-from bitflax.files import model_sha256
 from bitflax.recipe import Data, Recipe
 from bitflax.runs import checks
 from bitflax.runs.experiment import Experiment, TaskData
@@ -41,7 +40,7 @@ def prepare(recipe: Recipe, run: RunFolder) -> Experiment:
     folder = model.resolve_folder(taught.model)
     tokenizer = Tokenizer.from_folder(folder)
     mesh = training.mesh()
-    run.pin("teacher", model_sha256(folder))
+    run.pin("teacher", files.model_sha256(folder))
     if recipe.data is None:
         teacher = Model(*model.load_pretrained(folder))
         experiment = Experiment(recipe, run, mesh, tokenizer, teacher)
@@ -49,7 +48,8 @@ def prepare(recipe: Recipe, run: RunFolder) -> Experiment:
         experiment = _with_task(recipe.data, recipe, run, folder, tokenizer, mesh)
     _pin_others(experiment)
     ready = taught.folder is not None
-    run.need(_space(run.path, checks.check_stages(experiment), ready))
+    shapes = checks.check_stages(experiment)
+    files.need_space(run.path, _space(run.path, shapes, ready))
     students, teachers = experiment.student_data, experiment.teacher_data
     if students is None or teachers is None or students.task.dev.labels is not None:
         return experiment
@@ -255,10 +255,10 @@ def _pin_others(experiment: Experiment) -> None:
             run.pin(f"corpus of {stage.name}", text.sha256)
             if taught.folder is not None and taught.pretrained is not None:
                 folder = model.resolve_folder(taught.pretrained)
-                run.pin("pretrained teacher", model_sha256(folder))
+                run.pin("pretrained teacher", files.model_sha256(folder))
         if stage.init.source not in ("previous", "teacher"):
             folder = model.resolve_folder(stage.init.source)
-            run.pin(f"start of {stage.name}", model_sha256(folder))
+            run.pin(f"start of {stage.name}", files.model_sha256(folder))
 
 
 def _space(run: Path, shapes: Mapping[str, Params], ready: bool) -> int:

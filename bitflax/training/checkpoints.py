@@ -27,7 +27,7 @@ from bitflax.errors import ConfigError, DamagedFile
 from bitflax.training import hosts, parallel
 from bitflax.types import TrainState
 
-log = logging.getLogger("bitflax")
+_LOG = logging.getLogger(__name__)
 
 
 class Checkpoints:
@@ -173,7 +173,7 @@ class Checkpoints:
                 files.check_manifest(self.folder / str(step))
                 return step
             except DamagedFile as error:
-                log.warning("%s: %s; the step is skipped", error.place, error.problem)
+                _LOG.warning("%s: %s; the step is skipped", error.place, error.problem)
         if order:
             raise DamagedFile(
                 self.folder,

@@ -16,12 +16,13 @@ from typing import Any, TypeVar
 
 import jax
 
+from bitflax import progress
 from bitflax.errors import UsageError
 from bitflax.training import lost_process
 
 T = TypeVar("T")
 
-log = logging.getLogger("bitflax")
+_LOG = logging.getLogger(__name__)
 
 HEARTBEAT_SECONDS = 20
 """After so many without a sign of life the other processes give one up."""
@@ -31,6 +32,7 @@ _FLAGS = "bitflax/flags"
 _numbers = itertools.count()
 
 
+@progress.lines_shown()
 def initialize(
     coordinator: str | None = None,
     processes: int | None = None,
@@ -63,7 +65,7 @@ def initialize(
         if processes == 1:
             return
         text = "process %d of %d waits for the others at %s"
-        log.info(text, process, processes, coordinator)
+        _LOG.info(text, process, processes, coordinator)
         if process:
             _reach(str(coordinator))
     # jax installs its own handler of SIGTERM, which saves nothing.

@@ -12,7 +12,7 @@ from tests.recipe.test_schema import made
 RESOLVED = """
 import functools, json
 import bitflax as bf
-from bitflax import resolving
+from bitflax.recipe import resolved
 threshold = 0.5
 def own(x):
     return lambda w: w * x + threshold
@@ -26,7 +26,7 @@ made = bf.Recipe(stages=(bf.Stage(
     rules=((".*", own(2)), *bf.xtc_1bit("channel")),
     act=bf.symmetric(),
 ),))
-print(json.dumps(resolving.resolved(made)))
+print(json.dumps(resolved(made)))
 """
 
 

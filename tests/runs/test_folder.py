@@ -16,7 +16,6 @@ from bitflax.errors import (
     DamagedFile,
     FolderBusy,
     OutputError,
-    StorageError,
 )
 from bitflax.runs import folder as runs_folder
 from bitflax.runs.folder import RunFolder
@@ -261,13 +260,6 @@ def test_finished_as_long_as_the_results_are_there(tmp_path):
         assert folder.finished
         (tmp_path / "report.html").unlink()
         assert not folder.finished
-
-
-def test_room_is_checked(tmp_path):
-    with RunFolder(tmp_path) as folder:
-        folder.need(1000)
-        with pytest.raises(StorageError):
-            folder.need(10**18)
 
 
 def test_the_log_goes_on_after_a_resume(tmp_path):

@@ -83,6 +83,7 @@ def check_out(out: str | Path) -> Path:
     return out
 
 
+@progress.lines_shown()
 def write_augmented(task: Task, out: str | Path, how: Augment) -> int:
     """Write a task's training examples with their variants; go on where it stopped.
 
