@@ -4,7 +4,7 @@ They hear of it over the service that ``jax.distributed`` keeps on process 0: a
 computation that one of them left hangs. jax aborts the others in the end, without the
 reason. With one process, which is all that most runs have, nothing here does anything.
 
-All that bitflax uses without a public name is in this file. It was tested with jax
+All that bitflax uses without a public name is in this file. Its tests passed with jax
 0.7.2, 0.10.2 and 0.12.0:
 
 - ``jax._src.distributed.global_state``, its ``client`` (``key_value_set``,

@@ -52,7 +52,7 @@ def test_the_trial_can_fail(trial, monkeypatch):
         fuzz.check_same(other, original)
     flat = dict(other.packed) | {"pooler": {}}
     with pytest.raises(fuzz.Wrong, match="other parameters"):
-        fuzz.check_sound(other._replace(packed=flat), trial.path)
+        fuzz.check_sound(other._replace(params=flat), trial.path)
 
     def crash(path):
         raise RuntimeError("not an error that a person can mend")

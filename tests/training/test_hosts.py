@@ -243,7 +243,8 @@ def test_a_killed_process_ends_the_others(victim, place, cache):
         processes.send(victim, signal.SIGKILL)
         began = time.monotonic()
         # jax itself may be first to end a process whose process 0 is gone: 0.7 by 1.
-        assert processes.started[1 - victim].wait(30) in (HostLost.status, -6, 1)
+        by_jax = 1 if jax.__version_info__ < (0, 8) else -6
+        assert processes.started[1 - victim].wait(30) in (HostLost.status, by_jax)
         assert time.monotonic() - began < 30
         said = processes.said(1 - victim)
     assert "another process is gone" in said or "another task died" in said
