@@ -86,6 +86,7 @@ def pretend(folder):
     """A builder of TFDS's whose data lie nowhere yet."""
 
     class Builder:
+        name = "glue"
         data_dir = str(folder)
 
         class builder_config:  # noqa: N801  # TFDS's own name

@@ -101,7 +101,7 @@ def test_a_split_computes_what_the_ternary_did(teacher):
     for path in trees.match(rules, whole):
         assert isinstance(flat[path], leaves.Split)
         np.testing.assert_allclose(leaves.dense(binary[path]), whole[path], atol=1e-6)
-    with pytest.raises(ConfigError, match="Split, not an array"):
+    with pytest.raises(ValueError, match="the student is split already"):
         start(bf.Init(split=rules), halves)
     with pytest.raises(ValueError, match="before matrices are split"):
         start(bf.Init(width=(1, 32)), halves)
