@@ -1,6 +1,6 @@
 """Whole stages on one device and on eight: the same scores, seed by seed.
 
-Twenty steps agree to 1e-5 whatever the number of devices (tests/test_parallel.py). Over
+Twenty steps agree to 1e-5 whatever the number of devices (tests/training/test_parallel.py). Over
 a stage the signs of 1-bit weights amplify how sums were rounded, as another order of
 adding would; what has to stay is the score. Runs the quickstart, shrunk, with each seed
 on each number of devices, and prints the scores, the difference that the devices make
