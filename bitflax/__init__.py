@@ -49,6 +49,7 @@ from bitflax.quantization import lsq_act as lsq_act
 from bitflax.quantization import merge as merge
 from bitflax.quantization import quantize as quantize
 from bitflax.quantization import split as split
+from bitflax.quantization import straight_through as straight_through
 from bitflax.quantization import symmetric as symmetric
 from bitflax.quantization import ternarize as ternarize
 from bitflax.quantization import ternarybert_2bit as ternarybert_2bit

@@ -1,7 +1,8 @@
 """Knowledge-distillation losses: pure functions of two models' outputs and a batch.
 
 A loss is ``(student, teacher, batch) -> Mean``; options come by ``functools.partial``.
-Rows of ``batch["weight"]`` 0 count nowhere. By default padding counts nowhere either,
+Rows of ``batch["weight"]`` 0 count nowhere, whatever they hold: what is left out is
+masked before any arithmetic, so that no NaN of it comes back. By default padding counts nowhere either,
 so that a value does not depend on how far a batch was padded; ``count_padding=True``
 gives the papers' codes' means over padding too.
 """
@@ -31,6 +32,22 @@ def _real(batch: Batch, like: jax.Array) -> Float[Array, "batch seq"]:
     """Return 1 where a token is no padding, times the weight of its row."""
     mask = jnp.asarray(batch["attention_mask"]).astype(like.dtype)
     return mask * _weight(batch, like)[:, None]
+
+
+def _counted(x: jax.Array, counts: jax.Array) -> jax.Array:
+    """Return ``x``, and 0 where it does not count; ``counts`` has the first axes."""
+    counts = jnp.reshape(counts, (*counts.shape, *(1,) * (x.ndim - counts.ndim)))
+    return jnp.where(counts > 0, x, jnp.zeros((), x.dtype))
+
+
+def _rows(outputs: Outputs, batch: Batch) -> jax.Array:
+    """Return the logits of the rows that count."""
+    logits = jnp.asarray(outputs.logits)
+    return _counted(logits, _weight(batch, logits))
+
+
+def _labels(batch: Batch, like: jax.Array) -> jax.Array:
+    return _counted(jnp.asarray(batch["labels"]), _weight(batch, like))
 
 
 def _row_mean(per_row: Float[Array, " batch"], batch: Batch, size: int) -> Mean:
@@ -87,8 +104,8 @@ def soft_cross_entropy(
         raise ValueError(f"reduction must be 'classes' or 'batch', not {reduction!r}")
     if student.logits.shape[-1] == 1:
         raise ValueError("one logit has no class probabilities: use logits_mse")
-    target = jax.nn.softmax(jax.lax.stop_gradient(teacher.logits) / temperature)
-    log_p = jax.nn.log_softmax(student.logits / temperature)
+    target = jax.nn.softmax(jax.lax.stop_gradient(_rows(teacher, batch)) / temperature)
+    log_p = jax.nn.log_softmax(_rows(student, batch) / temperature)
     size = student.logits.shape[-1] if reduction == "classes" else 1
     return _row_mean(-jnp.sum(target * log_p, axis=-1), batch, size)
 
@@ -102,7 +119,8 @@ def logits_mse(student: Outputs, teacher: Outputs, batch: Batch) -> Mean:
     >>> float(logits_mse(one, two, {}))
     4.0
     """
-    error = jnp.square(student.logits - jax.lax.stop_gradient(teacher.logits))
+    taught = jax.lax.stop_gradient(_rows(teacher, batch))
+    error = jnp.square(_rows(student, batch) - taught)
     return _row_mean(jnp.sum(error, axis=-1), batch, error.shape[-1])
 
 
@@ -128,14 +146,17 @@ def label_cross_entropy(
 ) -> Mean:
     """Cross-entropy of the logits [batch, classes] to ``batch["labels"]`` [batch].
 
+    A label that is no class gives NaN.
+
     >>> s = Outputs(jnp.array([[0.0, 0.0]]), (), ())
     >>> round(float(label_cross_entropy(s, None, {"labels": jnp.array([1])})), 4)
     0.6931
     """
-    log_p = jax.nn.log_softmax(student.logits)
-    labels = jnp.asarray(batch["labels"])[:, None]
+    log_p = jax.nn.log_softmax(_rows(student, batch))
+    labels = _labels(batch, log_p)[:, None]
     picked = jnp.take_along_axis(log_p, labels, axis=-1)[:, 0]
-    return _row_mean(-picked, batch, 1)
+    known = (labels[:, 0] >= 0) & (labels[:, 0] < log_p.shape[-1])  # -1 is the last
+    return _row_mean(jnp.where(known, -picked, jnp.nan), batch, 1)
 
 
 def label_mse(student: Outputs, teacher: Outputs | None, batch: Batch) -> Mean:
@@ -145,8 +166,9 @@ def label_mse(student: Outputs, teacher: Outputs | None, batch: Batch) -> Mean:
     >>> float(label_mse(s, None, {"labels": jnp.array([3.0])}))
     4.0
     """
-    labels = jnp.asarray(batch["labels"]).astype(student.logits.dtype)
-    return _row_mean(jnp.square(student.logits[:, 0] - labels), batch, 1)
+    logits = _rows(student, batch)[:, 0]
+    labels = _labels(batch, logits).astype(logits.dtype)
+    return _row_mean(jnp.square(logits - labels), batch, 1)
 
 
 def hidden_mse(
@@ -187,7 +209,8 @@ def hidden_mse(
                 f"hidden states of pair {(s, t)} have shapes {student.hidden[s].shape} "
                 f"and {teacher.hidden[t].shape}"
             )
-        error = student.hidden[s] - jax.lax.stop_gradient(teacher.hidden[t])
+        taught = jax.lax.stop_gradient(teacher.hidden[t])
+        error = _counted(student.hidden[s], token) - _counted(taught, token)
         total += jnp.sum(jnp.sum(jnp.square(error), axis=-1) * token)
     return Mean(total, jnp.sum(token) * like.shape[-1])
 
@@ -232,7 +255,8 @@ def score_mse(
     query = query if everything else query * mask
     key = mask[:, None, None, :]
     masked = 0.0 if mask_value is None else (1 - key) * mask_value
-    compared = key if mask_value is None else jnp.ones_like(key)
+    compared = jnp.ones_like(key) if mask_value is not None else key
+    compared = query[:, None, :, None] * compared
     total = jnp.zeros((), like.dtype)
     for s, t in pairs:
         a, b = student.scores[s], jax.lax.stop_gradient(teacher.scores[t])
@@ -240,7 +264,8 @@ def score_mse(
             raise ValueError(
                 f"scores of pair {(s, t)} have shapes {a.shape} and {b.shape}"
             )
-        error = jnp.square((a + masked) - (b + masked)) * compared
+        a, b = (jnp.where(compared > 0, x + masked, 0.0) for x in (a, b))
+        error = jnp.square(a - b)
         total += jnp.sum(jnp.sum(error, axis=-1) * query[:, None, :])
     keys = jnp.full_like(weight, mask.shape[1]) if everything else jnp.sum(mask, -1)
     return Mean(total, jnp.sum(jnp.sum(query, -1) * keys) * like.shape[1])
@@ -262,7 +287,8 @@ def attention_kl(
     pairs = _checked(pairs, student.scores, teacher.scores, "attention scores")
     like = student.scores[0]
     query = _real(batch, like)
-    key = jnp.asarray(batch["attention_mask"])[:, None, None, :] > 0
+    mask = jnp.asarray(batch["attention_mask"]) > 0
+    key = mask[:, None, None, :] & (query > 0)[:, None, :, None]
     total = jnp.zeros((), like.dtype)
     for s, t in pairs:
         a = jnp.where(key, student.scores[s], -1e9)

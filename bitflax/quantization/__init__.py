@@ -13,6 +13,7 @@ from bitflax.quantization.quantizers import bits_of as bits_of
 from bitflax.quantization.quantizers import by_row as by_row
 from bitflax.quantization.quantizers import scales_of as scales_of
 from bitflax.quantization.quantizers import shared_by as shared_by
+from bitflax.quantization.quantizers import straight_through as straight_through
 from bitflax.quantization.quantizers import symmetric as symmetric
 from bitflax.quantization.quantizers import ternarize as ternarize
 from bitflax.quantization.rules import Rules as Rules

@@ -118,6 +118,8 @@ class _Stepped:
 
     def init(self, x: Float[Array, "..."]) -> Float[Array, ""]:
         """Return the first step: ``2 mean|x| / sqrt(top)``, twice that if unsigned."""
+        if not x.size:
+            raise ValueError("an activation without values has no first step")
         top = self.grid.top
         factor = (2 if self.signed else 4) / math.sqrt(top)
         return jnp.maximum(factor * jnp.mean(jnp.abs(x)), LEAST_STEP)
@@ -221,7 +223,8 @@ def _check_bits(bits: int, least: int) -> None:
 
 def _multiples(levels: tuple[int, int], ratio: jax.Array) -> jax.Array:
     if levels == (-1, 1):
-        return jnp.where(ratio >= 0, 1.0, -1.0).astype(ratio.dtype)
+        signs = jnp.where(ratio >= 0, 1.0, -1.0).astype(ratio.dtype)
+        return jnp.where(jnp.isnan(ratio), ratio, signs)
     return jnp.clip(jnp.round(ratio), *levels)
 
 

@@ -22,7 +22,7 @@ Who says nothing has unknown bits, one range for all values, and no integers.
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -128,7 +128,7 @@ def _grouped(fn: Callable, w: jax.Array, axis: Axis, groups: int | None) -> Code
         return fn(w, axis)
     if axis is not None:
         raise ValueError("give axis or groups, not both")
-    if w.shape[-1] % groups:
+    if groups < 1 or w.shape[-1] % groups:
         raise ValueError(f"{groups} groups do not divide the last axis of {w.shape}")
     run = w.shape[-1] // groups
     found = fn(w.reshape(*w.shape[:-1], groups, run), (*range(w.ndim - 1), w.ndim))
@@ -144,21 +144,30 @@ def _limited(w: jax.Array, clip: float | None) -> jax.Array:
     """Clip with no gradient at the ends; ``jnp.clip`` has half of it there."""
     if clip is None:
         return w
-    return jnp.where(jnp.abs(w) < clip, w, clip * jax.lax.stop_gradient(jnp.sign(w)))
+    if not clip > 0:
+        raise ValueError(f"clip must be above 0, or None, not {clip}")
+    kept = (jnp.abs(w) < clip) | jnp.isinf(w)  # an infinity must not pass for the clip
+    return jnp.where(kept, w, clip * jax.lax.stop_gradient(jnp.sign(w)))
 
 
 def _binary(w: jax.Array, axis: Axis, *, zero: int) -> Codes:
+    if zero not in (0, 1):
+        raise ValueError(f"zero must be 0 or 1, not {zero}")
     scale = jnp.mean(jnp.abs(w), axis=axis, keepdims=True)
     sign = jnp.sign(w) if zero == 0 else jnp.where(w >= 0, 1.0, -1.0).astype(w.dtype)
     return Codes(sign, scale, jnp.zeros_like(scale))
 
 
 def _ternary(w: jax.Array, axis: Axis) -> Codes:
-    size = jnp.abs(w)
-    kept = size > 0.7 * jnp.mean(size, axis=axis, keepdims=True)
+    # float16 holds no sum of a whole matrix.
+    size = jnp.abs(w).astype(jnp.promote_types(w.dtype, jnp.float32))
+    mean = jnp.mean(size, axis=axis, keepdims=True)
+    kept = size > 0.7 * mean
     count = jnp.sum(kept, axis=axis, keepdims=True)
-    total = jnp.sum(size * kept, axis=axis, keepdims=True)
-    scale = jnp.where(count == 0, 0.0, total / jnp.maximum(count, 1)).astype(w.dtype)
+    total = jnp.sum(jnp.where(kept, size, 0), axis=axis, keepdims=True)
+    scale = jnp.where(count == 0, 0.0, total / jnp.maximum(count, 1))
+    # Nothing is above a mean that is no number: not zeros, but NaN as in binarize.
+    scale = jnp.where(jnp.isfinite(mean), scale, jnp.nan).astype(w.dtype)
     return Codes(jnp.sign(w) * kept, scale, jnp.zeros_like(scale))
 
 
@@ -244,10 +253,7 @@ def _shares(axis=None, groups=None, **options) -> tuple[Axis, int | None]:
     return axis, groups
 
 
-for _fn, _bits, _codes in (
-    (binarize, 1, _binary_codes),
-    (ternarize, 2, _ternary_codes),
-):
+for _fn, _bits, _codes in (binarize, 1, _binary_codes), (ternarize, 2, _ternary_codes):
     _fn.bits, _fn.codes, _fn.centred = _bits, _codes, True  # type: ignore[attr-defined]
     _fn.shares = _shares  # type: ignore[attr-defined]
 
@@ -270,7 +276,8 @@ class _Activation:
 
     def codes(self, x: Float[Array, "..."]) -> Codes:
         """Return the integers of ``x``, their scale and their zero point."""
-        return _grouped(self._codes, x, None if self.groups else self.axis, self.groups)
+        axis = self.axis if self.groups is None else None
+        return _grouped(self._codes, x, axis, self.groups)
 
     def _codes(self, x: jax.Array, axis: Axis) -> Codes:
         raise NotImplementedError
@@ -312,7 +319,7 @@ class symmetric(_Activation):  # noqa: N801
 
     def __post_init__(self):
         """Refuse unknown settings."""
-        _check(self.bits, self.levels)
+        _check(self)
 
     @property
     def grid(self) -> Grid:
@@ -357,7 +364,7 @@ class asymmetric(_Activation):  # noqa: N801
 
     def __post_init__(self):
         """Refuse unknown settings."""
-        _check(self.bits, self.levels, least=1, more=("widened",))
+        _check(self, least=1, more=("widened",))
 
     @property
     def grid(self) -> Grid:
@@ -380,9 +387,12 @@ class asymmetric(_Activation):  # noqa: N801
         return Codes(integers, scale, zero)
 
 
-def _check(bits: int, levels: str, least: int = 2, more: tuple[str, ...] = ()) -> None:
-    if not least <= bits <= 16:
-        raise ValueError(f"bits must be {least} to 16, not {bits}")
+def _check(of: Any, least: int = 2, more: tuple[str, ...] = ()) -> None:
+    if not least <= of.bits <= 16:
+        raise ValueError(f"bits must be {least} to 16, not {of.bits}")
     known = ("restricted", "full", *more)
-    if levels not in known:
-        raise ValueError(f"levels must be one of {', '.join(known)}, not {levels!r}")
+    if of.levels not in known:
+        raise ValueError(f"levels must be one of {', '.join(known)}, not {of.levels!r}")
+    if of.groups is not None and (of.groups < 1 or of.axis not in (-1, None)):
+        found = f"groups {of.groups} and axis {of.axis}"
+        raise ValueError(f"{found}: give at least one group, or an axis")
