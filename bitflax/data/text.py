@@ -1,11 +1,8 @@
 """Texts to token ids, once: a whole data set into three flat arrays."""
 
-import contextlib
 import dataclasses
 import hashlib
 import json
-import logging
-import warnings
 import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -15,26 +12,15 @@ import numpy as np
 from jaxtyping import Int32
 
 from bitflax import files
-from bitflax.errors import (
-    BitflaxError,
-    ConfigError,
-    DamagedFile,
-    InputMissing,
-    StorageError,
-)
+from bitflax.data import tokenizer_folder
+from bitflax.errors import ConfigError, StorageError
+from bitflax.types import BertConfig
 
 CHUNK = 1 << 15
 """Texts a call into the tokenizer: enough for all its threads, bounded in memory."""
 STREAM = 1 << 19
 """Characters a call where texts are streamed; the library needs 30 bytes for each."""
 PAD_TOKENS = ("[PAD]", "<pad>")
-VOCABULARIES = ("tokenizer.json", "vocab.txt")
-SETTINGS = (
-    "added_tokens.json",
-    "special_tokens_map.json",
-    "config.json",
-    "tokenizer_config.json",
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,23 +51,47 @@ class Tokens:
         """The number of tokens of each example, int64 [examples]."""
         return np.diff(self.offsets)
 
+    def check(self, config: BertConfig) -> None:
+        """Check that a model has a row for each id and each type.
+
+        Raises:
+          ConfigError: it has not. JAX would answer with another row.
+        """
+        kinds = ("id", self.ids, "vocab_size"), ("type", self.types, "type_vocab_size")
+        for kind, found, name in kinds:
+            largest, rows = int(found.max(initial=0)), getattr(config, name)
+            if largest >= rows:
+                raise ConfigError(
+                    "tokenizer",
+                    f"gives the token {kind} {largest}, but the model's {name} is "
+                    f"{rows}",
+                    fix="give the tokenizer that the model was trained with"
+                    if kind == "id"
+                    else "give single texts, or a model that was trained on pairs",
+                )
+
 
 class Tokenizer:
     """A BERT tokenizer that neither truncates nor pads unless it is asked to.
 
     It is Hugging Face's ``tokenizer.json``, run by the ``tokenizers`` library; what
     such a file says about truncation and padding (often 128 tokens) is dropped.
+    ``max_length`` is what its model was trained for (None: unknown), for whoever cuts.
     """
 
-    def __init__(self, backend: Any):
+    def __init__(self, backend: Any, max_length: int | None = None):
+        self.max_length = max_length
         backend.no_truncation()
         backend.no_padding()
         self._backend = backend
-        pads = [backend.token_to_id(token) for token in PAD_TOKENS]
-        self.pad_id: int = next((pad for pad in pads if pad is not None), 0)
+        self.pad_id: int = self._first(PAD_TOKENS) or 0
         self.vocab_size: int = backend.get_vocab_size()
-        self.cls_id: int | None = backend.token_to_id("[CLS]")
-        self.sep_id: int | None = backend.token_to_id("[SEP]")
+        self.cls_id = self._first(("[CLS]", "<s>"))
+        self.sep_id = self._first(("[SEP]", "</s>"))
+
+    def _first(self, tokens: Sequence[str]) -> int | None:
+        ids = map(self._backend.token_to_id, tokens)
+        return next((i for i in ids if i is not None), None)
 
     @classmethod
     def from_folder(cls, path: str | Path) -> "Tokenizer":
@@ -92,25 +102,42 @@ class Tokenizer:
           DamagedFile: a file is damaged or too large, or no tokenizer.
           ConfigError: its class is one of Python, not of the tokenizers library.
         """
-        path = Path(path)
-        place = next((path / n for n in VOCABULARIES if (path / n).is_file()), None)
-        if place is None:
-            raise InputMissing(
-                path,
-                "expected a folder with tokenizer.json or vocab.txt, found neither",
-                fix="copy the model's tokenizer files into the folder",
-            )
-        with _damage(place):
-            text = _as_transformers_reads(path, place)
-        return cls.from_json(text, place)
+        place, text, max_length = tokenizer_folder.read(Path(path))
+        return cls.from_json(text, place, max_length)
 
     @classmethod
-    def from_json(cls, text: str, place: object = "tokenizer.json") -> "Tokenizer":
+    def from_json(
+        cls,
+        text: str,
+        place: object = "tokenizer.json",
+        max_length: int | None = None,
+    ) -> "Tokenizer":
         """Make a tokenizer of ``to_json``'s text; ``place`` is what an error names."""
         import tokenizers
 
-        with _damage(place):
-            return cls(tokenizers.Tokenizer.from_str(text))
+        with tokenizer_folder.damage(place, Exception):
+            return cls(tokenizers.Tokenizer.from_str(text), max_length)
+
+    def check(self, config: BertConfig, max_length: int) -> None:
+        """Check that a model has a row for each token and each position.
+
+        Raises:
+          ConfigError: it has not.
+        """
+        largest = max(self._backend.get_vocab().values(), default=0)
+        if largest >= config.vocab_size:
+            raise ConfigError(
+                "tokenizer",
+                f"{largest + 1} tokens, but the model has only {config.vocab_size}",
+                fix="give the tokenizer that the model was trained with",
+            )
+        if max_length > config.max_position_embeddings:
+            raise ConfigError(
+                "max_length",
+                f"{max_length}, but the model has only "
+                f"{config.max_position_embeddings} positions",
+                fix=f"give at most {config.max_position_embeddings}",
+            )
 
     def to_json(self) -> str:
         """Return the whole tokenizer as text: what a packed model carries."""
@@ -144,7 +171,8 @@ class Tokenizer:
         file = None if cache is None else Path(cache) / self._key(texts, max_length)
         tokens = None if file is None else _read(file)
         if tokens is None:
-            tokens = self._encode(texts, max_length)
+            with tokenizer_folder.damage("tokenizer"):
+                tokens = self._encode(texts, max_length)
             if file is not None:
                 _write(file, tokens)
         return tokens
@@ -241,73 +269,6 @@ def _longest_first(lengths: Sequence[int], room: int) -> list[int]:
     if first <= room - half:
         return [first, room - first]
     return [room - half, half]
-
-
-def _as_transformers_reads(folder: Path, place: Path) -> str:
-    """Return the ``tokenizer.json`` that transformers makes of a folder's files."""
-    said: dict[str, Any] = {}
-    made: Any = None
-    files.read_text(place)  # its size, before a library makes objects of it
-    for file in (folder / name for name in SETTINGS):
-        said |= files.read_json(file) if file.is_file() else {}
-    kind = said.get("tokenizer_class")
-    with _quiet_transformers() as library:
-        # A BERT's sizes are not looked at here, and config.json may be missing.
-        bert = (said.get("model_type") or "bert") == "bert"
-        config = library.BertConfig(tokenizer_class=kind) if bert else None
-        # A class of Python may ask for a package that splits words.
-        with contextlib.suppress(ImportError):
-            made = library.AutoTokenizer.from_pretrained(
-                folder, config=config, local_files_only=True, trust_remote_code=False
-            )
-            kind = type(made).__name__
-    if not isinstance(made, library.PreTrainedTokenizerFast):
-        raise ConfigError(
-            folder,
-            f"the tokenizers library does not run its tokenizer, {kind}",
-            fix="give a model whose tokenizer transformers calls fast",
-        )
-    words = made.backend_tokenizer.model
-    unknown = getattr(words, "unk_token", None)
-    if unknown is not None and words.token_to_id(unknown) is None:
-        raise ValueError(f"a vocabulary without {unknown}")
-    return made.backend_tokenizer.to_str()
-
-
-@contextlib.contextmanager
-def _quiet_transformers() -> Iterator[Any]:
-    """Import transformers, which takes over a second, and keep its advice to itself."""
-    log = logging.getLogger("transformers")
-    log.disabled = True  # it sets the level anew, and says that there is no PyTorch
-    try:
-        import transformers
-    finally:
-        log.disabled = False
-    level = log.level
-    log.setLevel(logging.ERROR)
-    try:
-        # transformers 5.15 reads vocab.txt by what tokenizers 0.22 deprecates.
-        with warnings.catch_warnings(action="ignore", category=DeprecationWarning):
-            yield transformers
-    finally:
-        log.setLevel(level)
-
-
-@contextlib.contextmanager
-def _damage(place: object) -> Iterator[None]:
-    """Turn what a library says of its input into the error of a damaged file."""
-    try:
-        yield
-    except BaseException as error:
-        panicked = type(error).__name__ == "PanicException"  # Rust's: no Exception
-        known = isinstance(error, BitflaxError)
-        if known or not (panicked or isinstance(error, Exception)):
-            raise
-        raise DamagedFile(
-            place,
-            f"expected a tokenizer of the tokenizers library, found {error!r:.200}",
-            fix="take the model's tokenizer files from their source again",
-        ) from error
 
 
 def _read(file: Path) -> Tokens | None:

@@ -2,9 +2,9 @@
 
 A loss is ``(student, teacher, batch) -> Mean``; options come by ``functools.partial``.
 Rows of ``batch["weight"]`` 0 count nowhere, whatever they hold: what is left out is
-masked before any arithmetic, so that no NaN of it comes back. By default padding counts nowhere either,
-so that a value does not depend on how far a batch was padded; ``count_padding=True``
-gives the papers' codes' means over padding too.
+masked before any arithmetic, so that no NaN of it comes back. By default padding counts
+nowhere either, so that a value does not depend on how far a batch was padded;
+``count_padding=True`` gives the papers' codes' means over padding too.
 """
 
 import dataclasses

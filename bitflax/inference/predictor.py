@@ -59,20 +59,8 @@ class Predictor:
         max_length: int | None = None,
         engine: str = "jax",
     ):
-        if tokenizer.vocab_size > config.vocab_size:
-            raise ConfigError(
-                "tokenizer",
-                f"{tokenizer.vocab_size} tokens, but the model has only "
-                f"{config.vocab_size}",
-                fix="give the tokenizer that the model was trained with",
-            )
         positions = config.max_position_embeddings
-        if max_length is not None and max_length > positions:
-            raise ConfigError(
-                "max_length",
-                f"{max_length}, but the model has only {positions} positions",
-                fix=f"give at most {positions}",
-            )
+        tokenizer.check(config, max_length or positions)
         self.config, self.tokenizer, self.act = config, tokenizer, act
         self.max_length = max_length or positions
         self._engine = engines.make_engine(engine, config, params, act)
@@ -162,6 +150,7 @@ class Predictor:
         done: Callable[[int], None] | None = None,
     ) -> np.ndarray:
         tokens = self.tokenizer.encode(columns, self.max_length)
+        tokens.check(self.config)
         out = np.zeros((len(tokens), self.config.num_labels), np.float32)
         if not len(tokens):
             return out

@@ -33,11 +33,14 @@ def open_model(path: str | Path) -> StoredModel:
     if place.is_dir():
         config, params = load_pretrained(place)
         _check_whole(params, place)
-        return StoredModel(config, params, None, Tokenizer.from_folder(place), {})
+        tokenizer = Tokenizer.from_folder(place)
+        extras = {"max_length": tokenizer.max_length}
+        return StoredModel(config, params, None, tokenizer, extras)
     found = packed.read_packed(place)
     if found.tokenizer is None:
         return found
-    return found._replace(tokenizer=Tokenizer.from_json(found.tokenizer, place))
+    made = Tokenizer.from_json(found.tokenizer, place, found.max_length)
+    return found._replace(tokenizer=made)
 
 
 def _check_whole(params: Params, place: Path) -> None:

@@ -117,7 +117,8 @@ def save_pretrained(
     fields["dtype"] = str(np.result_type(*{a.dtype for a in state.values()}))
     texts = {"config.json": json.dumps(fields, indent=2) + "\n"}
     if tokenizer is not None:
-        texts |= _tokenizer_files(tokenizer.to_json(), config)
+        longest = getattr(tokenizer, "max_length", None)
+        texts |= _tokenizer_files(tokenizer.to_json(), longest, config)
     with files.replacing_folder(Path(folder)) as new:
         hf_weights.write_state(new / "model.safetensors", state)
         if more:
@@ -275,15 +276,18 @@ def _wanted_weights(names: set[str]) -> list[str]:
 
 
 _SPECIAL = {
-    "unk_token": "[UNK]",
-    "sep_token": "[SEP]",
-    "pad_token": "[PAD]",
-    "cls_token": "[CLS]",
-    "mask_token": "[MASK]",
+    "unk_token": ("[UNK]", "<unk>"),
+    "sep_token": ("[SEP]", "</s>"),
+    "pad_token": ("[PAD]", "<pad>"),
+    "cls_token": ("[CLS]", "<s>"),
+    "mask_token": ("[MASK]", "<mask>"),
 }
+"""By BERT's names and by XLM-R's."""
 
 
-def _tokenizer_files(text: str, config: BertConfig) -> dict[str, str]:
+def _tokenizer_files(
+    text: str, longest: int | None, config: BertConfig
+) -> dict[str, str]:
     """Return ``{file name: text}`` of a tokenizer's files, of its ``tokenizer.json``.
 
     The class is the one that takes that file as it is: ``BertTokenizer`` makes the
@@ -291,7 +295,13 @@ def _tokenizer_files(text: str, config: BertConfig) -> dict[str, str]:
     """
     import tokenizers
 
-    words = tokenizers.Tokenizer.from_str(text).get_vocab()
+    made = tokenizers.Tokenizer.from_str(text)
+    words = made.get_vocab()
+    # A word that is named here is cut out of texts from then on. One that pads there
+    # must be.
+    added = made.get_added_tokens_decoder().values()
+    special = {token.content for token in added if token.special}
+    special |= words.keys() & set(_SPECIAL["pad_token"])
     if len(words) > config.vocab_size:
         raise ConfigError(
             "tokenizer",
@@ -302,8 +312,12 @@ def _tokenizer_files(text: str, config: BertConfig) -> dict[str, str]:
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_input_names": ["input_ids", "token_type_ids", "attention_mask"],
-        "model_max_length": config.max_position_embeddings,
-        **{name: word for name, word in _SPECIAL.items() if word in words},
+        "model_max_length": longest or config.max_position_embeddings,
+        **{
+            name: next(word for word in some if word in special)
+            for name, some in _SPECIAL.items()
+            if special & set(some)
+        },
     }
     return {
         "tokenizer.json": text,

@@ -6,7 +6,10 @@ lines. It comes back through a closed list of parts.
 
 import json
 import lzma
+import math
 from typing import Any
+
+import numpy as np
 
 from bitflax.errors import ConfigError
 from bitflax.packed import safetensors_file
@@ -22,7 +25,7 @@ def tokenizer_to_bytes(text: str, config: BertConfig) -> bytes:
 
     The first line is the JSON. Where its ``model.vocab`` gives the ids 0, 1, ... in
     order, that field is null and the tokens follow, one a line: without their ids
-    they take 30 % less.
+    they take 30 % less. Each of a Unigram model has a tab and its score, a float32.
 
     Raises:
       ConfigError: as ``check_tokenizer``.
@@ -55,10 +58,18 @@ def check_tokenizer(text: str, config: BertConfig) -> bytes:
 def _plain(found: Any) -> bytes:
     model: Any = found.get("model") if isinstance(found, dict) else None
     vocab, lines = model.get("vocab") if isinstance(model, dict) else None, []
-    if isinstance(vocab, dict) and not any("\n" in token for token in vocab):
+    if isinstance(vocab, dict):
         tokens = sorted(vocab, key=vocab.__getitem__)
-        if tokens and [vocab[t] for t in tokens] == list(range(len(tokens))):
-            lines, found = tokens, {**found, "model": {**model, "vocab": None}}
+        if [vocab[t] for t in tokens] == list(range(len(tokens))):
+            lines = tokens
+    elif _is_scored(vocab):
+        scores = [np.float32(score) for _, score in vocab]
+        if all(float(s) == score for s, (_, score) in zip(scores, vocab, strict=True)):
+            lines = [f"{t}\t{s!s}" for (t, _), s in zip(vocab, scores, strict=True)]
+    if lines and not any("\n" in line for line in lines):
+        found = {**found, "model": {**model, "vocab": None}}
+    else:
+        lines = []
     first = json.dumps(found, separators=(",", ":"), ensure_ascii=False)
     return "\n".join([first, *lines]).encode()
 
@@ -101,8 +112,14 @@ def _put_tokens(found: Any, tokens: list[str]) -> None:
     model = found.get("model") if isinstance(found, dict) else None
     if not isinstance(model, dict) or model.get("vocab", "") is not None:
         raise ValueError("tokenizer: a vocabulary, but no place for it")
-    model["vocab"] = {token: i for i, token in enumerate(tokens)}
-    if len(model["vocab"]) != len(tokens):
+    names = tokens
+    if model.get("type") == "Unigram":
+        pairs = [line.rpartition("\t") for line in tokens]
+        model["vocab"] = [[name, float(np.float32(score))] for name, _, score in pairs]
+        names = [name for name, *_ in pairs]
+    else:
+        model["vocab"] = {token: i for i, token in enumerate(tokens)}
+    if len(set(names)) != len(names):
         raise ValueError("tokenizer: double tokens")
 
 
@@ -118,6 +135,7 @@ _KINDS = {
         "WordPiece": "vocab unk_token continuing_subword_prefix "
         "max_input_chars_per_word",
         "WordLevel": "vocab unk_token",
+        "Unigram": "vocab unk_id byte_fallback",
         "BPE": "vocab merges unk_token continuing_subword_prefix end_of_word_suffix "
         "dropout fuse_unk byte_fallback ignore_merges",
     },
@@ -186,7 +204,9 @@ def check(found: Any, config: BertConfig) -> None:
         raise ValueError(f"tokenizer: added_tokens are no list of at most {_ADDED}")
     if not all(_is_text(_get(token, "content"), 1, 64) for token in added):
         raise ValueError("tokenizer: an added token is not of 1 to 64 characters")
-    tokens = {*found["model"]["vocab"], *(token["content"] for token in added)}
+    vocab = found["model"]["vocab"]
+    known = vocab if isinstance(vocab, dict) else [token for token, _ in vocab]
+    tokens = {*known, *(token["content"] for token in added)}
     if len(tokens) > config.vocab_size:  # the library numbers new ones from the end
         raise ValueError("tokenizer: an added token that the model has no row for")
 
@@ -224,8 +244,15 @@ def _check_model(model: Any, config: BertConfig) -> None:
         raise ValueError("tokenizer: it has no model")
     kind, vocab = model["type"], model.get("vocab")
     most = limits(config)[1]
-    if not isinstance(vocab, dict) or not 0 < len(vocab) <= most:
+    whole = _is_scored(vocab) if kind == "Unigram" else isinstance(vocab, dict)
+    if not whole or not 0 < len(vocab) <= most:
         raise ValueError(f"tokenizer: its vocabulary is not of 1 to {most:,} tokens")
+    if kind == "Unigram":
+        if not _is_below(model.get("unk_id"), len(vocab)):
+            raise ValueError("tokenizer: its unknown token is not in the vocabulary")
+        if len(vocab) > config.vocab_size:
+            raise ValueError("tokenizer: an id that the model has no row for")
+        return
     if not all(_is_below(i, config.vocab_size) for i in vocab.values()):
         raise ValueError("tokenizer: an id that the model has no row for")
     unknown = model.get("unk_token", "[UNK]")
@@ -296,6 +323,18 @@ def _sep_and_cls(part: dict) -> tuple[list, list]:
     if not all(isinstance(pair, list) and len(pair) == 2 for pair in pairs):
         raise ValueError("tokenizer: special tokens without their ids")
     return [i for _, i in pairs], []
+
+
+def _is_scored(vocab: Any) -> bool:
+    """Whether a vocabulary is Unigram's: pairs of a token and a finite score."""
+    return isinstance(vocab, list) and all(
+        isinstance(pair, list)
+        and len(pair) == 2
+        and isinstance(pair[0], str)
+        and type(pair[1]) in (int, float)
+        and math.isfinite(pair[1])
+        for pair in vocab
+    )
 
 
 def _get(found: Any, key: str) -> Any:

@@ -43,6 +43,7 @@ def prepare(recipe: Recipe, run: RunFolder) -> Experiment:
     run.pin("teacher", files.model_sha256(folder))
     if recipe.data is None:
         teacher = Model(*model.load_pretrained(folder))
+        tokenizer.check(teacher.config, 0)
         experiment = Experiment(recipe, run, mesh, tokenizer, teacher)
     else:
         experiment = _with_task(recipe.data, recipe, run, folder, tokenizer, mesh)
@@ -73,11 +74,14 @@ def _with_task(
         teacher = _load_untaught(recipe, folder, task)
     wide = _augmented(data, task)
     run.pin("data", wide.sha256)
-    _check_lengths(data, teacher.config, tokenizer)
+    tokenizer.check(teacher.config, data.max_length)
+    tokenizer.max_length = data.max_length
     cache = run.cache
     plain = tokenizer.encode(task.train.texts, data.max_length, cache=cache)
     tokens = tokenizer.encode(wide.train.texts, data.max_length, cache=cache)
     dev = tokenizer.encode(task.dev.texts, data.max_length, cache=cache)
+    for found in (plain, tokens, dev):
+        found.check(teacher.config)
     used = np.arange(teacher.config.vocab_size)
     rules = [r for stage in recipe.stages for r in (stage.rules, stage.init.split)]
     if all(map(distillation.can_shrink_vocabulary, rules)):
@@ -186,23 +190,6 @@ def _load_untaught(recipe: Recipe, folder: Path, task: Task) -> Model:
         seed=recipe.seed,
     )
     return Model(config, params)
-
-
-def _check_lengths(data: Data, config: BertConfig, tokenizer: Tokenizer) -> None:
-    if data.max_length > config.max_position_embeddings:
-        raise ConfigError(
-            "Data.max_length",
-            f"{data.max_length}, but the teacher has only "
-            f"{config.max_position_embeddings} positions",
-            fix=f"at most {config.max_position_embeddings}",
-        )
-    if tokenizer.vocab_size > config.vocab_size:
-        raise ConfigError(
-            "tokenizer",
-            f"{tokenizer.vocab_size} tokens, but the teacher has only "
-            f"{config.vocab_size}",
-            fix="give the folder the tokenizer that the teacher was trained with",
-        )
 
 
 def _in_order(task: Task, config: BertConfig) -> Task:

@@ -10,7 +10,7 @@ import tokenizers
 import transformers
 
 from bitflax import files
-from bitflax.data import text
+from bitflax.data import text, tokenizer_folder
 from bitflax.data.examples import object_column
 from bitflax.data.text import Tokenizer
 from bitflax.errors import ConfigError, DamagedFile, InputMissing
@@ -185,7 +185,9 @@ def test_a_tokenizer_of_python_is_refused_by_its_name(write, kind):
 def test_a_folder_is_bounded_before_transformers_reads_it(write, monkeypatch, name):
     folder = write_folder(write, {name: FOLDERS[name][name]})
     monkeypatch.setattr(files, "MOST_PARTS", 10)
-    monkeypatch.setattr(text, "_quiet_transformers", lambda: pytest.fail("read"))
+    monkeypatch.setattr(
+        tokenizer_folder, "_quiet_transformers", lambda: pytest.fail("read")
+    )
     with pytest.raises(DamagedFile, match="or 10 parts") as caught:
         Tokenizer.from_folder(folder)
     assert caught.value.place == str(folder / name)

@@ -209,6 +209,24 @@ def test_the_length_of_training_travels_along(tmp_path):
         tmp_path / "m", CONFIG, packed, None, tokenizer(), {"max_length": 6}
     )
     assert inference_predictor.load(tmp_path / "m").max_length == 6
+    # From there into a folder, and from a folder again.
+    out = bf.export(tmp_path / "m", tmp_path / "hf")
+    assert inference_predictor.load(out).max_length == 6
+    again = bf.export(out, tmp_path / "again")
+    assert inference_predictor.load(again).max_length == 6
+
+
+@pytest.mark.parametrize("engine", ["jax", "onnx"])
+def test_a_token_type_beyond_the_table_is_refused(engine):
+    one = dataclasses.replace(CONFIG, type_vocab_size=1)
+    tree = params() | {}
+    tree["embeddings"] = tree["embeddings"] | {
+        "token_type": {"embedding": tree["embeddings"]["token_type"]["embedding"][:1]}
+    }
+    found = inference_predictor.Predictor(one, tree, tokenizer(), engine=engine)
+    assert found.logits(["a b"]).shape == (1, 3)
+    with pytest.raises(ConfigError, match="token type 1"):
+        found.predict([("a", "b")])
 
 
 @pytest.mark.parametrize("limit", [0, 17, "6", True, None])

@@ -24,6 +24,7 @@ TEMPLATE = {
     ],
     "special_tokens": {"[CLS]": {"id": "[CLS]", "ids": [1], "tokens": ["[CLS]"]}},
 }
+UNIGRAM = {"type": "Unigram", "vocab": [["a", -0.5]], "unk_id": 0}
 BERT = {"type": "BertProcessing", "sep": ["[SEP]", 1], "cls": ["[CLS]", 1]}
 
 
@@ -54,6 +55,9 @@ def there_and_back(found, config=CONFIG):
             "end_of_word_suffix": "</w>",
         },
         {"type": "WordLevel", "vocab": {"a": 0, "?": 1}, "unk_token": "?"},
+        {"type": "Unigram", "vocab": [["a", -0.5], ["\t", -1.25]], "unk_id": 0},
+        {"type": "Unigram", "vocab": [["a", -0.1], ["b", -1.25]], "unk_id": 0},
+        {"type": "Unigram", "vocab": [["a\n", -0.5]], "unk_id": 0},
     ],
 )
 def test_a_tokenizer_comes_back(model):
@@ -116,7 +120,21 @@ HOSTILE = {
         "no sequence of at most 8",
     ),
     "a sequence of nothing": ({"normalizer": {"type": "Sequence"}}, "no sequence"),
-    "another model": (model(type="Unigram"), "its model is 'Unigram', none of Word"),
+    "another model": (model(type="Markov"), "its model is 'Markov', none of Word"),
+    "a Unigram of ids": (model(type="Unigram"), "its vocabulary is not of 1 to"),
+    "a score that is none": (
+        {"model": UNIGRAM | {"vocab": [["a", "-1"]]}},
+        "its vocabulary is not of 1 to",
+    ),
+    "no unknown piece": ({"model": UNIGRAM | {"unk_id": None}}, "its unknown token"),
+    "an unknown piece beyond": (
+        {"model": UNIGRAM | {"unk_id": 1}},
+        "its unknown token",
+    ),
+    "more pieces than rows": (
+        {"model": UNIGRAM | {"vocab": [[f"{i}", -1.0] for i in range(11)]}},
+        "an id that the model has no row for",
+    ),
     "no model": ({"model": None}, "it has no model"),
     # The library would take this for BertProcessing, whatever type it says.
     "another's fields": (
