@@ -113,12 +113,25 @@ def read_text(path: Path) -> str:
 def read_json(path: Path) -> dict[str, Any]:
     """Return the JSON object in a file: as ``read_text``, and damaged if it is none."""
     try:
-        fields = json.loads(read_text(path))
+        fields = json.loads(read_text(path), object_pairs_hook=unique_pairs)
     except (ValueError, RecursionError) as error:
         raise DamagedFile(path, f"not JSON ({error})", fix=_AGAIN) from None
     if not isinstance(fields, dict):
         raise DamagedFile(path, "expected a JSON object", fix=_AGAIN)
     return fields
+
+
+def unique_pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return a JSON object; for ``json.loads``, which takes the last of equal keys.
+
+    Raises:
+      ValueError: a key is there twice.
+    """
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"the key {max(keys, key=keys.count)!r:.60} twice")
+    return found
 
 
 def write_text(path: str | Path, text: str) -> None:

@@ -100,6 +100,8 @@ class BertConfig:
                 )
             # Whole and in the order of the logits, however it came.
             ordered = dict(enumerate(self.labels))
+            if len(set(ordered.values())) < len(ordered):
+                raise ValueError("BertConfig.id2label gives two labels one name")
             object.__setattr__(self, "id2label", ordered)
         if self.problem_type not in (None, "regression", "single_label_classification"):
             raise ValueError(

@@ -139,6 +139,10 @@ class Tokenizer:
                 fix=f"give at most {config.max_position_embeddings}",
             )
 
+    def same_words(self, other: "Tokenizer") -> bool:
+        """Whether both number the same words alike."""
+        return self._backend.get_vocab() == other._backend.get_vocab()
+
     def to_json(self) -> str:
         """Return the whole tokenizer as text: what a packed model carries."""
         return self._backend.to_str()

@@ -9,6 +9,8 @@ nowhere either, so that a value does not depend on how far a batch was padded;
 
 import dataclasses
 import functools
+import inspect
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -17,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from bitflax.errors import nearest
 from bitflax.types import Batch, LossFn, Mean, Outputs
 
 Pairs = Sequence[tuple[int, int]]
@@ -44,10 +47,6 @@ def _rows(outputs: Outputs, batch: Batch) -> jax.Array:
     """Return the logits of the rows that count."""
     logits = jnp.asarray(outputs.logits)
     return _counted(logits, _weight(batch, logits))
-
-
-def _labels(batch: Batch, like: jax.Array) -> jax.Array:
-    return _counted(jnp.asarray(batch["labels"]), _weight(batch, like))
 
 
 def _row_mean(per_row: Float[Array, " batch"], batch: Batch, size: int) -> Mean:
@@ -100,6 +99,8 @@ def soft_cross_entropy(
     >>> round(float(soft_cross_entropy(s, s, {})), 4)  # log(2) / 2
     0.3466
     """
+    if not 0 < temperature < math.inf:
+        raise ValueError(f"temperature must be above 0 and finite, not {temperature}")
     if reduction not in ("classes", "batch"):
         raise ValueError(f"reduction must be 'classes' or 'batch', not {reduction!r}")
     if student.logits.shape[-1] == 1:
@@ -153,7 +154,7 @@ def label_cross_entropy(
     0.6931
     """
     log_p = jax.nn.log_softmax(_rows(student, batch))
-    labels = _labels(batch, log_p)[:, None]
+    labels = _counted(jnp.asarray(batch["labels"]), _weight(batch, log_p))[:, None]
     picked = jnp.take_along_axis(log_p, labels, axis=-1)[:, 0]
     known = (labels[:, 0] >= 0) & (labels[:, 0] < log_p.shape[-1])  # -1 is the last
     return _row_mean(jnp.where(known, -picked, jnp.nan), batch, 1)
@@ -167,7 +168,8 @@ def label_mse(student: Outputs, teacher: Outputs | None, batch: Batch) -> Mean:
     4.0
     """
     logits = _rows(student, batch)[:, 0]
-    labels = _labels(batch, logits).astype(logits.dtype)
+    labels = _counted(jnp.asarray(batch["labels"]), _weight(batch, logits))
+    labels = labels.astype(logits.dtype)
     return _row_mean(jnp.square(logits - labels), batch, 1)
 
 
@@ -350,7 +352,8 @@ def weighted(**parts: tuple[float, Callable[..., Mean]]) -> Weighted:
       **parts: ``name=(weight, loss)``.
 
     Raises:
-      ValueError: a part is no pair of a number and a function.
+      ValueError: a part is no pair of a number and a function, the number is no
+        weight, or the function has no such option.
 
     >>> from bitflax.distillation import logits_mse
     >>> loss = weighted(logits=(0.5, logits_mse))
@@ -361,7 +364,21 @@ def weighted(**parts: tuple[float, Callable[..., Mean]]) -> Weighted:
     for name, part in parts.items():
         if not (isinstance(part, tuple) and len(part) == 2 and callable(part[1])):
             raise ValueError(f"{name} must be (weight, function), not {part!r}")
+        weight, fn = part
+        if not (isinstance(weight, int | float) and 0 <= weight < math.inf):
+            raise ValueError(f"{name} must weigh 0 or more, not {weight!r}")
+        _check_keywords(name, fn)
     return Weighted(parts)
+
+
+def _check_keywords(name: str, fn: Callable[..., Any]) -> None:
+    """Refuse an option that a loss has not, with the nearest that it has."""
+    kind, given = getattr(fn, "func", fn), getattr(fn, "keywords", {})
+    known = inspect.signature(kind).parameters
+    for odd in given.keys() - known:
+        if all(each.kind is not each.VAR_KEYWORD for each in known.values()):
+            fix = nearest(odd, known, "options")
+            raise ValueError(f"{name} has no option {odd!r}: {fix}")
 
 
 def named(parts: Mean | Mapping[str, Mean]) -> dict[str, Mean]:

@@ -26,12 +26,12 @@ def open_model(path: str | Path) -> StoredModel:
     Raises:
       InputMissing: there is nothing there that predicts.
       ConfigError: the run has not come to its packed model yet, or a folder holds the
-        latent halves of a split student.
+        latent halves of a split student, or no classifier.
       DamagedFile: a file is damaged.
     """
     place = locate_model(Path(path))
     if place.is_dir():
-        config, params = load_pretrained(place)
+        config, params = load_pretrained(place, seed=None)
         _check_whole(params, place)
         tokenizer = Tokenizer.from_folder(place)
         extras = {"max_length": tokenizer.max_length}

@@ -123,7 +123,7 @@ def params_from_hf(
     state: Mapping[str, Any],
     config: BertConfig,
     *,
-    seed: int = 0,
+    seed: int | None = 0,
     place: object = "state",
 ) -> Params:
     """Return the parameters that a Hugging Face state holds.
@@ -137,16 +137,17 @@ def params_from_hf(
     Args:
       state: ``{name: array}``; a linear weight is [out, in].
       config: the shape that the state should have.
-      seed: what a new head is drawn from.
+      seed: what a new head is drawn from; None: none may be.
       place: what errors name as the file.
 
     Raises:
+      ConfigError: a head is missing, and there is no ``seed``.
       DamagedFile: a parameter is missing, is there twice, has another shape than the
         configuration says, or holds what is no finite real number.
     """
     found = _collect(state, place)
     table = names.parameter_entries(config)
-    _fill_heads(found, table, config, np.random.default_rng(seed))
+    _fill_heads(found, table, seed, place)
     owned = {e.path: names.entries_in(e, found) for e in table}
     missing = [e.name for e in table if not owned[e.path]]
     if missing:
@@ -224,14 +225,22 @@ def _collect(state: Mapping[str, Any], place: object) -> dict[str, np.ndarray]:
 def _fill_heads(
     found: dict[str, np.ndarray],
     table: Iterable[names.Entry],
-    config: BertConfig,
-    rng: np.random.Generator,
+    seed: int | None,
+    place: object,
 ) -> None:
+    rng = np.random.default_rng(seed)
     shapes = {entry.name: entry.shape for entry in table}
     for here, there, _ in names.HEADS:
         weight, bias = f"{there}.weight", f"{there}.bias"
         if weight in found or bias in found:
             continue
+        if seed is None:
+            raise ConfigError(
+                place,
+                f"its {here} is missing or another task's: a random one would answer",
+                fix="give a fine-tuned model, or fine-tune this one first: "
+                "Teacher(pretrained=..., epochs=3)",
+            )
         draw = rng.normal(0.0, 0.02, shapes[weight])
         found[weight] = draw.astype(np.float32)
         found[bias] = np.zeros(shapes[bias], np.float32)

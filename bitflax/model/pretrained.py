@@ -41,7 +41,7 @@ def load_pretrained(
     num_labels: int | None = None,
     id2label: Mapping[int, str] | Sequence[str] | None = None,
     problem_type: str | None = None,
-    seed: int = 0,
+    seed: int | None = 0,
 ) -> tuple[BertConfig, Params]:
     """Load a BERT from a Hugging Face folder.
 
@@ -53,7 +53,7 @@ def load_pretrained(
       num_labels: the number of labels; by default the folder's own.
       id2label: the labels' names in the order of the logits.
       problem_type: ``"regression"`` or ``"single_label_classification"``.
-      seed: what a new head is drawn from.
+      seed: what a new head is drawn from; None: refuse a folder that needs one.
 
     Raises:
       InputMissing: the folder or a file in it is not there.

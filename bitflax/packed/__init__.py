@@ -3,14 +3,13 @@
 from bitflax.packed.bitfields import fields_to_values as fields_to_values
 from bitflax.packed.file import FORMAT as FORMAT
 from bitflax.packed.file import StoredModel as StoredModel
+from bitflax.packed.file import check_header as check_header
 from bitflax.packed.file import guarded as guarded
 from bitflax.packed.file import load_packed as load_packed
 from bitflax.packed.file import read_packed as read_packed
 from bitflax.packed.file import save_packed as save_packed
 from bitflax.packed.file import size_report as size_report
 from bitflax.packed.file import version_and_sizes as version_and_sizes
-from bitflax.packed.metadata import act_to_json as act_to_json
-from bitflax.packed.metadata import config_to_json as config_to_json
 from bitflax.packed.packing import Rest as Rest
 from bitflax.packed.packing import on_host as on_host
 from bitflax.packed.packing import pack as pack

@@ -6,7 +6,7 @@ ValueError with what is wrong; here it gets the file's name and the mend.
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from io import BufferedReader
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -47,6 +47,8 @@ FORMAT = "bitflax-packed"
 VERSIONS = ("1", "2", "3")
 _KEYS = {"format", "version", "config", "act", "packed", "extras", "sha256"}
 _TENSORS_A_LAYER = 16
+_ENTRY = 300
+"""Bytes that a header says of a parameter, its codes and its scales, at most."""
 T = TypeVar("T")
 
 
@@ -220,6 +222,19 @@ def _extras(found: Any) -> str:
         fix = "give a dict that JSON can hold: texts as keys, finite numbers"
         raise ConfigError("extras", problem, fix=fix) from None
     return text
+
+
+def check_header(config: BertConfig, act: Any, paths: Iterable[str]) -> None:
+    """Check that a file's header can hold a model's names, before there are weights.
+
+    Raises:
+      ConfigError: it cannot, or a reader would not take ``config`` or ``act``.
+    """
+    texts = json.dumps([config_to_json(config), act_to_json(act, config)])
+    size = len(texts.encode()) + sum(2 * len(path) + _ENTRY for path in paths)
+    if size > safetensors_file.MAX_HEADER:
+        problem = f"the header takes {size} bytes, over {safetensors_file.MAX_HEADER}"
+        raise ConfigError("metadata", problem, fix="shorten the labels")
 
 
 def _parts(

@@ -15,6 +15,8 @@ from bitflax import errors
 from bitflax.errors import ConfigError
 
 T = TypeVar("T")
+LARGEST = 2**63 - 1
+"""Of all numbers in a recipe: what arrays hold."""
 
 
 def check_fields(node: Any, place: str = "") -> None:
@@ -27,7 +29,7 @@ def check_fields(node: Any, place: str = "") -> None:
     for field in dataclasses.fields(node):
         value, hint = getattr(node, field.name), hints[field.name]
         where = f"{place or type(node).__name__}.{field.name}"
-        if not conforms(value, hint):
+        if not conforms(value, hint) or not _in_bounds(value):
             raise ConfigError(
                 where,
                 f"expected {words(hint)}, found {value!r}",
@@ -37,7 +39,15 @@ def check_fields(node: Any, place: str = "") -> None:
             check_fields(value, where)
 
 
+def _in_bounds(value: Any) -> bool:
+    """Whether a number is finite, and fits what arrays and files hold of it."""
+    number = isinstance(value, int | float)
+    return not number or -LARGEST <= value <= LARGEST  # NaN is not
+
+
 def _mend(value: Any, hint: Any) -> str:
+    if not _in_bounds(value):
+        return f"give a finite number, at most {LARGEST}"
     kinds = typing.get_args(hint) or (hint,)
     if isinstance(value, list) and conforms(tuple(value), hint):
         return f"write {tuple(value)!r}"

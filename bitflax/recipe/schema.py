@@ -17,6 +17,8 @@ from bitflax.recipe import overrides
 from bitflax.types import BertConfig, LossFn, Optim
 
 PACKAGED = "minilm"
+MOST_ROWS = 1 << 20
+"""Of a batch."""
 
 
 def need(holds: bool, place: str, expected: str, found: object) -> None:
@@ -82,7 +84,8 @@ class Data:
         """Check types and ranges."""
         overrides.check_fields(self)
         need(self.max_length > 3, "Data.max_length", "at least 4", self.max_length)
-        need(self.batch_size > 0, "Data.batch_size", "at least 1", self.batch_size)
+        rows = 0 < self.batch_size <= MOST_ROWS
+        need(rows, "Data.batch_size", f"1 to {MOST_ROWS}", self.batch_size)
         limit = self.limit is None or self.limit > 0
         need(limit, "Data.limit", "at least 1, or none", self.limit)
         need(self.seed >= 0, "Data.seed", "at least 0", self.seed)
@@ -107,7 +110,8 @@ class Corpus:
         """Check types and ranges."""
         overrides.check_fields(self)
         need(self.length > 3, "Corpus.length", "at least 4", self.length)
-        need(self.batch_size > 0, "Corpus.batch_size", "at least 1", self.batch_size)
+        rows = 0 < self.batch_size <= MOST_ROWS
+        need(rows, "Corpus.batch_size", f"1 to {MOST_ROWS}", self.batch_size)
         need(self.seed >= 0, "Corpus.seed", "at least 0", self.seed)
 
 
@@ -194,6 +198,8 @@ class Init:
         overrides.check_fields(self)
         layers = self.layers is None or min(self.layers, default=-1) >= 0
         need(layers, "Init.layers", "at least one layer, counted from 0", self.layers)
+        once = self.layers is None or len(set(self.layers)) == len(self.layers)
+        need(once, "Init.layers", "each layer once", self.layers)
         for field in ("layers", "width"):
             value = getattr(self, field)
             drawn = self.shape is None or value is None
@@ -292,14 +298,16 @@ class Stage:
                 fix="cache_teacher=True keeps them in memory; False runs the teacher",
             )
         overrides.check_fields(self, place=place)
-        named = re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", self.name) is not None
+        named = re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{,99}", self.name) is not None
         named = named and self.name != "teacher" and not self.name.isdecimal()
-        free = "a name of letters, digits, - and _; no number and not 'teacher'"
+        free = "up to 100 letters, digits, - and _; no number and not 'teacher'"
         need(named, f"{place}.name", free, self.name)
         for field in ("epochs", "steps", "batch_size", "evals", "accumulate"):
             value = getattr(self, field)
             least = value is None or value > 0
             need(least, f"{place}.{field}", "at least 1", value)
+        rows = self.batch_size is None or self.batch_size <= MOST_ROWS
+        need(rows, f"{place}.batch_size", f"at most {MOST_ROWS}", self.batch_size)
         bound = self.cache_bytes is None or self.cache_bytes >= 0
         need(bound, f"{place}.cache_bytes", "at least 0", self.cache_bytes)
         for field, only in (("keep", "last"), ("teacher", "teacher")):

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bitflax import distillation, files, packed, quantization, trees
+from bitflax.data import Tokenizer
 from bitflax.errors import BitflaxError, ConfigError
 from bitflax.model import bert, config_from_hf, resolve_folder
 from bitflax.quantization import quantize
@@ -96,6 +97,13 @@ def _load(name: str, teacher: BertConfig, experiment: Experiment) -> Model:
             f"vocab_size {found.vocab_size}, the teacher's is {teacher.vocab_size}",
             fix="start from a model with the teacher's vocabulary",
         )
+    own = Tokenizer.from_folder(place.parent)
+    if not own.same_words(experiment.tokenizer):
+        raise ConfigError(
+            place.parent,
+            "its tokenizer numbers other words than the teacher's",
+            fix="start from a model with the teacher's vocabulary",
+        )
     data = experiment.recipe.data
     longest = data.max_length if data else 0
     if found.max_position_embeddings < longest:
@@ -110,8 +118,7 @@ def _load(name: str, teacher: BertConfig, experiment: Experiment) -> Model:
 
 def _check_packs(stage: Stage, rest: packed.Rest, last: Model) -> None:
     """Check that what the last stage trains can be packed."""
-    packed.config_to_json(last.config)
-    packed.act_to_json(stage.act, last.config)
+    packed.check_header(last.config, stage.act, trees.flatten(last.params))
     try:
         packed.rest_of(rest, trees.flatten(last.params))
     except ValueError as error:

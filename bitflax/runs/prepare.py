@@ -67,7 +67,7 @@ def _with_task(
 ) -> Experiment:
     """Read the task and its teacher."""
     if recipe.teacher.folder is not None:
-        teacher = Model(*model.load_pretrained(folder))
+        teacher = Model(*model.load_pretrained(folder, seed=None))
         task = _load_task(data, teacher.config)
     else:
         task = _load_task(data)

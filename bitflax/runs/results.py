@@ -1,6 +1,7 @@
 """What a stage ends with, and what a run ends with: packed file, table, report."""
 
 import dataclasses
+import itertools
 import logging
 import math
 import time
@@ -20,6 +21,8 @@ from bitflax.runs.experiment import Experiment
 from bitflax.types import Model, Params
 
 PACKED = "model.safetensors"
+_MOST_ORDERED = 4
+"""Classes whose orders are all tried."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +44,35 @@ def say(text: str) -> None:
     """Log a line for the person at the terminal; process 0 alone does."""
     if training.is_main_process():
         logging.getLogger(__name__).info(text)
+
+
+def warn(experiment: Experiment, problem: str, fix: str) -> None:
+    """Say at once what a person must act on; the report says it too."""
+    if training.is_main_process():
+        logging.getLogger(__name__).warning("%s\nfix: %s", problem, fix)
+    for one in (experiment.student_data, experiment.teacher_data):
+        if one is not None:
+            notes = (*one.task.notes, f"{problem} (fix: {fix})")
+            one.task = dataclasses.replace(one.task, notes=notes)
+
+
+def check_order(experiment: Experiment, logits: np.ndarray) -> None:
+    """Warn where a teacher without label names fits another order of them better."""
+    assert experiment.teacher_data is not None
+    task, count = experiment.teacher_data.task, logits.shape[1]
+    if task.dev.labels is None or not task.labels or count > _MOST_ORDERED:
+        return
+    said = data.predictions(logits)
+    right = {
+        order: float(np.mean(np.array(order)[said] == task.dev.labels))
+        for order in itertools.permutations(range(count))
+    }
+    best, mine = max(right, key=lambda order: right[order]), right[(*range(count),)]
+    if right[best] > mine:
+        names = ", ".join(task.labels[i] for i in best)
+        problem = f"the teacher's labels have no names: in the order {names} it is "
+        problem += f"right in {right[best]:.1%} of dev, not in {mine:.1%}"
+        warn(experiment, problem, "give its config.json an id2label in that order")
 
 
 def say_scores(name: str, scores: dict[str, float]) -> None:

@@ -24,6 +24,7 @@ from bitflax.runs.folder import RunFolder
 from bitflax.runs.prepare import prepare
 from bitflax.runs.results import (
     Result,
+    check_order,
     finish,
     kept_share,
     say,
@@ -100,7 +101,10 @@ def _teacher(experiment: Experiment) -> Result:
     if data is not None and taught.folder is not None:
         began = time.monotonic()
         small = data.small(found)
-        scores = data.scorer(None, small.config)(small.params)
+        scorer = data.scorer(None, small.config)
+        scores = scorer(small.params)
+        if found.config.id2label is None:
+            check_order(experiment, scorer.logits(small.params))
         seconds = time.monotonic() - began
     elif data is not None:
         real = data.task.regression

@@ -248,12 +248,14 @@ def test_labels_that_differ_in_case_keep_their_rows(folder, params, said):
     assert "the classifier starts anew" in said()
 
 
-def test_labels_named_alike_keep_the_head(folder, params, said):
-    twice = ("a", "b", "a")
-    rewrite(folder, id2label={str(i): name for i, name in enumerate(twice)})
-    _, found = pretrained.load_pretrained(folder, id2label=twice)
-    assert_same(found, params)
-    assert said() == ""
+def test_labels_named_alike_are_refused(folder):
+    rewrite(folder, id2label={"0": "a", "1": "b", "2": "a"})
+    with pytest.raises(ConfigError, match="two labels one name"):
+        pretrained.load_pretrained(folder)
+    text = (folder / "config.json").read_text()
+    (folder / "config.json").write_text(text.replace('"2": "a"', '"1": "c"'))
+    with pytest.raises(DamagedFile, match="the key '1' twice"):
+        pretrained.load_pretrained(folder)
 
 
 def test_a_regression_has_one_output(folder, said):

@@ -1,10 +1,12 @@
 """What a run refuses before its first step, and what it says."""
 
 import json
+from types import SimpleNamespace
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import safetensors.numpy
 
 import bitflax as bf
 from bitflax.data import tasks
@@ -13,7 +15,7 @@ from bitflax.errors import ConfigError, DataError, InputMissing, OutputError
 from bitflax.recipe import describe
 from bitflax.runs import experiment as runs_experiment
 from bitflax.runs import folder as runs_folder
-from bitflax.runs import prepare
+from bitflax.runs import prepare, results
 from tests.helpers import tinyrun
 
 
@@ -30,6 +32,20 @@ def place(tmp_path_factory):
     tinyrun.write_teacher(folder / "real", num_labels=1, problem_type="regression")
     tinyrun.write_teacher(folder / "short", max_position_embeddings=8)
     (folder / "empty").mkdir()
+    tinyrun.write_teacher(folder / "headless", **named)
+    weights = folder / "headless" / "model.safetensors"
+    state = safetensors.numpy.load_file(weights)
+    kept = {name: x for name, x in state.items() if "classifier" not in name}
+    safetensors.numpy.save_file(kept, weights, metadata={"format": "pt"})
+    tinyrun.write_teacher(folder / "other", **named)
+    words = (folder / "other" / "tokenizer.json").read_text()
+    words = words.replace('"cat"', '"X"').replace('"dog"', '"cat"')
+    (folder / "other" / "tokenizer.json").write_text(words.replace('"X"', '"dog"'))
+    long = [
+        (text, f"{i % 7}" + "x" * 200_000)
+        for i, (text, _) in enumerate(tinyrun.texts())
+    ]
+    tinyrun.write_tsv(folder / "long.tsv", long)
     rows = tinyrun.texts()
     tinyrun.write_tsv(folder / "kinds.tsv", rows)
     tinyrun.write_tsv(folder / "bare.tsv", [(text,) for text, _ in rows], "text")
@@ -52,6 +68,8 @@ def refuse(place, tmp_path, monkeypatch):
     def run(error, *settings, out="run"):
         usual = (f"task={place / 'kinds.tsv'}", f"teacher={place / 'pretrained'}")
         settings = tuple(s.replace("PLACE", str(place)) for s in settings)
+        names = {setting.partition("=")[0] for setting in settings}
+        usual = tuple(s for s in usual if s.partition("=")[0] not in names)
         with pytest.raises(error) as caught:
             tinyrun.run(place / "tiny.py", tmp_path / out, *usual, *settings)
         return caught.value
@@ -79,6 +97,9 @@ def refuse(place, tmp_path, monkeypatch):
         (["teacher=PLACE/short"], ConfigError, "only 8 positions"),
         (["teacher.epochs=0"], ConfigError, "neither an already fine-tuned folder"),
         (["stages.fp32.init.layers=5"], ConfigError, "stages.0 (fp32)"),
+        (["ready=PLACE/headless"], ConfigError, "its classifier is missing"),
+        (["stages.fp32.init.source=PLACE/other"], ConfigError, "other words than"),
+        (["task=PLACE/long.tsv"], ConfigError, "the header takes"),
         (["stages.fp32.optim.frozen=poler/.*"], ConfigError, "matches no parameter"),
         (["stages.onebit.init.source=PLACE/nowhere"], InputMissing, "nowhere"),
     ],
@@ -187,3 +208,18 @@ def test_space_is_asked_for_what_is_not_written_yet(tmp_path):
     (tmp_path / "1-a" / "checkpoints").mkdir(parents=True)
     (tmp_path / "1-a" / "checkpoints" / "7").write_bytes(bytes(5000))
     assert prepare._space(tmp_path, shapes, False) == 52 * 110 - 5000
+
+
+def test_an_unnamed_teacher_of_another_order_is_warned_of(place, monkeypatch, caplog):
+    task = tasks.load_task(place / "kinds.tsv")
+    data = SimpleNamespace(task=task)
+    run = object.__new__(runs_experiment.Experiment)
+    run.student_data = run.teacher_data = data
+    right = np.eye(3)[task.dev.labels]
+    results.check_order(run, right)
+    assert not caplog.records
+    results.check_order(run, right[:, [2, 0, 1]])
+    (said,) = caplog.messages
+    assert "in the order sky, animal, food it is right in 100.0% of dev" in said
+    assert "\nfix: " in said
+    assert "100.0% of dev" in data.task.notes[-1]

@@ -1,0 +1,57 @@
+"""Settings that no run can use, refused where they are made."""
+
+import functools
+
+import jax.numpy as jnp
+import pytest
+
+import bitflax as bf
+from bitflax.errors import ConfigError
+
+LOSS = bf.weighted(logits=(1.0, bf.soft_cross_entropy))
+
+
+@pytest.mark.parametrize(
+    ("make", "place"),
+    [
+        (lambda: bf.Data(seed=2**63), "Data.seed"),
+        (lambda: bf.Recipe(seed=2**70), "Recipe.seed"),
+        (lambda: bf.Data(batch_size=10**12), "Data.batch_size"),
+        (lambda: bf.Stage(name="a", loss=LOSS, batch_size=10**12), "batch_size"),
+        (lambda: bf.Teacher(optim=bf.Optim(lr=float("inf"))), "Teacher.optim.lr"),
+        (lambda: bf.Teacher(optim=bf.Optim(lr=float("nan"))), "Teacher.optim.lr"),
+        (lambda: bf.Teacher(optim=bf.Optim(clip=float("nan"))), "Teacher.optim.clip"),
+        (lambda: bf.Init(layers=(0, 0)), "Init.layers"),
+        (lambda: bf.Stage(name="a" * 300, loss=LOSS), "name"),
+    ],
+)
+def test_a_setting_beyond_its_bounds_is_refused(make, place):
+    with pytest.raises(ConfigError) as caught:
+        make()
+    assert place in caught.value.place
+    assert caught.value.fix
+
+
+@pytest.mark.parametrize("temperature", [0.0, -1.0, float("nan"), float("inf")])
+def test_a_temperature_is_above_zero(temperature):
+    out = bf.Outputs(jnp.zeros((1, 2)), (), ())
+    with pytest.raises(ValueError, match="temperature must be above 0"):
+        bf.soft_cross_entropy(out, out, {}, temperature=temperature)
+
+
+@pytest.mark.parametrize("weight", [-1.0, float("nan"), float("inf")])
+def test_a_weight_is_no_debt(weight):
+    with pytest.raises(ValueError, match="logits must weigh 0 or more"):
+        bf.weighted(logits=(weight, bf.logits_mse))
+
+
+def test_a_misspelt_option_of_a_loss_names_the_nearest():
+    odd = functools.partial(bf.soft_cross_entropy, temprature=2.0)
+    with pytest.raises(ValueError, match="did you mean 'temperature'"):
+        bf.weighted(logits=(1.0, odd))
+
+
+def test_a_setting_given_twice_is_refused():
+    with pytest.raises(ConfigError, match="seed is set twice") as caught:
+        bf.load_recipe("quickstart", ["seed=1", "seed=2"])
+    assert caught.value.place == "--set seed=2"
