@@ -244,7 +244,10 @@ def _line_text(place: str, line: str, width: int) -> str | tuple[str, ...]:
 
 
 def _print(label: str | float, probability: float, text: Any) -> None:
-    shown = text if isinstance(text, str) else "\t".join(text)
+    parts = (text,) if isinstance(text, str) else text
+    shown = "\t".join(
+        part if part.isprintable() else repr(part)[1:-1] for part in parts
+    )
     if isinstance(label, float):
         print(f"{label:.4f}\t-\t{shown}")
     else:

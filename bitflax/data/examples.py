@@ -4,8 +4,17 @@ import dataclasses
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+
+from bitflax.errors import DataError
+
+
+def wrong_labels(labels: np.ndarray) -> np.ndarray:
+    """Return where labels are negative class numbers, or no finite numbers."""
+    integers = np.issubdtype(labels.dtype, np.integer)
+    return np.flatnonzero(labels < 0 if integers else ~np.isfinite(labels))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,6 +35,12 @@ class Examples:
     texts: tuple[np.ndarray, ...]
     labels: np.ndarray | None
     rows: np.ndarray
+
+    def __post_init__(self):
+        """Refuse labels that are no class and no number."""
+        for i in () if self.labels is None else wrong_labels(self.labels)[:1]:
+            problem = f"expected a label, found {self.labels[i]}"
+            raise DataError(self.rows[i], problem, fix="correct it")
 
     def __len__(self) -> int:
         """Return the number of examples."""
@@ -94,6 +109,55 @@ class NamedTask:
     language: str = "en"
     dataset: str | None = None
     passages: Callable[[], list[str]] | None = None
+
+
+_STARTS = {
+    b"\x1f\x8b": "gzip; unpack it (gunzip)",
+    b"PK\x03\x04": "zip, as .xlsx is; unpack it, or save the sheet as CSV",
+    b"PAR1": "Parquet; write it as .csv or .jsonl (pandas: to_json(lines=True))",
+    b"GGUF": "GGUF, a model; give data",
+    b"\x80": "pickle, which may run code; write .csv or .jsonl",
+    b"version https://git-lfs": "a Git LFS pointer; fetch the file (git lfs pull)",
+    **dict.fromkeys(
+        (b"<!DOCTYPE", b"<!doctype", b"<html"), "HTML; fetch the file itself"
+    ),
+}
+
+
+def kind_of(data: bytes) -> str | None:
+    """Return what a file that is no text is, and what to do; by its first bytes.
+
+    >>> kind_of(b"GGUF"), kind_of(b"text,label")
+    ('GGUF, a model; give data', None)
+    """
+    return next((said for s, said in _STARTS.items() if data.startswith(s)), None)
+
+
+LONGEST = 1 << 20
+"""Characters of a text: a tokenizer takes seconds and much memory for more."""
+
+
+def text_problem(value: Any, allow_empty: bool = True) -> str | None:
+    """Return what is wrong with a text, or None.
+
+    >>> text_problem("\u200b", allow_empty=False), text_problem("a")
+    ('an empty text', None)
+    """
+    if value is None:
+        return "nothing"
+    if not isinstance(value, str):
+        return f"{type(value).__name__} {value!r:.60}"
+    if len(value) > LONGEST:
+        return f"{len(value)} characters, over {LONGEST}"
+    if "\0" in value:
+        return "a text with a NUL"
+    if not allow_empty and not any(c.isprintable() and not c.isspace() for c in value):
+        return "an empty text"
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return "half a surrogate pair"
+    return None
 
 
 def object_column(values) -> np.ndarray:

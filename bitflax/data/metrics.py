@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Num, Shaped
 
+from bitflax.errors import Diverged
+
 
 def accuracy(predictions: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     """Return the share of predictions that are right."""
@@ -114,6 +116,9 @@ def predictions(
     >>> predictions(np.array([[0.1, 2.0], [3.0, 1.0]])).tolist()
     [1, 0]
     """
+    for row in np.flatnonzero(~np.isfinite(logits).all(axis=-1))[:1]:
+        problem = f"the logits of row {row + 1} are NaN or infinite"
+        raise Diverged("logits", problem, fix="train at a lower rate")
     return logits[:, 0] if regression else np.argmax(logits, axis=-1)
 
 

@@ -16,7 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from bitflax.data.examples import Examples, object_column
+from bitflax import files
+from bitflax.data.examples import Examples, kind_of, object_column, text_problem
 from bitflax.errors import DataError, InputMissing, nearest
 
 SUFFIXES = (".tsv", ".csv", ".jsonl")
@@ -140,6 +141,9 @@ def _decoded(path: Path) -> str:
     except OSError as error:
         problem = f"cannot be read: {error.strerror}"
         raise InputMissing(path, problem, fix="name a file that you may read") from None
+    if kind := kind_of(data):
+        what, _, fix = kind.partition("; ")
+        raise DataError(path, f"expected a text, found {what}", fix=fix)
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -186,7 +190,7 @@ def _objects(
     fix = 'write one JSON object a line: {"text": "...", "label": "..."}'
     for number, line in enumerate(text.split("\n") if text else (), start=1):
         try:
-            value = json.loads(line)
+            value = json.loads(line, object_pairs_hook=files.unique_pairs)
         except (ValueError, RecursionError) as error:
             faults.add(path, number, f"expected a JSON object, found {error}", fix)
             continue
@@ -233,7 +237,7 @@ def text_columns(
     """Return one or two columns of texts; a value that is no text is a fault."""
     for name in names:
         for row, value in zip(table.rows, table.columns[name], strict=True):
-            problem = _text_problem(value, allow_empty)
+            problem = text_problem(value, allow_empty)
             if problem:
                 where = f"in column {name!r}" if len(names) > 1 else "as the text"
                 faults.add(
@@ -253,7 +257,8 @@ def class_names(labels: Sequence[Any]) -> tuple[str, ...]:
     >>> class_names(["10", "9", "9"]), class_names(["b", "a", " b", ""])
     (('9', '10'), ('a', 'b'))
     """
-    names = {name for label in labels if (name := _label(label)).lower() not in MISSING}
+    plain = (_label(x) for x in labels if not isinstance(x, list | dict))
+    names = {name for name in plain if name.lower() not in MISSING}
     try:
         return tuple(sorted(names, key=lambda name: (int(name), name)))
     except ValueError:
@@ -269,14 +274,18 @@ def class_labels(
     labels = np.zeros(len(table.rows), np.int32)
     for i, value in enumerate(table.columns[name]):
         label = _label(value)
-        if label in numbers:
+        found = repr(label) if label.lower() not in MISSING else "none"
+        if isinstance(value, list | dict):
+            found = f"{value!r:.40}: several labels an example are not supported"
+        elif not label.isprintable():
+            found += " with control characters"
+        elif label in numbers:
             labels[i] = numbers[label]
             continue
         faults.add(
             table.path,
             table.rows[i],
-            f"expected a label in column {name!r} ({known}), found "
-            + (repr(label) if label.lower() not in MISSING else "none"),
+            f"expected a label in column {name!r} ({known}), found {found}",
             "correct the label, or delete the row",
         )
     return labels
@@ -355,21 +364,6 @@ def to_examples(
     elif label is not None and classes is not None:
         labels = class_labels(table, label, classes, faults)
     return Examples(columns, labels, np.array(table.rows, np.int64))
-
-
-def _text_problem(value: Any, allow_empty: bool) -> str | None:
-    """Return what is wrong with a text, or None."""
-    if value is None:
-        return "nothing"
-    if not isinstance(value, str):
-        return f"{type(value).__name__} {value!r:.40}"
-    if not allow_empty and not value.strip():
-        return "an empty text"
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        return "half a surrogate pair"
-    return None
 
 
 def _plain(value: Any) -> str:

@@ -76,7 +76,9 @@ class Predictor:
         Raises:
           DataError: a text is not a string, or not every one is a pair.
         """
-        return self._logits(_columns(texts), batch_size)
+        if isinstance(texts, str):
+            raise TypeError("expected a list of texts, found one: put it in a list")
+        return self._logits(_columns(list(texts)), batch_size)
 
     def predict(self, texts: Sequence[Any], batch_size: int = 32) -> list[Prediction]:
         """Return the label and its probability for each text, or pair of texts.
@@ -84,7 +86,7 @@ class Predictor:
         Raises:
           DataError: a text is not a string, or not every one is a pair.
         """
-        texts = list(texts)
+        texts = texts if isinstance(texts, str) else list(texts)
         logits = self.logits(texts, batch_size)
         if self.config.regression:
             values = logits[:, 0].tolist()
@@ -92,7 +94,7 @@ class Predictor:
                 Prediction(v, math.nan, t) for v, t in zip(values, texts, strict=True)
             ]
         shifted = np.exp(logits - logits.max(axis=1, keepdims=True, initial=-np.inf))
-        best = np.argmax(logits, axis=1) if len(texts) else []
+        best = data.predictions(logits) if len(texts) else []
         top = [float(row[i] / row.sum()) for row, i in zip(shifted, best, strict=True)]
         known = self.config.labels
         names = [known[i] for i in best]
@@ -123,7 +125,8 @@ class Predictor:
             )
         order = self._label_order(task)
         logits = self._logits(task.dev.texts, batch_size, done)
-        said = logits[:, 0] if order is None else order[np.argmax(logits, axis=1)]
+        said = data.predictions(logits, regression=order is None)
+        said = said if order is None else order[said]
         return data.score(task.metric, said, task.dev.labels)
 
     def _label_order(self, task: Task) -> np.ndarray | None:
@@ -179,15 +182,15 @@ def _some(labels: Sequence[str]) -> str:
 
 def _columns(texts: Sequence[Any]) -> tuple[list[Any], ...]:
     """Return one column of texts, or two of pairs."""
-    texts = list(texts)
     width = 2 if texts and isinstance(texts[0], (tuple, list)) else 1
     for number, text in enumerate(texts, 1):
         parts = tuple(text) if isinstance(text, (tuple, list)) else (text,)
-        if len(parts) != width or not all(isinstance(part, str) for part in parts):
+        found = "" if len(parts) == width else f"{text!r:.60}"
+        if found := found or next(filter(None, map(data.text_problem, parts)), ""):
+            expected = "a text" if width == 1 else "a pair of texts"
             raise DataError(
                 f"text {number}",
-                f"expected {'a text' if width == 1 else 'a pair of texts'}, found "
-                f"{text!r:.60}",
+                f"expected {expected}, found {found}",
                 fix="give a list of strings, or a list of pairs of strings",
             )
     if width == 1:

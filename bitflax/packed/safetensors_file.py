@@ -59,15 +59,6 @@ def shown(name: str) -> str:
     return name if name.isprintable() and 0 < len(name) <= 80 else f"{name[:80]!r}"
 
 
-def _pairs(found: list) -> dict:
-    table = dict(found)
-    if len(table) != len(found):
-        seen: set[str] = set()
-        double = next(key for key, _ in found if key in seen or seen.add(key))
-        raise ValueError(f"the key {double[:80]!r} is there twice")
-    return table
-
-
 def _finite(text: str) -> float:
     if math.isfinite(number := float(text)):  # 1e999 is not
         return number
@@ -87,7 +78,7 @@ def strict_json(text: str | bytes, what: str) -> Any:
         if isinstance(text, bytes):
             text = text.decode("utf-8")
         numbers: Any = {"parse_constant": _finite, "parse_float": _finite}
-        found = json.loads(text, object_pairs_hook=_pairs, **numbers)
+        found = json.loads(text, object_pairs_hook=files.unique_pairs, **numbers)
         if "\\ud" in text or "\\uD" in text:
             json.dumps(found, ensure_ascii=False).encode()
         return found

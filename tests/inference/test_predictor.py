@@ -161,7 +161,7 @@ def test_long_texts_are_cut():
 @pytest.mark.parametrize(
     ("texts", "problem"),
     [
-        (["a", 3], "text 2: expected a text, found 3"),
+        (["a", 3], "text 2: expected a text, found int 3"),
         (["a", ("b", "c")], "text 2: expected a text"),
         ([("a", "b"), "c"], "text 2: expected a pair of texts"),
         ([("a", "b", "c")], "text 1: expected a pair of texts"),
@@ -356,3 +356,15 @@ def test_another_tasks_labels_are_refused(predictor, names, regression):
 def test_a_score_needs_labels(predictor):
     with pytest.raises(DataError, match="no labels"):
         predictor.score(task(None, ("no", "yes", "perhaps")))
+
+
+def test_one_text_is_no_list_of_letters(predictor):
+    for ask in (predictor.predict, predictor.logits):
+        with pytest.raises(TypeError, match="put it in a list"):
+            ask("a b")
+
+
+def test_a_text_with_a_nul_is_named(predictor):
+    with pytest.raises(DataError, match="a NUL") as caught:
+        predictor.predict(["a", "b\0"])
+    assert caught.value.place == "text 2"

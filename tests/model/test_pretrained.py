@@ -254,7 +254,7 @@ def test_labels_named_alike_are_refused(folder):
         pretrained.load_pretrained(folder)
     text = (folder / "config.json").read_text()
     (folder / "config.json").write_text(text.replace('"2": "a"', '"1": "c"'))
-    with pytest.raises(DamagedFile, match="the key '1' twice"):
+    with pytest.raises(DamagedFile, match="the key '1' is there twice"):
         pretrained.load_pretrained(folder)
 
 

@@ -1,0 +1,76 @@
+"""Rows that nobody prepared: refused with their number, never taken for something."""
+
+import json
+
+import numpy as np
+import pytest
+
+from bitflax.data import examples, metrics, tasks
+from bitflax.data.batches import Batches
+from bitflax.data.text import Tokens
+from bitflax.errors import DataError, Diverged
+
+GOOD = [{"text": f"a b {i}", "label": "ab"[i % 2]} for i in range(6)]
+
+
+def lines(*rows):
+    return "\n".join(r if isinstance(r, str) else json.dumps(r) for r in rows) + "\n"
+
+
+@pytest.mark.parametrize(
+    ("row", "problem"),
+    [
+        ({"text": "c", "label": ["cat", "red"]}, "several labels.*not supported"),
+        ({"text": "c", "label": {"cat": 1}}, "several labels.*not supported"),
+        ({"text": "c", "label": "a\u001b[2J"}, "control characters"),
+        ({"text": "c\0d", "label": "a"}, "a NUL"),
+        ({"text": "\u200b", "label": "a"}, "an empty text"),
+        ({"text": " \u200b\u2060 ", "label": "a"}, "an empty text"),
+        ({"text": "c" * (1 << 21), "label": "a"}, "2097152 characters"),
+        ('{"text": "c", "label": "a", "label": "b"}', "the key 'label' is there twice"),
+    ],
+)
+def test_a_row_is_refused_by_its_number(write, row, problem):
+    path = write("own.jsonl", lines(*GOOD, row))
+    with pytest.raises(DataError, match=problem) as caught:
+        tasks.load_task(path)
+    assert caught.value.place == f"{path}:7"
+
+
+@pytest.mark.parametrize(
+    ("start", "kind"),
+    [
+        (b"\x1f\x8b\x08\x00", "gzip"),
+        (b"PK\x03\x04", "zip"),
+        (b"PAR1", "Parquet"),
+        (b"GGUF", "GGUF"),
+        (b"\x80\x04\x95", "pickle"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "Git LFS"),
+        (b"<!DOCTYPE html>\n<html>", "HTML"),
+    ],
+)
+@pytest.mark.parametrize("suffix", ["csv", "tsv", "jsonl"])
+def test_a_file_of_another_kind_is_named(write, start, kind, suffix):
+    path = write(f"own.{suffix}", start + b"\x00rest")
+    with pytest.raises(DataError, match=kind) as caught:
+        tasks.load_task(path)
+    assert caught.value.place == str(path)
+
+
+def test_labels_are_checked_where_they_enter():
+    texts = (np.array(["a", "b"], object),)
+    rows = np.array([2, 3])
+    for wrong in (np.array([0, -1], np.int32), np.array([0, np.nan], np.float32)):
+        with pytest.raises(DataError, match=r"found (-1|nan)") as caught:
+            examples.Examples(texts, wrong, rows)
+        assert caught.value.place == "3"
+        tokens = Tokens(np.zeros(2, np.int32), np.zeros(2, np.uint8), np.arange(3))
+        with pytest.raises(ValueError, match="no class and no number"):
+            Batches(tokens, wrong, batch_size=2, seed=0, buckets=(1,))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_logits_that_are_no_numbers_predict_nothing(value):
+    logits = np.array([[0.0, 1.0], [value, 1.0]])
+    with pytest.raises(Diverged, match="row 2"):
+        metrics.predictions(logits)
