@@ -3,6 +3,7 @@
 import inspect
 import itertools
 import logging
+import re
 import sys
 from argparse import Namespace
 from collections.abc import Iterator, Mapping
@@ -244,10 +245,8 @@ def _line_text(place: str, line: str, width: int) -> str | tuple[str, ...]:
 
 
 def _print(label: str | float, probability: float, text: Any) -> None:
-    parts = (text,) if isinstance(text, str) else text
-    shown = "\t".join(
-        part if part.isprintable() else repr(part)[1:-1] for part in parts
-    )
+    shown = text if isinstance(text, str) else "\t".join(text)
+    shown = re.sub(r"[\x00-\x08\x0a-\x1f\x7f-\x9f]", lambda m: repr(m[0])[1:-1], shown)
     if isinstance(label, float):
         print(f"{label:.4f}\t-\t{shown}")
     else:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -118,31 +119,22 @@ _STARTS = {
     b"GGUF": "GGUF, a model; give data",
     b"\x80": "pickle, which may run code; write .csv or .jsonl",
     b"version https://git-lfs": "a Git LFS pointer; fetch the file (git lfs pull)",
-    **dict.fromkeys(
-        (b"<!DOCTYPE", b"<!doctype", b"<html"), "HTML; fetch the file itself"
-    ),
+    b"<!DOCTYPE": "HTML; fetch the file itself",
 }
 
 
 def kind_of(data: bytes) -> str | None:
-    """Return what a file that is no text is, and what to do; by its first bytes.
-
-    >>> kind_of(b"GGUF"), kind_of(b"text,label")
-    ('GGUF, a model; give data', None)
-    """
+    """Return what a file that is no text is, and what to do; by its first bytes."""
     return next((said for s, said in _STARTS.items() if data.startswith(s)), None)
 
 
+CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 LONGEST = 1 << 20
 """Characters of a text: a tokenizer takes seconds and much memory for more."""
 
 
 def text_problem(value: Any, allow_empty: bool = True) -> str | None:
-    """Return what is wrong with a text, or None.
-
-    >>> text_problem("\u200b", allow_empty=False), text_problem("a")
-    ('an empty text', None)
-    """
+    """Return what is wrong with a text, or None."""
     if value is None:
         return "nothing"
     if not isinstance(value, str):

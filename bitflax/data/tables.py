@@ -17,7 +17,13 @@ from typing import Any
 import numpy as np
 
 from bitflax import files
-from bitflax.data.examples import Examples, kind_of, object_column, text_problem
+from bitflax.data.examples import (
+    CONTROL,
+    Examples,
+    kind_of,
+    object_column,
+    text_problem,
+)
 from bitflax.errors import DataError, InputMissing, nearest
 
 SUFFIXES = (".tsv", ".csv", ".jsonl")
@@ -277,7 +283,7 @@ def class_labels(
         found = repr(label) if label.lower() not in MISSING else "none"
         if isinstance(value, list | dict):
             found = f"{value!r:.40}: several labels an example are not supported"
-        elif not label.isprintable():
+        elif CONTROL.search(label):
             found += " with control characters"
         elif label in numbers:
             labels[i] = numbers[label]

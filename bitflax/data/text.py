@@ -57,18 +57,20 @@ class Tokens:
         Raises:
           ConfigError: it has not. JAX would answer with another row.
         """
-        kinds = ("id", self.ids, "vocab_size"), ("type", self.types, "type_vocab_size")
-        for kind, found, name in kinds:
-            largest, rows = int(found.max(initial=0)), getattr(config, name)
-            if largest >= rows:
-                raise ConfigError(
-                    "tokenizer",
-                    f"gives the token {kind} {largest}, but the model's {name} is "
-                    f"{rows}",
-                    fix="give the tokenizer that the model was trained with"
-                    if kind == "id"
-                    else "give single texts, or a model that was trained on pairs",
-                )
+        for what, ids, field in (
+            ("tokens", self.ids, "vocab_size"),
+            ("token types (of pairs)", self.types, "type_vocab_size"),
+        ):
+            _need_rows(config, field, what, int(ids.max(initial=0)) + 1)
+
+
+def _need_rows(config: BertConfig, field: str, what: str, count: int) -> None:
+    rows = getattr(config, field)
+    if count > rows:
+        problem = f"{count} {what}, but the model's {field} is {rows}"
+        fix = f"give at most {rows}, as the model was trained with"
+        place = "max_length" if what == "positions" else "tokenizer"
+        raise ConfigError(place, problem, fix=fix)
 
 
 class Tokenizer:
@@ -107,16 +109,13 @@ class Tokenizer:
 
     @classmethod
     def from_json(
-        cls,
-        text: str,
-        place: object = "tokenizer.json",
-        max_length: int | None = None,
+        cls, text: str, place: object = "tokenizer.json", longest: int | None = None
     ) -> "Tokenizer":
         """Make a tokenizer of ``to_json``'s text; ``place`` is what an error names."""
         import tokenizers
 
         with tokenizer_folder.damage(place, Exception):
-            return cls(tokenizers.Tokenizer.from_str(text), max_length)
+            return cls(tokenizers.Tokenizer.from_str(text), longest)
 
     def check(self, config: BertConfig, max_length: int) -> None:
         """Check that a model has a row for each token and each position.
@@ -124,20 +123,9 @@ class Tokenizer:
         Raises:
           ConfigError: it has not.
         """
-        largest = max(self._backend.get_vocab().values(), default=0)
-        if largest >= config.vocab_size:
-            raise ConfigError(
-                "tokenizer",
-                f"{largest + 1} tokens, but the model has only {config.vocab_size}",
-                fix="give the tokenizer that the model was trained with",
-            )
-        if max_length > config.max_position_embeddings:
-            raise ConfigError(
-                "max_length",
-                f"{max_length}, but the model has only "
-                f"{config.max_position_embeddings} positions",
-                fix=f"give at most {config.max_position_embeddings}",
-            )
+        largest = max(self._backend.get_vocab().values(), default=-1)
+        _need_rows(config, "vocab_size", "tokens", largest + 1)
+        _need_rows(config, "max_position_embeddings", "positions", max_length)
 
     def same_words(self, other: "Tokenizer") -> bool:
         """Whether both number the same words alike."""

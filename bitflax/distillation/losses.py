@@ -365,7 +365,8 @@ def weighted(**parts: tuple[float, Callable[..., Mean]]) -> Weighted:
         if not (isinstance(part, tuple) and len(part) == 2 and callable(part[1])):
             raise ValueError(f"{name} must be (weight, function), not {part!r}")
         weight, fn = part
-        if not (isinstance(weight, int | float) and 0 <= weight < math.inf):
+        number = isinstance(weight, int | float | np.number)
+        if number and not 0 <= weight < math.inf:
             raise ValueError(f"{name} must weigh 0 or more, not {weight!r}")
         _check_keywords(name, fn)
     return Weighted(parts)

@@ -15,8 +15,7 @@ from bitflax import errors
 from bitflax.errors import ConfigError
 
 T = TypeVar("T")
-LARGEST = 2**63 - 1
-"""Of all numbers in a recipe: what arrays hold."""
+LARGEST = {"batch_size": 1 << 20}
 
 
 def check_fields(node: Any, place: str = "") -> None:
@@ -29,7 +28,7 @@ def check_fields(node: Any, place: str = "") -> None:
     for field in dataclasses.fields(node):
         value, hint = getattr(node, field.name), hints[field.name]
         where = f"{place or type(node).__name__}.{field.name}"
-        if not conforms(value, hint) or not _in_bounds(value):
+        if not conforms(value, hint) or not _in_bounds(value, field.name):
             raise ConfigError(
                 where,
                 f"expected {words(hint)}, found {value!r}",
@@ -39,15 +38,15 @@ def check_fields(node: Any, place: str = "") -> None:
             check_fields(value, where)
 
 
-def _in_bounds(value: Any) -> bool:
-    """Whether a number is finite, and fits what arrays and files hold of it."""
-    number = isinstance(value, int | float)
-    return not number or -LARGEST <= value <= LARGEST  # NaN is not
+def _in_bounds(value: Any, name: str) -> bool:
+    """Whether a number is finite, and no more than arrays hold."""
+    most = LARGEST.get(name, 2**63 - 1)
+    return not isinstance(value, int | float) or -most <= value <= most  # NaN is not
 
 
 def _mend(value: Any, hint: Any) -> str:
-    if not _in_bounds(value):
-        return f"give a finite number, at most {LARGEST}"
+    if conforms(value, hint):
+        return "give a finite, smaller number"
     kinds = typing.get_args(hint) or (hint,)
     if isinstance(value, list) and conforms(tuple(value), hint):
         return f"write {tuple(value)!r}"

@@ -17,8 +17,6 @@ from bitflax.recipe import overrides
 from bitflax.types import BertConfig, LossFn, Optim
 
 PACKAGED = "minilm"
-MOST_ROWS = 1 << 20
-"""Of a batch."""
 
 
 def need(holds: bool, place: str, expected: str, found: object) -> None:
@@ -84,8 +82,7 @@ class Data:
         """Check types and ranges."""
         overrides.check_fields(self)
         need(self.max_length > 3, "Data.max_length", "at least 4", self.max_length)
-        rows = 0 < self.batch_size <= MOST_ROWS
-        need(rows, "Data.batch_size", f"1 to {MOST_ROWS}", self.batch_size)
+        need(self.batch_size > 0, "Data.batch_size", "at least 1", self.batch_size)
         limit = self.limit is None or self.limit > 0
         need(limit, "Data.limit", "at least 1, or none", self.limit)
         need(self.seed >= 0, "Data.seed", "at least 0", self.seed)
@@ -110,8 +107,7 @@ class Corpus:
         """Check types and ranges."""
         overrides.check_fields(self)
         need(self.length > 3, "Corpus.length", "at least 4", self.length)
-        rows = 0 < self.batch_size <= MOST_ROWS
-        need(rows, "Corpus.batch_size", f"1 to {MOST_ROWS}", self.batch_size)
+        need(self.batch_size > 0, "Corpus.batch_size", "at least 1", self.batch_size)
         need(self.seed >= 0, "Corpus.seed", "at least 0", self.seed)
 
 
@@ -306,8 +302,6 @@ class Stage:
             value = getattr(self, field)
             least = value is None or value > 0
             need(least, f"{place}.{field}", "at least 1", value)
-        rows = self.batch_size is None or self.batch_size <= MOST_ROWS
-        need(rows, f"{place}.batch_size", f"at most {MOST_ROWS}", self.batch_size)
         bound = self.cache_bytes is None or self.cache_bytes >= 0
         need(bound, f"{place}.cache_bytes", "at least 0", self.cache_bytes)
         for field, only in (("keep", "last"), ("teacher", "teacher")):

@@ -46,16 +46,6 @@ def say(text: str) -> None:
         logging.getLogger(__name__).info(text)
 
 
-def warn(experiment: Experiment, problem: str, fix: str) -> None:
-    """Say at once what a person must act on; the report says it too."""
-    if training.is_main_process():
-        logging.getLogger(__name__).warning("%s\nfix: %s", problem, fix)
-    for one in (experiment.student_data, experiment.teacher_data):
-        if one is not None:
-            notes = (*one.task.notes, f"{problem} (fix: {fix})")
-            one.task = dataclasses.replace(one.task, notes=notes)
-
-
 def check_order(experiment: Experiment, logits: np.ndarray) -> None:
     """Warn where a teacher without label names fits another order of them better."""
     assert experiment.teacher_data is not None
@@ -72,7 +62,12 @@ def check_order(experiment: Experiment, logits: np.ndarray) -> None:
         names = ", ".join(task.labels[i] for i in best)
         problem = f"the teacher's labels have no names: in the order {names} it is "
         problem += f"right in {right[best]:.1%} of dev, not in {mine:.1%}"
-        warn(experiment, problem, "give its config.json an id2label in that order")
+        fix = "give its config.json an id2label in that order"
+        if training.is_main_process():
+            logging.getLogger(__name__).warning("%s\nfix: %s", problem, fix)
+        notes = (*task.notes, f"{problem} (fix: {fix})")
+        students = experiment.task_data
+        students.task = dataclasses.replace(students.task, notes=notes)
 
 
 def say_scores(name: str, scores: dict[str, float]) -> None:

@@ -175,12 +175,14 @@ def test_what_is_no_text_is_named(predictor, texts, problem):
 
 def test_a_tokenizer_of_another_model_is_refused():
     config = small.config(2, vocab_size=10)
-    with pytest.raises(ConfigError, match="24 tokens, but the model has only 10"):
+    with pytest.raises(
+        ConfigError, match="24 tokens, but the model's vocab_size is 10"
+    ):
         inference_predictor.Predictor(config, params(), tokenizer())
 
 
 def test_more_tokens_than_positions_are_refused():
-    with pytest.raises(ConfigError, match="only 16 positions"):
+    with pytest.raises(ConfigError, match="max_position_embeddings is 16"):
         inference_predictor.Predictor(CONFIG, params(), tokenizer(), max_length=17)
 
 
@@ -225,7 +227,7 @@ def test_a_token_type_beyond_the_table_is_refused(engine):
     }
     found = inference_predictor.Predictor(one, tree, tokenizer(), engine=engine)
     assert found.logits(["a b"]).shape == (1, 3)
-    with pytest.raises(ConfigError, match="token type 1"):
+    with pytest.raises(ConfigError, match="2 token types"):
         found.predict([("a", "b")])
 
 

@@ -1,7 +1,6 @@
 """What a run refuses before its first step, and what it says."""
 
 import json
-from types import SimpleNamespace
 
 import jax.numpy as jnp
 import numpy as np
@@ -94,7 +93,7 @@ def refuse(place, tmp_path, monkeypatch):
         (["ready=PLACE/real", "data.regression=false"], ConfigError, "real numbers"),
         (["task=PLACE/bare.tsv"], ConfigError, "no labels"),
         (["data.dev=PLACE/bare.tsv"], ConfigError, "dev examples have no labels"),
-        (["teacher=PLACE/short"], ConfigError, "only 8 positions"),
+        (["teacher=PLACE/short"], ConfigError, "max_position_embeddings is 8"),
         (["teacher.epochs=0"], ConfigError, "neither an already fine-tuned folder"),
         (["stages.fp32.init.layers=5"], ConfigError, "stages.0 (fp32)"),
         (["ready=PLACE/headless"], ConfigError, "its classifier is missing"),
@@ -212,7 +211,8 @@ def test_space_is_asked_for_what_is_not_written_yet(tmp_path):
 
 def test_an_unnamed_teacher_of_another_order_is_warned_of(place, monkeypatch, caplog):
     task = tasks.load_task(place / "kinds.tsv")
-    data = SimpleNamespace(task=task)
+    data = object.__new__(runs_experiment.TaskData)
+    data.task = task
     run = object.__new__(runs_experiment.Experiment)
     run.student_data = run.teacher_data = data
     right = np.eye(3)[task.dev.labels]
