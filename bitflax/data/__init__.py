@@ -7,7 +7,7 @@ from bitflax.data.examples import Examples as Examples
 from bitflax.data.examples import NamedTask as NamedTask
 from bitflax.data.examples import Task as Task
 from bitflax.data.examples import digest as digest
-from bitflax.data.examples import text_problem as text_problem
+from bitflax.data.examples import text_fault as text_fault
 from bitflax.data.metrics import predictions as predictions
 from bitflax.data.metrics import score as score
 from bitflax.data.tables import Faults as Faults

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from jaxtyping import Integer
 
-from bitflax.data.examples import wrong_labels
 from bitflax.data.text import Tokens
 
 Part = tuple[int, int]
@@ -126,8 +125,6 @@ class Batches:
             )
         if labels is not None and len(labels) != len(tokens):
             raise ValueError(f"{len(tokens)} examples but {len(labels)} labels")
-        if labels is not None and len(wrong_labels(labels)):
-            raise ValueError("a label is no class and no number")
         self.tokens, self.labels, self.seed, self.pad_id = tokens, labels, seed, pad_id
         self.batch_size = batch_size
         self.rows = -(-batch_size // multiple_of) * multiple_of

@@ -12,12 +12,6 @@ import numpy as np
 from bitflax.errors import DataError
 
 
-def wrong_labels(labels: np.ndarray) -> np.ndarray:
-    """Return where labels are negative class numbers, or no finite numbers."""
-    integers = np.issubdtype(labels.dtype, np.integer)
-    return np.flatnonzero(labels < 0 if integers else ~np.isfinite(labels))
-
-
 @dataclasses.dataclass(frozen=True)
 class Examples:
     """Rows of one or two texts, with or without labels.
@@ -39,8 +33,10 @@ class Examples:
 
     def __post_init__(self):
         """Refuse labels that are no class and no number."""
-        for i in () if self.labels is None else wrong_labels(self.labels)[:1]:
-            problem = f"expected a label, found {self.labels[i]}"
+        labels = np.zeros(0) if self.labels is None else self.labels
+        integers = np.issubdtype(labels.dtype, np.integer)
+        for i in np.flatnonzero(labels < 0 if integers else ~np.isfinite(labels))[:1]:
+            problem = f"expected a label, found {labels[i]}"
             raise DataError(self.rows[i], problem, fix="correct it")
 
     def __len__(self) -> int:
@@ -133,7 +129,7 @@ LONGEST = 1 << 20
 """Characters of a text: a tokenizer takes seconds and much memory for more."""
 
 
-def text_problem(value: Any, allow_empty: bool = True) -> str | None:
+def text_fault(value: Any, allow_empty: bool = True) -> str | None:
     """Return what is wrong with a text, or None."""
     if value is None:
         return "nothing"

@@ -17,13 +17,7 @@ from typing import Any
 import numpy as np
 
 from bitflax import files
-from bitflax.data.examples import (
-    CONTROL,
-    Examples,
-    kind_of,
-    object_column,
-    text_problem,
-)
+from bitflax.data.examples import CONTROL, Examples, kind_of, object_column, text_fault
 from bitflax.errors import DataError, InputMissing, nearest
 
 SUFFIXES = (".tsv", ".csv", ".jsonl")
@@ -243,7 +237,7 @@ def text_columns(
     """Return one or two columns of texts; a value that is no text is a fault."""
     for name in names:
         for row, value in zip(table.rows, table.columns[name], strict=True):
-            problem = text_problem(value, allow_empty)
+            problem = text_fault(value, allow_empty)
             if problem:
                 where = f"in column {name!r}" if len(names) > 1 else "as the text"
                 faults.add(

@@ -57,11 +57,9 @@ class Tokens:
         Raises:
           ConfigError: it has not. JAX would answer with another row.
         """
-        for what, ids, field in (
-            ("tokens", self.ids, "vocab_size"),
-            ("token types (of pairs)", self.types, "type_vocab_size"),
-        ):
-            _need_rows(config, field, what, int(ids.max(initial=0)) + 1)
+        ids, types = (int(x.max(initial=0)) for x in (self.ids, self.types))
+        _need_rows(config, "vocab_size", "tokens", ids + 1)
+        _need_rows(config, "type_vocab_size", "token types (of pairs)", types + 1)
 
 
 def _need_rows(config: BertConfig, field: str, what: str, count: int) -> None:

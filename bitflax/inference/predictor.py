@@ -186,7 +186,7 @@ def _columns(texts: Sequence[Any]) -> tuple[list[Any], ...]:
     for number, text in enumerate(texts, 1):
         parts = tuple(text) if isinstance(text, (tuple, list)) else (text,)
         found = "" if len(parts) == width else f"{text!r:.60}"
-        if found := found or next(filter(None, map(data.text_problem, parts)), ""):
+        if found := found or next(filter(None, map(data.text_fault, parts)), ""):
             expected = "a text" if width == 1 else "a pair of texts"
             raise DataError(
                 f"text {number}",

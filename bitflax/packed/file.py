@@ -47,8 +47,6 @@ FORMAT = "bitflax-packed"
 VERSIONS = ("1", "2", "3")
 _KEYS = {"format", "version", "config", "act", "packed", "extras", "sha256"}
 _TENSORS_A_LAYER = 16
-_ENTRY = 300
-"""Bytes that a header says of a parameter, its codes and its scales, at most."""
 T = TypeVar("T")
 
 
@@ -231,7 +229,8 @@ def check_header(config: BertConfig, act: Any, paths: Iterable[str]) -> None:
       ConfigError: it cannot, or a reader would not take ``config`` or ``act``.
     """
     texts = json.dumps([config_to_json(config), act_to_json(act, config)])
-    size = len(texts.encode()) + sum(2 * len(path) + _ENTRY for path in paths)
+    # Of a parameter, its codes and its scales a header says no more than 300 bytes.
+    size = len(texts.encode()) + sum(2 * len(path) + 300 for path in paths)
     if size > safetensors_file.MAX_HEADER:
         problem = f"the header takes {size} bytes, over {safetensors_file.MAX_HEADER}"
         raise ConfigError("metadata", problem, fix="shorten the labels")

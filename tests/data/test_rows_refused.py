@@ -6,8 +6,6 @@ import numpy as np
 import pytest
 
 from bitflax.data import examples, metrics, tasks
-from bitflax.data.batches import Batches
-from bitflax.data.text import Tokens
 from bitflax.errors import DataError, Diverged
 
 GOOD = [{"text": f"a b {i}", "label": "ab"[i % 2]} for i in range(6)]
@@ -64,9 +62,6 @@ def test_labels_are_checked_where_they_enter():
         with pytest.raises(DataError, match=r"found (-1|nan)") as caught:
             examples.Examples(texts, wrong, rows)
         assert caught.value.place == "3"
-        tokens = Tokens(np.zeros(2, np.int32), np.zeros(2, np.uint8), np.arange(3))
-        with pytest.raises(ValueError, match="no class and no number"):
-            Batches(tokens, wrong, batch_size=2, seed=0, buckets=(1,))
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
