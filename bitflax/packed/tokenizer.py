@@ -242,7 +242,7 @@ def _check_model(model: Any, config: BertConfig) -> None:
     """Check a model's ids, and what it does with unknown and with long words."""
     if not isinstance(model, dict):
         raise ValueError("tokenizer: it has no model")
-    kind, vocab = model["type"], model.get("vocab")
+    kind, vocab = model["type"], model.get("vocab") or {}
     most = limits(config)[1]
     whole = _is_scored(vocab) if kind == "Unigram" else isinstance(vocab, dict)
     if not whole or not 0 < len(vocab) <= most:

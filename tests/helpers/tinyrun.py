@@ -148,7 +148,8 @@ def devices(count: int):
 
 
 def run(recipe: Path, out: Path, *settings: str, until=None, count: int = 1):
-    """Run a recipe file as the command does."""
+    """Run a recipe file as the command does; of two settings of a name the last one."""
+    settings = tuple({s.partition("=")[0]: s for s in settings}.values())
     made = bf.load_recipe(recipe, settings)
     source = recipe.read_text()
     with devices(count):
