@@ -11,6 +11,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import jax
 
+from bitflax import signals
 from bitflax.errors import Diverged
 from bitflax.training import checkpoints, hosts, lost_process
 from bitflax.types import Mean, Params, TrainState
@@ -23,7 +24,7 @@ Scores = dict[str, float]
 
 
 class Signals:
-    """Holds SIGINT and SIGTERM back until the step is done and saved."""
+    """Holds the signals that end a command back until the step is done and saved."""
 
     def __init__(self):
         self.caught: int | None = None
@@ -31,7 +32,7 @@ class Signals:
 
     def __enter__(self) -> "Signals":
         """Set the handlers."""
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in signals.ending():
             # Handlers can be set in the main thread only.
             with contextlib.suppress(ValueError):
                 self._before[number] = signal.signal(number, self._catch)
@@ -49,7 +50,10 @@ class Signals:
 
     def _catch(self, number, frame):
         if self.caught is not None:  # asked twice: stop at once
-            self.deliver(number)
+            self.caught = None
+            self._restore()
+            signal.raise_signal(number)
+            raise KeyboardInterrupt
         self.caught = number
 
     def deliver(self, number: int) -> None:
@@ -60,8 +64,7 @@ class Signals:
         """
         self.caught = None
         self._restore()
-        signal.raise_signal(number)
-        raise KeyboardInterrupt
+        signals.deliver(number)
 
 
 class Pauses:
