@@ -85,6 +85,9 @@ def make_parser() -> _Parser:
     _add_recipe(run)
     run.add_argument("--out", required=True, metavar="DIR", help="the run's folder")
     run.add_argument("--until", metavar="STAGE", help="stop after this stage")
+    fork = "another run, of a recipe that was like this one up to some stage: what is "
+    fork += "finished and the same is taken over from it"
+    run.add_argument("--fork", metavar="DIR", help=fork)
     _add_hosts(run)
     _add_eval(add("eval", help="measure a model on a task"))
     predict = add("predict", help="print label, probability and text")

@@ -1,19 +1,15 @@
-"""Files that are whole or not used: atomic writes, manifests, the errors of a disk.
-
-A manifest is a JSON file that lies beside what it lists::
-
-    {"step": 120, "files": {"state/d/0": {"bytes": 4096, "sha256": "..."}, ...},
-     "sha256": "of all the rest of this JSON"}
-"""
+"""Files that are whole or not used: atomic writes, models' folders, a disk's errors."""
 
 import contextlib
+import errno
 import hashlib
 import importlib.util
 import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping, Set
+import stat
+from collections.abc import Iterator, Set
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -83,6 +79,24 @@ def need_space(folder: str | Path, size: int) -> None:
         )
 
 
+def open_file(path: Path) -> BinaryIO:
+    """Open a regular file for reading, and nothing that could keep a reader waiting.
+
+    Raises:
+      OSError: it is not there, cannot be read, or is a folder, a pipe or a device.
+    """
+
+    def opener(name: str, flags: int) -> int:
+        # A pipe that nobody writes to would block, were it opened like a file.
+        return os.open(name, flags | getattr(os, "O_NONBLOCK", 0))
+
+    file = open(path, "rb", opener=opener)  # noqa: SIM115
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    return file
+
+
 def read_text(path: Path) -> str:
     """Return the text of a file of somebody else's, UTF-8.
 
@@ -92,7 +106,7 @@ def read_text(path: Path) -> str:
       DamagedFile: it is too large, or not UTF-8.
     """
     try:
-        with path.open("rb") as file:
+        with open_file(path) as file:
             data = file.read(MOST_BYTES + 1)
         if len(data) > MOST_BYTES or sum(map(data.count, b"\n,[{:")) > MOST_PARTS:
             problem = f"over {MOST_BYTES:,} bytes or {MOST_PARTS:,} parts"
@@ -188,83 +202,9 @@ def package_files(package: str, pattern: str) -> list[Path]:
     return sorted(path for folder in folders for path in Path(folder).glob(pattern))
 
 
-def write_manifest(folder: Path, head: Mapping[str, Any]) -> None:
-    """Write ``MANIFEST.json``: ``head``, and size and SHA-256 of every file below.
-
-    It is written last and at once, so that it also says that the folder is whole.
-    """
-    paths = (p for p in sorted(folder.rglob("*")) if p.is_file())
-    files = {
-        path.relative_to(folder).as_posix(): {
-            "bytes": path.stat().st_size,
-            "sha256": sha256(path),
-        }
-        for path in paths
-        if path.name != MANIFEST
-    }
-    manifest = {**head, "files": files}
-    sealed = {**manifest, "sha256": _seal(manifest)}
-    write_text(folder / MANIFEST, json.dumps(sealed, indent=1))
-
-
-def read_manifest(folder: Path) -> dict[str, Any]:
-    """Return a folder's manifest: what was written, ``files`` included.
-
-    Raises:
-      DamagedFile: it is missing, or not what was written.
-    """
-    path = folder / MANIFEST
-    try:
-        manifest = json.loads(path.read_bytes())
-        seal = manifest.pop("sha256")
-    except (OSError, ValueError, AttributeError, TypeError, KeyError) as error:
-        raise _damaged(path, "the manifest cannot be read") from error
-    if seal != _seal(manifest):
-        raise _damaged(path, "the manifest is not what was written (SHA-256 differs)")
-    return manifest
-
-
-def check_manifest(folder: Path) -> None:
-    """Check every listed file against its size and SHA-256.
-
-    Raises:
-      DamagedFile: a file is missing or is not what was written.
-    """
-    for name, entry in read_manifest(folder)["files"].items():
-        path = folder / name
-        if not path.is_file():
-            raise _damaged(path, "the file is missing")
-        found = {"bytes": path.stat().st_size, "sha256": sha256(path)}
-        if found != entry:
-            raise _damaged(path, "the file is not what was written (SHA-256 differs)")
-
-
-def _seal(manifest: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(manifest).encode()).hexdigest()
-
-
-def finished(folder: Path) -> set[int]:
-    """Return the numbered folders in ``folder`` that have a manifest."""
-    manifests = folder.glob(f"*/{MANIFEST}")
-    return {int(p.parent.name) for p in manifests if p.parent.name.isdecimal()}
-
-
-def remove_unfinished(folder: Path) -> None:
-    """Remove the numbered folders that have none, and orbax's ``<n>.orbax-...``."""
-    done = {str(number) for number in finished(folder)}
-    for path in folder.iterdir() if folder.is_dir() else ():
-        numbered = path.is_dir() and path.name.split(".")[0].isdecimal()
-        if numbered and path.name not in done:
-            with disk(path):
-                shutil.rmtree(path)
-
-
-def _damaged(path: Path, problem: str) -> DamagedFile:
-    return DamagedFile(path, problem, fix="remove the folder that holds it")
-
-
 MODEL_FILES = frozenset(
     {
+        MANIFEST,
         "bitflax_extra.safetensors",
         "config.json",
         "model.safetensors",

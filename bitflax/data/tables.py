@@ -18,6 +18,7 @@ import numpy as np
 
 from bitflax.data.examples import Examples, object_column
 from bitflax.errors import DataError, InputMissing, nearest
+from bitflax.files import open_file
 
 SUFFIXES = (".tsv", ".csv", ".jsonl")
 SHOWN = 5
@@ -132,7 +133,8 @@ def read_table(
 def _decoded(path: Path) -> str:
     """Return a file's text, whatever line ends it has and with or without a BOM."""
     try:
-        data = path.read_bytes()
+        with open_file(path) as file:
+            data = file.read()
     except FileNotFoundError:
         beside = sorted(p.name for p in path.parent.glob("*.*"))
         fix = nearest(path.name, beside, "files there") if beside else "check the path"

@@ -111,6 +111,7 @@ def finish(
         )
         extra, made = [report.Row(*values)], [PACKED, *made]
         notes += moved
+    notes += experiment.run.changes
     meta = {
         "task": task.name if task else "general distillation",
         "metric": task.metric if task else "loss",

@@ -6,7 +6,6 @@ Everything that can be checked is checked before the first step.
 import contextlib
 import functools
 import gc
-import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -15,12 +14,14 @@ from typing import Any
 import jax
 import optax
 
-from bitflax import distillation, files, model, progress, training
+from bitflax import distillation, files, manifests, model, progress, training
+from bitflax.errors import DamagedFile, InputMissing
 from bitflax.quantization import quantize
 from bitflax.recipe import Recipe, Stage, check_until, resolved
 from bitflax.runs import initialization, report
 from bitflax.runs.experiment import Experiment, StageData, loaded_model
 from bitflax.runs.folder import RunFolder
+from bitflax.runs.fork import take_finished
 from bitflax.runs.prepare import prepare
 from bitflax.runs.results import (
     Result,
@@ -43,6 +44,7 @@ def run(
     until: str | None = None,
     source: str = "",
     overrides: Sequence[str] = (),
+    fork: str | Path | None = None,
 ) -> list[report.Row]:
     """Run a recipe in a folder, or go on with it; print the table at the end.
 
@@ -57,6 +59,8 @@ def run(
         one the student is packed as ever.
       source: the recipe file's text, kept in the folder.
       overrides: what was changed in it, kept too.
+      fork: another run's folder: what it has finished is taken over, up to the first
+        stage that differs.
 
     Returns:
       The table's rows; empty where the run was finished before.
@@ -67,7 +71,10 @@ def run(
     """
     check_until(recipe, until)
     with rare_collections(), RunFolder(out) as folder:
-        folder.write_recipe(source, resolved(recipe), overrides)
+        known = resolved(recipe)
+        folder.write_recipe(source, known, overrides)
+        if fork is not None:
+            take_finished(Path(fork), folder, known)
         if folder.finished:
             say(f"{folder.path} is finished: see report.html there")
             return []
@@ -185,9 +192,8 @@ def _trained(
     folder = experiment.run.stage(number, name)
     done = folder / "result.json"
     if training.broadcast(done.is_file):
-        record = json.loads(done.read_text("utf-8"))
-        config, params = model.load_pretrained(folder / "params")
-        return Model(config, params), record["scores"], record["seconds"]
+        found, record = _finished(folder / "params", done)
+        return found, record["scores"], record["seconds"]
     began = time.monotonic()
     start = begin()
     batches = data.batches(number, stage)
@@ -222,10 +228,24 @@ def _trained(
         model.save_pretrained(
             folder / "params", start.config, params, experiment.tokenizer, extra=True
         )
+        manifests.write_manifest(folder / "params", {})
+        whole = files.sha256(folder / "params" / files.MANIFEST)
         record = {"scores": trained.scores, "seconds": seconds, "steps": steps}
-        files.write_text(done, json.dumps(record, indent=2) + "\n")
+        manifests.write_sealed(done, record | {"params": whole})
     training.barrier()
     return Model(start.config, params), trained.scores, seconds
+
+
+def _finished(folder: Path, done: Path) -> tuple[Model, dict[str, Any]]:
+    """Return a finished stage's model and what it scored, both as they were written."""
+    try:
+        record, manifest = manifests.read_sealed(done), folder / files.MANIFEST
+        if not manifest.is_file() or files.sha256(manifest) != record["params"]:
+            raise DamagedFile(manifest, "it is not what was written", fix="")
+        return Model(*model.load_pretrained(folder)), record
+    except (DamagedFile, InputMissing) as error:
+        fix = f"move {done} away: the same command then goes on with the stage"
+        raise DamagedFile(error.place, error.problem, fix=fix) from error
 
 
 def _with_act(
