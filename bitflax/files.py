@@ -5,10 +5,12 @@ import errno
 import hashlib
 import importlib.util
 import json
+import logging
 import os
 import secrets
 import shutil
 import stat
+import threading
 from collections.abc import Iterator, Set
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -46,7 +48,7 @@ def disk(
     ...     raise OSError(28, "No space left on device")
     Traceback (most recent call last):
     bitflax.errors.StorageError: log.jsonl: No space left on device
-    fix: make room there, or choose another --out
+    fix: make room there (... MB are free), or choose another --out
     """
     try:
         yield
@@ -56,9 +58,45 @@ def disk(
         words = getattr(error, "strerror", None) or str(error).split("\n")[0]
         # tensorstore: "...: No space left on device [os_error_code='28']"
         words = words.split(" [os_error_code")[0].split(": ")[-1]
-        raise StorageError(
-            place, words, fix="make room there, or choose another --out"
-        ) from error
+        fix = f"make room there{_free(place, error)}, or choose another --out"
+        raise StorageError(place, words, fix=fix) from error
+
+
+def _free(place: str | Path, error: Exception) -> str:
+    """Return how much room there is where a write found none."""
+    full = "ENOSPC" in str(error) or "No space left" in str(error)
+    with contextlib.suppress(OSError):
+        free = shutil.disk_usage(_made(place)).free
+        return f" ({free / 1e6:,.1f} MB are free)" if full else ""
+    return ""
+
+
+def _made(place: str | Path) -> Path:
+    """Return the first folder above a path that is there."""
+    path = Path(place).absolute()
+    return path if path.exists() else _made(path.parent)
+
+
+@contextlib.contextmanager
+def threads_heard(place: str | Path) -> Iterator[None]:
+    """Raise what libraries' threads fail by inside, instead of their tracebacks.
+
+    An error that the body raises goes first: it is most often the same.
+
+    Raises:
+      StorageError: a thread's disk was full or broken.
+    """
+    failed, before = list[BaseException](), threading.excepthook
+    tasks = logging.getLogger("asyncio")  # says what nobody asked a task for
+    quiet, tasks.disabled = tasks.disabled, True
+    threading.excepthook = lambda args: failed.append(args.exc_value or args.exc_type())
+    try:
+        yield
+    finally:
+        threading.excepthook, tasks.disabled = before, quiet
+    with disk(place, also=(ValueError,)):
+        for error in failed:
+            raise error
 
 
 def need_space(folder: str | Path, size: int) -> None:
@@ -67,10 +105,7 @@ def need_space(folder: str | Path, size: int) -> None:
     Raises:
       StorageError: it has not.
     """
-    place = Path(folder).absolute()
-    while not place.exists():
-        place = place.parent
-    free = shutil.disk_usage(place).free
+    free = shutil.disk_usage(_made(folder)).free
     if free < size:
         raise StorageError(
             folder,

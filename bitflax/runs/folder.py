@@ -6,6 +6,7 @@ with RunFolder("runs/quickstart") as folder:
     folder.finish("model.safetensors", "report.html", "report.json")
 """
 
+import contextlib
 import io
 import json
 import logging
@@ -73,7 +74,10 @@ class RunFolder:
     def __exit__(self, *exc: object) -> None:
         """Close the log and give the folder free."""
         try:
-            self._log.close()
+            # Where something failed, that is what is to be said.
+            failed = contextlib.suppress(StorageError) if exc[0] else None
+            with failed or contextlib.nullcontext():
+                self._log.close()
         finally:
             lock, self._lock = self._lock, None
             if lock is not None:

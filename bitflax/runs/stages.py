@@ -70,7 +70,7 @@ def run(
       KeyboardInterrupt: asked to stop; everything is saved.
     """
     check_until(recipe, until)
-    with rare_collections(), RunFolder(out) as folder:
+    with rare_collections(), files.threads_heard(out), RunFolder(out) as folder:
         known = resolved(recipe)
         folder.write_recipe(source, known, overrides)
         if fork is not None:

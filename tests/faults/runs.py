@@ -35,9 +35,11 @@ def write_place(folder: pathlib.Path) -> pathlib.Path:
 def command(place: pathlib.Path, out: pathlib.Path, *more: str) -> list[str]:
     sets = [f"task={place / 'kinds.tsv'}", f"teacher={place / 'ready'}"]
     sets += [f"ready={place / 'ready'}", "epochs=4"]
-    return ["run", str(place / "tiny.py"), "--out", str(out)] + [
-        word for each in sets for word in ("--set", each)
-    ] + list(more)
+    return (
+        ["run", str(place / "tiny.py"), "--out", str(out)]
+        + [word for each in sets for word in ("--set", each)]
+        + list(more)
+    )
 
 
 class Run:
