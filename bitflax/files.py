@@ -177,7 +177,8 @@ def write_text(path: str | Path, text: str) -> None:
       StorageError: it cannot be written.
     """
     with disk(path), atomic(path) as file:
-        file.write(text.encode())
+        # A folder's name need not be UTF-8, and a page shows it all the same.
+        file.write(text.encode(errors="backslashreplace"))
 
 
 @contextlib.contextmanager

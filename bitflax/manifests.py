@@ -35,7 +35,7 @@ def read_sealed(path: Path, *, must: bool = True) -> dict[str, Any]:
 
     Args:
       path: the file.
-      must: refuse one without a SHA-256, too.
+      must: refuse one without a SHA-256, which an earlier bitflax may have written.
 
     Raises:
       DamagedFile: it is missing, or not what was written.

@@ -266,7 +266,10 @@ class RunFolder:
     def _read(self) -> dict[str, Any] | None:
         path = self.path / "recipe.json"
         try:
-            return manifests.read_sealed(path) if path.exists() else None
+            if not path.exists():
+                return None
+            record = manifests.read_sealed(path, must=False)
+            return {"changes": [], "machine": machine(), **record}
         except DamagedFile as error:
             fix = "put it back as it was, or choose another --out"
             raise DamagedFile(path, error.problem, fix=fix) from error

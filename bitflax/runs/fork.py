@@ -32,7 +32,7 @@ def take_finished(old: Path, run: RunFolder, recipe: Mapping[str, Any]) -> None:
     if not (old / "recipe.json").is_file():
         fix = "give the folder of an earlier run"
         raise InputMissing(old, "no run's folder: no recipe.json in it", fix=fix)
-    record = manifests.read_sealed(old / "recipe.json")
+    record = manifests.read_sealed(old / "recipe.json", must=False)
     began, place = record["recipe"], f"--fork {old}"
     differ = list(differences(began, recipe, free=COSTS | _PACKING))
     fix = "leave --fork out: the teacher and all stages are to be trained again"

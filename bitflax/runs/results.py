@@ -45,8 +45,8 @@ def say(text: str) -> None:
 
 def say_scores(name: str, scores: dict[str, float]) -> None:
     """Log what a teacher or a stage scored."""
-    shown = (f"{metric} {value:.4f}" for metric, value in scores.items())
-    say(f"{name}: {', '.join(shown)}")
+    shown = [f"{metric} {value:.4f}" for metric, value in scores.items()]
+    say(f"{name}: {', '.join(shown) or 'no score: its loss reads no logits'}")
 
 
 def weight_bits(stage: Stage, params: Params) -> int | None:

@@ -126,7 +126,8 @@ def _teacher(experiment: Experiment) -> Result:
     size = sum(p.stat().st_size for p in weight_files(model.resolve_folder(name)))
     score = scores[data.metric] if data else None
     row = report.Row("teacher", score, score and 1.0, 32, size, seconds)
-    say_scores("teacher", scores)
+    if scores:
+        say_scores("teacher", scores)
     return Result(found, scores, seconds, row)
 
 
@@ -169,14 +170,31 @@ def run_stage(
     weights = experiment.run.stage(number, stage.name) / "params" / "model.safetensors"
     # Latent weights are float32 whatever the bits: only the packed file's size counts.
     size = None if stage.rules else weights.stat().st_size
-    # A loss is no score of the task.
-    scored = experiment.student_data is None or stage.corpus is None
+    # A loss is no score of the task, and a head that nothing trained has none.
+    scored = experiment.student_data is None or (
+        stage.corpus is None and _trains_logits(stage, teacher, found, data, number)
+    )
     score = scores[data.metric] if scored else None
     kept = score and kept_share(score, fine_tuned.row.score)
     bits = weight_bits(stage, found.params)
     row = report.Row(stage.name, score, kept, bits, size, seconds)
-    say_scores(stage.name, scores)
+    say_scores(stage.name, scores if scored or stage.corpus else {})
     return Result(found, scores, seconds, row)
+
+
+def _trains_logits(
+    stage: Stage, teacher: Model, student: Model, data: StageData, number: int
+) -> bool:
+    """Whether a stage's loss reads the student's logits."""
+    batch = data.batches(number, stage).batch(0)
+    apply = distillation.projected(model.bert(student.config, stage.act))
+    said = jax.eval_shape(apply, student.params, batch)
+    told = jax.eval_shape(model.bert(teacher.config), teacher.params, batch)
+
+    def turned(told: Any, said: Any, batch: Any) -> Any:
+        return stage.loss(said, told, batch)
+
+    return "logits" in distillation.used_outputs(turned, told, said, batch)
 
 
 def _trained(
@@ -239,8 +257,10 @@ def _trained(
 def _finished(folder: Path, done: Path) -> tuple[Model, dict[str, Any]]:
     """Return a finished stage's model and what it scored, both as they were written."""
     try:
-        record, manifest = manifests.read_sealed(done), folder / files.MANIFEST
-        if not manifest.is_file() or files.sha256(manifest) != record["params"]:
+        record = manifests.read_sealed(done, must=False)
+        manifest = folder / files.MANIFEST
+        written = record.get("params")  # none of an earlier bitflax
+        if written and not (manifest.is_file() and files.sha256(manifest) == written):
             raise DamagedFile(manifest, "it is not what was written", fix="")
         return Model(*model.load_pretrained(folder)), record
     except (DamagedFile, InputMissing) as error:
