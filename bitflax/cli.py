@@ -249,7 +249,7 @@ def _status(error: BaseException) -> int:
         return 128 + signal.SIGPIPE
     if isinstance(error, KeyboardInterrupt):
         _say(signals.WORDS)
-        return 128 + getattr(error, "number", signal.SIGINT)
+        return 128 + (error.args or (signal.SIGINT,))[0]
     if isinstance(error, OSError) and not isinstance(error, BitflaxError):
         error = _storage(error)
     if isinstance(error, BitflaxError):

@@ -23,6 +23,8 @@ from bitflax.files import MANIFEST
 
 _LOG = logging.getLogger(__name__)
 
+_FIX = "remove the folder that holds it"
+
 
 def write_sealed(path: Path, fields: Mapping[str, Any]) -> None:
     """Write a JSON object and the SHA-256 of all that it says."""
@@ -33,9 +35,7 @@ def write_sealed(path: Path, fields: Mapping[str, Any]) -> None:
 def read_sealed(path: Path, *, must: bool = True) -> dict[str, Any]:
     """Return the object that ``write_sealed`` wrote, without the SHA-256.
 
-    Args:
-      path: the file.
-      must: refuse one without a SHA-256, which an earlier bitflax may have written.
+    ``must`` refuses one without a SHA-256, which an earlier bitflax may have written.
 
     Raises:
       DamagedFile: it is missing, or not what was written.
@@ -59,12 +59,7 @@ def write_manifest(
     """Write ``MANIFEST.json``: ``head``, and size and SHA-256 of every file below.
 
     It is written last and at once, so that it also says that the folder is whole.
-
-    Args:
-      folder: the folder.
-      head: what it says besides.
-      name: its own name.
-      listed: the files, relative to the folder; None: all but the manifest.
+    ``listed`` are the files, relative to the folder, where not all below are meant.
     """
     found = (p for p in sorted(folder.rglob("*")) if p.is_file() and p.name != name)
     paths = found if listed is None else (folder / each for each in listed)
@@ -86,7 +81,7 @@ def read_manifest(folder: Path, name: str = MANIFEST) -> dict[str, Any]:
     return read_sealed(folder / name)
 
 
-def check_manifest(folder: Path, name: str = MANIFEST) -> None:
+def check_manifest(folder: Path, name: str = MANIFEST, fix: str = _FIX) -> None:
     """Check every listed file against its size and SHA-256.
 
     Raises:
@@ -95,9 +90,10 @@ def check_manifest(folder: Path, name: str = MANIFEST) -> None:
     for listed, entry in read_manifest(folder, name)["files"].items():
         path = folder / listed
         if not path.is_file():
-            raise _damaged(path, "the file is missing")
+            raise DamagedFile(path, "the file is missing", fix=fix)
         if _state(path) != entry:
-            raise _damaged(path, "the file is not what was written (SHA-256 differs)")
+            problem = "the file is not what was written (SHA-256 differs)"
+            raise DamagedFile(path, problem, fix=fix)
 
 
 def _seal(manifest: Mapping[str, Any]) -> str:
@@ -141,4 +137,4 @@ def set_aside(path: Path) -> Path:
 
 
 def _damaged(path: Path, problem: str) -> DamagedFile:
-    return DamagedFile(path, problem, fix="remove the folder that holds it")
+    return DamagedFile(path, problem, fix=_FIX)

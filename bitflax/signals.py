@@ -15,19 +15,16 @@ from typing import Any
 
 WORDS = "bitflax: stopped; a run's same command goes on where it stopped"
 
+together = False
+"""Whether others have to hear why this process ends."""
 _own = False
-_together = False
 
 
 class Stopped(KeyboardInterrupt):
-    """A signal came: whatever saves on Ctrl-C saves now too."""
-
-    def __init__(self, number: int):
-        self.number = number
-        super().__init__(number)
+    """A signal came, ``args``: whatever saves on Ctrl-C saves now too."""
 
 
-def ending() -> list[int]:
+def ending() -> list[signal.Signals]:
     """Return the signals that end a command; under ``nohup`` SIGHUP is none."""
     found = [signal.SIGINT, signal.SIGTERM, signal.SIGQUIT, signal.SIGHUP]
     deaf = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
@@ -35,12 +32,8 @@ def ending() -> list[int]:
 
 
 def stop(number: int, frame: Any) -> None:
-    """Handle a signal: end the process where it is ours; else raise, once.
-
-    Raises:
-      Stopped: others have to hear of it, or the process is another's.
-    """
-    if _own and not _together:
+    """Handle a signal: end the process where it is ours alone, else raise, once."""
+    if _own and not together:
         with contextlib.suppress(OSError):
             os.write(2, f"{WORDS}\n".encode())
         leave(128 + number)
@@ -50,11 +43,7 @@ def stop(number: int, frame: Any) -> None:
 
 
 def deliver(number: int) -> None:
-    """Hand a signal on, after all is saved, to who would have had it.
-
-    Raises:
-      KeyboardInterrupt: if nobody minds it.
-    """
+    """Hand a signal on, after all is saved, to who would have had it; or raise it."""
     if signal.getsignal(number) == stop:
         raise Stopped(number)
     signal.raise_signal(number)
@@ -63,10 +52,7 @@ def deliver(number: int) -> None:
 
 @contextlib.contextmanager
 def heard() -> Iterator[None]:
-    """Handle the signals that end a command while this lasts.
-
-    Of SIGINT the handler stays, but where the process is ours.
-    """
+    """Handle the signals that end a command while this lasts; SIGINT in our own."""
     before = {}
     for number in ending()[0 if _own else 1 :]:
         with contextlib.suppress(ValueError):  # not the main thread
@@ -86,19 +72,13 @@ def take_over() -> None:
         pass
 
 
-def take_part() -> None:
-    """Say that others have to hear why this process ends."""
-    global _together
-    _together = True
-
-
 def leave(status: int) -> None:
     """End a process that is ours at once; return where others have to hear of it."""
     for stream in (sys.stdout, sys.stderr):
         # Closed, full, or in use by what the signal broke into.
         with contextlib.suppress(OSError, ValueError, RuntimeError, AttributeError):
             stream.flush()
-    if _own and not _together:
+    if _own and not together:
         os._exit(status)
 
 

@@ -213,19 +213,15 @@ class RunFolder:
 
     def _finished(self) -> bool:
         marker = self.path / _FINISHED
-        if not marker.is_file():
-            return False
         try:
             names = manifests.read_manifest(self.path, _FINISHED)["files"]
-            if all((self.path / name).is_file() for name in names):
-                manifests.check_manifest(self.path, _FINISHED)
-                return True
-        except DamagedFile as error:
-            if error.place != str(marker):
-                fix = f"remove {error.place}: the same command makes it again"
-                raise DamagedFile(error.place, error.problem, fix=fix) from None
-            _LOG.warning("%s; the results are made again", error)
-        marker.unlink()
+        except DamagedFile:  # or none; the results are made again
+            names = {"": {}}
+        if all((self.path / name).is_file() for name in names):
+            fix = "remove it: the same command makes it again"
+            manifests.check_manifest(self.path, _FINISHED, fix)
+            return True
+        marker.unlink(missing_ok=True)
         return False
 
     def finish(self, *results: str) -> None:
@@ -240,14 +236,12 @@ class RunFolder:
     @property
     def changes(self) -> list[str]:
         """What changed between the runs that this folder saw: notes for the report."""
-        record = self._read() if training.is_main_process() else None
-        return record["changes"] if record else []
+        return (self._read() or {}).get("changes", [])
 
     def note(self, text: str) -> None:
         """Record a change, once."""
-        record = self._read()
-        if record is not None and text not in record["changes"]:
-            self._write(record | {"changes": [*record["changes"], text]})
+        if text not in self.changes:
+            self._write((self._read() or {}) | {"changes": [*self.changes, text]})
 
     def _check_there(self) -> None:
         """Refuse to make a folder anew, with holes, that vanished meanwhile."""
@@ -269,6 +263,8 @@ class RunFolder:
             if not path.exists():
                 return None
             record = manifests.read_sealed(path, must=False)
+            if {"recipe", "versions", "hashes"} - record.keys():
+                raise DamagedFile(path, "it is not one of a run", fix="")
             return {"changes": [], "machine": machine(), **record}
         except DamagedFile as error:
             fix = "put it back as it was, or choose another --out"

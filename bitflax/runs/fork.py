@@ -16,14 +16,9 @@ _PACKING = {"stages", "rest", "positions", "name"}
 
 
 def take_finished(old: Path, run: RunFolder, recipe: Mapping[str, Any]) -> None:
-    """Copy another run's finished teacher and stages, up to the first that differs.
+    """Copy a run's finished teacher and stages, up to the first that differs.
 
     What is in the folder already stays, so that the same command goes on.
-
-    Args:
-      old: the other run's folder.
-      run: this run's, its recipe written.
-      recipe: the recipe, resolved.
 
     Raises:
       InputMissing: there is no such run.
@@ -51,9 +46,8 @@ def take_finished(old: Path, run: RunFolder, recipe: Mapping[str, Any]) -> None:
         taken.append(stage)
     if not taken:
         raise ConfigError(place, "nothing of it is finished and the same", fix=fix)
-    for name in ("data", "teacher"):
-        if name in record["hashes"]:
-            run.pin(name, record["hashes"][name])
+    for name in {"data", "teacher"} & set(record["hashes"]):
+        run.pin(name, record["hashes"][name])
     if training.is_main_process():
         new = [stage for stage in taken if _copied(old / stage, run.path / stage)]
         for line in log.read_log(old / "log.jsonl") if new else ():
@@ -64,8 +58,8 @@ def take_finished(old: Path, run: RunFolder, recipe: Mapping[str, Any]) -> None:
 
 
 def _copied(stage: Path, place: Path) -> bool:
-    """Copy a stage's result, whole or not at all; False: there is one already."""
-    if (place / "result.json").is_file():
+    """Copy a stage's result, whole or not at all; False: it has begun here already."""
+    if place.exists():
         return False
     draft = place.with_name(f".{place.name}.fork")
     with files.disk(place):

@@ -92,11 +92,9 @@ class RunLog:
     def _to_tensorboard(self, flat: Mapping[str, Any]) -> None:
         if "stage" not in flat or "step" not in flat:
             return
-        from tensorboardX.proto import event_pb2, summary_pb2
-
         stage, step = flat["stage"], flat["step"]
         values = [
-            summary_pb2.Summary.Value(tag=name, simple_value=value)
+            {"tag": name, "simple_value": value}
             for name, value in flat.items()
             if name != "step" and isinstance(value, (int, float))
         ]
@@ -104,11 +102,7 @@ class RunLog:
             if stage not in self._writers:
                 purge = self._purge.pop(stage, None)
                 self._writers[stage] = _writer(self._board / stage, purge)
-            event = event_pb2.Event(
-                wall_time=time.time(),
-                step=step,
-                summary=summary_pb2.Summary(value=values),
-            )
+            event = _event(step, summary={"value": values})
             self._writers[stage].write_event(event)
             if time.monotonic() - self._flushed > FLUSH_SECONDS:
                 self._flushed = time.monotonic()
@@ -167,7 +161,6 @@ def _drop_torn_end(path: Path) -> None:
 def _writer(folder: Path, purge: int | None) -> Any:
     """Return tensorboardX's writer without its thread, which hangs on a full disk."""
     from tensorboardX import event_file_writer
-    from tensorboardX.proto import event_pb2
 
     again = folder.is_dir()
     folder.mkdir(parents=True, exist_ok=True)
@@ -175,6 +168,12 @@ def _writer(folder: Path, purge: int | None) -> Any:
     name, suffix = str(folder / "events"), f".{time.time_ns()}"
     writer = event_file_writer.EventsWriter(name, suffix)
     if again and purge is not None:
-        begin = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
-        writer.write_event(event_pb2.Event(step=purge, session_log=begin))
+        writer.write_event(_event(purge, session_log={"status": "START"}))
     return writer
+
+
+def _event(step: int, **fields: Any) -> Any:
+    from tensorboardX.proto import event_pb2
+
+    made: Any = event_pb2
+    return made.Event(wall_time=time.time(), step=step, **fields)
