@@ -10,6 +10,7 @@ import os
 import secrets
 import shutil
 import stat
+import sys
 import threading
 from collections.abc import Iterator, Set
 from pathlib import Path
@@ -86,14 +87,22 @@ def threads_heard(place: str | Path) -> Iterator[None]:
     Raises:
       StorageError: a thread's disk was full or broken.
     """
-    failed, before = list[BaseException](), threading.excepthook
+    failed, before = list[BaseException](), (threading.excepthook, sys.unraisablehook)
     tasks = logging.getLogger("asyncio")  # says what nobody asked a task for
     quiet, tasks.disabled = tasks.disabled, True
     threading.excepthook = lambda args: failed.append(args.exc_value or args.exc_type())
+
+    def hook(error: Any) -> None:
+        # C++ calls back from its threads when the loop that asked has failed already.
+        if threading.current_thread() is threading.main_thread():
+            before[1](error)
+
+    sys.unraisablehook = hook
     try:
         yield
     finally:
-        threading.excepthook, tasks.disabled = before, quiet
+        threading.excepthook, sys.unraisablehook = before
+        tasks.disabled = quiet
     with disk(place, also=(ValueError,)):
         for error in failed:
             raise error
