@@ -1,5 +1,7 @@
 """bitflax: turn a fine-tuned BERT into a 1-bit BERT by knowledge distillation."""
 
+import bitflax.signals  # noqa: F401, I001 (first: what follows takes seconds)
+
 from bitflax.distillation import add_projection as add_projection
 from bitflax.distillation import attention_kl as attention_kl
 from bitflax.distillation import hidden_mse as hidden_mse

@@ -13,17 +13,13 @@ import re
 import signal
 import sys
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
-from bitflax import commands, errors, inference, progress, training
+from bitflax import commands, errors, inference, progress, signals, training
 from bitflax.errors import BitflaxError, InputMissing, StorageError, UsageError
 
 _MODEL = "a run's folder, a model's folder, or a packed model.safetensors"
-
-
-class Terminated(KeyboardInterrupt):
-    """SIGTERM came: whatever saves on Ctrl-C saves now too."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -89,6 +85,9 @@ def make_parser() -> _Parser:
     _add_recipe(run)
     run.add_argument("--out", required=True, metavar="DIR", help="the run's folder")
     run.add_argument("--until", metavar="STAGE", help="stop after this stage")
+    fork = "another run, of a recipe that was like this one up to some stage: what is "
+    fork += "finished and the same is taken over from it"
+    run.add_argument("--fork", metavar="DIR", help=fork)
     _add_hosts(run)
     _add_eval(add("eval", help="measure a model on a task"))
     predict = add("predict", help="print label, probability and text")
@@ -202,11 +201,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line and return its exit status.
 
     Args:
-      argv: the arguments; None: the process's own.
+      argv: the arguments; None: the process's own, which ends with the command.
     """
-    argv = sys.argv[1:] if argv is None else list(argv)
+    if argv is not None:
+        return _main(argv)
+    signals.take_over()
+    status = _main(sys.argv[1:])
+    signals.leave(status)
+    return status
+
+
+def _main(argv: Sequence[str]) -> int:
     try:
-        with _terminable(), progress.lines_shown():
+        with signals.heard(), progress.lines_shown():
             _dispatch(argv)
         sys.stdout.flush()
     except BaseException as error:
@@ -232,25 +239,6 @@ def _dispatch(argv: Sequence[str]) -> None:
     args.function(args)
 
 
-@contextlib.contextmanager
-def _terminable() -> Iterator[None]:
-    """Raise ``Terminated`` on the first SIGTERM; later ones wait for the saving."""
-
-    def terminate(number: int, frame: Any) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        raise Terminated
-
-    try:
-        before = signal.signal(signal.SIGTERM, terminate)
-    except ValueError:  # not the main thread
-        yield
-        return
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
 def _status(error: BaseException) -> int:
     """Say what went wrong and return the exit status."""
     if isinstance(error, SystemExit):  # --help and --version
@@ -260,9 +248,8 @@ def _status(error: BaseException) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
     if isinstance(error, KeyboardInterrupt):
-        terminated = isinstance(error, Terminated)
-        _say("bitflax: stopped; a run's same command goes on where it stopped")
-        return 128 + (signal.SIGTERM if terminated else signal.SIGINT)
+        _say(signals.WORDS)
+        return 128 + (error.args or (signal.SIGINT,))[0]
     if isinstance(error, OSError) and not isinstance(error, BitflaxError):
         error = _storage(error)
     if isinstance(error, BitflaxError):

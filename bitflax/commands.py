@@ -79,6 +79,7 @@ def run_command(args: Namespace) -> None:
         until=args.until,
         source=file.source,
         overrides=tuple(args.settings),
+        fork=args.fork,
     )
 
 

@@ -1,19 +1,18 @@
-"""Files that are whole or not used: atomic writes, manifests, the errors of a disk.
-
-A manifest is a JSON file that lies beside what it lists::
-
-    {"step": 120, "files": {"state/d/0": {"bytes": 4096, "sha256": "..."}, ...},
-     "sha256": "of all the rest of this JSON"}
-"""
+"""Files that are whole or not used: atomic writes, models' folders, a disk's errors."""
 
 import contextlib
+import errno
 import hashlib
 import importlib.util
 import json
+import logging
 import os
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping, Set
+import stat
+import sys
+import threading
+from collections.abc import Iterator, Set
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -50,7 +49,7 @@ def disk(
     ...     raise OSError(28, "No space left on device")
     Traceback (most recent call last):
     bitflax.errors.StorageError: log.jsonl: No space left on device
-    fix: make room there, or choose another --out
+    fix: make room there (... MB are free), or choose another --out
     """
     try:
         yield
@@ -60,9 +59,53 @@ def disk(
         words = getattr(error, "strerror", None) or str(error).split("\n")[0]
         # tensorstore: "...: No space left on device [os_error_code='28']"
         words = words.split(" [os_error_code")[0].split(": ")[-1]
-        raise StorageError(
-            place, words, fix="make room there, or choose another --out"
-        ) from error
+        fix = f"make room there{_free(place, error)}, or choose another --out"
+        raise StorageError(place, words, fix=fix) from error
+
+
+def _free(place: str | Path, error: Exception) -> str:
+    """Return how much room there is where a write found none."""
+    full = "ENOSPC" in str(error) or "No space left" in str(error)
+    with contextlib.suppress(OSError):
+        free = shutil.disk_usage(_made(place)).free
+        return f" ({free / 1e6:,.1f} MB are free)" if full else ""
+    return ""
+
+
+def _made(place: str | Path) -> Path:
+    """Return the first folder above a path that is there."""
+    path = Path(place).absolute()
+    return path if path.exists() else _made(path.parent)
+
+
+@contextlib.contextmanager
+def threads_heard(place: str | Path) -> Iterator[None]:
+    """Raise what libraries' threads fail by inside, instead of their tracebacks.
+
+    An error that the body raises goes first: it is most often the same.
+
+    Raises:
+      StorageError: a thread's disk was full or broken.
+    """
+    failed, before = list[BaseException](), (threading.excepthook, sys.unraisablehook)
+    tasks = logging.getLogger("asyncio")  # says what nobody asked a task for
+    quiet, tasks.disabled = tasks.disabled, True
+    threading.excepthook = lambda args: failed.append(args.exc_value or args.exc_type())
+
+    def hook(error: Any) -> None:
+        # C++ calls back from its threads when the loop that asked has failed already.
+        if threading.current_thread() is threading.main_thread():
+            before[1](error)
+
+    sys.unraisablehook = hook
+    try:
+        yield
+    finally:
+        threading.excepthook, sys.unraisablehook = before
+        tasks.disabled = quiet
+    with disk(place, also=(ValueError,)):
+        for error in failed:
+            raise error
 
 
 def need_space(folder: str | Path, size: int) -> None:
@@ -71,16 +114,31 @@ def need_space(folder: str | Path, size: int) -> None:
     Raises:
       StorageError: it has not.
     """
-    place = Path(folder).absolute()
-    while not place.exists():
-        place = place.parent
-    free = shutil.disk_usage(place).free
+    free = shutil.disk_usage(_made(folder)).free
     if free < size:
         raise StorageError(
             folder,
             f"{size / 1e6:,.0f} MB are needed, {free / 1e6:,.0f} MB are free",
             fix="make room there, or choose another --out",
         )
+
+
+def open_file(path: Path) -> BinaryIO:
+    """Open a regular file for reading, and nothing that could keep a reader waiting.
+
+    Raises:
+      OSError: it is not there, cannot be read, or is a folder, a pipe or a device.
+    """
+
+    def opener(name: str, flags: int) -> int:
+        # A pipe that nobody writes to would block, were it opened like a file.
+        return os.open(name, flags | getattr(os, "O_NONBLOCK", 0))
+
+    file = open(path, "rb", opener=opener)  # noqa: SIM115
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    return file
 
 
 def read_text(path: Path) -> str:
@@ -92,7 +150,7 @@ def read_text(path: Path) -> str:
       DamagedFile: it is too large, or not UTF-8.
     """
     try:
-        with path.open("rb") as file:
+        with open_file(path) as file:
             data = file.read(MOST_BYTES + 1)
         if len(data) > MOST_BYTES or sum(map(data.count, b"\n,[{:")) > MOST_PARTS:
             problem = f"over {MOST_BYTES:,} bytes or {MOST_PARTS:,} parts"
@@ -142,7 +200,8 @@ def write_text(path: str | Path, text: str) -> None:
       StorageError: it cannot be written.
     """
     with disk(path), atomic(path) as file:
-        file.write(text.encode())
+        # A folder's name need not be UTF-8, and a page shows it all the same.
+        file.write(text.encode(errors="backslashreplace"))
 
 
 @contextlib.contextmanager
@@ -202,83 +261,9 @@ def package_files(package: str, pattern: str) -> list[Path]:
     return sorted(path for folder in folders for path in Path(folder).glob(pattern))
 
 
-def write_manifest(folder: Path, head: Mapping[str, Any]) -> None:
-    """Write ``MANIFEST.json``: ``head``, and size and SHA-256 of every file below.
-
-    It is written last and at once, so that it also says that the folder is whole.
-    """
-    paths = (p for p in sorted(folder.rglob("*")) if p.is_file())
-    files = {
-        path.relative_to(folder).as_posix(): {
-            "bytes": path.stat().st_size,
-            "sha256": sha256(path),
-        }
-        for path in paths
-        if path.name != MANIFEST
-    }
-    manifest = {**head, "files": files}
-    sealed = {**manifest, "sha256": _seal(manifest)}
-    write_text(folder / MANIFEST, json.dumps(sealed, indent=1))
-
-
-def read_manifest(folder: Path) -> dict[str, Any]:
-    """Return a folder's manifest: what was written, ``files`` included.
-
-    Raises:
-      DamagedFile: it is missing, or not what was written.
-    """
-    path = folder / MANIFEST
-    try:
-        manifest = json.loads(path.read_bytes())
-        seal = manifest.pop("sha256")
-    except (OSError, ValueError, AttributeError, TypeError, KeyError) as error:
-        raise _damaged(path, "the manifest cannot be read") from error
-    if seal != _seal(manifest):
-        raise _damaged(path, "the manifest is not what was written (SHA-256 differs)")
-    return manifest
-
-
-def check_manifest(folder: Path) -> None:
-    """Check every listed file against its size and SHA-256.
-
-    Raises:
-      DamagedFile: a file is missing or is not what was written.
-    """
-    for name, entry in read_manifest(folder)["files"].items():
-        path = folder / name
-        if not path.is_file():
-            raise _damaged(path, "the file is missing")
-        found = {"bytes": path.stat().st_size, "sha256": sha256(path)}
-        if found != entry:
-            raise _damaged(path, "the file is not what was written (SHA-256 differs)")
-
-
-def _seal(manifest: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(manifest).encode()).hexdigest()
-
-
-def finished(folder: Path) -> set[int]:
-    """Return the numbered folders in ``folder`` that have a manifest."""
-    manifests = folder.glob(f"*/{MANIFEST}")
-    return {int(p.parent.name) for p in manifests if p.parent.name.isdecimal()}
-
-
-def remove_unfinished(folder: Path) -> None:
-    """Remove the numbered folders that have none, and orbax's ``<n>.orbax-...``."""
-    done = {str(number) for number in finished(folder)}
-    for path in folder.iterdir() if folder.is_dir() else ():
-        numbered = path.is_dir() and path.name.split(".")[0].isdecimal()
-        if numbered and path.name not in done:
-            with disk(path):
-                shutil.rmtree(path)
-
-
-def _damaged(path: Path, problem: str) -> DamagedFile:
-    return DamagedFile(path, problem, fix="remove the folder that holds it")
-
-
 MODEL_FILES = frozenset(
     {
+        MANIFEST,
         "bitflax_extra.safetensors",
         "config.json",
         "model.safetensors",

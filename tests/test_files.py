@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from bitflax import files
+from bitflax import files, manifests
 from bitflax.errors import ConfigError, DamagedFile, InputMissing, StorageError
 
 
@@ -104,12 +104,12 @@ def folder(tmp_path):
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "x").write_bytes(b"abc")
     (tmp_path / "y").write_bytes(b"")
-    files.write_manifest(tmp_path, {"step": 3})
+    manifests.write_manifest(tmp_path, {"step": 3})
     return tmp_path
 
 
 def test_a_manifest_lists_every_file(folder):
-    manifest = files.read_manifest(folder)
+    manifest = manifests.read_manifest(folder)
     assert manifest["step"] == 3
     assert manifest["files"] == {
         # FIPS 180-2's example, and the hash of nothing.
@@ -122,28 +122,28 @@ def test_a_manifest_lists_every_file(folder):
             "sha256": "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855",
         },
     }
-    files.check_manifest(folder)
+    manifests.check_manifest(folder)
 
 
 @pytest.mark.parametrize("text", ["", "[]", "3", '{"files": {}}', "{", "\xff"])
 def test_a_manifest_that_is_none(folder, text):
     (folder / files.MANIFEST).write_text(text, encoding="latin-1")
     with pytest.raises(DamagedFile) as caught:
-        files.read_manifest(folder)
+        manifests.read_manifest(folder)
     assert caught.value.place == str(folder / files.MANIFEST)
 
 
 def test_a_manifest_with_any_bit_flipped(folder):
     path = folder / files.MANIFEST
     data = path.read_bytes()
-    written = files.read_manifest(folder)
+    written = manifests.read_manifest(folder)
     noticed = 0
     for place in range(len(data)):
         broken = bytearray(data)
         broken[place] ^= 1 << place % 7
         path.write_bytes(broken)
         try:
-            same = files.read_manifest(folder) == written
+            same = manifests.read_manifest(folder) == written
         except DamagedFile:
             noticed += 1
         else:
@@ -158,12 +158,12 @@ def test_only_numbered_folders_are_finished_or_removed(tmp_path):
         (tmp_path / name).mkdir()
     (tmp_path / "4").write_text("a file")
     for name in ("1", "notes"):
-        files.write_manifest(tmp_path / name, {})
-    assert files.finished(tmp_path) == {1}
-    files.remove_unfinished(tmp_path)
+        manifests.write_manifest(tmp_path / name, {})
+    assert manifests.finished(tmp_path) == {1}
+    manifests.remove_unfinished(tmp_path)
     assert sorted(os.listdir(tmp_path)) == ["1", "4", "notes"]
-    assert files.finished(tmp_path / "none") == set()
-    files.remove_unfinished(tmp_path / "none")
+    assert manifests.finished(tmp_path / "none") == set()
+    manifests.remove_unfinished(tmp_path / "none")
 
 
 def test_a_models_folder_has_the_hash_that_runs_have_pinned(tmp_path):

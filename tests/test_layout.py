@@ -1,4 +1,4 @@
-"""The house: five ground files, nine wings, and who imports whom."""
+"""The house: seven ground files, nine wings, and who imports whom."""
 
 import ast
 import functools
@@ -17,7 +17,7 @@ import bitflax
 PACKAGE = pathlib.Path(bitflax.__file__).parent
 ROOT = PACKAGE.parent
 
-GROUND = {"types", "errors", "trees", "files", "progress"}
+GROUND = {"types", "errors", "trees", "files", "progress", "signals", "manifests"}
 ROOF = {"commands", "cli", "__init__"}
 # A wing, and the wings whose faces it may import.
 HOUSE = """

@@ -9,7 +9,7 @@ large the corpus.
 
 import dataclasses
 import hashlib
-import json
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -18,11 +18,13 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int32
 
+from bitflax import files, manifests
 from bitflax.data import passages, tasks, tfds
 from bitflax.data.batches import Part, rows_of
 from bitflax.data.text import Tokenizer
-from bitflax.errors import ConfigError, DataError
-from bitflax.files import disk, write_text
+from bitflax.errors import ConfigError, DamagedFile, DataError
+
+_LOG = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,8 +102,8 @@ class PieceCounts:
             kept = _kept(self._file)
         # What was read before, and has not been touched, is not read again.
         fresh = kept.get("stamp") != self._stamp
-        self.sha256: str = source.check() if fresh else kept["sha256"]
-        if kept and kept["sha256"] != self.sha256:
+        self.sha256: str = source.check() if fresh else kept["text"]
+        if kept and kept["text"] != self.sha256:
             raise DataError(
                 source.name,
                 "the text is not what it was when this run began (SHA-256 differs)",
@@ -120,21 +122,19 @@ class PieceCounts:
 
     def _keep(self) -> None:
         if self._file is not None:
-            kept = {"stamp": self._stamp, "sha256": self.sha256}
-            text = json.dumps({**kept, "pieces": self.pieces.tolist()})
-            with disk(self._file):
+            kept = {"stamp": self._stamp, "text": self.sha256}
+            with files.disk(self._file):
                 self._file.parent.mkdir(parents=True, exist_ok=True)
-            write_text(self._file, text)
+            manifests.write_sealed(self._file, {**kept, "pieces": self.pieces.tolist()})
 
 
 def _kept(file: Path) -> Mapping[str, Any]:
     """Return what a cache file says; nothing where it is missing or damaged."""
     try:
-        kept = json.loads(file.read_bytes())
-        whole = {"stamp", "sha256", "pieces"} == set(kept)
-    except (OSError, ValueError, TypeError):
+        return manifests.read_sealed(file) if file.exists() else {}
+    except DamagedFile as error:
+        _LOG.warning("%s; the pieces are counted again", error)
         return {}
-    return kept if whole else {}
 
 
 HELD_OUT = 0.01
@@ -362,14 +362,14 @@ def _source(
 ) -> passages.Source:
     """Return the passages that a name or a path stands for."""
     name, path = str(source), Path(source).expanduser()
-    files = path.suffix.lower() == ".txt" or path.exists() or name[:1] in "./~"
+    own = path.suffix.lower() == ".txt" or path.exists() or name[:1] in "./~"
     listed = tasks.TASKS[name].passages if name in tasks.TASKS else None
-    if data_dir is not None and (files or listed):
+    if data_dir is not None and (own or listed):
         problem = f"does not apply to {name!r}, found {str(data_dir)!r}"
         raise ConfigError("data_dir", problem, fix="leave data_dir out")
     if listed is not None:
         return passages.Listed(name, listed())
-    if files:
+    if own:
         return passages.TextFiles(path, window)
     return tfds.Records(name, data_dir, window)
 

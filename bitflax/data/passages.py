@@ -12,6 +12,7 @@ from typing import BinaryIO, Protocol, runtime_checkable
 import numpy as np
 
 from bitflax.errors import DataError, InputMissing, StorageError
+from bitflax.files import open_file
 
 WINDOW = 1 << 22
 """Bytes of text a window: what is in memory, and what is shuffled within."""
@@ -222,7 +223,7 @@ def _text_files(path: Path) -> list[Path]:
 def _seen(path: Path) -> File:
     """Return a file as it is now, once it is seen that it can be read."""
     try:
-        with path.open("rb") as stream:
+        with open_file(path) as stream:
             stream.read(1)
         state = path.stat()
     except OSError as error:

@@ -19,6 +19,7 @@ import numpy as np
 from bitflax import files
 from bitflax.data.examples import CONTROL, Examples, kind_of, object_column, text_fault
 from bitflax.errors import DataError, InputMissing, nearest
+from bitflax.files import open_file
 
 SUFFIXES = (".tsv", ".csv", ".jsonl")
 SHOWN = 5
@@ -133,7 +134,8 @@ def read_table(
 def _decoded(path: Path) -> str:
     """Return a file's text, whatever line ends it has and with or without a BOM."""
     try:
-        data = path.read_bytes()
+        with open_file(path) as file:
+            data = file.read()
     except FileNotFoundError:
         beside = sorted(p.name for p in path.parent.glob("*.*"))
         fix = nearest(path.name, beside, "files there") if beside else "check the path"

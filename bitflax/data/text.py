@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 import json
-import zipfile
+import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -222,7 +222,7 @@ class Tokenizer:
 
     def _key(self, texts, max_length: int) -> str:
         """Return the cache file's name: a hash of all that the result depends on."""
-        sha = hashlib.sha256(f"tokens 1 {max_length} {self.to_json()}".encode())
+        sha = hashlib.sha256(f"tokens 2 {max_length} {self.to_json()}".encode())
         for column in texts:
             sha.update(json.dumps(list(column)).encode())
         return f"tokens-{sha.hexdigest()[:24]}.npz"
@@ -262,12 +262,29 @@ def _longest_first(lengths: Sequence[int], room: int) -> list[int]:
 
 
 def _read(file: Path) -> Tokens | None:
-    """Return a cached result; None where there is none or its checksum is wrong."""
+    """Return a cached result; None where there is none or its SHA-256 is wrong."""
     try:
         with file.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
-            return Tokens(arrays["ids"], arrays["types"], arrays["offsets"])
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+            found = Tokens(arrays["ids"], arrays["types"], arrays["offsets"])
+            if _sum(found) == arrays["sha256"].tobytes():
+                return found
+            problem = "its SHA-256 differs"
+    except FileNotFoundError:
         return None
+    except Exception as error:  # whatever a damaged archive may make of numpy
+        problem = type(error).__name__
+    log = logging.getLogger(__name__)
+    log.warning("%s: damaged (%s)\nfix: nothing: it is made again", file, problem)
+    return None
+
+
+def _sum(tokens: Tokens) -> bytes:
+    """Return the SHA-256 of a result, the kinds of its arrays included."""
+    sha = hashlib.sha256()
+    for array in (tokens.ids, tokens.types, tokens.offsets):
+        sha.update(f"{array.dtype.str} {array.shape}\0".encode())
+        sha.update(np.ascontiguousarray(array).data)
+    return sha.digest()
 
 
 def _write(file: Path, tokens: Tokens) -> None:
@@ -275,7 +292,8 @@ def _write(file: Path, tokens: Tokens) -> None:
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         with files.atomic(file) as stream:
-            np.savez(stream, ids=tokens.ids, types=tokens.types, offsets=tokens.offsets)
+            sha256 = np.frombuffer(_sum(tokens), np.uint8)
+            np.savez(stream, **dataclasses.asdict(tokens), sha256=sha256)
     except OSError as error:
         problem = f"cannot be written: {error.strerror}"
         raise StorageError(file, problem, fix="free some space there") from error

@@ -1,13 +1,12 @@
 """What a path holds that predicts: a packed file, a run, a Hugging Face folder."""
 
 import hashlib
-import json
 import re
 from io import BufferedReader
 from pathlib import Path
 from typing import NamedTuple
 
-from bitflax import packed, trees
+from bitflax import manifests, packed, trees
 from bitflax.data import Tokenizer
 from bitflax.errors import ConfigError, DamagedFile, InputMissing, UsageError
 from bitflax.model import EXTRA_FILE, Split, load_pretrained
@@ -98,13 +97,14 @@ def _of_run(folder: Path) -> Path:
 def _quantised(recipe: Path, stage: str) -> bool:
     """Whether the run's recipe has a stage of this name with rules or activations."""
     try:
-        stages = json.loads(recipe.read_bytes())["recipe"]["stages"]
+        found = manifests.read_sealed(recipe, must=False) if recipe.exists() else {}
+        stages = found["recipe"]["stages"]
         return any(
             bool(found.get("rules") or found.get("act"))
             for found in stages
             if found.get("name") == stage
         )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (KeyError, TypeError, AttributeError):
         return False
 
 

@@ -26,6 +26,13 @@ _LOG = logging.getLogger(__name__)
 
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 _OTHERS = ("tf_model.h5", "flax_model.msgpack", "model.ckpt.index")
+_TYPES = {
+    "BF16": ml_dtypes.bfloat16,
+    "BOOL": np.bool_,
+    **{f"F{bits}": np.dtype(f"float{bits}") for bits in (16, 32, 64)},
+    **{f"I{bits}": np.dtype(f"int{bits}") for bits in (8, 16, 32, 64)},
+    **{f"U{bits}": np.dtype(f"uint{bits}") for bits in (8, 16, 32, 64)},
+}
 # A shard lies beside its index: no path out of a file is followed.
 _SHARD = re.compile(r"[A-Za-z0-9_][\w.\-]*\.(safetensors|bin)")
 
@@ -60,13 +67,20 @@ def read_weights(path: Path) -> dict[str, np.ndarray]:
     if path.suffix == ".bin":
         return torch_bin.read(path)
     try:
-        with safetensors.safe_open(path, framework="numpy") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        # Read, not mapped: a mapped file that shrinks meanwhile kills the process.
+        with files.open_file(path) as file:
+            found = safetensors.deserialize(file.read())
+        return {
+            name: np.frombuffer(tensor["data"], _TYPES[tensor["dtype"]]).reshape(
+                tensor["shape"]
+            )
+            for name, tensor in found
+        }
     except OSError as error:
         raise StorageError(
             path, f"cannot read it ({error})", fix="check rights and disk"
         ) from None
-    except (safetensors.SafetensorError, TypeError, ValueError) as error:
+    except (safetensors.SafetensorError, KeyError, TypeError, ValueError) as error:
         raise DamagedFile(
             path, f"not a whole safetensors file ({error})", fix="fetch the file again"
         ) from None

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from bitflax import files, trees
+from bitflax import files, manifests, trees
 from bitflax.errors import ConfigError, DamagedFile, InputMissing
 from bitflax.model import hf_config, hf_weights
 from bitflax.model.leaves import Split
@@ -46,7 +46,8 @@ def load_pretrained(
     """Load a BERT from a Hugging Face folder.
 
     ``num_labels``, ``id2label`` or ``problem_type`` make it a model for a new task:
-    a head of another shape or with other label names starts anew, and is said.
+    a head of another shape or with other label names starts anew, and is said. Where
+    a manifest lies in the folder, as in a stage's ``params/``, it is checked.
 
     Args:
       folder: whatever ``resolve_folder`` takes.
@@ -61,6 +62,8 @@ def load_pretrained(
       ConfigError: it is not a BERT that this package computes.
     """
     path = resolve_folder(folder)
+    if (path / files.MANIFEST).is_file():
+        manifests.check_manifest(path)
     place = path / "config.json"
     fields = files.read_json(place)
     own = hf_config.config_from_hf(fields, place=place)

@@ -4,12 +4,10 @@ The container is safetensors' (a uint64 length, a JSON header, the tensors' byte
 that its own library reads our files; what is stricter here is named in ``FORMAT.md``.
 """
 
-import errno
 import hashlib
 import json
 import math
 import os
-import stat
 import struct
 from collections.abc import Iterator, Mapping
 from io import BufferedReader
@@ -19,6 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from bitflax import files
+from bitflax.files import open_file as open_file
 
 MAX_HEADER = 1 << 20
 _BLOCK = 1 << 18
@@ -198,24 +197,6 @@ def _parse(raw: bytes, size: int) -> Header:
     if end != data:
         raise ValueError(f"{data} bytes of tensors where the header says {end}")
     return Header(entries, metadata, 8 + len(raw))
-
-
-def open_file(path: Path) -> BufferedReader:
-    """Open a regular file for reading, and nothing that could keep a reader waiting.
-
-    Raises:
-      OSError: it is not there, cannot be read, or is a folder, a pipe or a device.
-    """
-
-    def opener(name: str, flags: int) -> int:
-        # A pipe that nobody writes to would block, were it opened like a file.
-        return os.open(name, flags | getattr(os, "O_NONBLOCK", 0))
-
-    file = open(path, "rb", opener=opener)  # noqa: SIM115
-    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-        file.close()
-        raise OSError(errno.EINVAL, "not a regular file", str(path))
-    return file
 
 
 def read_header(file: BufferedReader) -> Header:

@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from bitflax import errors
+from bitflax import errors, files
 from bitflax.errors import BitflaxError, ConfigError, InputMissing
 from bitflax.recipe import overrides
 from bitflax.recipe.schema import Recipe
@@ -193,7 +193,8 @@ def recipe_summary(path: Path) -> str:
 
 def _text(path: Path) -> str:
     try:
-        return path.read_text("utf-8")
+        with files.open_file(path) as file:
+            return file.read().decode("utf-8")
     except UnicodeDecodeError as error:
         fix = "give a Python file that returns a recipe"
         raise ConfigError(path, f"not a text file ({error.reason})", fix=fix) from error

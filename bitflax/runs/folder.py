@@ -6,35 +6,38 @@ with RunFolder("runs/quickstart") as folder:
     folder.finish("model.safetensors", "report.html", "report.json")
 """
 
-import importlib.metadata
+import contextlib
 import io
 import json
 import logging
 import os
-import platform
 import re
 import secrets
 import socket
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import filelock  # jax has imported it
 
-from bitflax import files, progress, training
-from bitflax.errors import ConfigError, DamagedFile, FolderBusy, OutputError
+from bitflax import files, manifests, progress, training
+from bitflax.errors import (
+    ConfigError,
+    DamagedFile,
+    FolderBusy,
+    OutputError,
+    StorageError,
+)
 from bitflax.runs import log
+from bitflax.runs.surroundings import differences, machine, versions, with_appended
 
 _LOG = logging.getLogger(__name__)
 
 # What a stage costs, and not what it gives: a run that ran out of memory may go on
 # with other ones.
-_COSTS = {"recompute", "cache_teacher", "cache_bytes"}
-_PACKAGES = (
-    *("bitflax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint"),
-    *("transformers", "tokenizers", "numpy"),
-)
+_FINISHED = ".finished"
+COSTS = {"recompute", "cache_teacher", "cache_bytes"}
 
 
 class RunFolder:
@@ -57,6 +60,7 @@ class RunFolder:
         self.path = Path(path)
         self._lock: filelock.BaseFileLock | None = None
         self._log = log.RunLog(self.path)
+        self._written = False  # recipe.json, here
 
     def __enter__(self) -> "RunFolder":
         """Make the folder and lock it."""
@@ -70,7 +74,10 @@ class RunFolder:
     def __exit__(self, *exc: object) -> None:
         """Close the log and give the folder free."""
         try:
-            self._log.close()
+            # Where something failed, that is what is to be said.
+            failed = contextlib.suppress(StorageError) if exc[0] else None
+            with failed or contextlib.nullcontext():
+                self._log.close()
         finally:
             lock, self._lock = self._lock, None
             if lock is not None:
@@ -109,6 +116,7 @@ class RunFolder:
           StorageError: the disk is full or broken.
         """
         if training.is_main_process():
+            self._check_there()
             self._log.write(line)
 
     def rewind(self, stage: str, step: int | None = None) -> None:
@@ -127,7 +135,8 @@ class RunFolder:
         """Write ``recipe.py`` and ``recipe.json``, or check that they are the same.
 
         What only changes a stage's memory (``recompute``, a teacher's kept outputs) may
-        differ from then on.
+        differ from then on, and stages may be appended. Other devices, and what else
+        changes the last bits of the numbers, are said and recorded.
 
         Args:
           text: the recipe file, as it is.
@@ -145,16 +154,22 @@ class RunFolder:
             return
         known = self._read()
         if known is not None and any(self.path.glob("[0-9]*-*")):  # a stage began
-            differ = list(_differences(known["recipe"], mine, free=_COSTS))
+            began = with_appended(known["recipe"], mine)
+            differ = list(differences(began, mine, free=COSTS))
             if differ:
                 raise self._another(differ)
-            self._compare_versions(known["versions"])
+            if began != known["recipe"]:
+                (self.path / _FINISHED).unlink(missing_ok=True)
+                known |= {"recipe": mine, "overrides": list(overrides)}
+            self._write(self._compared(known))
         else:
             self._write(
                 {
                     "recipe": mine,
                     "overrides": list(overrides),
                     "versions": versions(),
+                    "machine": machine(),
+                    "changes": [],
                     "hashes": {},
                     "began": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
                 }
@@ -197,11 +212,17 @@ class RunFolder:
         return training.broadcast(self._finished)
 
     def _finished(self) -> bool:
-        marker = self.path / ".finished"
-        if not marker.is_file():
-            return False
-        names = marker.read_text(encoding="utf-8").split("\n")
-        return all((self.path / name).exists() for name in names if name)
+        marker = self.path / _FINISHED
+        try:
+            names = manifests.read_manifest(self.path, _FINISHED)["files"]
+        except DamagedFile:  # or none; the results are made again
+            names = {"": {}}
+        if all((self.path / name).is_file() for name in names):
+            fix = "remove it: the same command makes it again"
+            manifests.check_manifest(self.path, _FINISHED, fix)
+            return True
+        marker.unlink(missing_ok=True)
+        return False
 
     def finish(self, *results: str) -> None:
         """Say that the run is done; the same command again does nothing.
@@ -210,10 +231,28 @@ class RunFolder:
           results: the files, relative to the folder, that make it done.
         """
         if training.is_main_process():
-            files.write_text(self.path / ".finished", "\n".join(results) + "\n")
+            manifests.write_manifest(self.path, {}, _FINISHED, results)
+
+    @property
+    def changes(self) -> list[str]:
+        """What changed between the runs that this folder saw: notes for the report."""
+        return (self._read() or {}).get("changes", [])
+
+    def note(self, text: str) -> None:
+        """Record a change, once."""
+        if text not in self.changes:
+            self._write((self._read() or {}) | {"changes": [*self.changes, text]})
+
+    def _check_there(self) -> None:
+        """Refuse to make a folder anew, with holes, that vanished meanwhile."""
+        if self._written and not (self.path / "recipe.json").is_file():
+            problem = "the folder, or its recipe.json, is gone"
+            fix = "put it back as it was, or begin another run"
+            raise StorageError(self.path, problem, fix=fix)
 
     def _folder(self, name: str) -> Path:
         path = self.path / name
+        self._check_there()
         with files.disk(path):
             path.mkdir(exist_ok=True)
         return path
@@ -221,19 +260,19 @@ class RunFolder:
     def _read(self) -> dict[str, Any] | None:
         path = self.path / "recipe.json"
         try:
-            record = json.loads(path.read_bytes())
+            if not path.exists():
+                return None
+            record = manifests.read_sealed(path, must=False)
             if {"recipe", "versions", "hashes"} - record.keys():
-                raise ValueError("it is not one of a run")
-        except FileNotFoundError:
-            return None
-        except (ValueError, AttributeError) as error:
-            raise DamagedFile(
-                path, f"cannot be used: {error}", fix="choose another --out"
-            ) from error
-        return record
+                raise DamagedFile(path, "it is not one of a run", fix="")
+            return {"changes": [], "machine": machine(), **record}
+        except DamagedFile as error:
+            fix = "put it back as it was, or choose another --out"
+            raise DamagedFile(path, error.problem, fix=fix) from error
 
     def _write(self, record: Mapping[str, Any]) -> None:
-        files.write_text(self.path / "recipe.json", json.dumps(record, indent=2))
+        manifests.write_sealed(self.path / "recipe.json", record)
+        self._written = True
 
     def _another(self, differ: Sequence[str]) -> ConfigError:
         more = f" (and {len(differ) - 5} more)" if len(differ) > 5 else ""
@@ -245,7 +284,7 @@ class RunFolder:
 
     def _check_same(self, mine: Mapping[str, Any]) -> None:
         """Check that all processes have what process 0 has."""
-        differ = list(_differences(training.broadcast(lambda: mine), mine))
+        differ = list(differences(training.broadcast(lambda: mine), mine))
         if differ:
             text = "; ".join(differ[:5]).replace(" now", " here")
             problem = (
@@ -254,38 +293,21 @@ class RunFolder:
             fix = "give all the same command and the same files"
             raise ConfigError(self.path, problem, fix=fix)
 
-    def _compare_versions(self, known: Mapping[str, Any]) -> None:
-        for line in _differences(known, versions()):
+    def _compared(self, known: dict[str, Any]) -> dict[str, Any]:
+        """Say and record what is not as it was when the folder began."""
+        here, changes = machine(), list(known["changes"])
+        for line in differences(known["versions"], versions()):
             _LOG.info("bitflax: note: %s: version of %s", self.path, line)
-
-
-def versions() -> dict[str, str]:
-    """Return the versions of Python and of what the numbers depend on."""
-    found = {"python": platform.python_version()}
-    for name in _PACKAGES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
-
-
-def _differences(
-    there: Any, here: Any, path: str = "", free: Collection[str] = ()
-) -> Iterator[str]:
-    if isinstance(there, dict) and isinstance(here, dict):
-        names = [name for name in {**there, **here} if name not in free]
-        pairs = [(name, there.get(name), here.get(name)) for name in names]
-    elif isinstance(there, list) and isinstance(here, list):
-        size = max(len(there), len(here))
-        there, here = (x + [None] * (size - len(x)) for x in (there, here))
-        pairs = list(zip(range(size), there, here, strict=True))
-    else:
-        if there != here:
-            yield f"{path} was {there!r}, is {here!r} now"
-        return
-    for name, x, y in pairs:
-        yield from _differences(x, y, f"{path}.{name}" if path else str(name), free)
+            changes.append(f"version of {line}")
+        for line in differences(known["machine"], here):
+            _LOG.warning(
+                "%s: %s: other numbers, in their last bits or more, than those of a "
+                "run on one machine\nfix: go on as the run began, or begin another",
+                self.path,
+                line,
+            )
+            changes.append(line)
+        return known | {"machine": here, "changes": list(dict.fromkeys(changes))}
 
 
 # What a run may have made before its recipe is written.
@@ -325,7 +347,7 @@ def _lock(path: Path) -> filelock.BaseFileLock:
         place.touch()
         lock.acquire(blocking=False)
     except filelock.Timeout:
-        holder = place.read_text("utf-8").strip() or "another process"
+        holder = place.read_text("utf-8", "replace").strip() or "another process"
         raise FolderBusy(
             path, f"in use by {holder}", fix="wait for it, or choose another --out"
         ) from None

@@ -17,6 +17,9 @@ from typing import Any
 
 from bitflax import files
 
+FLUSH_SECONDS = 10.0
+"""So often what TensorBoard shows is brought to the disk."""
+
 
 class RunLog:
     """The log of a run folder; lines are on the disk when ``write`` returns.
@@ -36,6 +39,7 @@ class RunLog:
         self._file: io.FileIO | None = None
         self._writers: dict[str, Any] = {}
         self._purge: dict[str, int] = {}
+        self._flushed = time.monotonic()
 
     def write(self, line: Mapping[str, Any]) -> None:
         """Append a line; nested names are joined by ``/``, arrays become numbers.
@@ -76,25 +80,33 @@ class RunLog:
 
     def close(self) -> None:
         """Close the files; a later ``write`` opens them again."""
-        if self._file is not None:
+        file, self._file = self._file, None
+        if file is not None:
             with files.disk(self.path):
-                self._file.close()
-            self._file = None
-        for writer in self._writers.values():
-            writer.close()
-        self._writers.clear()
+                file.close()
+        writers, self._writers = self._writers, {}
+        with files.disk(self._board):
+            for writer in writers.values():
+                writer.close()
 
     def _to_tensorboard(self, flat: Mapping[str, Any]) -> None:
         if "stage" not in flat or "step" not in flat:
             return
         stage, step = flat["stage"], flat["step"]
-        if stage not in self._writers:
-            purge = self._purge.pop(stage, None)
-            self._writers[stage] = _writer(self._board / stage, purge)
-        writer = self._writers[stage]
-        for name, value in flat.items():
-            if name != "step" and isinstance(value, (int, float)):
-                writer.add_scalar(name, value, step)
+        values = [
+            {"tag": name, "simple_value": value}
+            for name, value in flat.items()
+            if name != "step" and isinstance(value, (int, float))
+        ]
+        with files.disk(self._board):
+            if stage not in self._writers:
+                purge = self._purge.pop(stage, None)
+                self._writers[stage] = _writer(self._board / stage, purge)
+            event = _event(step, summary={"value": values})
+            self._writers[stage].write_event(event)
+            if time.monotonic() - self._flushed > FLUSH_SECONDS:
+                self._flushed = time.monotonic()
+                self._writers[stage].flush()
 
 
 def read_log(path: str | Path) -> list[dict[str, Any]]:
@@ -147,12 +159,21 @@ def _drop_torn_end(path: Path) -> None:
 
 
 def _writer(folder: Path, purge: int | None) -> Any:
-    from tensorboardX import SummaryWriter
+    """Return tensorboardX's writer without its thread, which hangs on a full disk."""
+    from tensorboardX import event_file_writer
 
+    again = folder.is_dir()
+    folder.mkdir(parents=True, exist_ok=True)
     # Two files of one second would bear one name.
-    return SummaryWriter(
-        str(folder),
-        purge_step=purge if folder.is_dir() else None,
-        flush_secs=10,
-        filename_suffix=f".{time.time_ns()}",
-    )
+    name, suffix = str(folder / "events"), f".{time.time_ns()}"
+    writer = event_file_writer.EventsWriter(name, suffix)
+    if again and purge is not None:
+        writer.write_event(_event(purge, session_log={"status": "START"}))
+    return writer
+
+
+def _event(step: int, **fields: Any) -> Any:
+    from tensorboardX.proto import event_pb2
+
+    made: Any = event_pb2
+    return made.Event(wall_time=time.time(), step=step, **fields)

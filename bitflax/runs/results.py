@@ -72,8 +72,8 @@ def check_order(experiment: Experiment, logits: np.ndarray) -> None:
 
 def say_scores(name: str, scores: dict[str, float]) -> None:
     """Log what a teacher or a stage scored."""
-    shown = (f"{metric} {value:.4f}" for metric, value in scores.items())
-    say(f"{name}: {', '.join(shown)}")
+    shown = [f"{metric} {value:.4f}" for metric, value in scores.items()]
+    say(f"{name}: {', '.join(shown) or 'no score: its loss reads no logits'}")
 
 
 def weight_bits(stage: Stage, params: Params) -> int | None:
@@ -138,6 +138,7 @@ def finish(
         )
         extra, made = [report.Row(*values)], [PACKED, *made]
         notes += moved
+    notes += experiment.run.changes
     meta = {
         "task": task.name if task else "general distillation",
         "metric": task.metric if task else "loss",

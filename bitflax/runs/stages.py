@@ -6,7 +6,6 @@ Everything that can be checked is checked before the first step.
 import contextlib
 import functools
 import gc
-import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -15,12 +14,14 @@ from typing import Any
 import jax
 import optax
 
-from bitflax import distillation, files, model, progress, training
+from bitflax import distillation, files, manifests, model, progress, training
+from bitflax.errors import DamagedFile, InputMissing
 from bitflax.quantization import quantize
 from bitflax.recipe import Recipe, Stage, check_until, resolved
 from bitflax.runs import initialization, report
 from bitflax.runs.experiment import Experiment, StageData, loaded_model
 from bitflax.runs.folder import RunFolder
+from bitflax.runs.fork import take_finished
 from bitflax.runs.prepare import prepare
 from bitflax.runs.results import (
     Result,
@@ -44,6 +45,7 @@ def run(
     until: str | None = None,
     source: str = "",
     overrides: Sequence[str] = (),
+    fork: str | Path | None = None,
 ) -> list[report.Row]:
     """Run a recipe in a folder, or go on with it; print the table at the end.
 
@@ -58,6 +60,8 @@ def run(
         one the student is packed as ever.
       source: the recipe file's text, kept in the folder.
       overrides: what was changed in it, kept too.
+      fork: another run's folder: what it has finished is taken over, up to the first
+        stage that differs.
 
     Returns:
       The table's rows; empty where the run was finished before.
@@ -67,8 +71,11 @@ def run(
       KeyboardInterrupt: asked to stop; everything is saved.
     """
     check_until(recipe, until)
-    with rare_collections(), RunFolder(out) as folder:
-        folder.write_recipe(source, resolved(recipe), overrides)
+    with rare_collections(), files.threads_heard(out), RunFolder(out) as folder:
+        known = resolved(recipe)
+        folder.write_recipe(source, known, overrides)
+        if fork is not None:
+            take_finished(Path(fork), folder, known)
         if folder.finished:
             say(f"{folder.path} is finished: see report.html there")
             return []
@@ -123,7 +130,8 @@ def _teacher(experiment: Experiment) -> Result:
     size = sum(p.stat().st_size for p in weight_files(model.resolve_folder(name)))
     score = scores[data.metric] if data else None
     row = report.Row("teacher", score, score and 1.0, 32, size, seconds)
-    say_scores("teacher", scores)
+    if scores:
+        say_scores("teacher", scores)
     return Result(found, scores, seconds, row)
 
 
@@ -166,14 +174,31 @@ def run_stage(
     weights = experiment.run.stage(number, stage.name) / "params" / "model.safetensors"
     # Latent weights are float32 whatever the bits: only the packed file's size counts.
     size = None if stage.rules else weights.stat().st_size
-    # A loss is no score of the task.
-    scored = experiment.student_data is None or stage.corpus is None
+    # A loss is no score of the task, and a head that nothing trained has none.
+    scored = experiment.student_data is None or (
+        stage.corpus is None and _trains_logits(stage, teacher, found, data, number)
+    )
     score = scores[data.metric] if scored else None
     kept = score and kept_share(score, fine_tuned.row.score)
     bits = weight_bits(stage, found.params)
     row = report.Row(stage.name, score, kept, bits, size, seconds)
-    say_scores(stage.name, scores)
+    say_scores(stage.name, scores if scored or stage.corpus else {})
     return Result(found, scores, seconds, row)
+
+
+def _trains_logits(
+    stage: Stage, teacher: Model, student: Model, data: StageData, number: int
+) -> bool:
+    """Whether a stage's loss reads the student's logits."""
+    batch = data.batches(number, stage).batch(0)
+    apply = distillation.projected(model.bert(student.config, stage.act))
+    said = jax.eval_shape(apply, student.params, batch)
+    told = jax.eval_shape(model.bert(teacher.config), teacher.params, batch)
+
+    def turned(told: Any, said: Any, batch: Any) -> Any:
+        return stage.loss(said, told, batch)
+
+    return "logits" in distillation.used_outputs(turned, told, said, batch)
 
 
 def _trained(
@@ -189,9 +214,8 @@ def _trained(
     folder = experiment.run.stage(number, name)
     done = folder / "result.json"
     if training.broadcast(done.is_file):
-        record = json.loads(done.read_text("utf-8"))
-        config, params = model.load_pretrained(folder / "params")
-        return Model(config, params), record["scores"], record["seconds"]
+        found, record = _finished(folder / "params", done)
+        return found, record["scores"], record["seconds"]
     began = time.monotonic()
     start = begin()
     batches = data.batches(number, stage)
@@ -226,10 +250,26 @@ def _trained(
         model.save_pretrained(
             folder / "params", start.config, params, experiment.tokenizer, extra=True
         )
+        manifests.write_manifest(folder / "params", {})
+        whole = files.sha256(folder / "params" / files.MANIFEST)
         record = {"scores": trained.scores, "seconds": seconds, "steps": steps}
-        files.write_text(done, json.dumps(record, indent=2) + "\n")
+        manifests.write_sealed(done, record | {"params": whole})
     training.barrier()
     return Model(start.config, params), trained.scores, seconds
+
+
+def _finished(folder: Path, done: Path) -> tuple[Model, dict[str, Any]]:
+    """Return a finished stage's model and what it scored, both as they were written."""
+    try:
+        record = manifests.read_sealed(done, must=False)
+        manifest = folder / files.MANIFEST
+        written = record.get("params")  # none of an earlier bitflax
+        if written and not (manifest.is_file() and files.sha256(manifest) == written):
+            raise DamagedFile(manifest, "it is not what was written", fix="")
+        return Model(*model.load_pretrained(folder)), record
+    except (DamagedFile, InputMissing) as error:
+        fix = f"move {done} away: the same command then goes on with the stage"
+        raise DamagedFile(error.place, error.problem, fix=fix) from error
 
 
 def _with_act(

@@ -7,11 +7,10 @@ bit that flips later: most flips restore silently wrong. So each step gets::
     <folder>/120/extra/...       the position in the data, as JSON
     <folder>/120/MANIFEST.json   SHA-256 of each file; written last
 
-A step without a manifest is unfinished and removed. A step is restored only after
-all of its files are checked; a damaged one is skipped, which is said.
+A step is restored only after all of its files are checked. One that is damaged, or
+has no manifest, is set aside, which is said.
 """
 
-import contextlib
 import logging
 import math
 import operator
@@ -22,8 +21,8 @@ from typing import Any
 
 import jax
 
-from bitflax import files
-from bitflax.errors import ConfigError, DamagedFile
+from bitflax import files, manifests
+from bitflax.errors import ConfigError, DamagedFile, StorageError
 from bitflax.training import hosts, parallel
 from bitflax.types import TrainState
 
@@ -61,8 +60,9 @@ class Checkpoints:
         self._known: set[int] = set()  # written or restored here: surely this history
         self._finisher: threading.Thread | None = None
         self._failure: BaseException | None = None
+        self._lost: list[Path] = []
         if hosts.is_main_process():
-            files.remove_unfinished(self.folder)
+            self._lost = manifests.remove_unfinished(self.folder)
         hosts.barrier()
 
     def __enter__(self) -> "Checkpoints":
@@ -78,7 +78,7 @@ class Checkpoints:
     @property
     def steps(self) -> tuple[int, ...]:
         """The finished steps, oldest first; finished does not mean undamaged."""
-        return tuple(sorted(files.finished(self.folder)))
+        return tuple(sorted(manifests.finished(self.folder)))
 
     def save(
         self,
@@ -108,6 +108,9 @@ class Checkpoints:
         import orbax.checkpoint as ocp
 
         flat = _flat_state(state)
+        if not self.folder.parent.is_dir():  # or it would be made anew, with holes
+            fix = "put the run's folder back, or begin another"
+            raise StorageError(self.folder.parent, "the folder is gone", fix=fix)
         files.need_space(self.folder, sum(x.nbytes for x in flat.values()))
         with files.disk(self.folder, also=(ValueError,)):
             # All delete the same: a network folder may show them different steps.
@@ -168,12 +171,28 @@ class Checkpoints:
     def _choose(self, best: bool) -> int | None:
         """Return the step to restore, checked; None: nothing is saved."""
         order = sorted(self.steps, key=self._rank if best else None, reverse=True)
+        whole, damaged = None, dict[int, DamagedFile]()
         for step in order:
             try:
-                files.check_manifest(self.folder / str(step))
-                return step
+                manifests.check_manifest(self.folder / str(step))
+                whole = step
+                break
             except DamagedFile as error:
-                _LOG.warning("%s: %s; the step is skipped", error.place, error.problem)
+                damaged[step] = error
+        for step, error in damaged.items():
+            said = f"{error.place}: {error.problem}"
+            if whole is not None:
+                said += f"; set aside as {manifests.set_aside(self.folder / str(step))}"
+            _LOG.warning("%s; the step is skipped", said)
+        if whole is not None:
+            return whole
+        if self._lost and not order:
+            _LOG.warning(
+                "%s: no step is left that can be read: the stage begins at step 0\n"
+                "fix: nothing, or stop it and put back what %s lacks",
+                self.folder,
+                self._lost[-1],
+            )
         if order:
             raise DamagedFile(
                 self.folder,
@@ -219,15 +238,16 @@ class Checkpoints:
         try:
             self._made.wait_until_finished()
             if hosts.is_main_process():
-                files.write_manifest(self.folder / str(head["step"]), head)
+                manifests.write_manifest(self.folder / str(head["step"]), head)
             self._known.add(head["step"])
         except BaseException as error:
             self._failure = error
 
     def _rank(self, step: int) -> tuple[float, int]:
-        metric = None
-        with contextlib.suppress(DamagedFile):
-            metric = files.read_manifest(self.folder / str(step))["metric"]
+        try:
+            metric = manifests.read_manifest(self.folder / str(step))["metric"]
+        except DamagedFile:  # it may have been the best: to be said
+            return (math.inf, step)
         return (_score(metric), step)
 
 
@@ -258,7 +278,7 @@ def _not_from_orbax(record: logging.LogRecord) -> bool:
 
 
 def _check_leaves(folder: Path, wanted: Mapping[str, Any]) -> None:
-    saved = files.read_manifest(folder)["leaves"]
+    saved = manifests.read_manifest(folder)["leaves"]
     ours = _described(wanted)
     for name in sorted(saved.keys() | ours.keys()):
         there, here = saved.get(name, "absent"), ours.get(name, "absent")

@@ -11,6 +11,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import jax
 
+from bitflax import signals
 from bitflax.errors import Diverged
 from bitflax.training import checkpoints, hosts, lost_process
 from bitflax.types import Mean, Params, TrainState
@@ -20,10 +21,11 @@ LOG_EVERY = 20
 SAVE_SECONDS = 60.0
 
 Scores = dict[str, float]
+_NOTHING: dict[str, Any] = {"seconds": 0.0, "scores": {}}
 
 
 class Signals:
-    """Holds SIGINT and SIGTERM back until the step is done and saved."""
+    """Holds the signals that end a command back until the step is done and saved."""
 
     def __init__(self):
         self.caught: int | None = None
@@ -31,7 +33,7 @@ class Signals:
 
     def __enter__(self) -> "Signals":
         """Set the handlers."""
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in signals.ending():
             # Handlers can be set in the main thread only.
             with contextlib.suppress(ValueError):
                 self._before[number] = signal.signal(number, self._catch)
@@ -49,7 +51,10 @@ class Signals:
 
     def _catch(self, number, frame):
         if self.caught is not None:  # asked twice: stop at once
-            self.deliver(number)
+            self.caught = None
+            self._restore()
+            signal.raise_signal(number)
+            raise KeyboardInterrupt
         self.caught = number
 
     def deliver(self, number: int) -> None:
@@ -60,8 +65,7 @@ class Signals:
         """
         self.caught = None
         self._restore()
-        signal.raise_signal(number)
-        raise KeyboardInterrupt
+        signals.deliver(number)
 
 
 class Pauses:
@@ -187,13 +191,15 @@ def train(work: Training, state: TrainState, run: Journal) -> Trained:
     """
     folder = work.folder / "checkpoints"
     with checkpoints.Checkpoints(folder) as saved, Signals() as signals:
-        state, extra = saved.restore(state) or (state, {"seconds": 0.0, "scores": {}})
+        state, extra = saved.restore(state) or (state, _NOTHING)
         first = int(state.step)
         run.rewind(work.name, first)
         pauses = Pauses(signals, extra["seconds"])
         with run.progress(work.steps, work.name, first) as bar:
             steps = _Steps(work, run, bar, saved, pauses)
-            state, scores = steps.take(state, first, extra["scores"])
+            state, scores = steps.take(
+                state, first, extra["scores"], extra.get("waiting", [])
+            )
         if work.keep == "best" and (best := saved.restore(state, best=True)):
             state, scores = best[0], best[1]["scores"]
     return Trained(state.params, scores, pauses.seconds)
@@ -210,10 +216,13 @@ class _Steps:
     pauses: Pauses
 
     def take(
-        self, state: TrainState, first: int, scores: Scores
+        self, state: TrainState, first: int, scores: Scores, waiting: list[Any]
     ) -> tuple[TrainState, Scores]:
-        """Run the steps after ``first``; return the last state and its scores."""
-        work, waiting = self.work, []
+        """Run the steps after ``first``; return the last state and its scores.
+
+        ``waiting`` is what the steps before it lost, and no line has told yet.
+        """
+        work = self.work
         # CPU devices that run ahead of each other can wait for each other for good.
         many = jax.default_backend() == "cpu" and jax.device_count() > 1
         for number in range(first + 1, work.steps + 1):
@@ -234,7 +243,9 @@ class _Steps:
             if better or due or stop:
                 # A state that diverged is not worth saving.
                 _means(work, number, waiting)
+                waiting = _numbers(waiting)
                 extra = {"seconds": self.pauses.seconds, "scores": scores}
+                extra["waiting"] = list(waiting)
                 metric = scores.get(work.metric) if better else None
                 self.saved.save(number, state, extra, metric)
             if stop:
@@ -260,13 +271,16 @@ class _Steps:
         self.pauses.signals.deliver(stop)
 
 
-def _means(
-    work: Training, step: int, waiting: list[dict[str, Mean]]
-) -> dict[str, float]:
+def _numbers(waiting: list[Any]) -> list[dict[str, float]]:
+    """Return each step's loss parts as numbers, which JSON keeps to the last bit."""
+    return [{n: float(m[n]) for n in m} for m in jax.device_get(waiting)]
+
+
+def _means(work: Training, step: int, waiting: list[Any]) -> dict[str, float]:
     """Return the means of loss parts, which till then lie on the device."""
-    host = jax.device_get(waiting)
+    host = _numbers(waiting)
     names = host[-1].keys() if host else ()
-    values = {n: sum(float(m[n]) for m in host) / len(host) for n in names}
+    values = {n: sum(m[n] for m in host) / len(host) for n in names}
     bad = [name for name, value in values.items() if not math.isfinite(value)]
     if bad:
         raise Diverged(

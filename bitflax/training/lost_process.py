@@ -31,6 +31,7 @@ from typing import Any
 
 import jax
 
+from bitflax import signals
 from bitflax.errors import HostLost
 
 LINGER = 2.0
@@ -74,6 +75,7 @@ def known_cluster() -> bool:
 def watch() -> None:
     """Begin to listen whether another process fails; from then on all end together."""
     global _watcher
+    signals.together = True
     _watcher = threading.Thread(target=_listen, name="lost", daemon=True)
     _watcher.start()
     atexit.register(_at_exit)  # runs before jax's own, which waits for minutes

@@ -16,7 +16,7 @@ import numpy as np
 import optax
 import pytest
 
-from bitflax import files
+from bitflax import files, manifests
 from bitflax.errors import ConfigError, DamagedFile, StorageError
 from bitflax.training.checkpoints import Checkpoints
 from bitflax.types import TrainState
@@ -151,13 +151,13 @@ def test_arrays_may_be_donated_as_soon_as_save_returns(tmp_path):
 
 def test_save_does_not_wait_for_the_manifest(tmp_path, monkeypatch):
     release = threading.Event()
-    write = files.write_manifest
+    write = manifests.write_manifest
 
     def slow(*args):
         assert release.wait(60)
         write(*args)
 
-    monkeypatch.setattr(files, "write_manifest", slow)
+    monkeypatch.setattr(manifests, "write_manifest", slow)
     with Checkpoints(tmp_path) as saved:
         saved.save(1, make_state(), {})
         assert saved.steps == ()
@@ -355,7 +355,7 @@ def test_killed_between_the_data_and_the_manifest(tmp_path):
         """
     saved.save(1, make_state(1, seed=1, width=20_000), {"at": 1})
     saved.wait()
-    files.write_manifest = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+    manifests.write_manifest = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
     saved.save(2, make_state(2, seed=2, width=20_000), {"at": 2})
     saved.wait()
     """,

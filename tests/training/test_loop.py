@@ -141,11 +141,7 @@ def test_a_stopped_training_goes_on_to_the_same_bits(
     found = run(tmp_path / "run", step, batch=batch)
     assert seen == list(range(at, STEPS))
     assert_same(found, whole[0])
-    # Evaluations and rates are logged once each. Means of losses span the stop.
-    ours, theirs = logged(tmp_path / "run"), whole[1]
-    assert [(x["step"], x.get("lr"), x.get("dev/accuracy")) for x in ours] == [
-        (x["step"], x.get("lr"), x.get("dev/accuracy")) for x in theirs
-    ]
+    assert logged(tmp_path / "run") == whole[1]
 
 
 def test_ctrl_c_stops_after_the_step(step, whole, tmp_path, capsys):

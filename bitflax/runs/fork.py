@@ -1,0 +1,71 @@
+"""A run that begins with what another run has finished, as far as both are the same."""
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from bitflax import files, manifests, training
+from bitflax.errors import ConfigError, InputMissing
+from bitflax.runs import log
+from bitflax.runs.folder import COSTS, RunFolder
+from bitflax.runs.results import say
+from bitflax.runs.surroundings import differences
+
+_PACKING = {"stages", "rest", "positions", "name"}
+
+
+def take_finished(old: Path, run: RunFolder, recipe: Mapping[str, Any]) -> None:
+    """Copy a run's finished teacher and stages, up to the first that differs.
+
+    What is in the folder already stays, so that the same command goes on.
+
+    Raises:
+      InputMissing: there is no such run.
+      ConfigError: nothing of it can be taken over: says why.
+    """
+    if not (old / "recipe.json").is_file():
+        fix = "give the folder of an earlier run"
+        raise InputMissing(old, "no run's folder: no recipe.json in it", fix=fix)
+    record = manifests.read_sealed(old / "recipe.json", must=False)
+    began, place = record["recipe"], f"--fork {old}"
+    differ = list(differences(began, recipe, free=COSTS | _PACKING))
+    fix = "leave --fork out: the teacher and all stages are to be trained again"
+    if differ:
+        raise ConfigError(place, f"nothing can be taken over: {differ[0]}", fix=fix)
+    names = ["teacher"] if recipe["teacher"]["folder"] is None else []
+    for mine, its in zip(began["stages"], recipe["stages"], strict=False):
+        if any(differences(mine, its, free=COSTS)):
+            break
+        names.append(its["name"])
+    taken = []
+    for number, name in enumerate(names, int(recipe["teacher"]["folder"] is not None)):
+        stage = f"{number}-{name}"
+        if not (old / stage / "result.json").is_file():
+            break
+        taken.append(stage)
+    if not taken:
+        raise ConfigError(place, "nothing of it is finished and the same", fix=fix)
+    for name in {"data", "teacher"} & set(record["hashes"]):
+        run.pin(name, record["hashes"][name])
+    if training.is_main_process():
+        new = [stage for stage in taken if _copied(old / stage, run.path / stage)]
+        for line in log.read_log(old / "log.jsonl") if new else ():
+            if line.get("stage") in new:
+                run.log(line)
+        run.note(f"{', '.join(taken)}: taken over from {old}")
+    say(f"taken over from {old}: {', '.join(taken)}")
+
+
+def _copied(stage: Path, place: Path) -> bool:
+    """Copy a stage's result, whole or not at all; False: it has begun here already."""
+    if place.exists():
+        return False
+    draft = place.with_name(f".{place.name}.fork")
+    with files.disk(place):
+        shutil.rmtree(draft, ignore_errors=True)
+        draft.mkdir()
+        shutil.copytree(stage / "params", draft / "params")
+        shutil.copy(stage / "result.json", draft)
+        draft.rename(place)
+    return True

@@ -1,0 +1,68 @@
+"""What a run depends on besides its recipe, and what differs from the last time."""
+
+import importlib.metadata
+import os
+import platform
+from collections.abc import Collection, Iterator
+from typing import Any
+
+import jax
+
+from bitflax import training
+
+_PACKAGES = (
+    *("bitflax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint"),
+    *("transformers", "tokenizers", "numpy"),
+)
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of Python and of what the numbers depend on."""
+    found = {"python": platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def machine() -> dict[str, Any]:
+    """Return what of this machine and jax's settings the last bits depend on."""
+    mesh = training.mesh()
+    return {
+        "devices": mesh.size,
+        "device": mesh.devices.flat[0].device_kind,
+        "x64": bool(getattr(jax.config, "jax_enable_x64", False)),
+        "matmul": str(getattr(jax.config, "jax_default_matmul_precision", None)),
+        "XLA_FLAGS": os.environ.get("XLA_FLAGS", ""),
+    }
+
+
+def with_appended(there: dict[str, Any], here: dict[str, Any]) -> dict[str, Any]:
+    """Return a recipe with the stages that another one has besides, at its end."""
+    mine, its = (recipe.get("stages") or [] for recipe in (there, here))
+    return there | {"stages": mine + its[len(mine) :]} if its[len(mine) :] else there
+
+
+def differences(
+    there: Any, here: Any, path: str = "", free: Collection[str] = ()
+) -> Iterator[str]:
+    """Yield what differs between two JSON trees, but for the names in ``free``.
+
+    >>> list(differences({"a": {"b": 1}, "c": 2}, {"a": {"b": 3}, "c": 2}))
+    ['a.b was 1, is 3 now']
+    """
+    if isinstance(there, dict) and isinstance(here, dict):
+        names = [name for name in {**there, **here} if name not in free]
+        pairs = [(name, there.get(name), here.get(name)) for name in names]
+    elif isinstance(there, list) and isinstance(here, list):
+        size = max(len(there), len(here))
+        there, here = (x + [None] * (size - len(x)) for x in (there, here))
+        pairs = list(zip(range(size), there, here, strict=True))
+    else:
+        if there != here:
+            yield f"{path} was {there!r}, is {here!r} now"
+        return
+    for name, x, y in pairs:
+        yield from differences(x, y, f"{path}.{name}" if path else str(name), free)

@@ -1,0 +1,52 @@
+"""One warm process, one compile cache and one undisturbed run for all faults."""
+
+import os
+import pathlib
+
+import filelock
+import pytest
+
+from tests.faults import runs
+
+LONG = os.environ.get("BITFLAX_FAULTS") == "long"
+
+
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory, worker_id="master"):
+    """A folder that the workers of a session share."""
+    base = tmp_path_factory.getbasetemp()
+    base = base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base
+    folder = base / "faults"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def place(shared):
+    """The recipe, teacher and task; the processes of this session are forked warm."""
+    with filelock.FileLock(shared / "lock"):
+        runs.serve(shared / "xla")
+        folder = shared / "place"
+        if not (folder / "done").exists():
+            runs.write_place(folder)
+            whole = runs.Run(runs.command(folder, folder / "whole"), folder / "log")
+            assert whole.wait(200) == 0, whole.said
+            (folder / "done").touch()
+    return folder
+
+
+@pytest.fixture(scope="session")
+def whole(place):
+    """What every run must end with."""
+    return runs.end(place / "whole")
+
+
+@pytest.fixture
+def begin(place, tmp_path):
+    """Return a function that begins the command in a folder of the test's."""
+
+    def begin(*hooks, out: pathlib.Path = tmp_path / "run", more=(), env=()):
+        log = tmp_path / f"log-{len(list(tmp_path.glob('log-*')))}"
+        return runs.Run(runs.command(place, out, *more), log, *hooks, env=env)
+
+    return begin
