@@ -1,16 +1,28 @@
 """What every test shares: eight CPU devices, strict shapes, and a few fixtures."""
 
+import gc
 import os
 import pathlib
+import tempfile
 
-# Both are read when jax starts, so they come before its import.
+# These are read when jax starts, so they come before its import.
 _FLAGS = (
     "--xla_force_host_platform_device_count=8",
-    # Tiny models spend their time in the compiler: this takes 40 % of it away.
+    # Tiny models spend their time in the compiler: these two take most of it away.
     "--xla_backend_optimization_level=0",
+    "--xla_backend_extra_options=xla_cpu_disable_new_fusion_emitters",
 )
 os.environ["XLA_FLAGS"] = " ".join([*_FLAGS, os.environ.get("XLA_FLAGS", "")]).strip()
 os.environ["JAX_PLATFORMS"] = "cpu"
+# One process compiles for all: pytest's workers and the commands that tests start. Not
+# in the real user's folder.
+_CACHE = "JAX_COMPILATION_CACHE_DIR"
+if _CACHE not in os.environ:
+    _COMPILED = tempfile.TemporaryDirectory(prefix="bitflax-compiled-")
+    os.environ[_CACHE] = _COMPILED.name
+_KEPT = "JAX_PERSISTENT_CACHE_MIN"  # everything, however small
+os.environ[f"{_KEPT}_COMPILE_TIME_SECS"] = "0"
+os.environ[f"{_KEPT}_ENTRY_SIZE_BYTES"] = "-1"
 
 import jax  # noqa: E402
 import pytest  # noqa: E402
@@ -29,10 +41,11 @@ def _enable_x64():
     return enable_x64()
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _users_cache(tmp_path_factory):
-    """Commands keep what jax compiles elsewhere than in the real user's folder."""
-    os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
+def pytest_collection_finish():
+    """Leave out of every garbage collection what stays, and collect less often."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 50)
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 import functools
 import json
 
-import jax
 import pytest
 
 import bitflax as bf
@@ -47,14 +46,6 @@ SHRUNK = {
         ["teacher", "half", *both("2bit"), *both("1bit"), "packed"],
     ),
 }
-
-
-@pytest.fixture(autouse=True)
-def quick():
-    """Compile without optimisation: each step runs for milliseconds."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def test_every_recipe_is_run():

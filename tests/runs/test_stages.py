@@ -7,7 +7,6 @@ import signal
 import jax
 import numpy as np
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 
 import bitflax as bf
 from bitflax import trees
@@ -21,28 +20,6 @@ from bitflax.runs import log
 from tests.helpers import tinyrun
 
 NAMES = ["teacher", "fp32", "onebit", "packed"]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compiled(tmp_path_factory):
-    """Compile what the runs of this file share once."""
-    names = (
-        "jax_compilation_cache_dir",
-        "jax_persistent_cache_min_compile_time_secs",
-        "jax_persistent_cache_min_entry_size_bytes",
-    )
-    before = {name: getattr(jax.config, name) for name in names}
-    values = (str(tmp_path_factory.mktemp("xla")), 0.0, -1)
-    for name, value in zip(names, values, strict=True):
-        jax.config.update(name, value)
-    # A third of the time: what is compiled runs for milliseconds.
-    jax.config.update("jax_disable_most_optimizations", True)
-    compilation_cache.reset_cache()
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-    for name, value in before.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
 
 
 @pytest.fixture(scope="module")
@@ -203,13 +180,13 @@ def test_another_recipe_is_refused(whole, place):
         start(place, whole[0], "epochs=3")
 
 
-def test_other_data_are_refused(place, tmp_path):
+def test_other_data_are_refused(whole, place, tmp_path):
     task = tinyrun.write_tsv(tmp_path / "mine.tsv", tinyrun.texts())
-    setting = f"task={task}"
-    start(place, tmp_path / "run", setting, until="teacher")
+    settings = (f"task={task}", ready(whole))
+    start(place, tmp_path / "run", *settings, until="fp32")
     tinyrun.write_tsv(task, tinyrun.texts(seed=1))
     with pytest.raises(ConfigError, match="data was"):
-        start(place, tmp_path / "run", setting)
+        start(place, tmp_path / "run", *settings)
 
 
 def test_until_stops_and_the_next_run_goes_on(whole, place, tmp_path):
@@ -242,6 +219,20 @@ def stop_at(monkeypatch, number, step, how):
     monkeypatch.setattr(batches.Batches, "batch", batch)
 
 
+def begun(whole, out, number):
+    """Copy the whole run as it was before a stage."""
+    shutil.copytree(whole[0], out)
+    later = [f"{i}-{NAMES[i]}" for i in range(number, 3)]
+    for name in (".finished", "report.json", "report.html", "model.safetensors"):
+        (out / name).unlink()
+    for stage in later:
+        shutil.rmtree(out / stage)
+    lines = log.read_log(out / "log.jsonl")
+    kept = [json.dumps(line) for line in lines if line["stage"] not in later]
+    (out / "log.jsonl").write_text("".join(f"{line}\n" for line in kept))
+    return out
+
+
 def interrupt():
     signal.raise_signal(signal.SIGINT)
 
@@ -252,24 +243,26 @@ def fail():
 
 @pytest.mark.parametrize("number", [*map(slowly, (0, 1)), 2])
 def test_an_interrupted_stage_goes_on(whole, place, tmp_path, monkeypatch, number):
+    out = begun(whole, tmp_path / "run", number)
     stop_at(monkeypatch, number, 3, interrupt)
     with pytest.raises(KeyboardInterrupt):
-        start(place, tmp_path / "run")
+        start(place, out)
     stage = f"{number}-{NAMES[number]}"
-    assert (tmp_path / "run" / stage / "checkpoints" / "4").is_dir()
-    assert not (tmp_path / "run" / stage / "params").exists()
-    rows = start(place, tmp_path / "run")
+    assert (out / stage / "checkpoints" / "4").is_dir()
+    assert not (out / stage / "params").exists()
+    rows = start(place, out)
     assert [row.score for row in rows] == [row.score for row in whole[1]]
-    assert result(tmp_path / "run") == result(whole[0])
+    assert result(out) == result(whole[0])
 
 
 @pytest.mark.parametrize("number", [slowly(1), 2])
 def test_a_stage_that_died_starts_again(whole, place, tmp_path, monkeypatch, number):
+    out = begun(whole, tmp_path / "run", number)
     stop_at(monkeypatch, number, 5, fail)
     with pytest.raises(MemoryError):
-        start(place, tmp_path / "run")
-    start(place, tmp_path / "run")
-    assert result(tmp_path / "run") == result(whole[0])
+        start(place, out)
+    start(place, out)
+    assert result(out) == result(whole[0])
 
 
 def test_a_run_that_died_at_its_end_goes_on(whole, place, tmp_path, monkeypatch):
