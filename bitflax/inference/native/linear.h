@@ -129,28 +129,46 @@ struct Rows {
   Grid grid[kStep];
 };
 
-// out = integers' sum * scale_x scale_w + zero sum of weights + bias.
-template <class V>
+// out = integers' sum * scale_x scale_w + zero sum of weights + bias; Plain where there
+// is one part, binary, of activations without zero.
+template <bool Plain, class V>
 BITFLAX_INLINE V combined(const Weights& w, const Rows& rows, int r, bool shifted,
                           int32_t* const* sums, int n) {
   Grid g = rows.grid[r];
   V y = all<V>(0);
-  for (int i = 0; i < w.parts; i++) {
+  for (int i = 0; i < (Plain ? 1 : w.parts); i++) {
     typename Of<V>::Int sum, column;
     memcpy(&sum, sums[i] + n, sizeof sum);
-    memcpy(&column, w.column[i] + n, sizeof column);
     V scale = load<V>(w.scale[i] + n);
+    if constexpr (Plain) return to_floats(sum * 2 - rows.sum[r]) * g.scale * scale;
+    memcpy(&column, w.column[i] + n, sizeof column);
     sum = (w.base == 2 ? sum * 2 : sum) - rows.sum[r];
     if (shifted) sum = sum + column * 128;
     y = y + to_floats(sum) * g.scale * scale;
     if (g.zero != 0) y = y + to_floats(column) * scale * g.zero;
   }
-  return y + load<V>(w.from->bias + n);
+  return y;
 }
 
-template <class V> BITFLAX_INLINE V active(Activation kind, V x) {
-  if (kind == kGelu) return gelu(x);
-  return kind == kRelu ? relu(x) : x;
+template <Activation Kind, bool Plain>
+inline void finish(const Weights& w, const Rows& rows, int r, bool shifted,
+                   int32_t* const* sums, int first, int last, float* out) {
+  each(last - first, [&](auto v, int k) {
+    typedef decltype(v) V;
+    int n = first + k;
+    V y = combined<Plain, V>(w, rows, r, shifted, sums, n) + load<V>(w.from->bias + n);
+    if constexpr (Kind == kGelu) y = gelu(y);
+    if constexpr (Kind == kRelu) y = relu(y);
+    store(out + n, y);
+  });
+}
+
+typedef void Finish(const Weights&, const Rows&, int, bool, int32_t* const*, int, int,
+                    float*);
+
+template <bool Plain> Finish* finish_of(Activation kind) {
+  if (kind == kGelu) return finish<kGelu, Plain>;
+  return kind == kRelu ? finish<kRelu, Plain> : finish<kLinear, Plain>;
 }
 
 // What a worker's share of `all` equal things is.
@@ -165,7 +183,8 @@ inline void multiply_codes(Worker& me, const Output* outputs, int count, const f
                            int stride, int rows, const Rounding& r, const Grid* shared,
                            Activation kind) {
   const Weights& first = *outputs[0].weights;
-  int in = first.in, code_stride = first.code_bytes();
+  const int in = first.in, code_stride = first.code_bytes();
+  const bool shifted = r.top > 127;
   auto codes = reinterpret_cast<int8_t*>(me.codes.bytes);
   Product products[6];
   int32_t* sums[3][2];
@@ -197,45 +216,66 @@ inline void multiply_codes(Worker& me, const Output* outputs, int count, const f
       int from = blocks.first * w.channels(), to = blocks.last * w.channels();
       int ld = w.blocks() * w.channels();
       if (to > w.out) to = w.out;
+      bool plain = r.centred && !shifted && w.parts == 1 && w.base == 2;
+      Finish* end = plain ? finish_of<true>(kind) : finish_of<false>(kind);
       for (int i = 0; i < some.count; i++) {
         int32_t* row[2] = {sums[o][0] + size_t(i) * ld,
                            w.parts > 1 ? sums[o][1] + size_t(i) * ld : nullptr};
         float* out = outputs[o].to + size_t(begin + i) * outputs[o].stride;
-        each(to - from, [&](auto v, int k) {
-          typedef decltype(v) V;
-          V y = combined<V>(w, some, i, r.top > 127, row, from + k);
-          store(out + from + k, active(kind, y));
-        });
+        end(w, some, i, shifted, row, from, to, out);
       }
     }
   }
 }
 
-// Write a leaf's values of a row, columns first to last, scaled; or add them.
-inline void values_of(const Leaf& leaf, int row, int first, int last, bool add,
-                      float* out) {
-  int run = leaf.groups ? leaf.cols / leaf.groups : leaf.cols;
-  const float* scales = leaf.scales;
-  if (leaf.scale_rows > 1) scales += size_t(row) * leaf.groups;
-  auto real = reinterpret_cast<const float*>(leaf.codes) + size_t(row) * leaf.cols;
-  const uint8_t* codes = leaf.codes + size_t(row) * leaf.row_bytes();
-  for (int n = first; n < last; n++) {
-    float value;
-    if (leaf.bits == 32) {
-      value = real[n];
-    } else if (leaf.bits == 8) {
-      value = float(int8_t(codes[n])) * scales[n / run];
-    } else if (leaf.bits == 1) {
-      value = (codes[n / 8] >> n % 8 & 1 ? 1.f : -1.f) * scales[n / run];
-    } else {
-      value = float((codes[n / 4] >> n % 4 * 2 & 3) - 1) * scales[n / run];
+// Write what a leaf's codes of a row stand for before the scales, columns first to last;
+// of fewer than 8 bits, the first is a whole byte's.
+inline void units_of(const Leaf& leaf, const uint8_t* codes, int first, int last,
+                     float* out) {
+  if (leaf.bits == 8) {
+    for (int n = first; n < last; n++) out[n - first] = float(int8_t(codes[n]));
+  } else if (leaf.bits == 1) {
+    for (int n = first; n < last; n++) {
+      out[n - first] = float((codes[n / 8] >> n % 8 & 1) * 2 - 1);
     }
-    *out = add ? *out + value : value;
-    out++;
+  } else {
+    for (int n = first; n < last; n++) {
+      out[n - first] = float((codes[n / 4] >> n % 4 * 2 & 3) - 1);
+    }
   }
 }
 
 constexpr int kPanel = 64;  // columns that are unpacked together
+
+inline void fill(float (&all)[kPanel], float value) {
+  for (float& each : all) each = value;
+}
+
+// Write a leaf's values of a row, columns first to last, or add them.
+inline void values_of(const Leaf& leaf, int row, int first, int last, bool add,
+                      float* out) {
+  const uint8_t* codes = leaf.codes + size_t(row) * leaf.row_bytes();
+  const float* scales = leaf.scales;
+  if (leaf.scale_rows > 1) scales += size_t(row) * leaf.groups;
+  int run = leaf.groups ? leaf.cols / leaf.groups : leaf.cols;
+  for (; first < last; first += kPanel) {
+    int end = first + kPanel < last ? first + kPanel : last;
+    float units[kPanel], factors[kPanel];
+    const float* from = units;
+    if (leaf.bits == 32) {
+      from = reinterpret_cast<const float*>(codes) + first;
+    } else {
+      units_of(leaf, codes, first, end, units);
+      const float* factor = factors;
+      if (run == 1) factor = scales + first;
+      else if (run >= leaf.cols) fill(factors, scales[0]);
+      else for (int n = first; n < end; n++) factors[n - first] = scales[n / run];
+      for (int n = 0; n < end - first; n++) units[n] *= factor[n];
+    }
+    for (int n = 0; n < end - first; n++) out[n] = add ? out[n] + from[n] : from[n];
+    out += kPanel;
+  }
+}
 
 inline void multiply_values(Worker& me, const Output& output, const float* x, int stride,
                             int rows, const Rounding& r, const Grid* shared,
@@ -268,7 +308,9 @@ inline void multiply_values(Worker& me, const Output& output, const float* x, in
       each(last - first, [&](auto v, int n) {
         typedef decltype(v) V;
         V y = load<V>(out + n) + load<V>(w.from->bias + first + n);
-        store(out + n, active(kind, y));
+        if (kind == kGelu) y = gelu(y);
+        if (kind == kRelu) y = relu(y);
+        store(out + n, y);
       });
     }
   }

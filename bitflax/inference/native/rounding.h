@@ -59,42 +59,73 @@ template <class V> BITFLAX_INLINE V multiple(const Rounding& r, V x, V ratio) {
   return is_sign(r) ? (x >= 0 ? all<V>(1) : all<V>(-1)) : y;
 }
 
+// Whether a row's largest value is its top level, so that no level is cut off.
+inline bool is_plain(const Rounding& r) {
+  return r.range != kFixed && r.centred && !r.clipped && r.steps == r.top;
+}
+
+// Integers of a row, at once their values and, by the lowest bits, themselves; how far
+// the values lie from them.
+template <bool Plain, class V> struct Near {
+  V sum, far;
+  BITFLAX_INLINE Near(const Rounding& r, Grid g, float inverse, V x) {
+    constexpr float kLarge = 12582912;  // as in `rounded`
+    if constexpr (!Plain) x = clipped(r, x) - g.zero;
+    sum = x * inverse + kLarge;
+    far = size_of(x * inverse - (sum - kLarge));
+    if constexpr (!Plain) {
+      sum = less(greater(sum, all<V>(kLarge + r.low)), all<V>(kLarge + r.top));
+      if (is_sign(r)) sum = x >= 0 ? all<V>(kLarge + 1) : all<V>(kLarge - 1);
+    }
+  }
+};
+
+template <bool Plain>
+inline int32_t to_near_codes(const Rounding& r, Grid g, float inverse, const float* x,
+                             int n, int8_t* out, bool* divide) {
+  constexpr float kNear = 0.5f - 3e-5f;  // 2^-23 of 255, rounded up
+  constexpr int32_t kLargeBits = 0x4b400000;
+  const int32_t less_all = kLargeBits + (r.top > 127 ? 128 : 0);
+  Ints total{};
+  int32_t rest = 0;
+  Floats far{};
+  float rest_far = 0;
+  each(n, [&](auto v, int k) {
+    typedef decltype(v) V;
+    Near<Plain, V> near(r, g, inverse, load<V>(x + k));
+    typename Of<V>::Int code;
+    memcpy(&code, &near.sum, sizeof code);
+    code = code - less_all;
+    auto bytes = to_bytes(code);
+    memcpy(out + k, &bytes, sizeof bytes);
+    if constexpr (kSize<V> == 1) {
+      rest += code, rest_far = greater(near.far, rest_far);
+    } else {
+      total += code, far = greater(near.far, far);
+    }
+  });
+  for (int i = 0; i < kFloats; i++) rest += total[i];
+  *divide = greater(most(far), rest_far) > kNear && !is_sign(r);
+  return rest;
+}
+
 // Round a row to bytes, those of levels above 127 less 128; return the bytes' sum.
 //
 // x / scale is what training divides; a product with 1 / scale is four times as fast and
 // rounds the same way unless it lies near half a level: then the row is divided.
 inline int32_t to_codes(const Rounding& r, Grid g, const float* x, int n, int8_t* out) {
-  constexpr float kNear = 0.5f - 3e-5f;  // 2^-23 of 255, rounded up
   float scale = g.scale == 0 ? 1 : g.scale;
+  bool divide;
+  int32_t found = (is_plain(r) ? to_near_codes<true> : to_near_codes<false>)(
+      r, g, 1 / scale, x, n, out, &divide);
+  if (!divide) return found;
   int32_t shift = r.top > 127 ? 128 : 0;
-  auto pass = [&](auto ratio, bool* near) {
-    Ints total{};
-    int32_t rest = 0;
-    Floats far{};
-    float rest_far = 0;
-    each(n, [&](auto v, int k) {
-      typedef decltype(v) V;
-      V value = clipped(r, load<V>(x + k)) - g.zero;
-      V exact = ratio(value);
-      V y = multiple(r, value, exact);
-      auto code = to_ints(y) - shift;
-      auto bytes = to_bytes(code);
-      memcpy(out + k, &bytes, sizeof bytes);
-      V distance = size_of(exact - rounded(exact));
-      if constexpr (kSize<V> == 1) {
-        rest += code, rest_far = greater(distance, rest_far);
-      } else {
-        total += code, far = greater(distance, far);
-      }
-    });
-    *near = greater(most(far), rest_far) > kNear;
-    for (int i = 0; i < kFloats; i++) rest += total[i];
-    return rest;
-  };
-  bool near;
-  float inverse = 1 / scale;
-  int32_t found = pass([&](auto v) { return v * inverse; }, &near);
-  if (near) found = pass([&](auto v) { return v / scale; }, &near);
+  found = 0;
+  for (int k = 0; k < n; k++) {
+    float value = clipped(r, x[k]) - g.zero;
+    int32_t code = to_ints(multiple(r, value, value / scale)) - shift;
+    out[k] = int8_t(code), found += code;
+  }
   return found;
 }
 
