@@ -3,7 +3,7 @@
 // The real tokens of all texts lie side by side as rows; padding is not computed. Rows are
 // cut into units that go through a half of a layer by themselves, so that what is between
 // stays in the nearest caches. Units are shared among threads; where there are fewer of
-// them than threads, several threads share a unit's channels.
+// them than threads, all threads share a unit's channels.
 #pragma once
 
 #include <time.h>
@@ -21,9 +21,8 @@ struct LayerWeights {
   Weights query, key, value, out, up, down;
 };
 
-// What the threads of one unit share.
+// What is between a unit's matrices.
 struct Team {
-  Barrier barrier;
   Buffer x, y, inner;
 };
 
@@ -65,7 +64,7 @@ class Encoder {
       for (Buffer* b : {&teams_[i].x, &teams_[i].y, &teams_[i].inner}) b->release();
     }
     for (Buffer* b : {&x_, &query_, &key_, &value_, &context_, &first_, &rows_, &units_,
-                      &firsts_, &texts_}) {
+                      &firsts_, &texts_, &phases_}) {
       b->release();
     }
     free_weights(pooler_), free_weights(classifier_);
@@ -98,6 +97,7 @@ class Encoder {
     if (!place(inputs) || !reserve()) return BITFLAX_MEMORY;
     logits_ = logits;
     barrier_.reset(pool_->threads());
+    memset(phases_.bytes, 0, phases_.size);
     auto work = [](void* self, int member) {
       static_cast<Encoder*>(self)->work(member);
     };
@@ -177,7 +177,8 @@ class Encoder {
     width_ = padded(s.width), all_ = padded(s.heads * s.head), inner_ = padded(s.inner);
     int unit = unit_;
     if (by_text_ && longest_ > unit) unit = longest_;
-    bool ok = units_.reserve((row_count_ / unit_ + text_count_ + 1) * sizeof(Unit)) &&
+    bool ok = phases_.reserve(sizeof(Phase) * kPhases * (s.layers + 1)) &&
+              units_.reserve((row_count_ / unit_ + text_count_ + 1) * sizeof(Unit)) &&
               firsts_.reserve((text_count_ / unit_ + 1) * sizeof(Unit)) &&
               x_.reserve_floats(size_t(row_count_) * width_) &&
               first_.reserve_floats(size_t(text_count_) * width_);
@@ -229,58 +230,83 @@ class Encoder {
     for (int i = 0; i < text_count_; i += unit_) {
       firsts[first_count_++] = {i, i + unit_ < text_count_ ? i + unit_ : text_count_};
     }
-    for (int i = 0; i < pool_->threads(); i++) teams_[i].barrier.reset(1);
+    // What is shared has to be worth the waiting: some 40 microseconds of a layer.
+    constexpr int64_t kWorth = 16 << 20;
+    int64_t products = int64_t(width_) * (4 * all_ + 2 * inner_) * row_count_;
+    together_ = unit_count_ < pool_->threads() && products >= kWorth;
   }
 
-  // Call f(worker, team, unit) for a member's share of the units.
-  template <class F> void each_unit(int member, const Buffer& held, int count, F f) {
+  // Call f(i) for all i below count, each on the next thread that is free; return when
+  // all are done. A thread that the system has put aside is waited for only if it has
+  // begun one.
+  template <class F> void each_task(int phase, int count, F f) {
+    Phase& now = reinterpret_cast<Phase*>(phases_.bytes)[phase];
+    auto next = [&] { return __atomic_fetch_add(&now.begun, 1, __ATOMIC_RELAXED); };
+    for (int i = next(); i < count; i = next()) {
+      f(i);
+      __atomic_fetch_add(&now.done, 1, __ATOMIC_RELEASE);
+    }
+    wait_for(&now.done, count);
+  }
+
+  // Call f(worker, team, unit) for all units; all threads share the channels of each
+  // where they are few and large.
+  template <class F> void each_unit(int member, const Buffer& held, int count, int phase,
+                                    F f) {
     auto units = reinterpret_cast<const Unit*>(held.bytes);
     Worker& me = workers_[member];
-    int threads = pool_->threads();
-    if (count >= threads) {
-      me.index = 0, me.count = 1;
-      Team& team = teams_[member];
-      int first = int(int64_t(count) * member / threads);
-      int last = int(int64_t(count) * (member + 1) / threads);
-      for (int u = first; u < last; u++) f(me, team, units[u]);
+    me.index = 0, me.count = 1;
+    if (!together_) {
+      each_task(phase, count, [&](int u) { f(me, teams_[member], units[u]); });
       return;
     }
-    int team = member % count;
-    me.index = member / count;
-    me.count = (threads - 1 - team) / count + 1;
-    me.barrier = &teams_[team].barrier;
-    if (me.index == 0) teams_[team].barrier.reset(me.count);
-    barrier_.wait();  // none meets before the barrier is set
-    f(me, teams_[team], units[team]);
-    barrier_.wait();  // nor is it set again before all have left
+    me.index = member, me.count = pool_->threads(), me.barrier = &barrier_;
+    for (int u = 0; u < count; u++) {
+      me.sync();
+      f(me, teams_[0], units[u]);
+    }
+    me.sync();
   }
 
+  struct Phase {
+    int begun, done;
+  };
+  static constexpr int kPhases = 3;  // a layer, and as many after the last
+
   void work(int member) {
-    const Shape& s = flat_.shape;
-    each_unit(member, units_, unit_count_, [&](Worker& me, Team&, Unit u) {
-      if (me.index == 0) embed(u);
-      me.sync();
-    });
-    for (int i = 0; i < s.layers; i++) {
-      bool firsts = first_only_ && i == s.layers - 1;
-      project(member, i, firsts);
-      barrier_.wait();
-      attend_all(member, i, firsts);
-      barrier_.wait();
+    const int layers = flat_.shape.layers;
+    int phase = 0;
+    for (int i = 0; i < layers; i++, phase += kPhases) {
+      bool firsts = first_only_ && i == layers - 1;
+      each_unit(member, units_, unit_count_, phase,
+                [&](Worker& me, Team& team, Unit u) {
+                  if (i) transform(me, team, i - 1, u, x_.floats());
+                  else if (me.index == 0) embed(u);
+                  me.sync();
+                  project(me, i, u, firsts);
+                });
       if (firsts) {
-        each_unit(member, firsts_, first_count_, [&](Worker& me, Team& team, Unit u) {
-          transform(me, team, i, u, first_.floats());
-        });
-      } else {
-        each_unit(member, units_, unit_count_, [&](Worker& me, Team& team, Unit u) {
-          transform(me, team, i, u, x_.floats());
-        });
+        each_unit(member, firsts_, first_count_, phase + 1,
+                  [&](Worker& me, Team&, Unit u) { project_firsts(me, i, u); });
       }
+      attend_all(member, i, firsts, phase + 2);
     }
-    barrier_.wait();
-    each_unit(member, firsts_, first_count_, [&](Worker& me, Team& team, Unit u) {
-      classify(me, team, u);
-    });
+    finish_all(member, phase);
+  }
+
+  // The last layer's rest, and what is made of first tokens.
+  void finish_all(int member, int phase) {
+    int last = flat_.shape.layers - 1;
+    if (!first_only_) {
+      each_unit(member, units_, unit_count_, phase, [&](Worker& me, Team& team, Unit u) {
+        transform(me, team, last, u, x_.floats());
+      });
+    }
+    each_unit(member, firsts_, first_count_, phase + 1,
+              [&](Worker& me, Team& team, Unit u) {
+                if (first_only_) transform(me, team, last, u, first_.floats());
+                classify(me, team, u);
+              });
   }
 
   // x = norm(word + position + type).
@@ -301,58 +327,53 @@ class Encoder {
     }
   }
 
-  void rounded_output(Worker& me, const Rounding& r, float* x, int rows, int width,
-                      int stride) {
+  // Round heads' rows [rows, all], if they are.
+  void rounded_output(Worker& me, const Rounding& r, float* x, int rows) {
     if (!r.on()) return;
+    int width = flat_.shape.heads * flat_.shape.head;
     if (me.index == 0) {
-      Grid text;
-      if (r.range == kText) text = text_grid(r, x, stride, rows, width);
+      Grid text = {r.step, 0};
+      if (r.range == kText) text = text_grid(r, x, all_, rows, width);
       for (int i = 0; i < rows; i++) {
-        float* row = x + size_t(i) * stride;
-        Grid g = r.range == kText    ? text
-                 : r.range == kFixed ? Grid{r.step, 0}
-                                     : grid(r, extent(r, row, width));
-        to_values(r, g, row, width);
+        float* row = x + size_t(i) * all_;
+        to_values(r, r.range == kRow ? grid(r, extent(r, row, width)) : text, row, width);
       }
     }
     me.sync();
   }
 
-  // Queries, keys and values; of queries, those of first tokens where none else is read.
-  void project(int member, int number, bool firsts) {
+  // Keys and values, and queries, unless only those of first tokens are read.
+  void project(Worker& me, int number, Unit u, bool firsts) {
     const Layer& layer = flat_.layer[number];
     LayerWeights& l = layers_[number];
-    const Shape& s = flat_.shape;
-    each_unit(member, units_, unit_count_, [&](Worker& me, Team&, Unit u) {
-      float* x = x_.floats() + size_t(u.first) * width_;
-      size_t at = size_t(u.first) * all_;
-      Output out[3] = {{&l.key, key_.floats() + at, all_},
-                       {&l.value, value_.floats() + at, all_},
-                       {&l.query, query_.floats() + at, all_}};
-      int inputs[3] = {kKeyIn, kValueIn, kQueryIn};
-      products(me, layer, out, inputs, firsts ? 2 : 3, x, u.last - u.first);
-      int sites[3] = {kKeyOut, kValueOut, kQueryOut};
-      for (int i = 0; i < (firsts ? 2 : 3); i++) {
-        rounded_output(me, layer.sites[sites[i]], out[i].to, u.last - u.first,
-                       s.heads * s.head, all_);
+    int rows = u.last - u.first, count = firsts ? 2 : 3;
+    size_t at = size_t(u.first) * all_;
+    Output out[3] = {{&l.key, key_.floats() + at, all_},
+                     {&l.value, value_.floats() + at, all_},
+                     {&l.query, query_.floats() + at, all_}};
+    const int inputs[3] = {kKeyIn, kValueIn, kQueryIn};
+    const int outputs[3] = {kKeyOut, kValueOut, kQueryOut};
+    products(me, layer, out, inputs, count, x_.floats() + size_t(u.first) * width_, rows);
+    for (int i = 0; i < count; i++) {
+      rounded_output(me, layer.sites[outputs[i]], out[i].to, rows);
+    }
+  }
+
+  void project_firsts(Worker& me, int number, Unit u) {
+    const Layer& layer = flat_.layer[number];
+    float* x = first_.floats() + size_t(u.first) * width_;
+    int rows = u.last - u.first;
+    if (me.index == 0) {
+      for (int i = 0; i < rows; i++) {
+        memcpy(x + size_t(i) * width_,
+               x_.floats() + size_t(text_[u.first + i].first) * width_,
+               4 * size_t(flat_.shape.width));
       }
-    });
-    if (!firsts) return;
-    barrier_.wait();  // first rows were made in other units
-    each_unit(member, firsts_, first_count_, [&](Worker& me, Team&, Unit u) {
-      float* x = first_.floats() + size_t(u.first) * width_;
-      if (me.index == 0) {
-        for (int t = u.first; t < u.last; t++) {
-          memcpy(first_.floats() + size_t(t) * width_,
-                 x_.floats() + size_t(text_[t].first) * width_, 4 * size_t(s.width));
-        }
-      }
-      me.sync();
-      Output out = {&l.query, query_.floats() + size_t(u.first) * all_, all_};
-      multiply(me, &out, 1, x, width_, u.last - u.first, layer.sites[kQueryIn]);
-      rounded_output(me, layer.sites[kQueryOut], out.to, u.last - u.first,
-                     s.heads * s.head, all_);
-    });
+    }
+    me.sync();
+    Output out = {&layers_[number].query, query_.floats() + size_t(u.first) * all_, all_};
+    multiply(me, &out, 1, x, width_, rows, layer.sites[kQueryIn]);
+    rounded_output(me, layer.sites[kQueryOut], out.to, rows);
   }
 
   // Products of the same rows: together where all are rounded in the same way.
@@ -371,32 +392,19 @@ class Encoder {
     }
   }
 
-  void attend_all(int member, int number, bool firsts) {
+  void attend_all(int member, int number, bool firsts, int phase) {
     const Shape& s = flat_.shape;
-    // Heads of all texts, cut by the tokens that they read.
-    int64_t total = 0, begun = 0;
-    for (int t = 0; t < text_count_; t++) total += cost(text_[t], firsts);
-    int threads = pool_->threads();
-    int64_t first = total * member / threads, last = total * (member + 1) / threads;
-    for (int t = 0; t < text_count_; t++) {
+    each_task(phase, text_count_ * s.heads, [&](int i) {
+      int t = i / s.heads, h = i % s.heads;
       const Text& text = text_[t];
-      int64_t each_head = cost(text, firsts) / s.heads;
-      for (int h = 0; h < s.heads; h++, begun += each_head) {
-        if (begun < first || begun >= last) continue;
-        size_t at = size_t(text.first) * all_ + size_t(h) * s.head;
-        size_t to = firsts ? size_t(t) * all_ + size_t(h) * s.head : at;
-        Head head = {query_.floats() + to, key_.floats() + at, value_.floats() + at,
-                     context_.floats() + to, firsts ? 1 : text.tokens, text.tokens,
-                     all_, s.head, nullptr};
-        if (text.masked) head.mask = mask_of(member, text);
-        attend(workers_[member], head, flat_.layer[number].sites[kProbs]);
-      }
-    }
-  }
-
-  int64_t cost(const Text& text, bool firsts) const {
-    int64_t reads = firsts ? text.tokens : int64_t(text.tokens) * text.tokens;
-    return flat_.shape.heads * (reads + 16);
+      size_t at = size_t(text.first) * all_ + size_t(h) * s.head;
+      size_t to = firsts ? size_t(t) * all_ + size_t(h) * s.head : at;
+      Head head = {query_.floats() + to, key_.floats() + at, value_.floats() + at,
+                   context_.floats() + to, firsts ? 1 : text.tokens, text.tokens,
+                   all_, s.head, nullptr};
+      if (text.masked) head.mask = mask_of(member, text);
+      attend(workers_[member], head, flat_.layer[number].sites[kProbs]);
+    });
   }
 
   const uint8_t* mask_of(int member, const Text& text) {
@@ -480,13 +488,13 @@ class Encoder {
   Weights pooler_, classifier_;
   Worker* workers_;
   Team* teams_;
-  Buffer rows_, texts_, units_, firsts_, x_, query_, key_, value_, context_, first_;
+  Buffer rows_, texts_, units_, firsts_, phases_, x_, query_, key_, value_, context_, first_;
   Row* row_;
   Text* text_;
   float* logits_;
   int row_count_, text_count_, unit_count_, first_count_, longest_, unit_;
   int width_, all_, inner_;
-  bool by_text_, first_only_;
+  bool by_text_, first_only_, together_;
 };
 
 // Multiply-adds of 8 rows by a random matrix, in 10^9 a second; the best of all runs.

@@ -34,6 +34,13 @@ void Barrier::wait() {
   }
 }
 
+void wait_for(const int* count, int all) {
+  for (int i = 0; __atomic_load_n(count, __ATOMIC_ACQUIRE) != all; i++) {
+    if (i < kSpins) relax();
+    else sched_yield();
+  }
+}
+
 int cores() {
 #if defined(__linux__)
   cpu_set_t set;
@@ -51,8 +58,8 @@ struct Pool::State {
   pid_t process;      // a fork has none of them
   uint32_t job;       // counts calls of run
   int next_member;
-  int running;
-  bool stopping;
+  int running;        // besides the caller's
+  bool open, stopping;
   void (*fn)(void*, int);
   void* context;
 
@@ -73,10 +80,12 @@ void* Pool::State::work(void* self) {
     while (state.job == done && !state.stopping) {
       pthread_cond_wait(&state.wake, &state.lock);
     }
-    bool stopping = state.stopping;
+    bool stopping = state.stopping, joins = state.open;
     done = state.job;
+    if (joins) __atomic_add_fetch(&state.running, 1, __ATOMIC_ACQ_REL);
     pthread_mutex_unlock(&state.lock);
     if (stopping) return nullptr;
+    if (!joins) continue;
     state.fn(state.context, member);
     __atomic_sub_fetch(&state.running, 1, __ATOMIC_ACQ_REL);
   }
@@ -128,16 +137,15 @@ bool Pool::run(void (*fn)(void*, int), void* context) {
     return true;
   }
   pthread_mutex_lock(&state_->lock);
-  state_->fn = fn, state_->context = context;
-  state_->running = state_->started;
+  state_->fn = fn, state_->context = context, state_->open = true;
   __atomic_store_n(&state_->job, state_->job + 1, __ATOMIC_RELEASE);
   pthread_cond_broadcast(&state_->wake);
   pthread_mutex_unlock(&state_->lock);
   fn(context, 0);
-  for (int i = 0; __atomic_load_n(&state_->running, __ATOMIC_ACQUIRE); i++) {
-    if (i < kSpins) relax();
-    else sched_yield();
-  }
+  pthread_mutex_lock(&state_->lock);
+  state_->open = false;
+  pthread_mutex_unlock(&state_->lock);
+  wait_for(&state_->running, 0);
   return true;
 }
 

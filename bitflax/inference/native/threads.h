@@ -17,6 +17,9 @@ class Barrier {
   uint32_t round_ = 0;
 };
 
+// Wait until a count has come to `all`.
+void wait_for(const int* count, int all);
+
 int cores();  // that this process may use
 
 class Pool {
@@ -26,7 +29,8 @@ class Pool {
   void stop();
   int threads() const { return threads_; }
 
-  // Call fn(context, member) on every thread, the caller's as member 0.
+  // Call fn(context, member) on the caller's thread, as member 0, and on all others that
+  // come before it has returned: who is late to wake is not waited for.
   bool run(void (*fn)(void*, int), void* context);
 
  private:
