@@ -228,52 +228,48 @@ inline void multiply_codes(Worker& me, const Output* outputs, int count, const f
   }
 }
 
-// Write what a leaf's codes of a row stand for before the scales, columns first to last;
-// of fewer than 8 bits, the first is a whole byte's.
-inline void units_of(const Leaf& leaf, const uint8_t* codes, int first, int last,
-                     float* out) {
-  if (leaf.bits == 8) {
-    for (int n = first; n < last; n++) out[n - first] = float(int8_t(codes[n]));
-  } else if (leaf.bits == 1) {
-    for (int n = first; n < last; n++) {
-      out[n - first] = float((codes[n / 8] >> n % 8 & 1) * 2 - 1);
-    }
-  } else {
-    for (int n = first; n < last; n++) {
-      out[n - first] = float((codes[n / 4] >> n % 4 * 2 & 3) - 1);
-    }
-  }
-}
-
 constexpr int kPanel = 64;  // columns that are unpacked together
 
-inline void fill(float (&all)[kPanel], float value) {
-  for (float& each : all) each = value;
+// Write unit(n) * scale, or add it: columns first to last of a row.
+template <class Unit>
+BITFLAX_INLINE void scaled(Unit unit, const float* __restrict scales, int run,
+                           int first, int last, bool add, float* __restrict out) {
+  if (run == 1) {  // a scale each: no division, and whole vectors
+    for (int n = first; n < last; n++, out++) {
+      float value = unit(n) * scales[n];
+      *out = add ? *out + value : value;
+    }
+    return;
+  }
+  for (int n = first; n < last;) {
+    int end = (n / run + 1) * run;
+    float scale = scales[n / run];
+    for (end = end < last ? end : last; n < end; n++, out++) {
+      float value = unit(n) * scale;
+      *out = add ? *out + value : value;
+    }
+  }
 }
 
 // Write a leaf's values of a row, columns first to last, or add them.
 inline void values_of(const Leaf& leaf, int row, int first, int last, bool add,
                       float* out) {
-  const uint8_t* codes = leaf.codes + size_t(row) * leaf.row_bytes();
+  const uint8_t* __restrict codes = leaf.codes + size_t(row) * leaf.row_bytes();
+  if (leaf.bits == 32) {
+    const float* from = reinterpret_cast<const float*>(codes) + first;
+    for (int n = 0; n < last - first; n++) out[n] = add ? out[n] + from[n] : from[n];
+    return;
+  }
   const float* scales = leaf.scales;
   if (leaf.scale_rows > 1) scales += size_t(row) * leaf.groups;
-  int run = leaf.groups ? leaf.cols / leaf.groups : leaf.cols;
-  for (; first < last; first += kPanel) {
-    int end = first + kPanel < last ? first + kPanel : last;
-    float units[kPanel], factors[kPanel];
-    const float* from = units;
-    if (leaf.bits == 32) {
-      from = reinterpret_cast<const float*>(codes) + first;
-    } else {
-      units_of(leaf, codes, first, end, units);
-      const float* factor = factors;
-      if (run == 1) factor = scales + first;
-      else if (run >= leaf.cols) fill(factors, scales[0]);
-      else for (int n = first; n < end; n++) factors[n - first] = scales[n / run];
-      for (int n = 0; n < end - first; n++) units[n] *= factor[n];
-    }
-    for (int n = 0; n < end - first; n++) out[n] = add ? out[n] + from[n] : from[n];
-    out += kPanel;
+  int run = leaf.cols / leaf.groups;
+  auto write = [&](auto unit) { scaled(unit, scales, run, first, last, add, out); };
+  if (leaf.bits == 8) {
+    write([&](int n) { return float(int8_t(codes[n])); });
+  } else if (leaf.bits == 1) {
+    write([&](int n) { return float((codes[n / 8] >> n % 8 & 1) * 2 - 1); });
+  } else {
+    write([&](int n) { return float((codes[n / 4] >> n % 4 * 2 & 3) - 1); });
   }
 }
 
