@@ -107,16 +107,17 @@ template <class V> BITFLAX_INLINE V exponential(V x) {
   return y * scale;
 }
 
-// The error function, to 2e-7: erfc(x) = exp(-x q(x)), and q is smooth. Its coefficients
-// are a minimax fit on [0, 4].
+// The error function, to 2e-7: erf(x) = x p(x^2), and 1 beyond 3.9. The coefficients
+// are a minimax fit in 2 (x / 3.9)^2 - 1.
 template <class V> BITFLAX_INLINE V error_function(V x) {
-  constexpr float q[] = {1.128380298614502f,    0.636597752571106f,
-                         0.10291960090398788f,  -0.019583944231271744f,
-                         0.0005369217251427472f, 0.0010324069298803806f,
-                         -0.0003088036901317537f, 3.144037691527046e-05f};
-  V size = less(size_of(x), all<V>(4));
-  V y = 1 - exponential(-size * polynomial(q, size));
-  return x < 0 ? -y : y;
+  constexpr float kEnd = 3.9f;
+  constexpr float p[] = {
+      3.625839651e-01f, -1.810110807e-01f, 1.346908212e-01f, -1.095322222e-01f,
+      9.067484736e-02f, -7.380585372e-02f, 5.787193403e-02f, -4.276264459e-02f,
+      2.924636751e-02f, -1.960338466e-02f, 1.339552365e-02f, -7.024920080e-03f,
+      2.056815894e-03f, -1.539567136e-03f, 1.874341746e-03f, -7.047037943e-04f};
+  V z = less(greater(x, all<V>(-kEnd)), all<V>(kEnd));
+  return z * polynomial(p, z * z * (2 / (kEnd * kEnd)) - 1);
 }
 
 template <class V> BITFLAX_INLINE V gelu(V x) {
