@@ -1,5 +1,6 @@
 """What every test shares: eight CPU devices, strict shapes, and a few fixtures."""
 
+import contextlib
 import os
 import pathlib
 
@@ -14,6 +15,9 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 
 import jax  # noqa: E402
 import pytest  # noqa: E402
+
+from bitflax.errors import StorageError  # noqa: E402
+from bitflax.inference.native import building  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
@@ -31,8 +35,16 @@ def _enable_x64():
 
 @pytest.fixture(scope="session", autouse=True)
 def _users_cache(tmp_path_factory):
-    """Commands keep what jax compiles elsewhere than in the real user's folder."""
-    os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
+    """Commands keep what they compile elsewhere than in the real user's folder.
+
+    The native engine alone lies there, so that it is compiled once for all tests.
+    """
+    made = tmp_path_factory.mktemp("cache")
+    with contextlib.suppress(StorageError):  # there is no such folder
+        shared = building.cache_folder()
+        (made / "bitflax").mkdir(mode=0o700)
+        (made / "bitflax" / "native").symlink_to(shared)
+    os.environ["XDG_CACHE_HOME"] = str(made)
 
 
 @pytest.fixture

@@ -7,6 +7,8 @@ from io import BufferedReader
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
 from bitflax import packed, trees
 from bitflax.data import Tokenizer
 from bitflax.errors import ConfigError, DamagedFile, InputMissing, UsageError
@@ -34,7 +36,7 @@ def open_model(path: str | Path) -> StoredModel:
         config, params = load_pretrained(place)
         _check_whole(params, place)
         return StoredModel(config, params, None, Tokenizer.from_folder(place), {})
-    found = packed.read_packed(place)
+    found = packed.read_packed(place, np.asarray)  # an engine takes them over
     if found.tokenizer is None:
         return found
     return found._replace(tokenizer=Tokenizer.from_json(found.tokenizer, place))

@@ -1,9 +1,7 @@
 """A student as the flat file that the native engine maps and runs.
 
-Bytes are little-endian. A header of 64 bytes: ``bitflax\\0``, the version and the number
-of 32-bit words of the description (uint32), the size of the file (uint64), eight zeros,
-the SHA-256 of the file with these 32 bytes left out. Then the description, and what its
-offsets (uint64, multiples of 64) point at; ``flat_file.cpp`` reads it in the same order.
+``bitflax/FORMAT.md`` has its table. A header, a description of 32-bit words in a fixed
+order, and what its offsets point at; ``flat_file.cpp`` reads it in the same order.
 """
 
 import hashlib
@@ -27,8 +25,8 @@ _MATRICES = ("query", "key", "value")
 
 def to_flat(
     config: BertConfig, params: Params, act: Any = None, metadata: Any = None
-) -> bytes:
-    """Return the flat file of a model.
+) -> np.ndarray:
+    """Return the flat file of a model, uint8 [bytes]; its digest is not set yet.
 
     Args:
       config: the model's shape.
@@ -58,12 +56,14 @@ class _Writer:
     def __init__(self, flat: dict[str, Any], act: dict[str, Any]):
         self.flat, self.act = flat, act
         self.words: list[bytes] = []
-        self.data: list[tuple[int, np.ndarray]] = []  # where its offset goes; what it is
+        self.data: list[
+            tuple[int, np.ndarray]
+        ] = []  # where its offset goes; what it is
 
     def integers(self, *values: int) -> None:
         self.words += [struct.pack("<i", value) for value in values]
 
-    def reals(self, *values: float) -> None:
+    def reals(self, *values: float | int) -> None:
         self.words += [struct.pack("<f", value) for value in values]
 
     def array(self, values: Any) -> None:
@@ -147,29 +147,42 @@ class _Writer:
         step = max(float(ends[0]), quantization.LEAST_STEP)
         ends = ends if len(ends) == 2 else np.zeros(2)
         self.integers(shared, grid.low, grid.top, grid.steps)
-        self.integers(grid.centred, grid.whole, bool(grid.steps) and learned is not None)
+        self.integers(
+            grid.centred, grid.whole, bool(grid.steps) and learned is not None
+        )
         self.reals(grid.spare, *ends, 0 if grid.steps else step)
 
-    def file(self) -> bytes:
-        """Return the whole file."""
+    def file(self) -> np.ndarray:
+        """Return the whole file, in memory that begins at a multiple of 64."""
         end = _HEADER + 4 * len(self.words)
-        parts: list[bytes] = []
-        for place, values in self.data:
+        places = []
+        for word, values in self.data:
             end += -end % _ALIGN
+            places.append(end)
             offset = struct.pack("<Q", end)
-            self.words[place : place + 2] = [offset[:4], offset[4:]]
+            self.words[word : word + 2] = [offset[:4], offset[4:]]
             end += values.nbytes
-        out = bytearray(end)
-        out[:24] = struct.pack("<8sIIQ", _MAGIC, VERSION, len(self.words), end)
         words = b"".join(self.words)
-        out[_HEADER : _HEADER + len(words)] = words
-        for place, values in self.data:
-            (offset,) = struct.unpack("<Q", b"".join(self.words[place : place + 2]))
-            out[offset : offset + values.nbytes] = values.tobytes()
-        digest = hashlib.sha256(out[: _DIGEST.start])
-        digest.update(memoryview(out)[_DIGEST.stop :])
-        out[_DIGEST] = digest.digest()
-        return bytes(out)
+        whole = np.zeros(end + _ALIGN, np.uint8)
+        start = -whole.ctypes.data % _ALIGN
+        out = whole[start : start + end]
+        head = struct.pack("<8sIIQQ", _MAGIC, VERSION, len(self.words), end, 0)
+        _put(out, 0, head)
+        _put(out, _HEADER, words)
+        for place, (_, values) in zip(places, self.data, strict=True):
+            _put(out, place, values.reshape(-1).view(np.uint8))
+        return out
+
+
+def _put(out: np.ndarray, place: int, values: Any) -> None:
+    found = np.frombuffer(values, np.uint8)
+    out[place : place + len(found)] = found
+
+
+def seal(flat: np.ndarray) -> None:
+    """Set a flat file's SHA-256: that of the file whose digest is zeros."""
+    flat[_DIGEST] = 0
+    flat[_DIGEST] = np.frombuffer(hashlib.sha256(flat).digest(), np.uint8)
 
 
 def _grid(site: str, quantizer: Any) -> tuple[Any, int]:
@@ -179,7 +192,9 @@ def _grid(site: str, quantizer: Any) -> tuple[Any, int]:
         raise _cannot(site, quantizer, "it is none of bitflax's own")
     axis, groups = quantization.shared_by(quantizer)
     if groups or axis not in (None, (), -1, (-1,)):
-        raise _cannot(site, quantizer, "its ranges are neither a token's nor a tensor's")
+        raise _cannot(
+            site, quantizer, "its ranges are neither a token's nor a tensor's"
+        )
     if axis == ():
         return grid, _FIXED
     return grid, _TEXT if axis is None else _ROW
