@@ -225,7 +225,7 @@ def native_command(args: Namespace) -> None:
     names, made = native.usable_targets(), native.targets(native.machine())
     about = "compiled {date} in {seconds} s by {compiler}".format(**built.record)
     facts = {
-        "library": f"{packed.shown(str(built.path))}, {about}",
+        "library": f"{built.path}, {about}",
         "targets": f"{', '.join(made)}; here: {', '.join(names)}",
         "chosen": inference.chosen_target(),
     }

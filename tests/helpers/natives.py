@@ -1,5 +1,6 @@
 """Models of every kind that the native engine runs, and what jax computes of them."""
 
+import dataclasses
 import functools
 
 import jax
@@ -29,8 +30,11 @@ ACTS = {
     "8 bits, asymmetric, full": bf.asymmetric(8, levels="full"),
     "4 bits": bf.symmetric(4),
     "2 bits": bf.symmetric(2),
-    "elastic": bf.elastic_act(1),
-    "lsq": bf.lsq_act(4),
+    "elastic": (  # with its values 1-bit too, sums of them are 0, and have no sign
+        (r".*/(probs|ffn/out/input)", bf.elastic(1, signed=False)),
+        (r".*/input", bf.elastic(1)),
+    ),
+    "lsq": ((r".*/input", bf.lsq(4)),),
     "clipped": ((r".*/input", bf.clipped(bf.asymmetric(4))),),
     "sites": (
         (r"pooler/input|.*attention/(query|key|value)/output", bf.symmetric(4)),
@@ -38,6 +42,9 @@ ACTS = {
         (r".*/input", bf.symmetric(4)),
     ),
 }
+# The least probability is that of padding where there is any, which jax rounds too.
+WHOLE_TEXTS = ("elastic", "sites")
+SHORT = dataclasses.replace(CONFIG, num_hidden_layers=1)
 WEIGHTS = ("binary", "by channel", "in groups", "ternary", "split", "int8", "dense")
 
 

@@ -143,9 +143,9 @@ class _Writer:
         if shared == _TEXT and not by_text:
             raise _cannot(site, quantizer, "all of an activation shares its range")
         learned = self.flat.get(site)
-        ends = np.zeros(2) if learned is None else np.ravel(np.asarray(learned))
-        step = max(float(ends[0]), quantization.LEAST_STEP)
-        ends = ends if len(ends) == 2 else np.zeros(2)
+        ends = [0.0] if learned is None else np.ravel(np.asarray(learned)).tolist()
+        step = max(ends[0], quantization.LEAST_STEP)
+        ends = ends if len(ends) == 2 else [0.0, 0.0]
         self.integers(shared, grid.low, grid.top, grid.steps)
         self.integers(
             grid.centred, grid.whole, bool(grid.steps) and learned is not None

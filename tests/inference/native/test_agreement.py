@@ -5,7 +5,6 @@ import pytest
 
 from tests.helpers import natives
 
-ASKED = natives.batch(12, 24, ragged=True)
 CLOSE = 2e-6
 # Where one of thousands of activations lies halfway between two levels of 8 bits, the
 # last bit of a float decides, and its text's logits move by a part in a thousand.
@@ -18,11 +17,12 @@ def targets():
     return natives.library.usable_targets()
 
 
-def check(weights: str, act: str, targets, asked=ASKED) -> None:
-    expected = natives.by_jax(weights, act, asked)
+def check(weights: str, act: str, targets, config) -> None:
+    asked = natives.batch(12, 24, ragged=act not in natives.WHOLE_TEXTS)
+    expected = natives.by_jax(weights, act, asked, config)
     assert np.ptp(expected, axis=0).max() > 1e-2
     for target in targets:
-        made = natives.engine(weights, act, target)
+        made = natives.engine(weights, act, target, config=config)
         assert made.target == target
         apart = natives.apart(made(asked), expected)
         if act.startswith("8"):
@@ -32,21 +32,18 @@ def check(weights: str, act: str, targets, asked=ASKED) -> None:
             assert apart.max() < CLOSE, target
 
 
-@pytest.mark.parametrize("act", ["none", "8 bits"])
 @pytest.mark.parametrize("weights", natives.WEIGHTS)
-def test_every_kind_of_weights(weights, act, targets):
-    check(weights, act, targets)
+def test_every_kind_of_weights(weights, targets):
+    check(weights, "8 bits", targets, natives.CONFIG)
 
 
-@pytest.mark.parametrize(
-    "act", [a for a in natives.ACTS if a not in ("none", "8 bits")]
-)
+@pytest.mark.parametrize("act", [act for act in natives.ACTS if act != "8 bits"])
 def test_every_quantizer_of_activations(act, targets):
-    check("binary", act, targets)
+    check("binary", act, targets, natives.SHORT)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("act", [*natives.ACTS])
 @pytest.mark.parametrize("weights", natives.WEIGHTS)
 def test_every_quantizer_with_every_kind_of_weights(weights, act, targets):
-    check(weights, act, targets)
+    check(weights, act, targets, natives.CONFIG)
