@@ -20,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -86,6 +86,19 @@ def machine() -> str:
 def targets(architecture: str) -> dict[str, tuple[str, ...]]:
     """Return the targets of an architecture, and their flags."""
     return {**TARGETS.get(architecture, {}), "portable": ()}
+
+
+def processor_flags(flags: Sequence[str], zig: bool) -> tuple[str, ...]:
+    """Return a target's flags as a compiler takes them; Zig's own say the least CPU.
+
+    >>> processor_flags(["-march=armv8.2-a+dotprod"], zig=True)
+    ('-mcpu=baseline+dotprod',)
+    """
+    if not zig:
+        return tuple(flags)
+    more = [flag.partition("+")[2] for flag in flags if flag.startswith("-march=")]
+    rest = [flag for flag in flags if not flag.startswith("-march=")]
+    return (*rest, f"-mcpu={'+'.join(['baseline', *more])}")
 
 
 def sources() -> list[Path]:
@@ -239,21 +252,17 @@ def _compile_into(place: Path, compiler: Compiler) -> None:
         log.unlink(missing_ok=True)
 
 
-def compile_library(
-    compiler: Compiler, out: Path, folder: Path, also: tuple[str, ...] = ()
-) -> str:
+def compile_library(compiler: Compiler, out: Path, folder: Path) -> str:
     """Compile the sources for this machine's targets, all cores at once, and link.
 
     Args:
       compiler: what compiles.
       out: the library to write.
       folder: where its parts go.
-      also: flags for compiling and linking.
 
     Returns:
       What the compiler said where it failed; "" where it did not.
     """
-    own = (*FLAGS, *also, *(("-mcpu=baseline",) if compiler.zig else ()))
     here = targets(machine())
     commands = []
     for path in sources():
@@ -266,16 +275,17 @@ def compile_library(
             parts = {path.stem: ()} if path.suffix == ".cpp" else {}
         for stem, flags in parts.items():
             made = str(folder / f"{stem}.o")
-            commands.append([*own, *flags, "-c", str(path), "-o", made])
+            own = [*FLAGS, *processor_flags(flags, compiler.zig)]
+            commands.append([*own, "-c", str(path), "-o", made])
     cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count()
     with concurrent.futures.ThreadPoolExecutor(cores) as pool:
         said = "".join(pool.map(lambda command: _said(compiler, command), commands))
     if said:
         return said
     objects = [command[-1] for command in commands]
-    link = ["-shared", *also, *objects, "-o", str(out)]
+    link = ["-shared", *objects, "-o", str(out)]
     # Without a file of the C library Zig would make one, which takes a quarter minute.
-    quick = _mapped_libraries() if compiler.zig and not also else []
+    quick = _mapped_libraries() if compiler.zig else []
     return _said(compiler, [*link, *(["-s", "-nostdlib", *quick] if quick else [])])
 
 
