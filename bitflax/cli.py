@@ -98,7 +98,8 @@ def make_parser() -> _Parser:
     inspect = add("inspect", help="print every tensor's bits and bytes")
     inspect.add_argument("model", metavar="DIR|FILE", help=_MODEL)
     _add_verify(add("verify", help="read all of a packed file strictly, and say so"))
-    _add_export(add("export", help="write a model for ONNX Runtime or transformers"))
+    _add_export(add("export", help="write a model for others to run"))
+    add("native", help="compile the native engine, test it, and measure it")
     _add_augment(add("augment", help="write a task's training examples, many varied"))
     return parser
 
@@ -137,10 +138,13 @@ def _add_eval(parser: _Parser) -> None:
 
 
 def _add_engine(parser: _Parser) -> None:
-    engine = "jax (default), or onnx: ONNX Runtime, pip install 'bitflax[onnx]'"
+    engine = "native: 1-bit products in C++; jax; onnx: ONNX Runtime, pip install "
+    engine += "'bitflax[onnx]'; auto (default): native where it can, else jax"
     parser.add_argument(
-        "--engine", choices=inference.ENGINES, default="jax", help=engine
+        "--engine", choices=inference.ENGINES, default="auto", help=engine
     )
+    threads = "that native or onnx computes with; by default all cores"
+    parser.add_argument("--threads", type=int, metavar="N", help=threads)
 
 
 def _add_verify(parser: _Parser) -> None:
@@ -152,8 +156,8 @@ def _add_verify(parser: _Parser) -> None:
 
 def _add_export(parser: _Parser) -> None:
     parser.add_argument("model", metavar="DIR|FILE", help=_MODEL)
-    form = "a file for ONNX Runtime (8-bit or float32 products), or a folder for "
-    form += "transformers (hf: float32, with a model card)"
+    form = "a file for ONNX Runtime (8-bit or float32 products) or for the native "
+    form += "engine from C, or a folder for transformers (hf: float32, with a card)"
     parser.add_argument(
         "--format", required=True, choices=inference.EXPORT_FORMATS, help=form
     )

@@ -1,5 +1,6 @@
 """What each subcommand of ``bitflax`` does; ``bitflax.cli`` parses and tells errors."""
 
+import contextlib
 import inspect
 import itertools
 import logging
@@ -12,11 +13,19 @@ from typing import Any
 
 from bitflax import data, errors, inference, model, packed, recipe, runs, training
 from bitflax.data import augmentation
-from bitflax.errors import ConfigError, DamagedFile, DataError, InputMissing
+from bitflax.errors import (
+    ConfigError,
+    DamagedFile,
+    DataError,
+    InputMissing,
+    StorageError,
+)
+from bitflax.inference import native
 from bitflax.progress import columns, throughput
 
 _LOG = logging.getLogger(__name__)
 
+BASES = {"binary": 2, "ternary": 3}
 PIECE = 1024
 """Texts that are answered at once; a pipe of any length is answered as it comes."""
 
@@ -87,7 +96,7 @@ def run_command(args: Namespace) -> None:
 def eval_command(args: Namespace) -> None:
     """Print a model's scores on a task's dev examples; of an own file, on all."""
     named = args.task in data.TASKS
-    predictor = inference.load(args.model, args.engine)
+    predictor = inference.load(args.model, args.engine, args.threads)
     config, known = predictor.config, {}
     if not named:  # the model knows which classes there are, and in which order
         known["regression"] = config.regression
@@ -151,7 +160,7 @@ def predict_command(args: Namespace) -> None:
     Raises:
       DataError: a line is no text, or no pair as the first is; names its number.
     """
-    predictor = inference.load(args.model, args.engine)
+    predictor = inference.load(args.model, args.engine, args.threads)
     place, lines, total = "TEXT", enumerate(args.texts, 1), len(args.texts)
     if not args.texts:
         place, lines, total = "stdin", _stdin(), _lines_left()
@@ -167,7 +176,7 @@ def predict_command(args: Namespace) -> None:
 
 
 def export_command(args: Namespace) -> None:
-    """Write a model for ONNX Runtime or for transformers; print path and bytes."""
+    """Write a model for others to run; print path and bytes."""
     out = inference.export(args.model, args.out, args.format)
     files = [path for path in (out, *out.glob("*")) if path.is_file()]
     print(f"{out}\t{sum(path.stat().st_size for path in files)}")
@@ -201,8 +210,40 @@ def _is_packed(file: Path) -> bool:
 
 
 def verify_command(args: Namespace) -> None:
-    """Read all of a packed file strictly, and print what it is."""
+    """Read all of a packed file strictly, and print what it is.
+
+    Where the native engine is compiled, it is tested too.
+    """
     print(_verified(inference.verify(args.model, args.sha256)))
+    with contextlib.suppress(InputMissing, StorageError):  # no engine to test
+        if native.find_built():
+            tested = inference.self_test()
+            print(f"native engine: {len(tested)} self-tests passed")
+
+
+def native_command(args: Namespace) -> None:
+    """Compile the native engine if need be; print its self-test and its speeds."""
+    built = native.build()
+    names, made = native.usable_targets(), native.targets(native.machine())
+    about = "compiled {date} in {seconds} s by {compiler}".format(**built.record)
+    facts = {
+        "library": f"{built.path}, {about}",
+        "targets": f"{', '.join(made)}; here: {', '.join(names)}",
+        "chosen": inference.chosen_target(),
+    }
+    print(columns([*facts.items()], "<<"), flush=True)
+    tested = inference.self_test()
+    rows = [
+        ("target", *(f"{kind}, GMAC/s" for kind in BASES), "texts as NumPy has them")
+    ]
+    seconds = 2 / (len(BASES) * len(names))
+    for name in names:
+        speeds = [native.speed(name, base, seconds=seconds) for base in BASES.values()]
+        own = [test for test in tested if test.target == name]
+        close, texts = sum(test.close for test in own), sum(test.texts for test in own)
+        said = f"{close} of {texts}"
+        rows.append((name, *(f"{speed:.1f}" for speed in speeds), said))
+    print("\n" + columns(rows, "<>><"))
 
 
 def _weights(path: Path) -> Path:

@@ -1,5 +1,6 @@
 """What every test shares: eight CPU devices, strict shapes, and a few fixtures."""
 
+import contextlib
 import gc
 import os
 import pathlib
@@ -27,6 +28,9 @@ os.environ[f"{_KEPT}_ENTRY_SIZE_BYTES"] = "-1"
 import jax  # noqa: E402
 import pytest  # noqa: E402
 
+from bitflax.errors import StorageError  # noqa: E402
+from bitflax.inference.native import building  # noqa: E402
+
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
@@ -46,6 +50,20 @@ def pytest_collection_finish():
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 20, 50)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _users_cache(tmp_path_factory):
+    """Commands keep what they compile elsewhere than in the real user's folder.
+
+    The native engine alone lies there, so that it is compiled once for all tests.
+    """
+    made = tmp_path_factory.mktemp("cache")
+    with contextlib.suppress(StorageError):  # there is no such folder
+        shared = building.cache_folder()
+        (made / "bitflax").mkdir(mode=0o700)
+        (made / "bitflax" / "native").symlink_to(shared)
+    os.environ["XDG_CACHE_HOME"] = str(made)
 
 
 @pytest.fixture

@@ -30,7 +30,7 @@ class Echo:
 @pytest.fixture
 def echo(monkeypatch):
     made = Echo()
-    monkeypatch.setattr(inference, "load", lambda path, engine: made)
+    monkeypatch.setattr(inference, "load", lambda path, engine, threads: made)
     return made
 
 
@@ -248,14 +248,15 @@ def test_inspect_names_the_stage_of_an_unfinished_run(capsys, tmp_path):
 def test_predict_hands_the_engine_on(monkeypatch, capsys):
     asked = []
 
-    def load(path, engine):
-        asked.append((path, engine))
+    def load(path, engine, threads):
+        asked.append((path, engine, threads))
         return Echo()
 
     monkeypatch.setattr(inference, "load", load)
-    assert cli.main(["predict", "m", "a", "--engine", "onnx"]) == 0
+    argv = ["predict", "m", "a", "--engine", "onnx", "--threads", "2"]
+    assert cli.main(argv) == 0
     assert cli.main(["predict", "m", "a"]) == 0
-    assert asked == [("m", "onnx"), ("m", "jax")]
+    assert asked == [("m", "onnx", 2), ("m", "auto", None)]
 
 
 def test_export_prints_path_and_bytes(capsys, packed, tmp_path):

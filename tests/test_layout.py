@@ -29,7 +29,8 @@ packed             model quantization
 distillation       model quantization data
 training           model data distillation
 recipe             model quantization data packed distillation
-inference          model quantization data packed
+inference.native   model quantization
+inference          model quantization data packed inference.native
 runs               model quantization data data.augmentation packed distillation training recipe inference
 """
 BELOW = {row.split()[0]: set(row.split()[1:]) for row in HOUSE.strip().splitlines()}
@@ -42,7 +43,8 @@ ONLY = {
     "orbax": {"training/checkpoints.py"},
     "flax.linen": {"model/layers.py"},
     "jax._src": {"training/lost_process.py"},
-    "ctypes": {"training/lost_process.py"},
+    "ctypes": {"training/lost_process.py", "inference/native/library.py"},
+    "subprocess": {"inference/native/building.py"},
     "flax.nnx": set(),
     "tensorflow": set(),
     "torch": set(),

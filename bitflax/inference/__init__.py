@@ -3,6 +3,8 @@
 from bitflax.inference.engines import ENGINES as ENGINES
 from bitflax.inference.exporting import EXPORT_FORMATS as EXPORT_FORMATS
 from bitflax.inference.exporting import export as export
+from bitflax.inference.native_check import chosen_target as chosen_target
+from bitflax.inference.native_check import self_test as self_test
 from bitflax.inference.predictor import Predictor as Predictor
 from bitflax.inference.predictor import load as load
 from bitflax.inference.provenance import make_provenance as make_provenance

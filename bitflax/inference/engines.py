@@ -1,10 +1,11 @@
-"""Engines: what computes the logits of a batch, JAX or ONNX Runtime.
+"""Engines: what computes the logits of a batch: our own C++, JAX or ONNX Runtime.
 
 An engine is a function of a batch (``input_ids``, ``attention_mask`` and
 ``token_type_ids``, int32 [rows, tokens]) to float32 logits [rows, labels].
 """
 
 import importlib.util
+import logging
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -16,21 +17,22 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from bitflax import model, packed, trees
-from bitflax.errors import ConfigError, InputMissing
-from bitflax.inference import onnx_bert
+from bitflax.errors import BitflaxError, ConfigError, InputMissing
+from bitflax.inference import native, onnx_bert
 from bitflax.types import INPUTS, BertConfig, Params
 
 Engine = Callable[[Mapping[str, np.ndarray]], np.ndarray]
 
-ENGINES = ("jax", "onnx")
+ENGINES = ("auto", "native", "jax", "onnx")
+_LOG = logging.getLogger(__name__)
 
 
-def check_engine(name: str) -> None:
-    """Check that there is an engine of this name, and that its packages are there.
+def check_engine(name: str, threads: int | None = None) -> None:
+    """Check that there is an engine of this name, and that it has what it needs.
 
     Raises:
-      ConfigError: there is none.
-      InputMissing: a package that it needs is not installed.
+      ConfigError: there is none, or it does not take ``threads``.
+      InputMissing: a package or a compiler that it needs is not installed.
 
     >>> check_engine("jax")
     """
@@ -38,6 +40,12 @@ def check_engine(name: str) -> None:
         raise ConfigError(
             "engine", f"no engine {name!r}", fix=f"one of {', '.join(ENGINES)}"
         )
+    native.check_threads(threads)
+    if name == "jax" and threads is not None:
+        fix = "take the engine native or onnx"
+        raise ConfigError("threads", "the engine jax takes all cores", fix=fix)
+    if name == "native":
+        native.find_compiler()
     if name == "onnx":
         need_packages("onnx", "onnxruntime")
 
@@ -58,29 +66,54 @@ def need_packages(*packages: str) -> None:
 
 
 def make_engine(
-    name: str, config: BertConfig, params: Params, act: Any = None
+    name: str,
+    config: BertConfig,
+    params: Params,
+    act: Any = None,
+    threads: int | None = None,
 ) -> Engine:
     """Return an engine that runs a model.
 
     Args:
-      name: ``"jax"``, or ``"onnx"``: ONNX Runtime on the processor, with integer
-        matrix products where the student has 8-bit activations.
+      name: ``"native"``: tables of 1-bit weights, on the processor; ``"jax"``;
+        ``"onnx"``: ONNX Runtime on the processor, with integer matrix products where
+        the student has 8-bit activations; ``"auto"``: native where it can run the
+        model, else jax, which is said.
       config: the model's shape.
       params: dense parameters, or a packed tree.
       act: activation quantizers, as ``bitflax.bert`` takes them.
+      threads: that ``"native"`` and ``"onnx"`` take; None: all cores.
 
     Raises:
       ConfigError: there is no such engine, or it cannot run this model.
-      InputMissing: a package that it needs is not installed.
+      InputMissing: a package or a compiler that it needs is not installed.
+      StorageError: the native engine does not compile.
     """
-    check_engine(name)
+    check_engine(name, threads)
+    if name == "auto":
+        try:
+            if log := native.failed_before():
+                problem = f"it did not compile before; {log} says why"
+                raise ConfigError("the native engine", problem, fix="delete the log")
+            return _native(config, params, act, threads)
+        except BitflaxError as error:
+            _LOG.info("the engine jax answers; %s: %s", error.place, error.problem)
+            return _jax(config, params, act)
+    if name == "native":
+        return _native(config, params, act, threads)
     if name == "jax":
         return _jax(config, params, act)
     try:
         graph = onnx_bert.build_onnx(config, params, act, onnx_kind(config, act))
     except ConfigError:  # weights without integers; float32 computes the same
         graph = onnx_bert.build_onnx(config, params, act, "onnx-fp32")
-    return run_onnx(graph.SerializeToString())
+    return run_onnx(graph.SerializeToString(), threads)
+
+
+def _native(
+    config: BertConfig, params: Params, act: Any, threads: int | None
+) -> native.NativeModel:
+    return native.NativeModel(native.to_flat(config, params, act), threads=threads)
 
 
 def onnx_kind(config: BertConfig, act: Any) -> str:
@@ -95,16 +128,18 @@ def onnx_kind(config: BertConfig, act: Any) -> str:
     return "onnx-int8" if short else "onnx-fp32"
 
 
-def run_onnx(graph: bytes) -> Engine:
+def run_onnx(graph: bytes, threads: int | None = None) -> Engine:
     """Return an engine that runs an ONNX model's bytes in ONNX Runtime.
 
     Args:
       graph: a serialised ``ModelProto`` with the inputs of a batch and ``logits``.
+      threads: that compute together; None: as ONNX Runtime has it.
     """
     import onnxruntime
 
-    processor = ["CPUExecutionProvider"]
-    session = onnxruntime.InferenceSession(graph, providers=processor)
+    options, processor = onnxruntime.SessionOptions(), ["CPUExecutionProvider"]
+    options.intra_op_num_threads = threads or 0
+    session = onnxruntime.InferenceSession(graph, options, providers=processor)
 
     def engine(batch: Mapping[str, np.ndarray]) -> np.ndarray:
         inputs = {name: np.asarray(batch[name], np.int64) for name in INPUTS}

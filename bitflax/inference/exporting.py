@@ -1,4 +1,4 @@
-"""A model as others run it: one ONNX file, or a folder that transformers loads.
+"""A model as others run it: one file, or a folder that transformers loads.
 
 An ONNX file takes ``input_ids``, ``attention_mask`` and ``token_type_ids``, int64
 [batch, sequence], and gives ``logits``, float32 [batch, labels]. Its metadata carry
@@ -25,22 +25,23 @@ Runtime and tokenizers::
 """
 
 import importlib.metadata
+import json
 import os
 import re
 from pathlib import Path
 
 from bitflax import files, packed, trees
 from bitflax.errors import ConfigError, OutputError
-from bitflax.inference import engines, model_card, onnx_bert, provenance
+from bitflax.inference import engines, model_card, native, onnx_bert, provenance
 from bitflax.inference.stored_model import locate_model, open_model
 from bitflax.model import ACT_PARAMS, config_to_hf, save_pretrained
 from bitflax.packed import StoredModel
 from bitflax.types import Params
 
-EXPORT_FORMATS = ("onnx-int8", "onnx-fp32", "hf")
+EXPORT_FORMATS = ("native", "onnx-int8", "onnx-fp32", "hf")
 CARD = "README.md"
 # A ModelProto's fields in the order of their numbers: version, producer's name, ...
-_OURS = re.compile(rb"\x08.\x12\x07bitflax", re.DOTALL)
+_OURS = re.compile(rb"\x08.\x12\x07bitflax|bitflax\0", re.DOTALL)
 
 
 def export(model: str | Path, out: str | Path | None = None, kind: str = "hf") -> Path:
@@ -48,11 +49,12 @@ def export(model: str | Path, out: str | Path | None = None, kind: str = "hf") -
 
     Args:
       model: as ``bitflax.load`` takes it.
-      out: the ONNX file or the folder to write; None: beside the model. What an
-        earlier export wrote there is replaced, nothing else.
-      kind: ``"onnx-fp32"``; ``"onnx-int8"``: integer matrix products, for a student
-        with 8-bit activations; or ``"hf"``: a folder of dense float32 weights and a
-        model card, without what activation quantizers do.
+      out: the file or the folder to write; None: beside the model. What an earlier
+        export wrote there is replaced, nothing else.
+      kind: ``"native"``: the flat file that the native engine runs, from C too;
+        ``"onnx-fp32"``; ``"onnx-int8"``: integer matrix products, for a student with
+        8-bit activations; or ``"hf"``: a folder of dense float32 weights and a model
+        card, without what activation quantizers do.
 
     Returns:
       The file or folder.
@@ -71,7 +73,7 @@ def export(model: str | Path, out: str | Path | None = None, kind: str = "hf") -
         raise ConfigError(
             "format", f"no format {kind!r}", fix=f"one of {', '.join(EXPORT_FORMATS)}"
         )
-    if kind != "hf":
+    if kind.startswith("onnx"):
         engines.need_packages("onnx")
     model = Path(model)
     place = locate_model(model)
@@ -84,6 +86,8 @@ def export(model: str | Path, out: str | Path | None = None, kind: str = "hf") -
         size = place.stat().st_size if place.is_file() else None
         origin = origin or provenance.from_extras(found.extras)
         _write_folder(out, found, model_card.card(found, origin, size))
+    elif kind == "native":
+        _write_native(out, found)
     else:
         _write_onnx(out, found, kind)
     return out
@@ -96,12 +100,14 @@ def _beside(model: Path, place: Path, kind: str) -> Path:
         stem = stem / "model"
     elif place.is_file():
         stem = stem.with_suffix("")
+    if kind == "native":
+        return stem.with_name(f"{stem.name}.bitflax")
     ending = "hf" if kind == "hf" else f"{kind.removeprefix('onnx-')}.onnx"
     return stem.with_name(f"{stem.name}-{ending}")
 
 
 def _check_file(path: Path) -> None:
-    """Refuse a place where no ONNX file can be written."""
+    """Refuse a place where no file can be written."""
     problem = ""
     if not path.parent.is_dir():
         problem = "there is no such folder"
@@ -128,6 +134,21 @@ def _check_folder(path: Path) -> None:
             return
         problem = "holds a model that bitflax export did not write"
         raise OutputError(path, problem, fix="give another --out")
+
+
+def _write_native(out: Path, model: StoredModel) -> None:
+    known = model.tokenizer
+    metadata = {
+        "bitflax": importlib.metadata.version("bitflax"),
+        "id2label": dict(enumerate(model.config.labels)),
+        "regression": model.config.regression,
+        "max_length": model.max_length or model.config.max_position_embeddings,
+        "tokenizer": None if known is None else json.loads(known.to_json()),
+    }
+    flat = native.to_flat(model.config, model.params, model.act, metadata)
+    native.seal(flat)
+    with files.disk(out), files.atomic(out) as file:
+        file.write(flat)
 
 
 def _write_onnx(out: Path, model: StoredModel, kind: str) -> None:

@@ -16,8 +16,8 @@ from jaxtyping import Float32
 from bitflax import data
 from bitflax.data import Task, Tokenizer
 from bitflax.errors import ConfigError, DataError, InputMissing
-from bitflax.inference import engines, stored_model
-from bitflax.types import BertConfig, Params, label_places
+from bitflax.inference import engines, native, stored_model
+from bitflax.types import INPUTS, BertConfig, Params, label_places
 
 Text = str | tuple[str, str]
 
@@ -43,11 +43,12 @@ class Predictor:
       act: activation quantizers, as ``bitflax.bert`` takes them.
       max_length: longer texts are cut; None: as many as the model has positions.
       engine: what computes, one of ``bitflax.inference.ENGINES``.
+      threads: that compute together, in ``"native"`` and ``"onnx"``; None: all cores.
 
     Raises:
       ConfigError: the tokenizer knows more tokens than the model, ``max_length`` is
         more than its positions, or the engine cannot run the model.
-      InputMissing: a package that the engine needs is not installed.
+      InputMissing: a package or a compiler that the engine needs is not installed.
     """
 
     def __init__(
@@ -58,20 +59,22 @@ class Predictor:
         act: Any = None,
         max_length: int | None = None,
         engine: str = "jax",
+        threads: int | None = None,
     ):
         positions = config.max_position_embeddings
         tokenizer.check(config, max_length or positions)
         self.config, self.tokenizer, self.act = config, tokenizer, act
         self.max_length = max_length or positions
-        self._engine = engines.make_engine(engine, config, params, act)
+        self._engine = engines.make_engine(engine, config, params, act, threads)
+        self._ragged = isinstance(self._engine, native.NativeModel)
 
     def logits(
         self, texts: Sequence[Any], batch_size: int = 32
     ) -> Float32[np.ndarray, "texts labels"]:
         """Return the logits of texts, or of pairs of texts, in their order.
 
-        Texts of like length run together. Fewer texts than ``batch_size`` are filled
-        up to a power of two, so that few shapes compile.
+        Texts of like length run together. Where shapes compile, fewer texts than
+        ``batch_size`` are filled up to a power of two, so that there are few.
 
         Raises:
           DataError: a text is not a string, or not every one is a pair.
@@ -157,20 +160,31 @@ class Predictor:
         out = np.zeros((len(tokens), self.config.num_labels), np.float32)
         if not len(tokens):
             return out
-        few = 1 << (len(tokens) - 1).bit_length()
-        cut = data.Batches(
+        for batch in self._batches(tokens, batch_size).evaluation():
+            real = batch["index"] >= 0
+            index = batch["index"][real]
+            if self._ragged:
+                batch = {name: batch[name][real] for name in INPUTS}
+                out[index] = self._engine(batch)
+            else:
+                out[index] = self._engine(batch)[real]
+            if done is not None:
+                done(len(index))
+        return out
+
+    def _batches(self, tokens: data.Tokens, batch_size: int) -> data.Batches:
+        if self._ragged:  # nothing compiles, and neither padding nor fillers cost
+            few, buckets = len(tokens), tuple(np.unique(tokens.lengths).tolist())
+        else:
+            few = 1 << (len(tokens) - 1).bit_length()
+            buckets = data.buckets_for(tokens.lengths, self.max_length)
+        return data.Batches(
             tokens,
             batch_size=min(batch_size, few),
             seed=0,
-            buckets=data.buckets_for(tokens.lengths, self.max_length),
+            buckets=buckets,
             pad_id=self.tokenizer.pad_id,
         )
-        for batch in cut.evaluation():
-            real = batch["index"] >= 0
-            out[batch["index"][real]] = self._engine(batch)[real]
-            if done is not None:
-                done(int(real.sum()))
-        return out
 
 
 def _some(labels: Sequence[str]) -> str:
@@ -198,20 +212,26 @@ def _columns(texts: Sequence[Any]) -> tuple[list[Any], ...]:
     return [text[0] for text in texts], [text[1] for text in texts]
 
 
-def load(path: str | Path, engine: str = "jax") -> Predictor:
+def load(
+    path: str | Path, engine: str = "auto", threads: int | None = None
+) -> Predictor:
     """Return a predictor of a packed file, a run's folder or a Hugging Face folder.
 
     Args:
       path: as ``bitflax.inference.stored_model.open_model`` takes it.
-      engine: ``"jax"`` or ``"onnx"`` (``pip install 'bitflax[onnx]'``).
+      engine: ``"native"`` (``pip install 'bitflax[native]'``, or a C++ compiler),
+        ``"jax"``, ``"onnx"`` (``pip install 'bitflax[onnx]'``), or ``"auto"``: native
+        where it can, else jax.
+      threads: that compute together, in ``"native"`` and ``"onnx"``; None: all cores.
 
     Raises:
       InputMissing: there is nothing there that predicts, or the engine is missing.
       ConfigError: the run has not come to its packed model yet, or the engine cannot
         run the model.
       DamagedFile: a file is damaged.
+      StorageError: the native engine does not compile.
     """
-    engines.check_engine(engine)
+    engines.check_engine(engine, threads)
     place = stored_model.locate_model(Path(path))
     found = stored_model.open_model(place)
     if found.tokenizer is None:
@@ -227,4 +247,5 @@ def load(path: str | Path, engine: str = "jax") -> Predictor:
         found.act,
         found.max_length,
         engine,
+        threads,
     )

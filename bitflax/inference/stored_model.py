@@ -6,6 +6,8 @@ from io import BufferedReader
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
 from bitflax import manifests, packed, trees
 from bitflax.data import Tokenizer
 from bitflax.errors import ConfigError, DamagedFile, InputMissing, UsageError
@@ -35,7 +37,7 @@ def open_model(path: str | Path) -> StoredModel:
         tokenizer = Tokenizer.from_folder(place)
         extras = {"max_length": tokenizer.max_length}
         return StoredModel(config, params, None, tokenizer, extras)
-    found = packed.read_packed(place)
+    found = packed.read_packed(place, np.asarray)  # an engine takes them over
     if found.tokenizer is None:
         return found
     made = Tokenizer.from_json(found.tokenizer, place, found.max_length)

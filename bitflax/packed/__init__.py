@@ -1,5 +1,6 @@
 """The 1-bit file: codes, metadata and tokenizer, written and read strictly."""
 
+from bitflax.packed.bitfields import fields_to_bytes as fields_to_bytes
 from bitflax.packed.bitfields import fields_to_values as fields_to_values
 from bitflax.packed.file import FORMAT as FORMAT
 from bitflax.packed.file import StoredModel as StoredModel

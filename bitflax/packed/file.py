@@ -4,6 +4,7 @@
 ValueError with what is wrong; here it gets the file's name and the mend.
 """
 
+import functools
 import json
 import re
 from collections.abc import Callable, Iterable
@@ -11,6 +12,7 @@ from io import BufferedReader
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+import jax.numpy as jnp
 import numpy as np
 
 from bitflax import trees
@@ -83,15 +85,21 @@ class StoredModel(NamedTuple):
         return limit if known else None
 
 
-def read_packed(path: str | Path) -> StoredModel:
+def read_packed(
+    path: str | Path, asarray: Callable[..., Any] = jnp.asarray
+) -> StoredModel:
     """Read a packed file, every part of it verified.
+
+    Args:
+      path: the file.
+      asarray: makes the arrays; ``numpy.asarray`` leaves jax aside.
 
     Raises:
       InputMissing: there is no such file.
       StorageError: reading failed.
       DamagedFile: something in it is not as it was written; says what.
     """
-    return guarded(_read, Path(path))
+    return guarded(functools.partial(_read, asarray=asarray), Path(path))
 
 
 def load_packed(path: str | Path) -> tuple[BertConfig, Params]:
@@ -171,13 +179,13 @@ def _header(file: BufferedReader) -> _Header:
     return _Header(header, config, act, extras, shapes, specs)
 
 
-def _read(file: BufferedReader) -> StoredModel:
+def _read(file: BufferedReader, asarray: Callable[..., Any]) -> StoredModel:
     header, config, act, extras, shapes, specs = _header(file)
     tensors = safetensors_file.read_tensors(file, header)
     xz, text = tensors.pop("tokenizer", None), None
     if xz is not None:
         text = tokenizer_from_bytes(xz.tobytes(), config)
-    packed = to_leaves(tensors, shapes, specs)
+    packed = to_leaves(tensors, shapes, specs, asarray)
     return StoredModel(config, trees.unflatten(packed), act, text, extras)
 
 

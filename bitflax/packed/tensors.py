@@ -1,6 +1,6 @@
 """The tensors of a packed file: leaves to named arrays, and back with suspicion."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax.numpy as jnp
@@ -196,12 +196,21 @@ def check_entries(
 
 
 def to_leaves(
-    tensors: dict[str, np.ndarray], shapes: Shapes, packed: Mapping[str, dict]
+    tensors: dict[str, np.ndarray],
+    shapes: Shapes,
+    packed: Mapping[str, dict],
+    asarray: Callable[..., Any] = jnp.asarray,
 ) -> dict[str, Any]:
     """Return the leaves of checked tensors, in the model's order, float32.
 
     Each tensor is taken out of ``tensors``: where its memory cannot be taken over, it
     is given free before the next one's is needed.
+
+    Args:
+      tensors: by name; emptied.
+      shapes: of the parameters.
+      packed: what the metadata say of those that are packed.
+      asarray: makes an array of what was read.
 
     Raises:
       ValueError: a value is not finite, a scale negative, a code impossible.
@@ -211,10 +220,11 @@ def to_leaves(
         names = [name for name in (path, *halves(path)) if name in packed]
         try:
             found = [
-                _packed(tensors, name, packed[name]["bits"], shape) for name in names
+                _packed(tensors, name, packed[name]["bits"], shape, asarray)
+                for name in names
             ]
             if not found:
-                found = [_floats(tensors.pop(path))]
+                found = [_floats(tensors.pop(path), asarray)]
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
         flat[path] = found[0] if len(found) == 1 else Split(*found)
@@ -222,18 +232,22 @@ def to_leaves(
 
 
 def _packed(
-    tensors: dict[str, np.ndarray], name: str, bits: int | float, shape: tuple[int, ...]
+    tensors: dict[str, np.ndarray],
+    name: str,
+    bits: int | float,
+    shape: tuple[int, ...],
+    asarray: Callable[..., Any],
 ) -> Packed:
     codes, scale = tensors.pop(f"{name}.codes"), tensors.pop(f"{name}.scale")
     codes, whole = bitfields.loaded(codes, bits, shape[1])
     # As unsigned integers, floats with a sign lie above all others.
     if scale.view(np.uint32).max() >= 1 << 31:
         raise ValueError("a scale is negative")
-    return Packed(jnp.asarray(codes, jnp.uint8), _floats(scale), whole, shape)
+    return Packed(asarray(codes, np.uint8), _floats(scale, asarray), whole, shape)
 
 
-def _floats(x: np.ndarray) -> Any:
+def _floats(x: np.ndarray, asarray: Callable[..., Any]) -> Any:
     # NaN is its own minimum; unlike np.isfinite(x), this takes no memory.
     if not (np.isfinite(x.min()) and np.isfinite(x.max())):
         raise ValueError("holds NaN or infinity")
-    return jnp.asarray(x, jnp.float32)
+    return asarray(x, np.float32)

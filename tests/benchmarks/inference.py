@@ -1,8 +1,10 @@
 """What a packed student costs to run: our engines against ONNX Runtime's own forms.
 
 A 1-bit student of random weights, 8-bit activations, every second layer of the model.
-Sides: the packed file in JAX; our ONNX files; and the same student without rounding of
-activations in float32 and as onnxruntime's own quantiser makes it int8. All of a number
+Sides: the packed file in the native engine (and a ternary one) and in JAX; our ONNX
+files; and the same student without rounding of activations in float32, as onnxruntime's
+own quantiser makes it int8, and as OpenVINO's does, where openvino and nncf are
+installed. All of a number
 of threads alternate within one process, which may use that many cores. Load time (from
 the imports' end to the first answer, caches warm) and memory (the most that a process
 held above what its imports took) come from processes of their own.
@@ -11,6 +13,7 @@ held above what its imports took) come from processes of their own.
 """
 
 import functools
+import importlib.util
 import json
 import logging
 import os
@@ -26,6 +29,8 @@ import numpy as np
 
 SHAPES = ((1, 32), (1, 128), (32, 128))
 PACKED = "jax, packed file"
+NATIVE = {"native": "xtc_1bit", "native, ternary": "xtc_2bit"}
+OPENVINO = "OpenVINO int8"
 FLOAT, DYNAMIC = "ORT float32", "ORT dynamic int8"
 ONNX = {
     "onnx-int8": ("onnx-int8", -1),
@@ -33,7 +38,7 @@ ONNX = {
     "onnx-fp32": ("onnx-fp32", -1),
 }
 """Our files: the kind, and the axis of the activations' scales."""
-SIDES = (PACKED, *ONNX, FLOAT, DYNAMIC)
+SIDES = (*NATIVE, PACKED, *ONNX, FLOAT, DYNAMIC, OPENVINO)
 
 
 def write_models(model: str, folder: Path) -> dict[str, int]:
@@ -49,7 +54,11 @@ def write_models(model: str, folder: Path) -> dict[str, int]:
     _, config, _ = steps.configs(model)
     params = bf.init_params(config, jax.random.key(0))
     packed = packing.pack(params, bf.xtc_1bit())
-    file.save_packed(place(folder, PACKED), config, packed, bf.symmetric(bits=8))
+    act = bf.symmetric(bits=8)
+    file.save_packed(place(folder, PACKED), config, packed, act)
+    for side, rules in NATIVE.items():
+        each = packing.pack(params, getattr(bf, rules)())
+        file.save_packed(place(folder, side), config, each, act)
     for side, (kind, axis) in ONNX.items():
         act = bf.symmetric(bits=8, axis=axis)
         try:
@@ -64,7 +73,26 @@ def write_models(model: str, folder: Path) -> dict[str, int]:
     from onnxruntime import quantization
 
     quantization.quantize_dynamic(place(folder, FLOAT), place(folder, DYNAMIC))
+    if all(map(importlib.util.find_spec, ("openvino", "nncf"))):
+        write_openvino(place(folder, FLOAT), place(folder, OPENVINO))
     return {side: place(folder, side).stat().st_size for side in sides(folder)}
+
+
+def write_openvino(source: Path, target: Path) -> None:
+    """Quantise as OpenVINO's users do: weights and activations, by a few examples."""
+    import nncf
+    import openvino
+
+    examples = nncf.Dataset([batch(1, 128)])
+    made = nncf.quantize(
+        openvino.Core().read_model(source),
+        examples,
+        model_type=nncf.ModelType.TRANSFORMER,
+        subset_size=1,
+        preset=nncf.QuantizationPreset.MIXED,
+    )
+    openvino.save_model(made, target.with_suffix(".xml"))
+    target.touch()  # what the other sides have
 
 
 def sides(folder: Path) -> list[str]:
@@ -95,12 +123,16 @@ def use(threads: int) -> None:
 
 def engine(folder: Path, side: str, threads: int) -> Callable[[dict], np.ndarray]:
     """Return the engine that runs a side's file."""
-    if side == PACKED:
+    if side == PACKED or side in NATIVE:
         from bitflax.inference import engines
         from bitflax.packed import file
 
         found = file.read_packed(place(folder, side))
-        return engines.make_engine("jax", found.config, found.packed, found.act)
+        kind = "jax" if side == PACKED else "native"
+        count = None if side == PACKED else threads
+        return engines.make_engine(kind, *found[:3], count)
+    if side == OPENVINO:
+        return openvino_engine(place(folder, side).with_suffix(".xml"), threads)
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -113,10 +145,38 @@ def engine(folder: Path, side: str, threads: int) -> Callable[[dict], np.ndarray
     return lambda feed: session.run(["logits"], feed)[0]
 
 
+def openvino_engine(path: Path, threads: int) -> Callable[[dict], np.ndarray]:
+    """Return OpenVINO's engine, compiled for each shape that it meets."""
+    import openvino
+
+    core = openvino.Core()
+    options = {
+        "INFERENCE_NUM_THREADS": threads,
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_PRECISION_HINT": "f32",
+    }
+
+    @functools.cache
+    def compiled(shape: tuple[int, int]) -> Any:
+        model = core.read_model(path)
+        model.reshape({part.any_name: list(shape) for part in model.inputs})
+        return core.compile_model(model, "CPU", options).create_infer_request()
+
+    def engine(feed: dict) -> np.ndarray:
+        request = compiled(feed["input_ids"].shape)
+        return next(iter(request.infer(feed).values()))
+
+    return engine
+
+
 def child_load(folder: Path, side: str, threads: int) -> dict[str, float]:
     """Load one side in this process: seconds to the first answer, and bytes."""
     use(threads)
-    if side == PACKED:
+    if side in NATIVE:
+        import bitflax
+    elif side == OPENVINO:
+        import openvino  # noqa: F401
+    elif side == PACKED:
         import jax
 
         import bitflax  # noqa: F401

@@ -2,8 +2,10 @@
 
 import dataclasses
 import errno
+import hashlib
 import json
 import os
+import struct
 import textwrap
 
 import jax
@@ -226,6 +228,38 @@ def test_a_missing_model_is_said_before_anything_is_written(tmp_path):
     with pytest.raises(InputMissing):
         exporting.export(tmp_path / "nowhere", tmp_path / "out", "hf")
     assert names(tmp_path) == set()
+
+
+class TestNative:
+    def test_a_flat_file_carries_what_it_takes_to_run_it(self, packed):
+        out = exporting.export(packed, kind="native")
+        assert out == packed.parent / "model.bitflax"
+        raw = out.read_bytes()
+        size, start = struct.unpack_from("<iQ", raw, 64 + 4 * 11)
+        said = json.loads(raw[start : start + size])
+        assert said.pop("tokenizer") == json.loads(tokenizer().to_json())
+        assert said == {
+            "bitflax": bf.__version__,
+            "id2label": {"0": "no", "1": "yes", "2": "perhaps"},
+            "regression": False,
+            "max_length": 12,
+        }
+        digest = hashlib.sha256(raw[:32] + bytes(32) + raw[64:]).digest()
+        assert digest == raw[32:64]
+
+    def test_an_earlier_one_is_replaced_and_nothing_else(self, packed, tmp_path):
+        out = exporting.export(packed, tmp_path / "m", kind="native")
+        before = out.read_bytes()
+        assert exporting.export(packed, out, kind="native").read_bytes() == before
+        out.write_bytes(b"a letter")
+        with pytest.raises(OutputError, match="did not write"):
+            exporting.export(packed, out, kind="native")
+
+    def test_a_model_that_it_cannot_hold_is_said(self, tmp_path):
+        path = write_packed(tmp_path / "m", act=bf.symmetric(8, groups=2))
+        with pytest.raises(ConfigError, match="neither a token's nor a tensor's"):
+            exporting.export(path, kind="native")
+        assert names(tmp_path) == {"m"}
 
 
 class TestOnnx:

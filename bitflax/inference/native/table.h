@@ -1,0 +1,181 @@
+// Products by tables of 32 or 64 sums, for AVX-512.
+//
+// The digits of one channel for kDigits activations are an index into a table of all
+// their sums: one `vpermw` (`vpermi2w`) finds for 32 channels what as many times kDigits
+// multiply-adds would. A table is built once and serves all channels. Sums of 16 bits
+// take a chunk of lookups before they are added to those of 32.
+#pragma once
+
+#include <immintrin.h>
+
+#include "digits.h"
+#include "vectors.h"
+
+namespace bitflax {
+namespace {
+
+// How large an entry's first four digits are: pairs for `vpmaddubsw`.
+struct alignas(64) Pairs {
+  uint8_t first[64] = {}, second[64] = {};
+  constexpr Pairs(int base, int digits) {
+    for (int entry = 0; entry < 32; entry++) {
+      for (int i = 0, left = entry; i < 4 && i < digits; i++, left /= base) {
+        (i < 2 ? first : second)[2 * entry + i % 2] = uint8_t(left % base);
+      }
+    }
+  }
+};
+
+// Digits: of base 2, five (tables of 32) or six (of 64); of base 3, three (of 27).
+template <int Base, int Digits>
+struct Table {
+  static constexpr int kRegisters = Digits == 6 ? 2 : 1;  // a table fills
+  static constexpr int kIndexBits = Digits == 6 ? 6 : 5;
+  static constexpr int kLookups = Digits == 6 ? 2 : 3;    // whose indices share 16 bits
+  static constexpr int kWord = kLookups * Digits;         // digits in 16 bits
+  static constexpr int kVectors = 4, kChannels = 32 * kVectors;
+  static constexpr int kRows = 4;                         // that a sweep multiplies
+  // Words a chunk: 48 lookups of at most 5 * 128 fit in 15 bits, 40 of 6 * 128, and 42
+  // of 3 * 2 * 128.
+  static constexpr int kChunk = Digits == 5 ? 16 : Digits == 6 ? 20 : 14;
+  static constexpr int kMostRows = 8;
+  static constexpr size_t kScratch =
+      64 * size_t(kRegisters) * kLookups * kChunk * kMostRows;
+
+  static int words(int in) { return (in + kWord - 1) / kWord; }
+  static int blocks(int out) { return (out + kChannels - 1) / kChannels; }
+  static int code_bytes(int in) { return words(in) * kWord + 8; }
+  static size_t bytes(int in, int out) {
+    return size_t(2) * blocks(out) * words(in) * kChannels;
+  }
+
+  // Write indices [block, word, channel] of a leaf [in, out] into zeros.
+  static void layout(const Leaf& leaf, uint8_t* row, uint8_t* to) {
+    int count = words(leaf.rows);
+    for (int k = 0; k < leaf.rows; k++) {
+      digits_of(leaf, k, row);
+      int place = k % kWord, unit = 1;
+      for (int i = 0; i < place % Digits; i++) unit *= Base;
+      unit <<= kIndexBits * (place / Digits);
+      for (int first = 0; first < leaf.cols; first += kChannels) {
+        uint16_t* word = reinterpret_cast<uint16_t*>(to) +
+                         (size_t(first / kChannels) * count + k / kWord) * kChannels;
+        int last = leaf.cols - first < kChannels ? leaf.cols - first : kChannels;
+        for (int n = 0; n < last; n++) word[n] += uint16_t(row[first + n] * unit);
+      }
+    }
+  }
+
+  static BITFLAX_INLINE __m512i two(const int8_t* from) {
+    int16_t pair;
+    memcpy(&pair, from, 2);
+    return _mm512_set1_epi16(pair);
+  }
+
+  // Build the tables of one row: one every `stride` registers.
+  static void build(const int8_t* q, int count, __m512i* table, int stride) {
+    static constexpr Pairs kPairs(Base, Digits);
+    __m512i first = _mm512_load_si512(kPairs.first);
+    __m512i second = _mm512_load_si512(kPairs.second);
+    for (int i = 0; i < count; i++, q += Digits, table += stride) {
+      __m512i t = _mm512_add_epi16(_mm512_maddubs_epi16(first, two(q)),
+                                   _mm512_maddubs_epi16(second, two(q + 2)));
+      if constexpr (Digits > 4) {
+        t = _mm512_mask_add_epi16(t, 0xffff0000u, t, _mm512_set1_epi16(q[4]));
+      }
+      _mm512_store_si512(table, t);
+      if constexpr (Digits == 6) {
+        _mm512_store_si512(table + 1, _mm512_add_epi16(t, _mm512_set1_epi16(q[5])));
+      }
+    }
+  }
+
+  static BITFLAX_INLINE __m512i found(__m512i index, const __m512i* table) {
+    if constexpr (kRegisters == 1) {
+      return _mm512_permutexvar_epi16(index, table[0]);
+    } else {
+      return _mm512_permutex2var_epi16(table[0], index, table[1]);
+    }
+  }
+
+  // Add a chunk's sums of Rows rows and one block of channels.
+  template <int Rows>
+  static BITFLAX_INLINE void sweep(const uint16_t* w, int count, const __m512i* table,
+                                   int stride, int32_t* sums, int ld, bool fresh) {
+    __m512i total[Rows][kVectors];
+    BITFLAX_UNROLL for (int r = 0; r < Rows; r++) {
+      BITFLAX_UNROLL for (int v = 0; v < kVectors; v++) total[r][v] = __m512i{};
+    }
+    for (int k = 0; k < count; k++, w += kChannels) {
+      __m512i index[kVectors];
+      BITFLAX_UNROLL for (int v = 0; v < kVectors; v++) {
+        index[v] = _mm512_loadu_si512(w + 32 * v);
+      }
+      BITFLAX_UNROLL for (int j = 0; j < kLookups; j++, table += stride) {
+        BITFLAX_UNROLL for (int r = 0; r < Rows; r++) {
+          __m512i held[kRegisters];
+          BITFLAX_UNROLL for (int i = 0; i < kRegisters; i++) {
+            held[i] = _mm512_load_si512(table + kRegisters * r + i);
+          }
+          BITFLAX_UNROLL for (int v = 0; v < kVectors; v++) {
+            total[r][v] = _mm512_add_epi16(total[r][v], found(index[v], held));
+          }
+        }
+        BITFLAX_UNROLL for (int v = 0; v < kVectors; v++) {
+          index[v] = _mm512_srli_epi16(index[v], kIndexBits);
+        }
+      }
+    }
+    BITFLAX_UNROLL for (int r = 0; r < Rows; r++) {
+      BITFLAX_UNROLL for (int v = 0; v < kVectors; v++) {
+        int32_t* out = sums + size_t(r) * ld + 32 * v;
+        __m256i half = _mm512_castsi512_si256(total[r][v]);
+        __m512i low = _mm512_cvtepi16_epi32(half);
+        __m512i high =
+            _mm512_cvtepi16_epi32(_mm512_extracti64x4_epi64(total[r][v], 1));
+        if (!fresh) {
+          low = _mm512_add_epi32(low, _mm512_loadu_si512(out));
+          high = _mm512_add_epi32(high, _mm512_loadu_si512(out + 16));
+        }
+        _mm512_storeu_si512(out, low);
+        _mm512_storeu_si512(out + 16, high);
+      }
+    }
+  }
+
+  // Multiply up to kMostRows rows of codes by several matrices of `in` rows.
+  static void multiply(const int8_t* q, int stride, int rows, int in,
+                       const Product* products, int count, uint8_t* scratch) {
+    auto table = reinterpret_cast<__m512i*>(scratch);
+    int all = words(in), step = kRegisters * rows;
+    for (int k = 0; k < all; k += kChunk) {
+      int some = all - k < kChunk ? all - k : kChunk;
+      for (int r = 0; r < rows; r++) {
+        build(q + size_t(r) * stride + k * kWord, some * kLookups,
+              table + kRegisters * r, step);
+      }
+      for (int p = 0; p < count; p++) {
+        const Product& product = products[p];
+        for (int b = product.first; b < product.last; b++) {
+          auto w = reinterpret_cast<const uint16_t*>(product.weights) +
+                   (size_t(b) * all + k) * kChannels;
+          int32_t* sums = product.sums + size_t(b) * kChannels;
+          auto go = [&](auto rows_now, int r) {
+            sweep<decltype(rows_now)::value>(w, some, table + kRegisters * r, step,
+                                             sums + size_t(r) * product.ld,
+                                             product.ld, k == 0);
+          };
+          int r = 0;
+          for (; r + 4 <= rows; r += 4) go(Count<4>{}, r);
+          if (rows - r >= 2) go(Count<2>{}, r), r += 2;
+          if (rows - r) go(Count<1>{}, r);
+        }
+      }
+    }
+  }
+
+  template <int N> struct Count { static constexpr int value = N; };
+};
+
+}  // namespace
+}  // namespace bitflax
