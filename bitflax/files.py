@@ -13,6 +13,7 @@ import stat
 import sys
 import threading
 from collections.abc import Iterator, Set
+from io import BufferedReader
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -123,7 +124,7 @@ def need_space(folder: str | Path, size: int) -> None:
         )
 
 
-def open_file(path: Path) -> BinaryIO:
+def open_file(path: Path) -> BufferedReader:
     """Open a regular file for reading, and nothing that could keep a reader waiting.
 
     Raises:

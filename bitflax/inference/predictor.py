@@ -208,7 +208,7 @@ def _columns(texts: Sequence[Any]) -> tuple[list[Any], ...]:
                 fix="give a list of strings, or a list of pairs of strings",
             )
     if width == 1:
-        return (texts,)
+        return (list(texts),)
     return [text[0] for text in texts], [text[1] for text in texts]
 
 

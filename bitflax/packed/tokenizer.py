@@ -57,7 +57,8 @@ def check_tokenizer(text: str, config: BertConfig) -> bytes:
 
 def _plain(found: Any) -> bytes:
     model: Any = found.get("model") if isinstance(found, dict) else None
-    vocab, lines = model.get("vocab") if isinstance(model, dict) else None, []
+    vocab: Any = model.get("vocab") if isinstance(model, dict) else None
+    lines: list[str] = []
     if isinstance(vocab, dict):
         tokens = sorted(vocab, key=vocab.__getitem__)
         if [vocab[t] for t in tokens] == list(range(len(tokens))):
