@@ -148,7 +148,7 @@ def _write_native(out: Path, model: StoredModel) -> None:
     flat = native.to_flat(model.config, model.params, model.act, metadata)
     native.seal(flat)
     with files.disk(out), files.atomic(out) as file:
-        file.write(flat)
+        file.write(flat.data)
 
 
 def _write_onnx(out: Path, model: StoredModel, kind: str) -> None:

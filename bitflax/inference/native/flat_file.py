@@ -182,7 +182,7 @@ def _put(out: np.ndarray, place: int, values: Any) -> None:
 def seal(flat: np.ndarray) -> None:
     """Set a flat file's SHA-256: that of the file whose digest is zeros."""
     flat[_DIGEST] = 0
-    flat[_DIGEST] = np.frombuffer(hashlib.sha256(flat).digest(), np.uint8)
+    flat[_DIGEST] = np.frombuffer(hashlib.sha256(flat.data).digest(), np.uint8)
 
 
 def _grid(site: str, quantizer: Any) -> tuple[Any, int]:
