@@ -41,7 +41,10 @@ def compiled(folder: pathlib.Path, command, source: str, targets: dict, flags) -
             made = [*command, *named, *own, "-c", str(path), "-o", objects[-1]]
             subprocess.run(made, check=True)
     out = str(folder / "program")
-    subprocess.run([*command, *objects, "-lpthread", "-o", out], check=True)
+    # Zig would make a C++ library first, which nobody needs.
+    less = ["-nostdlib++"] if "ziglang" in command else []
+    command += [*objects, *less, "-lpthread", "-o", out]
+    subprocess.run(command, check=True)
     return out
 
 
