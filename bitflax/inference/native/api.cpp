@@ -25,6 +25,7 @@ struct bitflax_model {
   const Target* target;
   void* encoder;
   pthread_mutex_t lock;
+  pid_t process;  // whose lock it is: a fork may have got it locked
   void* mapped;
   size_t size;
 };
@@ -61,16 +62,16 @@ bool runs(const char* name) {
 bool runs(const char*) { return true; }
 #endif
 
-// Those of this build that run here, the likely fastest first.
-const Target* const* usable(int* count) {
-  static const Target* found[8];
+constexpr int kMostTargets = 8;
+
+// Those of this build that run here, the likely fastest first; return how many.
+int usable(const Target* (&found)[kMostTargets]) {
   int made = 0;
 #define BITFLAX_LIST(name) \
   if (&name && runs(#name)) found[made++] = &name;
   BITFLAX_TARGETS(BITFLAX_LIST)
 #undef BITFLAX_LIST
-  *count = made;
-  return found;
+  return made;
 }
 
 // The fastest: all that are likely are measured for a few milliseconds, once.
@@ -78,8 +79,8 @@ const Target* fastest() {
   static const Target* best = nullptr;
   const Target* known = __atomic_load_n(&best, __ATOMIC_ACQUIRE);
   if (known) return known;
-  int count;
-  const Target* const* targets = usable(&count);
+  const Target* targets[kMostTargets];
+  int count = usable(targets);
   double most = -1;
   for (int i = 0; i < count; i++) {
     if (i && !strcmp(targets[i]->name, "portable")) break;
@@ -92,8 +93,8 @@ const Target* fastest() {
 
 const Target* named(const char* name) {
   if (!name) return fastest();
-  int count;
-  const Target* const* targets = usable(&count);
+  const Target* targets[kMostTargets];
+  int count = usable(targets);
   for (int i = 0; i < count; i++) {
     if (!strcmp(targets[i]->name, name)) return targets[i];
   }
@@ -122,6 +123,7 @@ int made(const void* bytes, size_t size, const char* target, int threads, void* 
     return BITFLAX_MEMORY;
   }
   model->pool = Pool();
+  model->process = getpid();
   model->mapped = mapped, model->size = size;
   int status = start(model, bytes, size, target, threads);
   if (status == BITFLAX_OK) {
@@ -131,6 +133,28 @@ int made(const void* bytes, size_t size, const char* target, int threads, void* 
     bitflax_free(model);
   }
   return status;
+}
+
+void lock(bitflax_model* model) {
+  if (model->process != getpid()) {
+    pthread_mutex_init(&model->lock, nullptr);
+    model->process = getpid();
+  }
+  pthread_mutex_lock(&model->lock);
+}
+
+char target_names[160];
+
+void list_targets() {
+  const Target* targets[kMostTargets];
+  int count = usable(targets);
+  char* end = target_names;
+  for (int i = 0; i < count; i++) {
+    size_t size = strlen(targets[i]->name);
+    if (i) *end++ = ',';
+    memcpy(end, targets[i]->name, size + 1);
+    end += size;
+  }
 }
 
 }  // namespace
@@ -151,17 +175,9 @@ const char* bitflax_message(int status) {
 }
 
 const char* bitflax_targets(void) {
-  static char names[160];
-  int count;
-  const Target* const* targets = usable(&count);
-  char* end = names;
-  for (int i = 0; i < count; i++) {
-    size_t size = strlen(targets[i]->name);
-    if (i) *end++ = ',';
-    memcpy(end, targets[i]->name, size + 1);
-    end += size;
-  }
-  return names;
+  static pthread_once_t once = PTHREAD_ONCE_INIT;
+  pthread_once(&once, list_targets);
+  return target_names;
 }
 
 int bitflax_create(const void* bytes, size_t size, const char* target, int threads,
@@ -192,17 +208,14 @@ int bitflax_open(const char* path, const char* target, int threads,
 int bitflax_run(bitflax_model* model, const int32_t* ids, const int32_t* mask,
                 const int32_t* types, int32_t rows, int32_t tokens, float* logits) {
   const Shape& shape = model->flat.shape;
-  if (rows < 0 || tokens < 1 || tokens > shape.positions) return BITFLAX_INPUT;
-  for (int64_t i = 0; i < int64_t(rows) * tokens; i++) {
-    if (ids[i] < 0 || ids[i] >= shape.vocabulary || types[i] < 0 ||
-        types[i] >= shape.types || (mask[i] != 0 && mask[i] != 1)) {
-      return BITFLAX_INPUT;
-    }
+  if (rows < 0 || tokens < 1 || tokens > shape.positions ||
+      int64_t(rows) * tokens > INT32_MAX / 4 ||
+      int64_t(rows) * shape.heads > INT32_MAX / 4) {
+    return BITFLAX_INPUT;
   }
   if (!rows) return BITFLAX_OK;
-  if (int64_t(rows) * tokens > INT32_MAX / 4) return BITFLAX_INPUT;
   Inputs inputs = {ids, mask, types, rows, tokens};
-  pthread_mutex_lock(&model->lock);
+  lock(model);
   int status = model->target->run(model->encoder, inputs, logits);
   pthread_mutex_unlock(&model->lock);
   return status;
@@ -212,8 +225,11 @@ int32_t bitflax_labels(const bitflax_model* model) { return model->flat.shape.la
 const char* bitflax_target(const bitflax_model* model) { return model->target->name; }
 int32_t bitflax_threads(const bitflax_model* model) { return model->pool.threads(); }
 
-size_t bitflax_bytes(const bitflax_model* model) {
-  return sizeof *model + model->target->bytes(model->encoder);
+size_t bitflax_bytes(bitflax_model* model) {
+  lock(model);
+  size_t found = sizeof *model + model->target->bytes(model->encoder);
+  pthread_mutex_unlock(&model->lock);
+  return found;
 }
 
 double bitflax_speed(const char* target, int32_t base, int32_t in, int32_t out,

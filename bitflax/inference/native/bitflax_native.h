@@ -7,7 +7,7 @@
  *   bitflax_free(model);
  *
  * A model may be used by several threads; their calls wait for each other. Nothing is
- * printed, thrown, or kept outside a model.
+ * printed or thrown, and nothing of a model is kept outside it.
  */
 #ifndef BITFLAX_NATIVE_H
 #define BITFLAX_NATIVE_H
@@ -46,14 +46,15 @@ BITFLAX_API const char* bitflax_targets(void);
 BITFLAX_API int bitflax_open(const char* path, const char* target, int threads,
                  bitflax_model** model);
 
-/* The same of bytes in memory, which have to stay as long as the model; their digest is
- * not looked at. */
+/* The same of bytes in memory, which begin at a multiple of 8 and have to stay as long
+ * as the model; their digest is not looked at. */
 BITFLAX_API int bitflax_create(const void* bytes, size_t size, const char* target, int threads,
                    bitflax_model** model);
 
 /* Compute logits [rows, labels] of ids, mask and types [rows, tokens].
  *
- * mask: 1 where a token is real, 0 where it is padding, which is not computed. */
+ * mask: 1 where a token is real, 0 where it is padding, which is not computed
+ * unless a text begins with it. */
 BITFLAX_API int bitflax_run(bitflax_model* model, const int32_t* ids, const int32_t* mask,
                 const int32_t* types, int32_t rows, int32_t tokens, float* logits);
 
@@ -62,7 +63,7 @@ BITFLAX_API const char* bitflax_target(const bitflax_model* model);
 BITFLAX_API int32_t bitflax_threads(const bitflax_model* model);
 
 /* Bytes that a model holds besides those that it was made of. */
-BITFLAX_API size_t bitflax_bytes(const bitflax_model* model);
+BITFLAX_API size_t bitflax_bytes(bitflax_model* model);
 
 /* Measure a target's products on one core, in 10^9 multiply-adds a second: 8 rows by a
  * matrix [in, out] of base 2 (binary) or 3 (ternary); 0 where it cannot run. */

@@ -12,8 +12,6 @@
 namespace bitflax {
 namespace {
 
-inline int base_of(const Leaf& leaf) { return leaf.bits + 1; }
-
 // Write the digits of a row: [cols], and as many more as fill its last byte.
 inline void digits_of(const Leaf& leaf, int row, uint8_t* out) {
   const uint8_t* codes = leaf.codes + size_t(row) * leaf.row_bytes();

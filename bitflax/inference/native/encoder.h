@@ -6,8 +6,6 @@
 // them than threads, all threads share a unit's channels.
 #pragma once
 
-#include <time.h>
-
 #include <initializer_list>
 
 #include "attention.h"
@@ -55,7 +53,7 @@ class Encoder {
     for (int i = 0; layers_ && i < flat_.shape.layers; i++) {
       each_weights(layers_[i], [](Weights& w, const Linear&, bool) { free_weights(w); });
     }
-    for (int i = 0; workers_ && i < pool_->threads(); i++) {
+    for (int i = 0; workers_ && teams_ && i < pool_->threads(); i++) {
       Worker& w = workers_[i];
       for (Buffer* b : {&w.codes, &w.sums, &w.tables, &w.values, &w.panel, &w.scores,
                         &w.keys}) {
@@ -94,7 +92,9 @@ class Encoder {
   }
 
   int run(const Inputs& inputs, float* logits) {
-    if (!place(inputs) || !reserve()) return BITFLAX_MEMORY;
+    int status = place(inputs);
+    if (status != BITFLAX_OK) return status;
+    if (!reserve()) return BITFLAX_MEMORY;
     logits_ = logits;
     barrier_.reset(pool_->threads());
     memset(phases_.bytes, 0, phases_.size);
@@ -107,7 +107,7 @@ class Encoder {
  private:
   struct Row {
     int32_t id, type, position;
-    uint8_t real;
+    int32_t real;
   };
 
   template <class F> void each_weights(LayerWeights& to, F f, const Layer* from = nullptr) {
@@ -148,11 +148,12 @@ class Encoder {
     return true;
   }
 
-  // Lay the real tokens side by side.
-  bool place(const Inputs& in) {
+  // Lay the real tokens side by side, each checked as it is read.
+  int place(const Inputs& in) {
+    const Shape& shape = flat_.shape;
     size_t most = size_t(in.rows) * in.tokens;
     if (!rows_.reserve(most * sizeof(Row)) || !texts_.reserve(in.rows * sizeof(Text))) {
-      return false;
+      return BITFLAX_MEMORY;
     }
     row_ = reinterpret_cast<Row*>(rows_.bytes);
     text_ = reinterpret_cast<Text*>(texts_.bytes);
@@ -162,14 +163,19 @@ class Encoder {
       Text& text = text_[t];
       text = {row_count_, 0, in.mask[begin] == 0};
       for (int j = 0; j < in.tokens; j++) {
-        bool real = in.mask[begin + j];
+        int32_t id = in.ids[begin + j], type = in.types[begin + j];
+        int32_t real = in.mask[begin + j];
+        if (id < 0 || id >= shape.vocabulary || type < 0 || type >= shape.types ||
+            (real != 0 && real != 1)) {
+          return BITFLAX_INPUT;
+        }
         if (!real && !text.masked) continue;
-        row_[row_count_++] = {in.ids[begin + j], in.types[begin + j], j, real};
+        row_[row_count_++] = {id, type, j, real};
       }
       text.tokens = row_count_ - text.first;
       longest_ = text.tokens > longest_ ? text.tokens : longest_;
     }
-    return true;
+    return BITFLAX_OK;
   }
 
   bool reserve() {
@@ -190,7 +196,7 @@ class Encoder {
       size_t code = w.code_bytes();
       size_t sum = size_t(w.parts) * w.blocks() * w.channels();
       codes = code > codes ? code : codes, sums = sum > sums ? sum : sums;
-      widest = size_t(w.in) > widest ? w.in : widest;
+      if (!w.parts && size_t(w.in) > widest) widest = w.in;
     };
     for (int i = 0; i < s.layers; i++) each_weights(layers_[i], see);
     see(pooler_, flat_.pooler, false), see(classifier_, flat_.classifier, false);
@@ -198,7 +204,7 @@ class Encoder {
                                                          : Ternary::kScratch;
     for (int i = 0; ok && i < pool_->threads(); i++) {
       Worker& w = workers_[i];
-      ok = w.codes.reserve(kStep * codes) && w.sums.reserve(4 * 3 * kStep * sums + 64) &&
+      ok = w.codes.reserve(kStep * codes + longest_) && w.sums.reserve(4 * 3 * kStep * sums + 64) &&
            w.tables.reserve(tables + 64) &&
            w.keys.reserve_floats(key_floats(longest_, s.head)) &&
            w.scores.reserve_floats(score_floats(longest_, s.head)) &&
@@ -409,7 +415,7 @@ class Encoder {
 
   const uint8_t* mask_of(int member, const Text& text) {
     uint8_t* mask = workers_[member].codes.bytes;
-    for (int j = 0; j < text.tokens; j++) mask[j] = row_[text.first + j].real;
+    for (int j = 0; j < text.tokens; j++) mask[j] = uint8_t(row_[text.first + j].real);
     return mask;
   }
 
@@ -496,47 +502,6 @@ class Encoder {
   int width_, all_, inner_;
   bool by_text_, first_only_, together_;
 };
-
-// Multiply-adds of 8 rows by a random matrix, in 10^9 a second; the best of all runs.
-inline double speed(int base, int in, int out, double seconds) {
-  size_t row_bytes = (size_t(out) * (base - 1) + 7) / 8;
-  auto codes = made<uint8_t>(row_bytes * in);
-  auto bias = made<float>(out);
-  auto x = made<float>(size_t(kStep) * in);
-  auto y = made<float>(size_t(kStep) * padded(out));
-  float scale = 1;
-  uint32_t state = 1;
-  auto next = [&] { return state = state * 1664525 + 1013904223; };
-  for (size_t i = 0; codes && i < row_bytes * in; i++) {
-    codes[i] = uint8_t(next() >> 24) & (base == 3 ? 0xaa : 0xff);
-  }
-  for (size_t i = 0; x && i < size_t(kStep) * in; i++) x[i] = int32_t(next()) * 0x1p-31f;
-  Linear linear = {{1, {{base - 1, in, out, 1, 1, codes, &scale}}}, bias};
-  Rounding rounding = {kRow, -128, 127, 127, 1, 0, 0, 0, 0, 0, 0};
-  Weights w = {};
-  Worker me;
-  double best = 0;
-  bool ok = codes && bias && x && y && make_weights(linear, true, w) &&
-            me.codes.reserve(size_t(kStep) * w.code_bytes()) &&
-            me.sums.reserve(size_t(4) * kStep * w.blocks() * w.channels()) &&
-            me.tables.reserve(Binary::kScratch + Ternary::kScratch + 64);
-  auto now = [] {
-    timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return t.tv_sec + 1e-9 * t.tv_nsec;
-  };
-  Output output = {&w, y, padded(out)};
-  for (double begin = now(), last = begin; ok && last - begin < seconds;) {
-    multiply(me, &output, 1, x, in, kStep, rounding);
-    double then = now(), found = 1e-9 * kStep * in * out / (then - last);
-    if (found > best) best = found;
-    last = then;
-  }
-  free_weights(w);
-  for (Buffer* b : {&me.codes, &me.sums, &me.tables}) b->release();
-  free(codes), free(bias), free(x), free(y);
-  return best;
-}
 
 }  // namespace
 }  // namespace bitflax

@@ -24,16 +24,19 @@ struct Header {
   uint8_t digest[32];
 };
 static_assert(sizeof(Header) == kHeader, "the header has no gaps");
+static_assert(sizeof(size_t) == 8, "sizes are computed in 64 bits");
 
 // Reads the description. After a fault all that it gives is zero, and `ok` is false.
 class Reader {
  public:
   Reader(const uint8_t* bytes, size_t size, size_t words)
-      : bytes_(bytes), size_(size), word_(kHeader), end_(kHeader + 4 * words) {}
+      : bytes_(bytes), size_(size), word_(kHeader), end_(kHeader + 4 * words),
+        data_(end_) {}
 
   bool ok = true;
 
-  bool ended() const { return word_ == end_; }
+  // Whether all of the description and of the data was read.
+  bool ended() const { return word_ == end_ && data_ == size_; }
 
   int32_t integer(int32_t low, int32_t top) {
     int32_t value = 0;
@@ -50,10 +53,12 @@ class Reader {
   }
 
   const uint8_t* data(uint64_t count) {
-    uint64_t offset = 0;
+    uint64_t offset = 0, before = data_;
     next(&offset, 8);
-    ok = ok && offset % kAlign == 0 && offset >= end_ && offset <= size_ &&
-         count <= size_ - offset;
+    data_ = (data_ + kAlign - 1) / kAlign * kAlign;
+    ok = ok && offset == data_ && offset <= size_ && count <= size_ - offset;
+    for (; ok && before < offset; before++) ok = bytes_[before] == 0;
+    data_ += ok ? count : 0;
     return ok ? bytes_ + offset : nullptr;
   }
 
@@ -92,7 +97,7 @@ class Reader {
     r.clip_high = real();
     r.step = real();
     if (!r.on()) return r;
-    ok = ok && r.top > r.low && r.spare >= 0 && r.clip_low <= r.clip_high;
+    ok = ok && r.top > r.low && r.spare >= 0;
     bool learned = r.steps == 0;  // a step, of values or of what is above their least
     ok = ok && (learned ? r.step > 0 : r.range != kFixed);
     ok = ok && (r.range != kFixed || r.centred);
@@ -136,6 +141,7 @@ class Reader {
 
   const uint8_t* bytes_;
   size_t size_, word_, end_;
+  uint64_t data_;  // where the last data end: none overlap, and nothing is between them
 };
 
 Shape read_shape(Reader& reader) {

@@ -194,6 +194,7 @@ inline void multiply_codes(Worker& me, const Output* outputs, int count, const f
       const float* row = x + size_t(begin + i) * stride;
       int8_t* to = codes + size_t(i) * code_stride;
       some.grid[i] = shared ? *shared : grid(r, extent(r, row, in));
+      if (r.range == kFixed) some.grid[i].scale += fault(r, row, in);
       some.sum[i] = to_codes(r, some.grid[i], row, in, to);
       memset(to + in, 0, code_stride - in);
     }

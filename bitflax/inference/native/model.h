@@ -34,7 +34,9 @@ struct Rounding {
   float spare, clip_low, clip_high, step;
 
   bool on() const { return range != kNone; }
-  bool coded() const { return on() && top - low < 256; }
+  bool coded() const {  // whether bytes hold the integers, or the integers less 128
+    return on() && ((low >= -128 && top <= 127) || (low == 0 && top <= 255));
+  }
 };
 
 struct Linear {

@@ -19,25 +19,39 @@ struct Grid {
 };
 
 template <class V> BITFLAX_INLINE V clipped(const Rounding& r, V x) {
-  if (!r.clipped) return x;
-  return less(greater(x, all<V>(r.clip_low)), all<V>(r.clip_high));
+  return r.clipped ? within(x, r.clip_low, r.clip_high) : x;
 }
 
-// Of x where it is finite; NaN where any is not, so that a fault is not rounded away.
+// NaN where what would be rounded is, of a row: rounding itself knows no NaN. Infinity is
+// one where it would make the scale.
+inline float fault(const Rounding& r, const float* x, int n) {
+  constexpr float kLarge = 1e30f;
+  Floats wrong{};
+  float rest = 0;
+  each(n, [&](auto v, int k) {
+    typedef decltype(v) V;
+    V value = clipped(r, load<V>(x + k));
+    value = r.range == kFixed ? within(value, -kLarge, kLarge) : value;
+    if constexpr (kSize<V> == 1) rest += value * 0;
+    else wrong += value * 0;
+  });
+  return sum(wrong) + rest;
+}
+
+// Of what is rounded; NaN where any of it is not finite.
 inline Extent extent(const Rounding& r, const float* x, int n) {
-  Floats low{}, top{}, wrong{};
+  Floats low{}, top{};
   low += x[0], top += x[0];
-  float rest_low = x[0], rest_top = x[0], rest_wrong = 0;
+  float rest_low = x[0], rest_top = x[0];
   int k = 0;
   for (; k + kFloats <= n; k += kFloats) {
     Floats v = load<Floats>(x + k);
-    wrong += v * 0, low = less(v, low), top = greater(v, top);
+    low = less(v, low), top = greater(v, top);
   }
   for (; k < n; k++) {
-    rest_wrong += x[k] * 0;
     rest_low = less(x[k], rest_low), rest_top = greater(x[k], rest_top);
   }
-  float nothing = sum(wrong) + rest_wrong;
+  float nothing = fault(r, x, n);
   Extent found = {less(least(low), rest_low), greater(most(top), rest_top)};
   found.least = clipped(r, found.least) + nothing;
   found.most = clipped(r, found.most) + nothing;
@@ -56,12 +70,16 @@ inline bool is_sign(const Rounding& r) { return r.low == -1 && r.top == 1 && !r.
 
 template <class V> BITFLAX_INLINE V multiple(const Rounding& r, V x, V ratio) {
   V y = less(greater(rounded(ratio), all<V>(r.low)), all<V>(r.top));
-  return is_sign(r) ? (x >= 0 ? all<V>(1) : all<V>(-1)) : y;
+  y = is_sign(r) ? (x >= 0 ? all<V>(1) : all<V>(-1)) : y;
+  return x == x ? y : x;
 }
+
+inline bool is_finite(float x) { return x - x == 0; }
 
 // Whether a row's largest value is its top level, so that no level is cut off.
 inline bool is_plain(const Rounding& r) {
-  return r.range != kFixed && r.centred && !r.clipped && r.steps == r.top;
+  return r.range != kFixed && r.centred && !r.clipped && r.steps == r.top &&
+         r.low <= -r.steps;
 }
 
 // Integers of a row, at once their values and, by the lowest bits, themselves; how far
@@ -83,7 +101,7 @@ template <bool Plain, class V> struct Near {
 template <bool Plain>
 inline int32_t to_near_codes(const Rounding& r, Grid g, float inverse, const float* x,
                              int n, int8_t* out, bool* divide) {
-  constexpr float kNear = 0.5f - 3e-5f;  // 2^-23 of 255, rounded up
+  constexpr float kNear = 0.5f - 4e-5f;  // 2^-23 of 255 is 3.04e-5
   constexpr int32_t kLargeBits = 0x4b400000;
   const int32_t less_all = kLargeBits + (r.top > 127 ? 128 : 0);
   Ints total{};
@@ -114,12 +132,18 @@ inline int32_t to_near_codes(const Rounding& r, Grid g, float inverse, const flo
 // x / scale is what training divides; a product with 1 / scale is four times as fast and
 // rounds the same way unless it lies near half a level: then the row is divided.
 inline int32_t to_codes(const Rounding& r, Grid g, const float* x, int n, int8_t* out) {
-  float scale = g.scale == 0 ? 1 : g.scale;
-  bool divide;
-  int32_t found = (is_plain(r) ? to_near_codes<true> : to_near_codes<false>)(
-      r, g, 1 / scale, x, n, out, &divide);
+  if (!is_finite(g.scale)) {  // it makes NaN of whatever the codes are
+    memset(out, 0, n);
+    return 0;
+  }
+  float scale = g.scale == 0 ? 1 : g.scale, inverse = 1 / scale;
+  int32_t shift = r.top > 127 ? 128 : 0, found = 0;
+  bool divide = !is_finite(inverse);
+  if (!divide) {
+    found = (is_plain(r) ? to_near_codes<true> : to_near_codes<false>)(
+        r, g, inverse, x, n, out, &divide);
+  }
   if (!divide) return found;
-  int32_t shift = r.top > 127 ? 128 : 0;
   found = 0;
   for (int k = 0; k < n; k++) {
     float value = clipped(r, x[k]) - g.zero;

@@ -34,7 +34,6 @@ struct Table {
   static constexpr int kLookups = Digits == 6 ? 2 : 3;    // whose indices share 16 bits
   static constexpr int kWord = kLookups * Digits;         // digits in 16 bits
   static constexpr int kVectors = 4, kChannels = 32 * kVectors;
-  static constexpr int kRows = 4;                         // that a sweep multiplies
   // Words a chunk: 48 lookups of at most 5 * 128 fit in 15 bits, 40 of 6 * 128, and 42
   // of 3 * 2 * 128.
   static constexpr int kChunk = Digits == 5 ? 16 : Digits == 6 ? 20 : 14;

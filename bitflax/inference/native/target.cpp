@@ -1,6 +1,6 @@
 // Compiled once a target, BITFLAX_TARGET its name, by flags that the target needs.
 
-#include "encoder.h"
+#include "speed.h"
 
 namespace bitflax {
 

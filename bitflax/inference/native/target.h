@@ -10,7 +10,7 @@
 namespace bitflax {
 
 struct Inputs {
-  const int32_t *ids, *mask, *types;  // [rows, tokens], checked
+  const int32_t *ids, *mask, *types;  // [rows, tokens]
   int32_t rows, tokens;
 };
 

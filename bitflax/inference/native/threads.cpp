@@ -2,6 +2,7 @@
 
 #include <pthread.h>
 #include <sched.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <unistd.h>
 
@@ -42,11 +43,20 @@ void wait_for(const int* count, int all) {
 }
 
 int cores() {
+  long count = sysconf(_SC_NPROCESSORS_ONLN);
 #if defined(__linux__)
   cpu_set_t set;
-  if (sched_getaffinity(0, sizeof set, &set) == 0) return CPU_COUNT(&set);
+  if (sched_getaffinity(0, sizeof set, &set) == 0) count = CPU_COUNT(&set);
+  // A container's share: microseconds of every so many.
+  if (FILE* file = fopen("/sys/fs/cgroup/cpu.max", "r")) {
+    long quota, period;
+    if (fscanf(file, "%ld %ld", &quota, &period) == 2 && period > 0 && quota > 0 &&
+        (quota + period - 1) / period < count) {
+      count = (quota + period - 1) / period;
+    }
+    fclose(file);
+  }
 #endif
-  long count = sysconf(_SC_NPROCESSORS_ONLN);
   return count < 1 ? 1 : static_cast<int>(count);
 }
 
@@ -115,7 +125,6 @@ void Pool::stop() {
   if (state_->process == getpid()) {
     pthread_mutex_lock(&state_->lock);
     state_->stopping = true;
-    // Who spins sees another job, and then that there is none.
     pthread_cond_broadcast(&state_->wake);
     pthread_mutex_unlock(&state_->lock);
     for (int i = 0; i < state_->started; i++) pthread_join(state_->threads[i], nullptr);
@@ -128,8 +137,8 @@ void Pool::stop() {
 }
 
 bool Pool::run(void (*fn)(void*, int), void* context) {
-  if (state_ && state_->process != getpid()) {  // after a fork: new threads
-    stop();
+  if (threads_ > 1 && (!state_ || state_->process != getpid())) {
+    stop();  // after a fork there are none of the threads
     if (!start(threads_)) return false;
   }
   if (!state_) {

@@ -39,10 +39,16 @@ template <class V> BITFLAX_INLINE void store(float* to, V value) {
 }
 template <class V> BITFLAX_INLINE V all(float value) { return V{} + value; }
 
-// The second where the first is no number.
+// The second where the first is NaN.
 template <class V> BITFLAX_INLINE V greater(V a, V b) { return a > b ? a : b; }
 template <class V> BITFLAX_INLINE V less(V a, V b) { return a < b ? a : b; }
 template <class V> BITFLAX_INLINE V size_of(V a) { return a < 0 ? -a : a; }
+
+// x within two ends; NaN stays NaN, in all functions below.
+template <class V> BITFLAX_INLINE V within(V x, float low, float high) {
+  x = x < low ? all<V>(low) : x;
+  return x > high ? all<V>(high) : x;
+}
 
 BITFLAX_INLINE Ints to_ints(Floats x) { return __builtin_convertvector(x, Ints); }
 BITFLAX_INLINE int32_t to_ints(float x) { return static_cast<int32_t>(x); }
@@ -93,8 +99,8 @@ template <class V, int N> BITFLAX_INLINE V polynomial(const float (&c)[N], V x) 
 
 // e^x, its error below 2e-7 of it; of x below -87, the smallest normal number.
 template <class V> BITFLAX_INLINE V exponential(V x) {
-  x = less(greater(x, all<V>(-87)), all<V>(88));
-  V n = rounded(x * 1.44269504f);
+  x = within(x, -87, 88);
+  V n = rounded(greater(x, all<V>(-87)) * 1.44269504f);
   V r = x - n * 0.693359375f;  // ln 2 in two parts: n times the first is exact
   r = r - n * -2.12194440e-4f;
   // Taylor's series, its ends bent to the interval of half a ln 2.
@@ -104,7 +110,7 @@ template <class V> BITFLAX_INLINE V exponential(V x) {
   typename Of<V>::Int power = (to_ints(n) + 127) << 23;
   V scale;
   memcpy(&scale, &power, sizeof scale);
-  return y * scale;
+  return x == x ? y * scale : x;
 }
 
 // The error function, to 2e-7: erf(x) = x p(x^2), and 1 beyond 3.9. The coefficients
@@ -116,14 +122,14 @@ template <class V> BITFLAX_INLINE V error_function(V x) {
       9.067484736e-02f, -7.380585372e-02f, 5.787193403e-02f, -4.276264459e-02f,
       2.924636751e-02f, -1.960338466e-02f, 1.339552365e-02f, -7.024920080e-03f,
       2.056815894e-03f, -1.539567136e-03f, 1.874341746e-03f, -7.047037943e-04f};
-  V z = less(greater(x, all<V>(-kEnd)), all<V>(kEnd));
+  V z = within(x, -kEnd, kEnd);
   return z * polynomial(p, z * z * (2 / (kEnd * kEnd)) - 1);
 }
 
 template <class V> BITFLAX_INLINE V gelu(V x) {
   return x * (0.5f + 0.5f * error_function(x * 0.70710678f));
 }
-template <class V> BITFLAX_INLINE V relu(V x) { return greater(x, all<V>(0)); }
+template <class V> BITFLAX_INLINE V relu(V x) { return x < 0 ? all<V>(0) : x; }
 template <class V> BITFLAX_INLINE V tangent(V x) {  // hyperbolic
   V e = exponential(-2 * size_of(x));
   V y = (1 - e) / (1 + e);

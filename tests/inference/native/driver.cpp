@@ -135,6 +135,7 @@ static int mutated(const char* path, const char* target, uint64_t seed, int coun
     }
     free(copy);
   }
+  free(bytes);
   printf("%d %d\n", refused, answered);
   return 0;
 }

@@ -133,11 +133,14 @@ def test_several_threads_may_ask_one_model():
 
 
 FORKS = """
-import os, sys, numpy as np
-from tests.helpers import natives
+import os, sys
+import numpy as np
+from bitflax.inference.native import library
 
-made = natives.engine("binary", "4 bits", threads=2)
-asked = natives.batch(3, 20)
+raw = np.fromfile(sys.argv[1], np.uint8)
+made = library.NativeModel(raw, threads=2)
+ids = np.arange(60, dtype=np.int32).reshape(3, 20)
+asked = {"input_ids": ids, "attention_mask": ids >= 0, "token_type_ids": 0 * ids}
 expected = made(asked)
 child = os.fork()
 if child == 0:
@@ -148,9 +151,11 @@ sys.exit(os.waitstatus_to_exitcode(status) or not same)
 """
 
 
-def test_a_fork_computes_too():
-    command = [sys.executable, "-W", "ignore", "-c", FORKS]
-    assert subprocess.run(command, timeout=120).returncode == 0
+def test_a_fork_computes_too(tmp_path):
+    params, act = natives.model("binary", "4 bits")
+    flat_file.to_flat(natives.CONFIG, params, act).tofile(tmp_path / "flat")
+    command = [sys.executable, "-W", "ignore", "-c", FORKS, tmp_path / "flat"]
+    assert subprocess.run(command, timeout=300).returncode == 0
 
 
 def test_a_model_that_nobody_holds_is_freed():
