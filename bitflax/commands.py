@@ -214,11 +214,12 @@ def verify_command(args: Namespace) -> None:
 
     Where the native engine is compiled, it is tested too.
     """
-    print(_verified(inference.verify(args.model, args.sha256)))
+    said = _verified(inference.verify(args.model, args.sha256))
     with contextlib.suppress(InputMissing, StorageError):  # no engine to test
         if native.find_built():
             tested = inference.self_test()
             print(f"native engine: {len(tested)} self-tests passed")
+    print(said)
 
 
 def native_command(args: Namespace) -> None:

@@ -132,6 +132,7 @@ def test_a_file_that_cannot_be_read_is_found_at_once(write, monkeypatch):
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(type(path), "open", refuse)
+    monkeypatch.setattr(passages, "open_file", refuse)
     with pytest.raises(InputMissing, match=r"a\.txt: cannot be read: Permission"):
         TextFiles(path)
     with pytest.raises(StorageError, match="cannot be read: Permission"):

@@ -38,7 +38,7 @@ def test_a_file_without_tokenizer_is_opened(tmp_path):
 def test_a_folder_is_dense(tmp_path):
     pretrained.save_pretrained(tmp_path / "m", CONFIG, params(), tokenizer())
     found = stored_model.open_model(tmp_path / "m")
-    assert (found.config, found.act, found.extras) == (CONFIG, None, {})
+    assert (found.config, found.act, found.extras) == (CONFIG, None, {"max_length": 16})
     kernel = found.params["pooler"]["kernel"]
     np.testing.assert_array_equal(kernel, params()["pooler"]["kernel"])
 
