@@ -98,7 +98,9 @@ def make_engine(
             return _native(config, params, act, threads)
         except BitflaxError as error:
             _LOG.info("the engine jax answers; %s: %s", error.place, error.problem)
-            return _jax(config, params, act)
+        except MemoryError as error:  # nor may there be as many threads
+            _LOG.info("the engine jax answers; %s", error)
+        return _jax(config, params, act)
     if name == "native":
         return _native(config, params, act, threads)
     if name == "jax":

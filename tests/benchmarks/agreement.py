@@ -43,8 +43,10 @@ def answers(
         texts = list(zip(*task.dev.texts, strict=True))
     tokenizer = Tokenizer.from_folder(folder)
 
-    def logits(params: Any, act: Any, graph: Any = None) -> np.ndarray:
-        made = bf.Predictor(config, params, tokenizer, act, data.max_length)
+    def logits(
+        params: Any, act: Any, graph: Any = None, engine: str = "jax"
+    ) -> np.ndarray:
+        made = bf.Predictor(config, params, tokenizer, act, data.max_length, engine)
         if graph is not None:
             made._engine = run_onnx(graph.SerializeToString())
         return made.logits(texts)
@@ -53,6 +55,7 @@ def answers(
     plain = packing.unpack(packed)
     found = {"as trained": logits(bf.quantize(latent, stage.rules), stage.act)}
     found["jax, packed"] = logits(packed, stage.act)
+    found["native, packed"] = logits(packed, stage.act, engine="native")
     for kind in kinds:
         graph = onnx_bert.build_onnx(config, packed, stage.act, kind)
         found[kind] = logits(plain, None, graph)

@@ -15,7 +15,7 @@ from bitflax.types import INPUTS
 
 MOST_THREADS = 256
 _OK, _DAMAGED, _UNSUPPORTED, _INPUT, _TARGET, _MEMORY, _FILE = range(7)
-_INTEGERS = np.ctypeslib.ndpointer(np.int32, flags="C_CONTIGUOUS")
+_INTEGERS = np.ctypeslib.ndpointer(np.int32, flags="C_CONTIGUOUS,ALIGNED")
 _FLOATS = np.ctypeslib.ndpointer(np.float32, flags="C_CONTIGUOUS")
 
 
@@ -190,7 +190,7 @@ def _integers(name: str, array: Any) -> np.ndarray:
     if array.dtype.itemsize > 4 and array.size:
         ends = np.iinfo(np.int32)
         array = np.clip(array, ends.min, ends.max)
-    return np.ascontiguousarray(array, np.int32)
+    return np.require(array, np.int32, ["C", "A"])
 
 
 def _odd(name: str, problem: str) -> DataError:
@@ -204,4 +204,7 @@ def _error(status: int, message: str, target: str | None) -> Exception:
         return ConfigError("target", problem, fix=f"one of {known}")
     if status == _MEMORY:
         return MemoryError(f"the native engine: {message}")
-    return DamagedFile("the flat file", message, fix="export the model again")
+    if status == _INPUT:
+        return _odd("batch", message)
+    fix = "export the model again, or take the engine jax"
+    return DamagedFile("the flat file", message, fix=fix)
