@@ -95,7 +95,11 @@ def make_engine(
             if log := native.failed_before():
                 problem = f"it did not compile before; {log} says why"
                 raise ConfigError("the native engine", problem, fix="delete the log")
-            return _native(config, params, act, threads)
+            made = _native(config, params, act, threads)
+            if made.target != "portable":
+                return made
+            problem = "slower than jax where no target is for the processor"
+            raise ConfigError("the native engine", problem, fix="take the engine jax")
         except BitflaxError as error:
             _LOG.info("the engine jax answers; %s: %s", error.place, error.problem)
         except MemoryError as error:  # nor may there be as many threads
