@@ -9,6 +9,9 @@ CLOSE = 2e-6
 # Where one of thousands of activations lies halfway between two levels of 8 bits, the
 # last bit of a float decides, and its text's logits move by a part in a thousand.
 FLIPPED = 2e-2
+# Sums of their products are rounded, each engine's in an order of its own, where those of
+# binary and ternary integers are exact: more activations come out halfway.
+FLOATS = ("int8", "dense")
 
 
 @pytest.fixture(scope="module")
@@ -25,11 +28,11 @@ def check(weights: str, act: str, targets, config) -> None:
         made = natives.engine(weights, act, target, config=config)
         assert made.target == target
         apart = natives.apart(made(asked), expected)
-        if act.startswith("8"):
-            assert (apart < CLOSE).sum() >= len(apart) - 3, (target, apart)
-            assert apart.max() < FLIPPED, target
-        else:
-            assert apart.max() < CLOSE, target
+        flips = 3 if act.startswith("8") else 0
+        if weights in FLOATS and act != "none":
+            flips = 6
+        assert (apart < CLOSE).sum() >= len(apart) - flips, (target, apart)
+        assert apart.max() < (FLIPPED if flips else CLOSE), target
 
 
 @pytest.mark.parametrize("weights", natives.WEIGHTS)
