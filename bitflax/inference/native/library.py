@@ -15,7 +15,7 @@ from bitflax.types import INPUTS
 
 MOST_THREADS = 256
 _OK, _DAMAGED, _UNSUPPORTED, _INPUT, _TARGET, _MEMORY, _FILE = range(7)
-_INTEGERS = np.ctypeslib.ndpointer(np.int32, flags="C_CONTIGUOUS,ALIGNED")
+_INTEGERS = np.ctypeslib.ndpointer(np.int32, flags=("C_CONTIGUOUS", "ALIGNED"))
 _FLOATS = np.ctypeslib.ndpointer(np.float32, flags="C_CONTIGUOUS")
 
 
