@@ -5,17 +5,14 @@ import os
 import pathlib
 import tempfile
 
+from tests.helpers import flags
+
 # These are read when jax starts, so they come before its import.
-_FLAGS = (
-    "--xla_force_host_platform_device_count=8",
-    # Tiny models spend their time in the compiler: these two take most of it away.
-    "--xla_backend_optimization_level=0",
-    "--xla_backend_extra_options=xla_cpu_disable_new_fusion_emitters",
-)
-os.environ["XLA_FLAGS"] = " ".join([*_FLAGS, os.environ.get("XLA_FLAGS", "")]).strip()
+_FLAGS = f"--xla_force_host_platform_device_count=8 {flags.QUICK}"
+os.environ["XLA_FLAGS"] = f"{_FLAGS} {os.environ.get('XLA_FLAGS', '')}".strip()
 os.environ["JAX_PLATFORMS"] = "cpu"
-# One process compiles for all: pytest's workers and the commands that tests start. Not
-# in the real user's folder.
+# What one process compiles, the others take: pytest's workers, the commands that tests
+# start. Never in the real user's folder.
 _CACHE = "JAX_COMPILATION_CACHE_DIR"
 if _CACHE not in os.environ:
     _COMPILED = tempfile.TemporaryDirectory(prefix="bitflax-compiled-")
