@@ -1,8 +1,10 @@
 """What every test shares: eight CPU devices, strict shapes, and a few fixtures."""
 
+import atexit
 import gc
 import os
 import pathlib
+import shutil
 import tempfile
 
 from tests.helpers import flags
@@ -15,8 +17,8 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 # start. Never in the real user's folder.
 _CACHE = "JAX_COMPILATION_CACHE_DIR"
 if _CACHE not in os.environ:
-    _COMPILED = tempfile.TemporaryDirectory(prefix="bitflax-compiled-")
-    os.environ[_CACHE] = _COMPILED.name
+    os.environ[_CACHE] = tempfile.mkdtemp(prefix="bitflax-compiled-")
+    atexit.register(shutil.rmtree, os.environ[_CACHE], ignore_errors=True)
 _KEPT = "JAX_PERSISTENT_CACHE_MIN"  # everything, however small
 os.environ[f"{_KEPT}_COMPILE_TIME_SECS"] = "0"
 os.environ[f"{_KEPT}_ENTRY_SIZE_BYTES"] = "-1"
