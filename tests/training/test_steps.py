@@ -329,7 +329,7 @@ def test_a_loss_may_be_one_mean():
     step = bf.make_train_step(
         bf.bert(small.config(1)), None, bf.label_cross_entropy, tx
     )
-    params = bf.init_params(small.config(1), jax.random.key(0))
+    params = small.params(small.config(1))
     state = bf.init_state(params, tx, key=jax.random.key(0))
     _, metrics = jax.jit(step)(state, None, small.batch(4, 0))
     assert set(metrics) == {"loss", "grad_norm"}
