@@ -295,7 +295,9 @@ def rare_collections() -> Iterator[None]:
 
     >>> before = gc.get_threshold()
     >>> with rare_collections():
-    ...     gc.get_threshold() > before
+    ...     gc.get_threshold()
+    (50000, 20, 20)
+    >>> gc.get_threshold() == before
     True
     """
     before = gc.get_threshold()
