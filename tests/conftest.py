@@ -14,7 +14,7 @@ _FLAGS = f"--xla_force_host_platform_device_count=8 {flags.QUICK}"
 os.environ["XLA_FLAGS"] = f"{_FLAGS} {os.environ.get('XLA_FLAGS', '')}".strip()
 os.environ["JAX_PLATFORMS"] = "cpu"
 # What one process compiles, the others take: pytest's workers, the commands that tests
-# start. Never in the real user's folder.
+# start. Never in the real user's folder; in one that is given, the next run finds it.
 _CACHE = "JAX_COMPILATION_CACHE_DIR"
 if _CACHE not in os.environ:
     os.environ[_CACHE] = tempfile.mkdtemp(prefix="bitflax-compiled-")
