@@ -1,26 +1,25 @@
 """What every test shares: eight CPU devices, strict shapes, and a few fixtures."""
 
+import atexit
 import contextlib
 import gc
 import os
 import pathlib
+import shutil
 import tempfile
 
+from tests.helpers import flags
+
 # These are read when jax starts, so they come before its import.
-_FLAGS = (
-    "--xla_force_host_platform_device_count=8",
-    # Tiny models spend their time in the compiler: these two take most of it away.
-    "--xla_backend_optimization_level=0",
-    "--xla_backend_extra_options=xla_cpu_disable_new_fusion_emitters",
-)
-os.environ["XLA_FLAGS"] = " ".join([*_FLAGS, os.environ.get("XLA_FLAGS", "")]).strip()
+_FLAGS = f"--xla_force_host_platform_device_count=8 {flags.QUICK}"
+os.environ["XLA_FLAGS"] = f"{_FLAGS} {os.environ.get('XLA_FLAGS', '')}".strip()
 os.environ["JAX_PLATFORMS"] = "cpu"
-# One process compiles for all: pytest's workers and the commands that tests start. Not
-# in the real user's folder.
+# What one process compiles, the others take: pytest's workers, the commands that tests
+# start. Never in the real user's folder; in one that is given, the next run finds it.
 _CACHE = "JAX_COMPILATION_CACHE_DIR"
 if _CACHE not in os.environ:
-    _COMPILED = tempfile.TemporaryDirectory(prefix="bitflax-compiled-")
-    os.environ[_CACHE] = _COMPILED.name
+    os.environ[_CACHE] = tempfile.mkdtemp(prefix="bitflax-compiled-")
+    atexit.register(shutil.rmtree, os.environ[_CACHE], ignore_errors=True)
 _KEPT = "JAX_PERSISTENT_CACHE_MIN"  # everything, however small
 os.environ[f"{_KEPT}_COMPILE_TIME_SECS"] = "0"
 os.environ[f"{_KEPT}_ENTRY_SIZE_BYTES"] = "-1"

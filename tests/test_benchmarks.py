@@ -12,6 +12,7 @@ import pytest
 
 import bitflax as bf
 from tests.benchmarks import steps
+from tests.helpers import flags
 
 ROOT = pathlib.Path(__file__).parent.parent
 PROGRAMS = {
@@ -58,7 +59,7 @@ def test_a_program_writes_its_json(name):
     found = subprocess.run(
         [*command, *rounds, *PROGRAMS[name]],
         cwd=ROOT,
-        env=os.environ | {"XLA_FLAGS": ""},
+        env=os.environ | {"XLA_FLAGS": flags.QUICK},
         stdout=subprocess.PIPE,
         check=True,
     )

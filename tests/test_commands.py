@@ -14,6 +14,7 @@ from bitflax import cli, commands, inference, runs
 from bitflax.inference import predictor
 from bitflax.model import pretrained
 from bitflax.packed import file, packing
+from tests.helpers import small
 
 
 class Echo:
@@ -193,7 +194,7 @@ CONFIG = bf.BertConfig(
 
 @pytest.fixture(scope="module")
 def params():
-    return bf.init_params(CONFIG, jax.random.key(0))
+    return small.params(CONFIG)
 
 
 @pytest.fixture(scope="module")

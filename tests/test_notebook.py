@@ -60,8 +60,8 @@ def test_it_runs(notebook, tmp_path, monkeypatch):
     monkeypatch.setenv("BITFLAX_SETTINGS", text)
     monkeypatch.setenv("BITFLAX_OUT", str(tmp_path / "run"))
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    # Compiled as a user's is, other than in all other tests.
     monkeypatch.setenv("XLA_FLAGS", "")
-    monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
     where = {"metadata": {"path": str(tmp_path)}}
     nbclient.NotebookClient(notebook, timeout=900, resources=where).execute()
     cells = code(notebook)

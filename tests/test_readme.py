@@ -10,7 +10,7 @@ import numpy as np
 import bitflax as bf
 from bitflax.data.text import Tokenizer
 from bitflax.model import leaves
-from tests.helpers import tinyrun
+from tests.helpers import small, tinyrun
 
 README = pathlib.Path(__file__).parent.parent / "README.md"
 
@@ -30,7 +30,7 @@ def test_the_readmes_code_runs_as_printed(tmp_path, monkeypatch):
     made = tinyrun.write_teacher(tmp_path / "two-layers")
     config, _ = bf.load_pretrained(made)
     config = dataclasses.replace(config, num_hidden_layers=6)
-    params = bf.init_params(config, jax.random.key(0))
+    params = small.params(config)
     bf.save_pretrained(folder, config, params, Tokenizer.from_folder(made))
     monkeypatch.chdir(tmp_path)
     with tinyrun.devices(1):

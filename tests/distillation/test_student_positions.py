@@ -25,7 +25,7 @@ RULES = {
 
 
 def made(kind):
-    params = bf.init_params(CONFIG, jax.random.key(0))
+    params = small.params(CONFIG)
     if kind == "split":
         params = splitting.split(params, ((TABLE, bf.ternarize),))
     return params if RULES[kind] is None else packing.pack(params, RULES[kind])

@@ -9,6 +9,8 @@ import sys
 import time
 from pathlib import Path
 
+from tests.helpers import flags
+
 ROOT = Path(__file__).parents[2]
 WAIT = 600
 
@@ -25,16 +27,11 @@ class Processes:
     Args:
       commands: the arguments of each, after ``python``.
       folder: of the files.
-      cache: of what they compile.
       places: where each runs.
     """
 
-    def __init__(self, commands, folder: Path, cache: Path, places=None):
-        flags = "--xla_backend_optimization_level=0"
-        more = {"JAX_PLATFORMS": "cpu", "JAX_COMPILATION_CACHE_DIR": str(cache)}
-        kept = "JAX_PERSISTENT_CACHE_MIN"  # everything, however small
-        more |= {f"{kept}_COMPILE_TIME_SECS": "0", f"{kept}_ENTRY_SIZE_BYTES": "-1"}
-        more |= {"PYTHONPATH": str(ROOT), "XLA_FLAGS": flags}
+    def __init__(self, commands, folder: Path, places=None):
+        more = {"PYTHONPATH": str(ROOT), "XLA_FLAGS": flags.QUICK}
         folder.mkdir(parents=True, exist_ok=True)
         self.errors = [folder / f"{i}.err" for i in range(len(commands))]
         self.outputs = [folder / f"{i}.out" for i in range(len(commands))]

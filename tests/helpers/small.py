@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import bitflax as bf
+from bitflax import trees
 
 LAYERS = (1, 3)
 
@@ -22,6 +23,19 @@ def config(layers: int, **changes) -> bf.BertConfig:
         "num_labels": 3,
     }
     return bf.BertConfig(**(shape | changes))
+
+
+def params(config: bf.BertConfig, seed: int = 0):
+    """Draw what ``bf.init_params`` draws, which takes a second to compile."""
+    rng = np.random.default_rng(seed)
+    shapes = jax.eval_shape(lambda: bf.init_params(config, jax.random.key(0)))
+
+    def drawn(path, leaf):
+        if leaf.ndim == 2:
+            return jnp.asarray(rng.normal(0, 0.02, leaf.shape), leaf.dtype)
+        return jnp.full(leaf.shape, float(path.endswith("norm/scale")), leaf.dtype)
+
+    return trees.map_paths(drawn, shapes)
 
 
 @functools.cache

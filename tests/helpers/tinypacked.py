@@ -5,7 +5,6 @@ import json
 import pathlib
 import tempfile
 
-import jax
 import jax.numpy as jnp
 
 import bitflax as bf
@@ -86,7 +85,7 @@ def tiny() -> bytes:
 
 def _params():
     """Parameters of ``CONFIG``: one matrix in halves, and what ``ACT`` learns."""
-    params = bf.init_params(CONFIG, jax.random.key(0))
+    params = small.params(CONFIG)
     query = params["encoder"]["layer_0"]["attention"]["query"]
     query["kernel"] = Split(query["kernel"], jnp.flip(query["kernel"]))
     return apply.init_act(params, ACT, small.batch(2, 0), CONFIG)

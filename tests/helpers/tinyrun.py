@@ -5,16 +5,15 @@ import functools
 import textwrap
 from pathlib import Path
 
-import jax
 import numpy as np
 import tokenizers
 
 import bitflax as bf
-from bitflax import trees
 from bitflax.data.text import Tokenizer
 from bitflax.model import pretrained
 from bitflax.runs import stages
 from bitflax.training import parallel
+from tests.helpers import small
 
 KINDS = {
     "animal": ["cat", "dog", "horse", "cow"],
@@ -68,15 +67,6 @@ def recipe(*, task: str, teacher: str, ready: str | None = None,
 '''
 
 
-KEY = jax.eval_shape(lambda: jax.random.key(0))
-
-
-def _drawn(rng, path: str, leaf) -> np.ndarray:
-    if leaf.ndim == 2:
-        return rng.normal(0, 0.02, leaf.shape).astype(np.float32)
-    return np.full(leaf.shape, float(path.endswith("norm/scale")), np.float32)
-
-
 @functools.cache
 def tokenizer() -> Tokenizer:
     ids = {word: number for number, word in enumerate(VOCABULARY)}
@@ -102,11 +92,7 @@ def write_teacher(folder: Path, layers: int = 2, **changes) -> Path:
         "attention_probs_dropout_prob": 0.0,
     }
     config = bf.BertConfig(**(shape | changes))
-    # Numpy draws what jax would have to compile for every shape.
-    rng = np.random.default_rng(3)
-    shapes = jax.eval_shape(functools.partial(bf.init_params, config), KEY)
-    params = trees.map_paths(functools.partial(_drawn, rng), shapes)
-    pretrained.save_pretrained(folder, config, params, tokenizer())
+    pretrained.save_pretrained(folder, config, small.params(config, 3), tokenizer())
     return folder
 
 

@@ -8,7 +8,6 @@ import os
 import struct
 import textwrap
 
-import jax
 import numpy as np
 import pytest
 
@@ -183,7 +182,7 @@ def test_what_activations_learned_is_left_out(tmp_path):
 
 def test_heads_of_another_width_are_refused(tmp_path):
     config = dataclasses.replace(CONFIG, head_size=4)
-    tree = bf.init_params(config, jax.random.key(0))
+    tree = small.params(config)
     packed = packing.pack(tree, bf.xtc_1bit())
     file.save_packed(tmp_path / "m", config, packed, ACT, tokenizer())
     with pytest.raises(ConfigError, match="heads of width 4") as raised:

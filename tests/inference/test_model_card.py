@@ -1,6 +1,7 @@
 """The card says what is known, and nothing else."""
 
 import dataclasses
+import functools
 
 import jax
 import numpy as np
@@ -31,7 +32,10 @@ def opened(act=None, config=CONFIG, rules=None, extras=None) -> StoredModel:
     return StoredModel(config, tree, act, tokenizer(), extras or {})
 
 
-STUDENT = opened(bf.symmetric(bits=8), rules=bf.xtc_1bit(), extras={"max_length": 12})
+@functools.cache
+def student():
+    extras = {"max_length": 12}
+    return opened(bf.symmetric(bits=8), rules=bf.xtc_1bit(), extras=extras)
 
 
 def front(text: str) -> dict:
@@ -41,7 +45,7 @@ def front(text: str) -> dict:
 
 
 def test_the_front_matter_is_a_hubs():
-    text = model_card.card(STUDENT, ORIGIN, 2_727_306)
+    text = model_card.card(student(), ORIGIN, 2_727_306)
     assert front(text) == {
         "library_name": "transformers",
         "pipeline_tag": "text-classification",
@@ -54,20 +58,20 @@ def test_the_front_matter_is_a_hubs():
 
 def test_a_hubs_own_reader_takes_it():
     hub = pytest.importorskip("huggingface_hub")
-    card = hub.ModelCard(model_card.card(STUDENT, ORIGIN, 2_727_306))
+    card = hub.ModelCard(model_card.card(student(), ORIGIN, 2_727_306))
     assert card.data.base_model == "sentence-transformers/all-MiniLM-L6-v2"
     assert card.data.pipeline_tag == "text-classification"
 
 
 def test_scores_and_sizes_are_a_table():
-    text = model_card.card(STUDENT, ORIGIN, 2_727_306)
+    text = model_card.card(student(), ORIGIN, 2_727_306)
     assert "| | accuracy | of the teacher's | bits | MB |" in text
     assert "| teacher | 0.8000 | 100.0% | 32 | 90.90 |" in text
     assert "| packed | 0.7840 | 98.0% | 1 | 2.73 |" in text
 
 
 def test_what_the_folder_is_without_is_said():
-    text = model_card.card(STUDENT, ORIGIN, 2_727_306)
+    text = model_card.card(student(), ORIGIN, 2_727_306)
     assert "activations rounded to 8 bits; transformers does not" in text
     assert "2,727,306 bytes" in text
     assert "at most 12 tokens" in text
@@ -88,10 +92,10 @@ def test_learned_ranges_are_said():
 
 
 def test_every_value_is_counted_once():
-    counts = model_card._counts(STUDENT)
-    rows = file.size_report(STUDENT.params)
+    counts = model_card._counts(student())
+    rows = file.size_report(student().params)
     assert sum(counts.values()) == sum(row.values for row in rows)
-    assert model_card._bits(STUDENT.params, counts) == 1
+    assert model_card._bits(student().params, counts) == 1
 
 
 def test_what_is_unknown_is_left_out():
@@ -113,14 +117,14 @@ def test_dense_weights_have_32_bits_however_short_they_are():
 
 def test_a_glue_task_names_its_data_and_metrics():
     origin = Provenance(task="glue/mrpc", metric="f1_accuracy")
-    found = front(model_card.card(STUDENT, origin, 9))
+    found = front(model_card.card(student(), origin, 9))
     assert found["datasets"] == ["nyu-mll/glue"]
     assert found["metrics"] == ["f1", "accuracy"]
     assert "base_model" not in found
 
 
 def test_no_language_is_claimed_for_data_of_ones_own():
-    found = front(model_card.card(STUDENT, Provenance(task="mine.tsv"), 9))
+    found = front(model_card.card(student(), Provenance(task="mine.tsv"), 9))
     assert not {"language", "datasets", "metrics"} & found.keys()
 
 

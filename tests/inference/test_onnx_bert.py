@@ -55,7 +55,7 @@ CASES = [("tensor", act) for act in ACTS] + [(rules, "token") for rules in RULES
 
 @functools.cache
 def latent():
-    made = bf.init_params(CONFIG, jax.random.key(3))
+    made = small.params(CONFIG, 3)
     noise = np.random.default_rng(0)
     return jax.tree.map(
         lambda w: 5 * w + 0.1 * noise.normal(size=w.shape).astype(np.float32), made
@@ -130,7 +130,7 @@ def test_any_number_of_texts_and_tokens(shape):
 def test_heads_of_another_width_relu_and_a_real_number():
     changes = {"head_size": 12, "hidden_act": "relu", "hidden_size": 32}
     config = small.config(1, num_labels=1, problem_type="regression", **changes)
-    tree = bf.init_params(config, jax.random.key(1))
+    tree = small.params(config, 1)
     tree = jax.tree.map(lambda w: 5 * w if w.ndim == 2 else w, tree)
     packed = packing.pack(tree, bf.xtc_1bit(), rest="float32")
     model = onnx_bert.build_onnx(config, packed, None, "onnx-fp32")

@@ -4,10 +4,8 @@ import hashlib
 import lzma
 import os
 
-import jax
 import pytest
 
-import bitflax as bf
 from bitflax import cli, commands
 from bitflax.errors import DamagedFile, InputMissing, UsageError
 from bitflax.inference import stored_model
@@ -49,7 +47,7 @@ def test_a_file_is_said(file):
 
 def test_a_file_without_act_and_tokenizer_is_said(tmp_path):
     config = small.config(1, num_labels=1, problem_type="regression")
-    params = bf.init_params(config, jax.random.key(0))
+    params = small.params(config)
     packed_file.save_packed(tmp_path / "m", config, packing.pack(params, ()))
     text = commands._verified(stored_model.verify(tmp_path / "m"))
     assert "; a number\n" in text
@@ -85,7 +83,7 @@ def test_a_tokenizer_that_the_library_does_not_take_is_damage(file):
 
 
 def test_a_folder_of_dense_weights_has_nothing_to_verify(tmp_path):
-    params = bf.init_params(small.config(1), jax.random.key(0))
+    params = small.params(small.config(1))
     pretrained.save_pretrained(tmp_path / "hf", small.config(1), params)
     with pytest.raises(InputMissing, match="carries no checksum"):
         stored_model.verify(tmp_path / "hf")

@@ -182,8 +182,8 @@ def numpy_bert(params, config, ids, types, real):
 def test_shapes_of_all_kinds_are_numpys(changes, x64):
     config = small.config(2, **changes)
     rng = np.random.default_rng(0)
-    params = bf.init_params(config, jax.random.key(0))
-    params = jax.tree.map(lambda x: rng.normal(size=x.shape) / 2, params)
+    shapes = jax.eval_shape(lambda: bf.init_params(config, jax.random.key(0)))
+    params = jax.tree.map(lambda x: rng.normal(size=x.shape) / 2, shapes)
     batch = small.batch(4, 0)
     logits = jax.jit(bf.bert(config))(params, batch).logits
     for row in range(4):

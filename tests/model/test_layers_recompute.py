@@ -97,7 +97,7 @@ def test_dropout_is_on_in_recomputed_layers(x64):
 @pytest.mark.slow
 def test_less_is_kept():
     config = small.config(4, max_position_embeddings=64)
-    params = bf.init_params(config, jax.random.key(0))
+    params = small.params(config)
     batch = small.batch(8, 0, length=64)
 
     def size(**options):

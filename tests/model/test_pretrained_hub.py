@@ -173,19 +173,20 @@ def serving():
             server.shutdown()
 
 
-def resolve(name, endpoint, home, **env):
-    """Resolve in a fresh process; return its answer, its errors and its seconds."""
+def resolve(*names, endpoint, home, **env):
+    """Resolve in a fresh process; return the answers, its errors and its seconds."""
     code = (
         "import sys, time, bitflax.model.pretrained as p, bitflax.errors as e, huggingface_hub\n"
         "huggingface_hub.HfApi, huggingface_hub.snapshot_download\n"
         "p._SECONDS, start = 0.5, time.perf_counter()\n"
-        "try: print(p.resolve_folder(sys.argv[1]))\n"
-        "except e.InputMissing as error: print(error)\n"
+        "for name in sys.argv[1:]:\n"
+        "  try: print(p.resolve_folder(name))\n"
+        "  except e.InputMissing as error: print(error)\n"
         "print(time.perf_counter() - start)\n"
     )
     env = {"HF_ENDPOINT": endpoint, "HF_HOME": str(home), **env}
     done = subprocess.run(
-        [sys.executable, "-c", code, name],
+        [sys.executable, "-c", code, *names],
         env=os.environ | env,
         capture_output=True,
         text=True,
@@ -200,14 +201,14 @@ def test_a_hub_gives_configuration_safetensors_and_tokenizer_and_then_the_cache(
 ):
     with serving() as (endpoint, asked):
         ask = functools.partial(resolve, endpoint=endpoint, home=tmp_path)
-        folder, _, _ = ask("org/tiny")
+        said, _, _ = ask("org/tiny", "org/none")
+        folder, missing = said.split("\n", 1)
         assert sorted(os.listdir(folder)) == [
             "added_tokens.json",
             "config.json",
             "model.safetensors",
             "vocab.txt",
         ]
-        missing, _, _ = ask("org/none")
         assert "the hub has no such model" in missing
         asked.clear()
         offline, _, _ = ask("org/tiny", HF_HUB_OFFLINE="1")
@@ -234,7 +235,8 @@ def test_a_hub_that_does_not_answer_is_asked_once(tmp_path):
         silent.bind(("127.0.0.1", 0))
         silent.listen(64)
         endpoint = f"http://127.0.0.1:{silent.getsockname()[1]}"
-        said, errors, _ = resolve("org/tiny", endpoint, tmp_path)
+        ask = functools.partial(resolve, endpoint=endpoint, home=tmp_path)
+        said, errors, _ = ask("org/tiny")
         asked = questions(silent)
     # The library may ask what is none of ours; the model is asked for once.
     assert [line for line in asked if "tiny" in line] == [
@@ -243,6 +245,6 @@ def test_a_hub_that_does_not_answer_is_asked_once(tmp_path):
     assert "not in the hub's cache" in said
     assert len(said.splitlines()) == 2
     assert "retry" not in errors.lower()
-    said, _, seconds = resolve("org/tiny", endpoint, tmp_path, HF_HUB_OFFLINE="1")
+    said, _, seconds = ask("org/tiny", HF_HUB_OFFLINE="1")
     assert "HF_HUB_OFFLINE is set" in said
     assert seconds < 5

@@ -443,7 +443,7 @@ def test_an_older_version_is_read_as_ever(version, golden):
     ],
 )
 def test_a_file_names_the_lowest_version_that_knows_it(rules, halved, version, file):
-    params = bf.init_params(CONFIG, jax.random.key(0))
+    params = small.params(CONFIG)
     params = bf.split(params, bf.xtc_2bit()) if halved else params
     packed_file.save_packed(file, CONFIG, packing.pack(params, rules))
     header, _ = packedfiles.split(file)

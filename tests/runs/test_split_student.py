@@ -58,7 +58,7 @@ def trained(state, rules, start=0, stop=20):
 @pytest.fixture(scope="module")
 def stages():
     """A ternary stage, and a 1-bit one on what it splits into."""
-    params = bf.init_params(CONFIG, jax.random.key(0))
+    params = small.params(CONFIG)
     params = jax.tree.map(lambda w: 4 * w if w.ndim == 2 else w, params)
     ternary, before = trained(first(params), TERNARY)
     halves = splitting.split(ternary.params, TERNARY)

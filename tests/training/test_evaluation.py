@@ -42,6 +42,6 @@ def test_cpu_devices_end_a_batch_before_the_next(devices, waits, monkeypatch):
         return queued[-1]
 
     scores._step = watched
-    params = bf.init_params(CONFIG, jax.random.key(0))
+    params = small.params(CONFIG)
     assert scores.logits(params).shape == (EXAMPLES, CONFIG.num_labels)
     assert len(queued) > 10
