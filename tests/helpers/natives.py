@@ -45,6 +45,9 @@ ACTS = {
 # The least probability is that of padding where there is any, which jax rounds too.
 WHOLE_TEXTS = ("elastic", "sites")
 SHORT = dataclasses.replace(CONFIG, num_hidden_layers=1)
+TINY = dataclasses.replace(
+    SHORT, hidden_size=20, num_attention_heads=4, intermediate_size=40
+)
 WEIGHTS = ("binary", "by channel", "in groups", "ternary", "split", "int8", "dense")
 
 
@@ -115,6 +118,40 @@ def by_jax(weights: str, act: str, asked: dict, config=CONFIG) -> np.ndarray:
     params, _ = model(weights, act, config)
     params = jax.tree.map(jnp.asarray, params)
     return np.asarray(_jitted(config, act)(params, asked))
+
+
+class Watched:
+    """A quantizer that notes which texts it rounds near half a level."""
+
+    NEAR = 1e-5  # of a row's largest value: several times what floats err by
+
+    def __init__(self, quantizer, notes: list):
+        self.quantizer, self.notes = quantizer, notes
+
+    def __getattr__(self, name):
+        return getattr(self.quantizer, name)
+
+    def __call__(self, x, **learned):
+        near = self.NEAR * jnp.max(jnp.abs(x), axis=-1, keepdims=True)
+        low, high = (self.quantizer(x + d, **learned) for d in (-near, near))
+        # What moves less than a level moves with the ends of its range.
+        turns = jnp.abs(high - low) > 8 * near
+        self.notes.append(turns.reshape(len(x), -1).any(axis=1))
+        return self.quantizer(x, **learned)
+
+
+def decided(weights: str, act: str, asked: dict, config) -> np.ndarray:
+    """Whether no activation of a text lies so near half a level that floats decide."""
+    notes = [jnp.zeros(len(asked["input_ids"]), bool)]
+    params, found = model(weights, act, config)
+    if found is not None:
+        watched = (
+            tuple((site, Watched(each, notes)) for site, each in found)
+            if isinstance(found, tuple)
+            else Watched(found, notes)
+        )
+        bf.bert(config, watched)(jax.tree.map(jnp.asarray, params), asked)
+    return ~np.any(np.array(notes), axis=0)
 
 
 def apart(found: np.ndarray, expected: np.ndarray) -> np.ndarray:
