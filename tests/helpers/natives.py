@@ -133,8 +133,10 @@ class Watched:
 
     def __call__(self, x, **learned):
         near = self.NEAR * jnp.max(jnp.abs(x), axis=-1, keepdims=True)
+        # The ends of a range are levels themselves, and would move all others.
+        ends = (x == x.max(-1, keepdims=True)) | (x == x.min(-1, keepdims=True))
+        near = jnp.where(ends, 0, near)
         low, high = (self.quantizer(x + d, **learned) for d in (-near, near))
-        # What moves less than a level moves with the ends of its range.
         turns = jnp.abs(high - low) > 8 * near
         self.notes.append(turns.reshape(len(x), -1).any(axis=1))
         return self.quantizer(x, **learned)
