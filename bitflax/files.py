@@ -7,6 +7,7 @@ import importlib.util
 import json
 import logging
 import os
+import re
 import secrets
 import shutil
 import stat
@@ -205,6 +206,9 @@ def write_text(path: str | Path, text: str) -> None:
         file.write(text.encode(errors="backslashreplace"))
 
 
+_DRAFT = re.compile(r"^\.(.+)\.[0-9a-f]{16}\.part$")
+
+
 @contextlib.contextmanager
 def atomic(path: str | Path) -> Iterator[BinaryIO]:
     """Open a new file for writing that becomes ``path`` when the block ends well.
@@ -292,7 +296,10 @@ def check_model_folder(folder: Path, also: Set[str] = frozenset()) -> None:
         problem = f"{above} cannot be written"
         raise OutputError(folder, problem, fix="give another folder")
     try:
-        foreign = sorted({p.name for p in folder.iterdir()} - MODEL_FILES - also)
+        names = sorted(path.name for path in folder.iterdir())
+        # What a write that was killed left behind may go.
+        known = MODEL_FILES | also
+        foreign = [name for name in names if _DRAFT.sub(r"\1", name) not in known]
     except FileNotFoundError:
         foreign = []
     except OSError as error:

@@ -124,3 +124,15 @@ def test_a_place_that_cannot_be_written_is_found_before_any_work(tmp_path, monke
     monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path)
     with pytest.raises(OutputError, match=f"{tmp_path} cannot be written"):
         files.check_model_folder(tmp_path / "new" / "model")
+
+
+def test_what_a_killed_write_left_behind_is_replaced(tmp_path):
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / f".{files.MANIFEST}.{'0' * 16}.part").touch()
+    with files.replacing_folder(folder) as new:
+        (new / "config.json").write_text("{}")
+    assert [path.name for path in folder.iterdir()] == ["config.json"]
+    (folder / f".notes.txt.{'0' * 16}.part").touch()
+    with pytest.raises(OutputError, match=r"no part of a model: \.notes\.txt"):
+        files.check_model_folder(folder)

@@ -319,9 +319,14 @@ def _make_folder(path: Path) -> None:
     """Make a run's folder, or check that it is one.
 
     Raises:
-      OutputError: it is a file, cannot be made, or holds other things.
+      OutputError: it is a file, cannot be made, holds other things, or has a name that
+        is not UTF-8.
     """
     fix = "choose another --out"
+    try:
+        str(path.absolute()).encode()
+    except UnicodeEncodeError:  # tensorstore, which writes checkpoints, takes none
+        raise OutputError(path, "its name is not UTF-8", fix=fix) from None
     try:
         path.mkdir(parents=True, exist_ok=True)
         names = {p.name for p in path.iterdir() if not p.name.startswith(".")}

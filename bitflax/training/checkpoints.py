@@ -175,8 +175,9 @@ class Checkpoints:
         for step in order:
             try:
                 manifests.check_manifest(self.folder / str(step))
-                whole = step
-                break
+                whole = step if whole is None else whole
+                if best:
+                    break  # who goes on checks all: orbax ranks what it keeps
             except DamagedFile as error:
                 damaged[step] = error
         for step, error in damaged.items():

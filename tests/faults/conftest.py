@@ -47,6 +47,7 @@ def begin(place, tmp_path):
 
     def begin(*hooks, out: pathlib.Path = tmp_path / "run", more=(), env=()):
         log = tmp_path / f"log-{len(list(tmp_path.glob('log-*')))}"
+        log.touch()  # a second run may begin before this one says anything
         return runs.Run(runs.command(place, out, *more), log, *hooks, env=env)
 
     return begin

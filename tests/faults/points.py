@@ -23,6 +23,7 @@ def crash(root: str, seen: frozenset, report: str, after: bool) -> None:
 
     def hook(event, args):
         if waiting == [threading.get_ident()]:
+            waiting.append(0)  # the kill is an event too
             os.kill(os.getpid(), signal.SIGKILL)
         kind = kind_of(root, event, args)
         if kind is None or kind in seen or waiting:

@@ -79,7 +79,8 @@ def _child(argv, log, hooks, env):
     for number in (1, 2):
         os.dup2(out, number)
     sys.stdout = os.fdopen(1, "w")
-    sys.stderr = os.fdopen(2, "w", buffering=1)
+    # As Python itself opens it.
+    sys.stderr = os.fdopen(2, "w", buffering=1, errors="backslashreplace")
     sys.argv = ["bitflax", *argv]
     # One device: eight on two cores wait for each other.
     os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0"

