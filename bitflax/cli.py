@@ -139,7 +139,7 @@ def _add_eval(parser: _Parser) -> None:
 
 def _add_engine(parser: _Parser) -> None:
     engine = "native: 1-bit products in C++; jax; onnx: ONNX Runtime, pip install "
-    engine += "'bitflax[onnx]'; auto (default): native where it can, else jax"
+    engine += "'bitflax[onnx]'; auto (default): native where it is faster, else jax"
     parser.add_argument(
         "--engine", choices=inference.ENGINES, default="auto", help=engine
     )

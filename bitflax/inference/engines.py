@@ -4,6 +4,7 @@ An engine is a function of a batch (``input_ids``, ``attention_mask`` and
 ``token_type_ids``, int32 [rows, tokens]) to float32 logits [rows, labels].
 """
 
+import importlib.metadata
 import importlib.util
 import logging
 import re
@@ -19,6 +20,7 @@ from jax.typing import DTypeLike
 from bitflax import model, packed, trees
 from bitflax.errors import BitflaxError, ConfigError, InputMissing
 from bitflax.inference import native, onnx_bert
+from bitflax.model import Packed, Split
 from bitflax.types import INPUTS, BertConfig, Params
 
 Engine = Callable[[Mapping[str, np.ndarray]], np.ndarray]
@@ -77,8 +79,9 @@ def make_engine(
     Args:
       name: ``"native"``: tables of 1-bit weights, on the processor; ``"jax"``;
         ``"onnx"``: ONNX Runtime on the processor, with integer matrix products where
-        the student has 8-bit activations; ``"auto"``: native where it can run the
-        model, else jax, which is said.
+        the student has 8-bit activations; ``"auto"``: native where it is the faster
+        one, a student of 1 or 2 bits with activations of at most 8 on a processor
+        without an accelerator beside it; else jax.
       config: the model's shape.
       params: dense parameters, or a packed tree.
       act: activation quantizers, as ``bitflax.bert`` takes them.
@@ -91,20 +94,8 @@ def make_engine(
     """
     check_engine(name, threads)
     if name == "auto":
-        try:
-            if log := native.failed_before():
-                problem = f"it did not compile before; {log} says why"
-                raise ConfigError("the native engine", problem, fix="delete the log")
-            made = _native(config, params, act, threads)
-            if made.target != "portable":
-                return made
-            problem = "slower than jax where no target is for the processor"
-            raise ConfigError("the native engine", problem, fix="take the engine jax")
-        except BitflaxError as error:
-            _LOG.info("the engine jax answers; %s: %s", error.place, error.problem)
-        except MemoryError as error:  # nor may there be as many threads
-            _LOG.info("the engine jax answers; %s", error)
-        return _jax(config, params, act)
+        found = _faster(config, params, act, threads)
+        return _jax(config, params, act) if found is None else found
     if name == "native":
         return _native(config, params, act, threads)
     if name == "jax":
@@ -114,6 +105,65 @@ def make_engine(
     except ConfigError:  # weights without integers; float32 computes the same
         graph = onnx_bert.build_onnx(config, params, act, "onnx-fp32")
     return run_onnx(graph.SerializeToString(), threads)
+
+
+def _faster(
+    config: BertConfig, params: Params, act: Any, threads: int | None
+) -> native.NativeModel | None:
+    """Return the native engine where it beats jax's; None, and why, where it does not.
+
+    Products of floats are XLA's: the native engine takes up to twice as long for them.
+    """
+    integers = _multiplies_integers(config, params, act)
+    if not integers and threads is None:
+        return None
+    try:
+        if not integers:
+            why = "it multiplies floats faster"
+        elif _has_accelerator():
+            why = f"it computes on {jax.default_backend()}"
+        elif log := native.failed_before():
+            why = f"the native one did not compile before; {log} says why"
+        else:
+            made = _native(config, params, act, threads)
+            if made.target != "portable":
+                return made
+            why = "the native one has no target for this processor"
+    except BitflaxError as error:
+        why = f"{error.place}: {error.problem}"
+    except MemoryError as error:  # nor may there be as many threads
+        why = str(error)
+    said = "" if threads is None else "; it takes all cores"
+    _LOG.info("the engine jax answers%s; %s", said, why)
+    return None
+
+
+def _multiplies_integers(config: BertConfig, params: Params, act: Any) -> bool:
+    """Whether all of the layers' matrices have few bits, and their inputs."""
+    quantised = model.at_sites(act, config)
+
+    def fits(path: str, leaf: Any) -> bool:
+        quantizer = quantised.get(f"{path.removesuffix('kernel')}input")
+        parts = (leaf.a, leaf.b) if isinstance(leaf, Split) else (leaf,)
+        short = all(isinstance(x, Packed) and x.bits <= 2 for x in parts)
+        return short and getattr(quantizer, "bits", 32) <= 8
+
+    kernels = re.compile(r"encoder/.*/kernel").fullmatch
+    flat = trees.flatten(params).items()
+    return all(fits(path, leaf) for path, leaf in flat if kernels(path))
+
+
+def _has_accelerator() -> bool:
+    """Whether jax computes on anything but the processor.
+
+    jax is asked only where something is installed for it to find: to start it takes
+    longer than the native engine needs to load and answer.
+    """
+    plugins = importlib.metadata.entry_points(group="jax_plugins")
+    named = ("jax_plugins", "libtpu")
+    if not plugins and not any(map(importlib.util.find_spec, named)):
+        return False
+    return jax.default_backend() != "cpu"
 
 
 def _native(

@@ -221,7 +221,7 @@ def load(
       path: as ``bitflax.inference.stored_model.open_model`` takes it.
       engine: ``"native"`` (``pip install 'bitflax[native]'``, or a C++ compiler),
         ``"jax"``, ``"onnx"`` (``pip install 'bitflax[onnx]'``), or ``"auto"``: native
-        where it can, else jax.
+        where it is the faster one, else jax.
       threads: that compute together, in ``"native"`` and ``"onnx"``; None: all cores.
 
     Raises:

@@ -105,3 +105,22 @@ def test_the_command_answers_the_same_by_every_engine(tmp_path, capsys):
         [line.split("\t")[0] for line in text.splitlines()] for text in said.values()
     ]
     assert labels[0] == labels[2]
+
+
+def test_auto_is_jax_for_floats(caplog):
+    caplog.set_level("INFO")
+    made = engines.make_engine("auto", CONFIG, params())
+    assert not isinstance(made, NativeModel)
+    assert caplog.messages == []
+    engines.make_engine("auto", CONFIG, params(), threads=2)
+    assert "takes all cores; it multiplies floats faster" in caplog.text
+
+
+def test_auto_is_jax_beside_an_accelerator(caplog, monkeypatch):
+    caplog.set_level("INFO")
+    tree, act = bf.pack(params(), bf.xtc_1bit()), bf.symmetric(8)
+    assert isinstance(engines.make_engine("auto", CONFIG, tree, act), NativeModel)
+    monkeypatch.setattr(engines, "_has_accelerator", lambda: True)
+    made = engines.make_engine("auto", CONFIG, tree, act)
+    assert not isinstance(made, NativeModel)
+    assert "the engine jax answers; it computes on" in caplog.text
