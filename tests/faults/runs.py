@@ -1,5 +1,6 @@
 """Tiny runs in processes that are forked from a warm one, to be killed and hindered."""
 
+import functools
 import json
 import multiprocessing
 import os
@@ -72,6 +73,29 @@ class Run:
     @property
     def said(self) -> str:
         return self.log.read_text("utf-8", "replace") if self.log.exists() else ""
+
+
+def every_kind(begin, folder: pathlib.Path, hook):
+    """Run until a fault came at every kind of file operation; yield run, status, folder.
+
+    ``hook(root, seen, report)`` has one operation of a kind that ``seen`` has not fail,
+    and writes its kind to ``report``. The next run goes on with what is there.
+    """
+    seen, number, report = set(), 0, folder / "report"
+    while True:
+        out = folder / f"run-{number}"
+        report.unlink(missing_ok=True)
+        fault = functools.partial(hook, str(out), frozenset(seen), str(report))
+        run = begin(fault, out=out)
+        status, new = run.wait(), report.exists()
+        if new:
+            seen.add(report.read_text())
+        yield run, status, out
+        if status == 0:
+            if number and not new:
+                break
+            number += 1
+    assert len(seen) >= 20, seen
 
 
 def _child(argv, log, hooks, env):

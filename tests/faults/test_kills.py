@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from tests.faults import checks, points
+from tests.faults import checks, points, runs
 from tests.faults.conftest import LONG
 
 pytestmark = pytest.mark.faults
@@ -31,21 +31,7 @@ def test_killed_at_random_ten_times(chain, begin, whole, tmp_path):
 
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
 def test_killed_at_every_kind_of_file_operation(after, begin, whole, tmp_path):
-    seen, number = set(), 0
-    while True:
-        out, report = tmp_path / f"run-{number}", tmp_path / "report"
-        report.unlink(missing_ok=True)
-        hook = functools.partial(
-            points.crash, str(out), frozenset(seen), str(report), after
-        )
-        run = begin(hook, out=out)
-        status = run.wait()
-        if report.exists():
-            seen.add(report.read_text())
-        if status == 137:
-            continue
-        checks.same_end(run, status, out, whole)
-        if not report.exists() and number:
-            break
-        number += 1
-    assert len(seen) >= 20, seen
+    hook = functools.partial(points.crash, after=after)
+    for run, status, out in runs.every_kind(begin, tmp_path, hook):
+        if status != 137:
+            checks.same_end(run, status, out, whole)

@@ -144,18 +144,23 @@ class NativeModel:
         if not 0 < tokens <= self._positions:
             problem = f"expected 1 to {self._positions} tokens a row, found {tokens}"
             raise _odd("input_ids", problem)
-        ends = (self._words, 2, self._types)
-        for name, array, end in zip(INPUTS, (ids, mask, types), ends, strict=True):
-            if rows and not (array.min() >= 0 and array.max() < end):
-                problem = f"expected integers from 0 to {end - 1}, found "
-                raise _odd(name, f"{problem}{array.min()} to {array.max()}")
         out = np.empty((rows, self.labels), np.float32)
         status = self._library.bitflax_run(
             self._model, ids, mask, types, rows, tokens, out
         )
+        if status == _INPUT:
+            self._refuse(ids, mask, types)
         if status != _OK:
             raise _error(status, self._library.bitflax_message(status).decode(), None)
         return out
+
+    def _refuse(self, *arrays: np.ndarray) -> None:
+        """Say which of a batch's arrays the engine refused, and why."""
+        ends = (self._words, 2, self._types)
+        for name, array, end in zip(INPUTS, arrays, ends, strict=True):
+            if not (array.min() >= 0 and array.max() < end):
+                problem = f"expected integers from 0 to {end - 1}, found "
+                raise _odd(name, f"{problem}{array.min()} to {array.max()}")
 
 
 def _free(library: ctypes.CDLL, model: ctypes.c_void_p, flat: np.ndarray) -> None:
