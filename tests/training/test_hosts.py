@@ -166,8 +166,9 @@ SETTINGS = ("teacher.epochs=16", "epochs=5", *RATES)
 LONG = ("teacher.epochs=6", "epochs=500", *RATES)
 
 
-def command(place, out, *settings, task="kinds.tsv", recipe="tiny.py"):
-    usual = (f"task={place / task}", f"teacher={place / 'pretrained'}")
+def command(place, out, *settings, task=None, recipe="tiny.py"):
+    task = task or place / "kinds.tsv"
+    usual = (f"task={task}", f"teacher={place / 'pretrained'}")
     options = [x for text in (*usual, *settings) for x in ("--set", text)]
     return ["-m", "bitflax.cli", "run", place / recipe, "--out", out, *options]
 
@@ -270,7 +271,7 @@ def test_other_data_on_one_process_end_all(place):
     for seed, folder in enumerate(places):
         folder.mkdir()
         tinyrun.write_tsv(folder / "kinds.tsv", tinyrun.texts(seed=seed))
-    base = command(place, place / "odd", *SETTINGS, "task=kinds.tsv")
+    base = command(place, place / "odd", *SETTINGS, task="kinds.tsv")
     commands = [base + extra for extra in hosted.together(2)]
     with hosted.Processes(commands, place / "odd.logs", places) as processes:
         assert processes.statuses() == [78, 78], processes.said(0)
