@@ -40,18 +40,20 @@ inline float fault(const Rounding& r, const float* x, int n) {
 
 // Of what is rounded; NaN where any of it is not finite.
 inline Extent extent(const Rounding& r, const float* x, int n) {
-  Floats low{}, top{};
-  low += x[0], top += x[0];
-  float rest_low = x[0], rest_top = x[0];
-  int k = 0;
-  for (; k + kFloats <= n; k += kFloats) {
-    Floats v = load<Floats>(x + k);
-    low = less(v, low), top = greater(v, top);
-  }
-  for (; k < n; k++) {
-    rest_low = less(x[k], rest_low), rest_top = greater(x[k], rest_top);
-  }
-  float nothing = fault(r, x, n);
+  Floats low = all<Floats>(x[0]), top = low, wrong{};
+  float rest_low = x[0], rest_top = x[0], nothing = 0;
+  each(n, [&](auto v, int k) {
+    typedef decltype(v) V;
+    V value = load<V>(x + k);
+    V fault = clipped(r, value) * 0;
+    if constexpr (kSize<V> == 1) {
+      rest_low = less(value, rest_low), rest_top = greater(value, rest_top);
+      nothing += fault;
+    } else {
+      low = less(value, low), top = greater(value, top), wrong += fault;
+    }
+  });
+  nothing += sum(wrong);
   Extent found = {less(least(low), rest_low), greater(most(top), rest_top)};
   found.least = clipped(r, found.least) + nothing;
   found.most = clipped(r, found.most) + nothing;

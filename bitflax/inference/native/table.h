@@ -14,14 +14,15 @@
 namespace bitflax {
 namespace {
 
-// How large an entry's first four digits are: pairs for `vpmaddubsw`.
+// How large an entry's digits are, the first five: pairs for `vpmaddubsw`.
 struct alignas(64) Pairs {
-  uint8_t first[64] = {}, second[64] = {};
-  constexpr Pairs(int base, int digits) {
+  uint8_t digits[3][64] = {}, sixth[64] = {};
+  constexpr Pairs(int base, int count) {
     for (int entry = 0; entry < 32; entry++) {
-      for (int i = 0, left = entry; i < 4 && i < digits; i++, left /= base) {
-        (i < 2 ? first : second)[2 * entry + i % 2] = uint8_t(left % base);
+      for (int i = 0, left = entry; i < 5 && i < count; i++, left /= base) {
+        digits[i / 2][2 * entry + i % 2] = uint8_t(left % base);
       }
+      sixth[2 * entry + 1] = 1;
     }
   }
 };
@@ -60,10 +61,15 @@ struct Table {
         uint16_t* word = reinterpret_cast<uint16_t*>(to) +
                          (size_t(first / kChannels) * count + k / kWord) * kChannels;
         int last = leaf.cols - first < kChannels ? leaf.cols - first : kChannels;
-        for (int n = 0; n < last; n++) word[n] += uint16_t(row[first + n] * unit);
+        for (int n = 0; n < last; n++) {
+          word[lane(n)] += uint16_t(row[first + n] * unit);
+        }
       }
     }
   }
+
+  // Where a channel's index stands: sums of even lanes, then of odd ones, make channels.
+  static int lane(int n) { return n / 32 * 32 + n % 16 * 2 + n % 32 / 16; }
 
   static BITFLAX_INLINE __m512i two(const int8_t* from) {
     int16_t pair;
@@ -74,17 +80,16 @@ struct Table {
   // Build the tables of one row: one every `stride` registers.
   static void build(const int8_t* q, int count, __m512i* table, int stride) {
     static constexpr Pairs kPairs(Base, Digits);
-    __m512i first = _mm512_load_si512(kPairs.first);
-    __m512i second = _mm512_load_si512(kPairs.second);
+    auto part = [](const uint8_t* digits, const int8_t* from) {
+      return _mm512_maddubs_epi16(_mm512_load_si512(digits), two(from));
+    };
     for (int i = 0; i < count; i++, q += Digits, table += stride) {
-      __m512i t = _mm512_add_epi16(_mm512_maddubs_epi16(first, two(q)),
-                                   _mm512_maddubs_epi16(second, two(q + 2)));
-      if constexpr (Digits > 4) {
-        t = _mm512_mask_add_epi16(t, 0xffff0000u, t, _mm512_set1_epi16(q[4]));
-      }
+      __m512i t = _mm512_add_epi16(part(kPairs.digits[0], q),
+                                   part(kPairs.digits[1], q + 2));
+      if constexpr (Digits > 4) t = _mm512_add_epi16(t, part(kPairs.digits[2], q + 4));
       _mm512_store_si512(table, t);
-      if constexpr (Digits == 6) {
-        _mm512_store_si512(table + 1, _mm512_add_epi16(t, _mm512_set1_epi16(q[5])));
+      if constexpr (kRegisters == 2) {
+        _mm512_store_si512(table + 1, _mm512_add_epi16(t, part(kPairs.sixth, q + 4)));
       }
     }
   }
@@ -128,10 +133,8 @@ struct Table {
     BITFLAX_UNROLL for (int r = 0; r < Rows; r++) {
       BITFLAX_UNROLL for (int v = 0; v < kVectors; v++) {
         int32_t* out = sums + size_t(r) * ld + 32 * v;
-        __m256i half = _mm512_castsi512_si256(total[r][v]);
-        __m512i low = _mm512_cvtepi16_epi32(half);
-        __m512i high =
-            _mm512_cvtepi16_epi32(_mm512_extracti64x4_epi64(total[r][v], 1));
+        __m512i low = _mm512_madd_epi16(total[r][v], _mm512_set1_epi32(1));
+        __m512i high = _mm512_srai_epi32(total[r][v], 16);
         if (!fresh) {
           low = _mm512_add_epi32(low, _mm512_loadu_si512(out));
           high = _mm512_add_epi32(high, _mm512_loadu_si512(out + 16));

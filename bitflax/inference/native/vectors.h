@@ -63,14 +63,14 @@ template <class V> BITFLAX_INLINE V rounded(V x) {
   return (x + kLarge) - kLarge;
 }
 
+// All numbers of a vector as one: halves first, which are vectors too.
 template <class V, class F> BITFLAX_INLINE float folded(V x, F f) {
-  if constexpr (kSize<V> == 1) {
-    return x;
-  } else {
-    float out = x[0];
-    for (int i = 1; i < kSize<V>; i++) out = f(out, static_cast<float>(x[i]));
-    return out;
+  float all[kSize<V>];
+  memcpy(all, &x, sizeof x);
+  BITFLAX_UNROLL for (int n = kSize<V> / 2; n; n /= 2) {
+    BITFLAX_UNROLL for (int i = 0; i < n; i++) all[i] = f(all[i], all[i + n]);
   }
+  return all[0];
 }
 template <class V> BITFLAX_INLINE float sum(V x) {
   return folded(x, [](float a, float b) { return a + b; });
