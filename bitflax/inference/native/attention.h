@@ -7,6 +7,7 @@ namespace bitflax {
 namespace {
 
 constexpr int kQueries = 32;  // whose scores are held together
+constexpr int kTogether = 16;  // keys that are turned together
 constexpr float kMasked = -1e9f;
 
 struct Head {
@@ -52,10 +53,16 @@ inline size_t score_floats(int tokens, int width) {
 inline void attend(Worker& me, const Head& head, const Rounding& r) {
   int tokens = head.tokens, width = head.width, ld = padded(tokens);
   float* keys = me.keys.floats();
+  for (int j = 0; j < tokens; j += kTogether) {  // lines that the nearest cache holds
+    int some = tokens - j < kTogether ? tokens - j : kTogether;
+    const float* from = head.key + size_t(j) * head.stride;
+    for (int k = 0; k < width; k++) {
+      float* to = keys + size_t(k) * ld + j;
+      for (int i = 0; i < some; i++) to[i] = from[size_t(i) * head.stride + k];
+    }
+  }
   for (int k = 0; k < width; k++) {
-    float* to = keys + size_t(k) * ld;
-    for (int j = 0; j < tokens; j++) to[j] = head.key[size_t(j) * head.stride + k];
-    for (int j = tokens; j < ld; j++) to[j] = 0;
+    for (int j = tokens; j < ld; j++) keys[size_t(k) * ld + j] = 0;
   }
   float* scores = me.scores.floats();
   float* queries = scores + size_t(kQueries) * ld;
@@ -65,7 +72,10 @@ inline void attend(Worker& me, const Head& head, const Rounding& r) {
     for (int i = 0; i < some; i++) {
       const float* from = head.query + size_t(first + i) * head.stride;
       float* to = queries + size_t(i) * padded(width);
-      for (int k = 0; k < width; k++) to[k] = from[k] * factor;
+      each(width, [&](auto v, int k) {
+        typedef decltype(v) V;
+        store(to + k, load<V>(from + k) * factor);
+      });
     }
     matmul(queries, padded(width), some, keys, ld, width, ld, scores, ld);
     for (int i = 0; i < some; i++) {
