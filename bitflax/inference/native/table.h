@@ -49,17 +49,25 @@ struct Table {
     return size_t(2) * blocks(out) * words(in) * kChannels;
   }
 
-  // Write indices [block, word, channel] of a leaf [in, out] into zeros.
+  // The words of a chunk that begins at `k`, and where those of a block of channels lie
+  // among all: [chunk, block, word, channel], so that a chunk is read in one stream.
+  static int some(int all, int k) { return all - k < kChunk ? all - k : kChunk; }
+  static size_t place(int all, int blocks, int k, int block) {
+    return (size_t(k) * blocks + size_t(block) * some(all, k)) * kChannels;
+  }
+
+  // Write the indices of a leaf [in, out] into zeros.
   static void layout(const Leaf& leaf, uint8_t* row, uint8_t* to) {
-    int count = words(leaf.rows);
+    int all = words(leaf.rows);
     for (int k = 0; k < leaf.rows; k++) {
       digits_of(leaf, k, row);
-      int place = k % kWord, unit = 1;
-      for (int i = 0; i < place % Digits; i++) unit *= Base;
-      unit <<= kIndexBits * (place / Digits);
+      int at = k / kWord, digit = k % kWord, unit = 1;
+      for (int i = 0; i < digit % Digits; i++) unit *= Base;
+      unit <<= kIndexBits * (digit / Digits);
       for (int first = 0; first < leaf.cols; first += kChannels) {
-        uint16_t* word = reinterpret_cast<uint16_t*>(to) +
-                         (size_t(first / kChannels) * count + k / kWord) * kChannels;
+        uint16_t* word = reinterpret_cast<uint16_t*>(to) + kChannels * (at % kChunk) +
+                         place(all, blocks(leaf.cols), at - at % kChunk,
+                               first / kChannels);
         int last = leaf.cols - first < kChannels ? leaf.cols - first : kChannels;
         for (int n = 0; n < last; n++) {
           word[lane(n)] += uint16_t(row[first + n] * unit);
@@ -151,19 +159,19 @@ struct Table {
     auto table = reinterpret_cast<__m512i*>(scratch);
     int all = words(in), step = kRegisters * rows;
     for (int k = 0; k < all; k += kChunk) {
-      int some = all - k < kChunk ? all - k : kChunk;
+      int now = some(all, k);
       for (int r = 0; r < rows; r++) {
-        build(q + size_t(r) * stride + k * kWord, some * kLookups,
+        build(q + size_t(r) * stride + k * kWord, now * kLookups,
               table + kRegisters * r, step);
       }
       for (int p = 0; p < count; p++) {
         const Product& product = products[p];
         for (int b = product.first; b < product.last; b++) {
           auto w = reinterpret_cast<const uint16_t*>(product.weights) +
-                   (size_t(b) * all + k) * kChannels;
+                   place(all, product.ld / kChannels, k, b);
           int32_t* sums = product.sums + size_t(b) * kChannels;
           auto go = [&](auto rows_now, int r) {
-            sweep<decltype(rows_now)::value>(w, some, table + kRegisters * r, step,
+            sweep<decltype(rows_now)::value>(w, now, table + kRegisters * r, step,
                                              sums + size_t(r) * product.ld,
                                              product.ld, k == 0);
           };
