@@ -1,7 +1,6 @@
 """Files that are whole or not used: atomic writes, models' folders, a disk's errors."""
 
 import contextlib
-import errno
 import hashlib
 import importlib.util
 import json
@@ -61,16 +60,17 @@ def disk(
         words = getattr(error, "strerror", None) or str(error).split("\n")[0]
         # tensorstore: "...: No space left on device [os_error_code='28']"
         words = words.split(" [os_error_code")[0].split(": ")[-1]
-        fix = f"make room there{_free(place, error)}, or choose another --out"
+        mend = _free(place, error) or "see to the disk and its permissions"
+        fix = f"{mend}, or choose another --out"
         raise StorageError(place, words, fix=fix) from error
 
 
 def _free(place: str | Path, error: Exception) -> str:
-    """Return how much room there is where a write found none."""
+    """Return the mend of a disk that is full, and how much room it has."""
     full = "ENOSPC" in str(error) or "No space left" in str(error)
     with contextlib.suppress(OSError):
         free = shutil.disk_usage(_made(place)).free
-        return f" ({free / 1e6:,.1f} MB are free)" if full else ""
+        return f"make room there ({free / 1e6:,.1f} MB are free)" if full else ""
     return ""
 
 
@@ -110,6 +110,37 @@ def threads_heard(place: str | Path) -> Iterator[None]:
             raise error
 
 
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+
+
+def given(name: str | Path, kind: type[BitflaxError] = InputMissing) -> Path:
+    """Return the path that a person gave, with ``~`` expanded: all paths pass here.
+
+    Args:
+      name: a path.
+      kind: what is raised; with another than ``InputMissing`` it is an output.
+
+    Raises:
+      InputMissing: it is an address (``https://...``), a pipe or a device.
+    """
+    if _ADDRESS.match(str(name)):
+        problem = "expected a path on this machine, found an address"
+        fix = "give a path here, and copy it there afterwards"
+        if kind is InputMissing:
+            fix = "fetch it first, then give that file or folder (of a hub: org/name)"
+        raise kind(name, problem, fix=fix)
+    path = Path(os.path.expanduser(name))
+    known = os.path.isfile(path) or os.path.isdir(path)
+    if os.path.exists(path) and not known and kind is InputMissing:
+        raise _not_regular(path)
+    return path
+
+
+def _not_regular(path: Path) -> InputMissing:
+    problem = "expected a file or a folder, found a pipe or a device"
+    return InputMissing(path, problem, fix="write what it gives into a file first")
+
+
 def need_space(folder: str | Path, size: int) -> None:
     """Check that the disk under a folder, made or not yet, has ``size`` bytes free.
 
@@ -129,7 +160,8 @@ def open_file(path: Path) -> BufferedReader:
     """Open a regular file for reading, and nothing that could keep a reader waiting.
 
     Raises:
-      OSError: it is not there, cannot be read, or is a folder, a pipe or a device.
+      OSError: it is not there, cannot be read, or is a folder.
+      InputMissing: it is a pipe or a device.
     """
 
     def opener(name: str, flags: int) -> int:
@@ -139,7 +171,7 @@ def open_file(path: Path) -> BufferedReader:
     file = open(path, "rb", opener=opener)  # noqa: SIM115
     if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
         file.close()
-        raise OSError(errno.EINVAL, "not a regular file", str(path))
+        raise _not_regular(path)
     return file
 
 
@@ -158,6 +190,8 @@ def read_text(path: Path) -> str:
             problem = f"over {MOST_BYTES:,} bytes or {MOST_PARTS:,} parts"
             raise DamagedFile(path, problem, fix="do not use this file")
         return data.decode()
+    except InputMissing:
+        raise
     except FileNotFoundError:
         raise InputMissing(
             path, "no such file", fix="give the folder of a Hugging Face model"
@@ -235,7 +269,7 @@ def atomic(path: str | Path) -> Iterator[BinaryIO]:
 
 def sha256(path: str | Path) -> str:
     """Return the SHA-256 of a file's bytes, in hexadecimal."""
-    with open(path, "rb") as file:
+    with open_file(Path(path)) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -248,7 +282,8 @@ def model_sha256(folder: Path, *, names: bool = True) -> str:
         record of an augmentation.
     """
     kinds = (".json", ".txt", ".safetensors", ".bin")
-    found = sorted(path for path in folder.iterdir() if path.suffix in kinds)
+    listed = (p for p in folder.iterdir() if p.suffix in kinds and not p.is_dir())
+    found = sorted(listed)
     sums = [f"{p.name} {sha256(p)}\n" if names else sha256(p) for p in found]
     return hashlib.sha256("".join(sums).encode()).hexdigest()
 

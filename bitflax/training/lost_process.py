@@ -23,6 +23,7 @@ import contextlib
 import ctypes
 import json
 import os
+import signal
 import sys
 import threading
 import time
@@ -143,6 +144,8 @@ def _tell(error: BaseException, status: int) -> bool:
     """Return whether this process, no other before it, said why all end."""
     global _told
     text = str(error) or type(error).__name__
+    if isinstance(error, KeyboardInterrupt):
+        text, status = "", 128 + (error.args or (signal.SIGINT,))[0]
     what = {"process": jax.process_index(), "error": text, "status": status}
     with contextlib.suppress(jax.errors.JaxRuntimeError):
         client().key_value_set(_ENDED, json.dumps(what), allow_overwrite=_told)
@@ -161,10 +164,11 @@ def _listen() -> None:
             said = _heard()  # the command line may have said it better
     except jax.errors.JaxRuntimeError as error:
         if not (_together or _leaving) and (gone := lost_host(error)):
-            _exit(gone.status, str(gone))
+            _exit(gone.status, f"bitflax: error: {gone}")
         return
     if said and not _leaving and said["process"] != jax.process_index():
-        text = f"process {said['process']} failed: {said['error']}"
+        text = f"bitflax: error: process {said['process']} failed: {said['error']}"
+        text = text if said["error"] else signals.WORDS
         _exit(said["status"], text, wait=_has_service())
 
 
@@ -194,11 +198,11 @@ def _part_ways() -> None:
         state.client = state.service = None
 
 
-def _exit(status: int, error: str = "", wait: bool = False) -> None:
+def _exit(status: int, text: str = "", wait: bool = False) -> None:
     """End at once; a log's handlers might not get to write the last words."""
     with contextlib.suppress(OSError, ValueError):
-        if error:
-            print(f"bitflax: error: {error}", file=sys.stderr, flush=True)
+        if text:
+            print(text, file=sys.stderr, flush=True)
     time.sleep(LINGER * (1 + _has_service()) if wait else 0)
     with contextlib.suppress(OSError, ValueError):
         sys.stdout.flush()
