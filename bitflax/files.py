@@ -27,6 +27,7 @@ from bitflax.errors import (
 
 MANIFEST = "MANIFEST.json"
 _AGAIN = "fetch the file again"
+_ELSEWHERE = "give another folder"
 MOST_BYTES = 1 << 25
 MOST_PARTS = 1 << 22
 """Of a text or JSON file of somebody else's; lines and the marks of a JSON's parts
@@ -116,12 +117,9 @@ _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 def given(name: str | Path, kind: type[BitflaxError] = InputMissing) -> Path:
     """Return the path that a person gave, with ``~`` expanded: all paths pass here.
 
-    Args:
-      name: a path.
-      kind: what is raised; with another than ``InputMissing`` it is an output.
-
     Raises:
-      InputMissing: it is an address (``https://...``), a pipe or a device.
+      InputMissing: it is an address (``https://...``), a pipe or a device; with another
+        ``kind``, which is an output's, that of an address alone.
     """
     if _ADDRESS.match(str(name)):
         problem = "expected a path on this machine, found an address"
@@ -149,11 +147,9 @@ def need_space(folder: str | Path, size: int) -> None:
     """
     free = shutil.disk_usage(_made(folder)).free
     if free < size:
-        raise StorageError(
-            folder,
-            f"{size / 1e6:,.0f} MB are needed, {free / 1e6:,.0f} MB are free",
-            fix="make room there, or choose another --out",
-        )
+        problem = f"{size / 1e6:,.0f} MB are needed, {free / 1e6:,.0f} MB are free"
+        fix = "make room there, or choose another --out"
+        raise StorageError(folder, problem, fix=fix)
 
 
 def open_file(path: Path) -> BufferedReader:
@@ -193,13 +189,11 @@ def read_text(path: Path) -> str:
     except InputMissing:
         raise
     except FileNotFoundError:
-        raise InputMissing(
-            path, "no such file", fix="give the folder of a Hugging Face model"
-        ) from None
+        fix = "give the folder of a Hugging Face model"
+        raise InputMissing(path, "no such file", fix=fix) from None
     except OSError as error:
-        raise StorageError(
-            path, f"cannot read it ({error.strerror})", fix="check rights and disk"
-        ) from None
+        problem = f"cannot read it ({error.strerror})"
+        raise StorageError(path, problem, fix="check rights and disk") from None
     except UnicodeDecodeError as error:
         raise DamagedFile(path, f"not UTF-8 ({error})", fix=_AGAIN) from None
 
@@ -282,8 +276,7 @@ def model_sha256(folder: Path, *, names: bool = True) -> str:
         record of an augmentation.
     """
     kinds = (".json", ".txt", ".safetensors", ".bin")
-    listed = (p for p in folder.iterdir() if p.suffix in kinds and not p.is_dir())
-    found = sorted(listed)
+    found = sorted(path for path in folder.iterdir() if path.suffix in kinds)
     sums = [f"{p.name} {sha256(p)}\n" if names else sha256(p) for p in found]
     return hashlib.sha256("".join(sums).encode()).hexdigest()
 
@@ -324,12 +317,10 @@ def check_model_folder(folder: Path, also: Set[str] = frozenset()) -> None:
     Raises:
       OutputError: it cannot be read or written, or holds something else than a model.
     """
-    above = folder.absolute().parent
-    while not above.exists() and above != above.parent:
-        above = above.parent
+    above = _made(folder.absolute().parent)
     if above.is_dir() and not os.access(above, os.W_OK):
         problem = f"{above} cannot be written"
-        raise OutputError(folder, problem, fix="give another folder")
+        raise OutputError(folder, problem, fix=_ELSEWHERE)
     try:
         names = sorted(path.name for path in folder.iterdir())
         # What a write that was killed left behind may go.
@@ -338,15 +329,10 @@ def check_model_folder(folder: Path, also: Set[str] = frozenset()) -> None:
     except FileNotFoundError:
         foreign = []
     except OSError as error:
-        raise OutputError(
-            folder, f"{error.strerror}", fix="give another folder"
-        ) from None
+        raise OutputError(folder, f"{error.strerror}", fix=_ELSEWHERE) from None
     if foreign:
-        raise OutputError(
-            folder,
-            f"holds what is no part of a model: {', '.join(foreign[:3])}",
-            fix="give a new folder",
-        )
+        problem = f"holds what is no part of a model: {', '.join(foreign[:3])}"
+        raise OutputError(folder, problem, fix="give a new folder")
 
 
 @contextlib.contextmanager
@@ -371,9 +357,7 @@ def replacing_folder(folder: Path, also: Set[str] = frozenset()) -> Iterator[Pat
     try:
         new.mkdir(parents=True)
     except OSError as error:
-        raise OutputError(
-            folder, f"{error.strerror}", fix="give another folder"
-        ) from None
+        raise OutputError(folder, f"{error.strerror}", fix=_ELSEWHERE) from None
     try:
         yield new
         _flush(new)
@@ -381,9 +365,8 @@ def replacing_folder(folder: Path, also: Set[str] = frozenset()) -> Iterator[Pat
     except BitflaxError:  # some of them are OSErrors too
         raise
     except OSError as error:
-        raise StorageError(
-            folder, f"cannot write ({error.strerror or error})", fix="free some space"
-        ) from None
+        problem = f"cannot write ({error.strerror or error})"
+        raise StorageError(folder, problem, fix="free some space") from None
     finally:
         shutil.rmtree(new, ignore_errors=True)
 

@@ -41,7 +41,8 @@ def read_sealed(path: Path, *, must: bool = True) -> dict[str, Any]:
       DamagedFile: it is missing, or not what was written.
     """
     try:
-        fields = json.loads(path.read_bytes())
+        with files.open_file(path) as file:
+            fields = json.loads(file.read())
         seal = fields.pop("sha256", None if must else _seal(fields))
     except (OSError, ValueError, AttributeError, TypeError, RecursionError) as error:
         raise _damaged(path, "it cannot be read") from error

@@ -64,7 +64,7 @@ def locate_model(path: Path) -> Path:
       InputMissing: a folder holds no model.
       ConfigError: a run has not come to its packed model yet.
     """
-    if path.is_dir() and not (path / "config.json").is_file():
+    if path.is_dir() and not (path / "config.json").exists():
         return _of_run(path)
     return path
 
