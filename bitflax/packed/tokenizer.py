@@ -259,11 +259,12 @@ def _check_charsmap(text: Any) -> None:
     except (TypeError, ValueError):
         raise ValueError("tokenizer: its charsmap is cut, or no base64") from None
     first = np.arange(len(units)) ^ (units >> 10 << ((units & 512) >> 6))
-    first = first[units < 1 << 31]  # others are the leaves' places
-    leaves = first[(units[units < 1 << 31] & 256) > 0]
+    steps = units < 1 << 31  # others are leaves; the root is none, whatever it says
+    steps[:1] = True
+    first, leaf = first[steps], (units[steps] & 256) > 0
     if not size or size % 4 or (first | 255).max(initial=0) >= len(units):
         raise ValueError("tokenizer: its charsmap leads to what is not there")
-    begins = units[leaves] & ((1 << 31) - 1)
+    begins = units[first[leaf]] & ((1 << 31) - 1)
     known = np.frombuffer(texts, np.uint8)
     if begins.max(initial=0) >= len(known) or (known[begins] & 0xC0 == 0x80).any():
         raise ValueError("tokenizer: its charsmap points into no text")

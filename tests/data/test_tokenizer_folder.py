@@ -81,9 +81,10 @@ def transformers_ids(folder, lines=LINES):
     return theirs(list(lines), truncation=False, padding=False)["input_ids"]
 
 
+@pytest.mark.parametrize("table", [b"", unigram.CHARSMAP])
 @pytest.mark.parametrize("kind", ["XLMRobertaTokenizer", "PreTrainedTokenizerFast"])
-def test_a_unigram_tokenizer_goes_everywhere(write, kind):
-    folder = write_folder(write, unigram.folder(kind))
+def test_a_unigram_tokenizer_goes_everywhere(write, kind, table):
+    folder = write_folder(write, unigram.folder(kind, table))
     ours = Tokenizer.from_folder(folder)
     expected = transformers_ids(folder, unigram.LINES)
     assert (ours.cls_id, ours.sep_id, ours.pad_id, ours.max_length) == (0, 2, 1, 12)
@@ -110,7 +111,10 @@ SETTINGS = st.fixed_dictionaries(
         "tokenize_chinese_chars": st.booleans(),
         "model_max_length": st.sampled_from([7, 512, int(1e30)]),
         "tokenizer_class": st.sampled_from(
-            ["BertTokenizer", "BertTokenizerFast", "PreTrainedTokenizerFast"]
+            [
+                *("BertTokenizer", "BertTokenizerFast", "PreTrainedTokenizerFast"),
+                *("DistilBertTokenizer", "ElectraTokenizerFast"),
+            ]
         ),
     },
 )
