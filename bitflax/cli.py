@@ -17,13 +17,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
 from bitflax import commands, errors, inference, progress, signals, training
-from bitflax.errors import (
-    BitflaxError,
-    ConfigError,
-    InputMissing,
-    StorageError,
-    UsageError,
-)
+from bitflax.errors import BitflaxError, InputMissing, StorageError, UsageError
 
 _MODEL = "a run's folder, a model's folder, or a packed model.safetensors"
 
@@ -277,7 +271,7 @@ def _status(error: BaseException) -> int:
         problem = f"expected a device that is here, found {chosen!r}"
         _say(f"bitflax: error: JAX_PLATFORMS: {problem}")
         _say("fix: unset it, or set it to cpu; a GPU needs pip install 'bitflax[gpu]'")
-        return ConfigError.status
+        return errors.ConfigError.status
     if "RESOURCE_EXHAUSTED" in str(error) or isinstance(error, MemoryError):
         _say(f"bitflax: error: memory: out of memory ({kind})")
         _say(

@@ -11,17 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from bitflax import (
-    data,
-    errors,
-    files,
-    inference,
-    model,
-    packed,
-    recipe,
-    runs,
-    training,
-)
+from bitflax import data, errors, inference, model, packed, recipe, runs, training
 from bitflax.data import augmentation
 from bitflax.errors import (
     ConfigError,
@@ -30,6 +20,7 @@ from bitflax.errors import (
     InputMissing,
     StorageError,
 )
+from bitflax.files import given
 from bitflax.inference import native
 from bitflax.progress import columns, throughput
 
@@ -72,7 +63,7 @@ def show_command(args: Namespace) -> None:
 
 def _check_task(name: str) -> None:
     """Refuse a name that is no task's; a file may lie on another machine."""
-    path = files.given(name)
+    path = given(name)
     if name not in data.TASKS and not path.suffix and not path.exists():
         fix = errors.nearest(name, data.TASKS, "tasks")
         raise ConfigError("Data.task", f"no task {name!r}", fix=fix)
@@ -118,7 +109,7 @@ def eval_command(args: Namespace) -> None:
         data_dir=args.data_dir,
         text=_columns(args.text),
         label=args.label,
-        dev=None if named or files.given(args.task).is_dir() else args.task,
+        dev=None if named or given(args.task).is_dir() else args.task,
         **known,
     )
     for note in task.notes:
@@ -195,7 +186,7 @@ def export_command(args: Namespace) -> None:
 
 def inspect_command(args: Namespace) -> None:
     """Print every tensor's bits and bytes."""
-    path = files.given(args.model)
+    path = given(args.model)
     file = _weights(path)
     named = path.is_file()
     # A packed file may lie in any folder, a dense model's too.
