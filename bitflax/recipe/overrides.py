@@ -31,7 +31,7 @@ def check_fields(node: Any, place: str = "") -> None:
         if not conforms(value, hint):
             problem = f"expected {words(hint)}, found {value!r}"
             raise ConfigError(where, problem, fix=_mend(value, hint))
-        most: int = LARGEST.get(field.name, 2**63 - 1)
+        most = LARGEST.get(field.name) or 2**63 - 1
         if isinstance(value, int | float) and not -most <= value <= most:  # or NaN
             problem = f"expected a finite number, at most {most:,}, found {value!r}"
             raise ConfigError(where, problem, fix="give a smaller one")
