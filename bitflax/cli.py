@@ -266,10 +266,11 @@ def _status(error: BaseException) -> int:
     if isinstance(error, BitflaxError):
         _say(f"bitflax: error: {error}")
         return error.status
-    kind, chosen = type(error).__name__, os.environ.get("JAX_PLATFORMS")
+    kind = type(error).__name__
+    chosen = [n for n in ("JAX_PLATFORMS", "JAX_PLATFORM_NAME") if os.environ.get(n)]
     if chosen and not _has_device():
-        problem = f"expected a device that is here, found {chosen!r}"
-        _say(f"bitflax: error: JAX_PLATFORMS: {problem}")
+        problem = f"expected a device that is here, found {os.environ[chosen[0]]!r}"
+        _say(f"bitflax: error: {chosen[0]}: {problem}")
         _say("fix: unset it, or set it to cpu; a GPU needs pip install 'bitflax[gpu]'")
         return errors.ConfigError.status
     if "RESOURCE_EXHAUSTED" in str(error) or isinstance(error, MemoryError):

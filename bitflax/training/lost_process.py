@@ -9,7 +9,7 @@ All that bitflax uses without a public name is in this file. Its tests passed wi
 
 - ``jax._src.distributed.global_state``, its ``client`` (``key_value_set``,
   ``blocking_key_value_get``, ``key_value_dir_get``, ``key_value_delete``,
-  ``wait_at_barrier``) and ``service``: ``jax.distributed`` hands none of them out, and
+  ``wait_at_barrier``), ``service`` and ``process_id``: ``jax.distributed`` hands none of them out, and
   what ``multihost_utils`` offers runs on the devices. orbax takes them from here too.
 - ``jax._src.clusters.ClusterEnv``: ``_cluster_types``, ``name``, ``is_env_present``,
   ``get_process_count``. ``jax.distributed.initialize`` asks them and raises where
@@ -137,7 +137,7 @@ def _state() -> Any:
 
 def _has_service() -> bool:
     """Whether the service ends with this process, which so goes last."""
-    return jax.process_index() == 0
+    return _state().process_id == 0
 
 
 def _tell(error: BaseException, status: int) -> bool:
@@ -146,7 +146,7 @@ def _tell(error: BaseException, status: int) -> bool:
     text = str(error) or type(error).__name__
     if isinstance(error, KeyboardInterrupt):
         text, status = "", 128 + (error.args or (signal.SIGINT,))[0]
-    what = {"process": jax.process_index(), "error": text, "status": status}
+    what = {"process": _state().process_id, "error": text, "status": status}
     with contextlib.suppress(jax.errors.JaxRuntimeError):
         client().key_value_set(_ENDED, json.dumps(what), allow_overwrite=_told)
         _told = True
@@ -166,7 +166,7 @@ def _listen() -> None:
         if not (_together or _leaving) and (gone := lost_host(error)):
             _exit(gone.status, f"bitflax: error: {gone}")
         return
-    if said and not _leaving and said["process"] != jax.process_index():
+    if said and not _leaving and said["process"] != _state().process_id:
         text = f"bitflax: error: process {said['process']} failed: {said['error']}"
         text = text if said["error"] else signals.WORDS
         _exit(said["status"], text, wait=_has_service())

@@ -1,6 +1,7 @@
 """A process that fails or is lost: what the others hear, and how they end."""
 
 import threading
+import types
 
 import jax
 import pytest
@@ -129,13 +130,15 @@ class Service:
 )
 def test_a_stop_is_no_failure(monkeypatch, error, status, words):
     service, ended = Service(), []
+    state = types.SimpleNamespace()
+    monkeypatch.setattr(lost_process, "_state", lambda: state)
     monkeypatch.setattr(lost_process, "client", lambda: service)
     monkeypatch.setattr(lost_process, "_told", False)
     monkeypatch.setattr(lost_process, "_exit", lambda *args, **_: ended.append(args))
     monkeypatch.setattr(lost_process.time, "sleep", lambda seconds: None)
-    monkeypatch.setattr(jax, "process_index", lambda: 1)
+    state.process_id = 1
     assert lost_process._tell(error, getattr(error, "status", 1))
-    monkeypatch.setattr(jax, "process_index", lambda: 0)
+    state.process_id = 0
     lost_process._listen()
     ((code, said),) = ended
     assert (code, said.splitlines()[0]) == (status, words)
