@@ -9,8 +9,9 @@ All that bitflax uses without a public name is in this file. Its tests passed wi
 
 - ``jax._src.distributed.global_state``, its ``client`` (``key_value_set``,
   ``blocking_key_value_get``, ``key_value_dir_get``, ``key_value_delete``,
-  ``wait_at_barrier``), ``service`` and ``process_id``: ``jax.distributed`` hands none of them out, and
-  what ``multihost_utils`` offers runs on the devices. orbax takes them from here too.
+  ``wait_at_barrier``), ``service`` and ``process_id``: ``jax.distributed`` hands none
+  of them out, and what ``multihost_utils`` offers runs on the devices. orbax takes them
+  from here too.
 - ``jax._src.clusters.ClusterEnv``: ``_cluster_types``, ``name``, ``is_env_present``,
   ``get_process_count``. ``jax.distributed.initialize`` asks them and raises where
   nobody is found; it cannot be asked first.
