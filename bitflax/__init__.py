@@ -55,6 +55,7 @@ from bitflax.quantization import straight_through as straight_through
 from bitflax.quantization import symmetric as symmetric
 from bitflax.quantization import ternarize as ternarize
 from bitflax.quantization import ternarybert_2bit as ternarybert_2bit
+from bitflax.quantization import ternarybert_act as ternarybert_act
 from bitflax.quantization import xtc_1bit as xtc_1bit
 from bitflax.quantization import xtc_2bit as xtc_2bit
 from bitflax.recipe import Corpus as Corpus

@@ -25,10 +25,14 @@ _MODEL = "a run's folder, a model's folder, or a packed model.safetensors"
 class _Parser(argparse.ArgumentParser):
     """A parser whose errors are bitflax's.
 
-    ``commands`` are the parsers of the subcommands, by name; they have none.
+    ``commands`` are the parsers of all subcommands, by name.
     """
 
     commands: Mapping[str, "_Parser"] = {}
+
+    def options(self) -> list[str]:
+        """Return the names of its own options."""
+        return re.findall(r"--[a-z][\w-]+", self.format_usage())
 
     def error(self, message: str) -> NoReturn:
         """Raise a usage error that names the nearest command or option."""
@@ -40,9 +44,10 @@ class _Parser(argparse.ArgumentParser):
             fix = errors.nearest(choice[1], self.commands, "commands")
         elif option:
             message = f"no such option: {option[1]}"
-            helps = (each.format_help() for each in (self, *self.commands.values()))
-            known = dict.fromkeys(re.findall(r"--[a-z][\w-]+", "\n".join(helps)))
-            fix = errors.nearest(option[1], known, "options")
+            fix = errors.nearest(option[1], self.options(), "options")
+            its = [n for n, c in self.commands.items() if option[1] in c.options()]
+            if its:
+                fix = f"leave it out: it is an option of {' and '.join(its)}"
         elif "invalid choice: 'onnx-2bit'" in message:
             message, fix = "onnx-2bit is gone", "onnx-int8, smaller and faster"
         raise UsageError(self.prog, message, fix=fix)
@@ -76,6 +81,7 @@ def make_parser() -> _Parser:
             parents=[common],
             **options,
         )
+        made.commands = parsers.choices
         made.set_defaults(function=getattr(commands, f"{name}_command"))
         return made
 
@@ -236,7 +242,8 @@ def _dispatch(argv: Sequence[str]) -> None:
     if args.command == "predict" and not any(text.startswith("-") for text in rest):
         args.texts += rest  # argparse takes no texts that follow an option
     elif rest:
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+        own = parser.commands.get(args.command, parser)
+        own.error(f"unrecognized arguments: {' '.join(rest)}")
     if args.command is None:
         fix = f"the commands are: {', '.join(parser.commands)}"
         raise UsageError("bitflax", "no command given", fix=fix)
@@ -260,6 +267,12 @@ def _status(error: BaseException) -> int:
         _say(f"bitflax: error: {error}")
         return error.status
     kind = type(error).__name__
+    chosen = [n for n in ("JAX_PLATFORMS", "JAX_PLATFORM_NAME") if os.environ.get(n)]
+    if chosen and not _has_device():
+        problem = f"expected a device that is here, found {os.environ[chosen[0]]!r}"
+        _say(f"bitflax: error: {chosen[0]}: {problem}")
+        _say("fix: unset it, or set it to cpu; a GPU needs pip install 'bitflax[gpu]'")
+        return errors.ConfigError.status
     if "RESOURCE_EXHAUSTED" in str(error) or isinstance(error, MemoryError):
         _say(f"bitflax: error: memory: out of memory ({kind})")
         _say(
@@ -270,6 +283,14 @@ def _status(error: BaseException) -> int:
     _say(f"bitflax: error: internal: {kind}: {first}")
     _say("fix: this is a bug in bitflax; add --debug for the traceback and report it")
     return 1
+
+
+def _has_device() -> bool:
+    import jax
+
+    with contextlib.suppress(Exception):
+        return bool(jax.devices())
+    return False
 
 
 def _storage(error: OSError) -> BitflaxError:

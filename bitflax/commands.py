@@ -20,6 +20,7 @@ from bitflax.errors import (
     InputMissing,
     StorageError,
 )
+from bitflax.files import given
 from bitflax.inference import native
 from bitflax.progress import columns, throughput
 
@@ -32,9 +33,9 @@ PIECE = 1024
 
 def ls_command(args: Namespace) -> None:
     """Print the recipes and the named tasks."""
-    files = recipe.recipe_files()
     print("recipes")
-    _print_pairs({name: recipe.recipe_summary(path) for name, path in files.items()})
+    found = recipe.recipe_files().items()
+    _print_pairs({name: recipe.recipe_summary(path) for name, path in found})
     print("\ntasks")
     _print_pairs({name: task.about for name, task in data.TASKS.items()})
     print("\nor a path: a recipe's .py, a task's .tsv, .csv or .jsonl")
@@ -62,7 +63,8 @@ def show_command(args: Namespace) -> None:
 
 def _check_task(name: str) -> None:
     """Refuse a name that is no task's; a file may lie on another machine."""
-    if name not in data.TASKS and not Path(name).suffix and not Path(name).exists():
+    path = given(name)
+    if name not in data.TASKS and not path.suffix and not path.exists():
         fix = errors.nearest(name, data.TASKS, "tasks")
         raise ConfigError("Data.task", f"no task {name!r}", fix=fix)
 
@@ -107,7 +109,7 @@ def eval_command(args: Namespace) -> None:
         data_dir=args.data_dir,
         text=_columns(args.text),
         label=args.label,
-        dev=None if named or Path(args.task).is_dir() else args.task,
+        dev=None if named or given(args.task).is_dir() else args.task,
         **known,
     )
     for note in task.notes:
@@ -178,13 +180,13 @@ def predict_command(args: Namespace) -> None:
 def export_command(args: Namespace) -> None:
     """Write a model for others to run; print path and bytes."""
     out = inference.export(args.model, args.out, args.format)
-    files = [path for path in (out, *out.glob("*")) if path.is_file()]
-    print(f"{out}\t{sum(path.stat().st_size for path in files)}")
+    written = [path for path in (out, *out.glob("*")) if path.is_file()]
+    print(f"{out}\t{sum(path.stat().st_size for path in written)}")
 
 
 def inspect_command(args: Namespace) -> None:
     """Print every tensor's bits and bytes."""
-    path = Path(args.model)
+    path = given(args.model)
     file = _weights(path)
     named = path.is_file()
     # A packed file may lie in any folder, a dense model's too.

@@ -97,7 +97,7 @@ def nearest(name: str, names: Iterable[str], what: str = "names") -> str:
     >>> nearest("x", ["lr", "warmup"], "fields")
     'the fields are: lr, warmup'
     """
-    names = list(names)
+    names = [each for each in names if each != name]
     close = difflib.get_close_matches(name.lower(), names, n=1, cutoff=0.5)
     if close:
         return f"did you mean {close[0]!r}?"

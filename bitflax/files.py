@@ -1,7 +1,6 @@
 """Files that are whole or not used: atomic writes, models' folders, a disk's errors."""
 
 import contextlib
-import errno
 import hashlib
 import importlib.util
 import json
@@ -28,6 +27,7 @@ from bitflax.errors import (
 
 MANIFEST = "MANIFEST.json"
 _AGAIN = "fetch the file again"
+_ELSEWHERE = "give another folder"
 MOST_BYTES = 1 << 25
 MOST_PARTS = 1 << 22
 """Of a text or JSON file of somebody else's; lines and the marks of a JSON's parts
@@ -61,16 +61,17 @@ def disk(
         words = getattr(error, "strerror", None) or str(error).split("\n")[0]
         # tensorstore: "...: No space left on device [os_error_code='28']"
         words = words.split(" [os_error_code")[0].split(": ")[-1]
-        fix = f"make room there{_free(place, error)}, or choose another --out"
+        mend = _free(place, error) or "see to the disk and its permissions"
+        fix = f"{mend}, or choose another --out"
         raise StorageError(place, words, fix=fix) from error
 
 
 def _free(place: str | Path, error: Exception) -> str:
-    """Return how much room there is where a write found none."""
+    """Return the mend of a disk that is full, and how much room it has."""
     full = "ENOSPC" in str(error) or "No space left" in str(error)
     with contextlib.suppress(OSError):
         free = shutil.disk_usage(_made(place)).free
-        return f" ({free / 1e6:,.1f} MB are free)" if full else ""
+        return f"make room there ({free / 1e6:,.1f} MB are free)" if full else ""
     return ""
 
 
@@ -110,6 +111,34 @@ def threads_heard(place: str | Path) -> Iterator[None]:
             raise error
 
 
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+
+
+def given(name: str | Path, kind: type[BitflaxError] = InputMissing) -> Path:
+    """Return the path that a person gave, with ``~`` expanded: all paths pass here.
+
+    Raises:
+      InputMissing: it is an address (``https://...``), a pipe or a device; with another
+        ``kind``, which is an output's, that of an address alone.
+    """
+    if _ADDRESS.match(str(name)):
+        problem = "expected a path on this machine, found an address"
+        fix = "give a path here, and copy it there afterwards"
+        if kind is InputMissing:
+            fix = "fetch it first, then give that file or folder (of a hub: org/name)"
+        raise kind(name, problem, fix=fix)
+    path = Path(os.path.expanduser(name))
+    known = os.path.isfile(path) or os.path.isdir(path)
+    if os.path.exists(path) and not known and kind is InputMissing:
+        raise _not_regular(path)
+    return path
+
+
+def _not_regular(path: Path) -> InputMissing:
+    problem = "expected a file or a folder, found a pipe or a device"
+    return InputMissing(path, problem, fix="write what it gives into a file first")
+
+
 def need_space(folder: str | Path, size: int) -> None:
     """Check that the disk under a folder, made or not yet, has ``size`` bytes free.
 
@@ -118,18 +147,17 @@ def need_space(folder: str | Path, size: int) -> None:
     """
     free = shutil.disk_usage(_made(folder)).free
     if free < size:
-        raise StorageError(
-            folder,
-            f"{size / 1e6:,.0f} MB are needed, {free / 1e6:,.0f} MB are free",
-            fix="make room there, or choose another --out",
-        )
+        problem = f"{size / 1e6:,.0f} MB are needed, {free / 1e6:,.0f} MB are free"
+        fix = "make room there, or choose another --out"
+        raise StorageError(folder, problem, fix=fix)
 
 
 def open_file(path: Path) -> BufferedReader:
     """Open a regular file for reading, and nothing that could keep a reader waiting.
 
     Raises:
-      OSError: it is not there, cannot be read, or is a folder, a pipe or a device.
+      OSError: it is not there, cannot be read, or is a folder.
+      InputMissing: it is a pipe or a device.
     """
 
     def opener(name: str, flags: int) -> int:
@@ -139,7 +167,7 @@ def open_file(path: Path) -> BufferedReader:
     file = open(path, "rb", opener=opener)  # noqa: SIM115
     if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
         file.close()
-        raise OSError(errno.EINVAL, "not a regular file", str(path))
+        raise _not_regular(path)
     return file
 
 
@@ -158,14 +186,14 @@ def read_text(path: Path) -> str:
             problem = f"over {MOST_BYTES:,} bytes or {MOST_PARTS:,} parts"
             raise DamagedFile(path, problem, fix="do not use this file")
         return data.decode()
+    except InputMissing:
+        raise
     except FileNotFoundError:
-        raise InputMissing(
-            path, "no such file", fix="give the folder of a Hugging Face model"
-        ) from None
+        fix = "give the folder of a Hugging Face model"
+        raise InputMissing(path, "no such file", fix=fix) from None
     except OSError as error:
-        raise StorageError(
-            path, f"cannot read it ({error.strerror})", fix="check rights and disk"
-        ) from None
+        problem = f"cannot read it ({error.strerror})"
+        raise StorageError(path, problem, fix="check rights and disk") from None
     except UnicodeDecodeError as error:
         raise DamagedFile(path, f"not UTF-8 ({error})", fix=_AGAIN) from None
 
@@ -235,7 +263,7 @@ def atomic(path: str | Path) -> Iterator[BinaryIO]:
 
 def sha256(path: str | Path) -> str:
     """Return the SHA-256 of a file's bytes, in hexadecimal."""
-    with open(path, "rb") as file:
+    with open_file(Path(path)) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -289,12 +317,10 @@ def check_model_folder(folder: Path, also: Set[str] = frozenset()) -> None:
     Raises:
       OutputError: it cannot be read or written, or holds something else than a model.
     """
-    above = folder.absolute().parent
-    while not above.exists() and above != above.parent:
-        above = above.parent
+    above = _made(folder.absolute().parent)
     if above.is_dir() and not os.access(above, os.W_OK):
         problem = f"{above} cannot be written"
-        raise OutputError(folder, problem, fix="give another folder")
+        raise OutputError(folder, problem, fix=_ELSEWHERE)
     try:
         names = sorted(path.name for path in folder.iterdir())
         # What a write that was killed left behind may go.
@@ -303,15 +329,10 @@ def check_model_folder(folder: Path, also: Set[str] = frozenset()) -> None:
     except FileNotFoundError:
         foreign = []
     except OSError as error:
-        raise OutputError(
-            folder, f"{error.strerror}", fix="give another folder"
-        ) from None
+        raise OutputError(folder, f"{error.strerror}", fix=_ELSEWHERE) from None
     if foreign:
-        raise OutputError(
-            folder,
-            f"holds what is no part of a model: {', '.join(foreign[:3])}",
-            fix="give a new folder",
-        )
+        problem = f"holds what is no part of a model: {', '.join(foreign[:3])}"
+        raise OutputError(folder, problem, fix="give a new folder")
 
 
 @contextlib.contextmanager
@@ -336,9 +357,7 @@ def replacing_folder(folder: Path, also: Set[str] = frozenset()) -> Iterator[Pat
     try:
         new.mkdir(parents=True)
     except OSError as error:
-        raise OutputError(
-            folder, f"{error.strerror}", fix="give another folder"
-        ) from None
+        raise OutputError(folder, f"{error.strerror}", fix=_ELSEWHERE) from None
     try:
         yield new
         _flush(new)
@@ -346,9 +365,8 @@ def replacing_folder(folder: Path, also: Set[str] = frozenset()) -> Iterator[Pat
     except BitflaxError:  # some of them are OSErrors too
         raise
     except OSError as error:
-        raise StorageError(
-            folder, f"cannot write ({error.strerror or error})", fix="free some space"
-        ) from None
+        problem = f"cannot write ({error.strerror or error})"
+        raise StorageError(folder, problem, fix="free some space") from None
     finally:
         shutil.rmtree(new, ignore_errors=True)
 

@@ -41,10 +41,13 @@ def read_sealed(path: Path, *, must: bool = True) -> dict[str, Any]:
       DamagedFile: it is missing, or not what was written.
     """
     try:
-        fields = json.loads(path.read_bytes())
+        with files.open_file(path) as file:
+            fields = json.loads(file.read())
         seal = fields.pop("sha256", None if must else _seal(fields))
     except (OSError, ValueError, AttributeError, TypeError, RecursionError) as error:
         raise _damaged(path, "it cannot be read") from error
+    if seal is None:
+        raise _damaged(path, "it has no SHA-256: an earlier bitflax wrote it")
     if seal != _seal(fields):
         raise _damaged(path, "it is not what was written (SHA-256 differs)")
     return fields

@@ -6,10 +6,12 @@ import signal
 import subprocess
 import sys
 
+import jax
 import pytest
 
 import bitflax
 from bitflax import cli, commands, errors
+from tests.helpers import tinyrun
 
 HOSTS = ["--coordinator", "127.0.0.1:1", "--processes", "2", "--process", "1"]
 
@@ -36,6 +38,8 @@ def fails(monkeypatch):
         (["run"], "required: RECIPE, --out", "bitflax run --help"),
         (["show", "quickstart", "--sett", "a=b"], "no such option", "'--set'"),
         (["run", "quickstart", "--ou", "x"], "required: --out", "--help"),
+        (["predict", "x", "--text", "a"], "option: --text", "of eval and augment"),
+        (["eval", "x", "--task", "y", "--tex", "a"], "option: --tex", "'--text'"),
         (["show", "quickstart", "more"], "unrecognized arguments: more", "--help"),
         (["eval", "x"], "required: --task", "bitflax eval --help"),
         (["export", "x"], "required: --format", "bitflax export --help"),
@@ -158,3 +162,88 @@ def test_a_closed_pipe_is_quiet():
     os.close(write)
     assert found.stderr == ""
     assert found.returncode == 141
+
+
+def test_a_device_that_is_not_there_is_no_bug(capsys, fails, monkeypatch):
+    fails(AssertionError())
+    monkeypatch.setenv("JAX_PLATFORMS", "cuda")
+    monkeypatch.setattr(jax, "devices", lambda: [][0])
+    assert cli.main(["ls"]) == 78
+    first, second = capsys.readouterr().err.splitlines()
+    place = "bitflax: error: JAX_PLATFORMS: "
+    assert first == f"{place}expected a device that is here, found 'cuda'"
+    assert second.startswith("fix: unset it, or set it to cpu")
+
+
+def test_a_bug_is_a_bug_where_the_device_is_there(capsys, fails, monkeypatch):
+    fails(AssertionError("mine"))
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    assert cli.main(["ls"]) == 1
+    assert "internal: AssertionError: mine" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        "predict {} text",
+        "eval {} --task {}",
+        "eval model --task {}",
+        "export {} --format hf",
+        "verify {}",
+        "inspect {}",
+        "show {}",
+        "show quickstart --set teacher={}",
+        "run quickstart --set teacher.pretrained={} --out OUT",
+        "augment {} --vectors glove --out OUT.jsonl",
+    ],
+)
+@pytest.mark.parametrize("kind", ["address", "pipe", "device"])
+def test_an_input_is_a_file_or_a_folder_here(capsys, tmp_path, argv, kind):
+    places = {"address": "https://x.org/a.tsv", "pipe": "a.tsv", "device": "/dev/zero"}
+    place = places[kind] if kind == "address" else str(tmp_path / places[kind])
+    if kind == "pipe":
+        os.mkfifo(place)
+    if argv == "eval model --task {}":
+        tinyrun.write_teacher(tmp_path / "model")
+    words = argv.format(place, place).replace("OUT", str(tmp_path / "out"))
+    words = words.replace("model", str(tmp_path / "model"))
+    assert cli.main(words.split()) == 66
+    said = capsys.readouterr().err.splitlines()[-2:]
+    assert said[0].startswith(f"bitflax: error: {place}: expected a ")
+    assert said[1].startswith("fix: ")
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        "run quickstart --out s3://b/out",
+        "export MODEL --format hf --out s3://b/out",
+        "augment glue/rte --vectors glove --out s3://b/out",
+    ],
+)
+def test_an_output_is_no_address(capsys, tmp_path, argv):
+    words = argv.replace("MODEL", str(tinyrun.write_teacher(tmp_path / "m"))).split()
+    assert cli.main(words) == 73
+    first, second = capsys.readouterr().err.splitlines()
+    assert first.endswith(
+        "s3://b/out: expected a path on this machine, found an address"
+    )
+    assert second == "fix: give a path here, and copy it there afterwards"
+
+
+def test_a_home_folder_is_found_in_every_path(capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    tinyrun.write_teacher(tmp_path / "model")
+    tinyrun.write_task(tmp_path)
+    for argv in (
+        "predict ~/model cat",
+        "inspect ~/model",
+        "export ~/model --format hf --out ~/out",
+    ):
+        assert cli.main(argv.split()) == 0, capsys.readouterr().err
+    assert (tmp_path / "out" / "config.json").is_file()
+    (tmp_path / "sub").mkdir()
+    monkeypatch.chdir(tmp_path / "sub")
+    assert cli.main(["verify", "~/model"]) == 66  # no packed file, but there
+    assert "a folder of dense weights" in capsys.readouterr().err
+    assert not list(tmp_path.glob("sub/*"))

@@ -173,3 +173,22 @@ def test_a_models_folder_has_the_hash_that_runs_have_pinned(tmp_path):
     recorded = "aa9bfac1177029ddb742dfdb91a9b45add18d4a3759f411e1457531590c8e081"
     assert files.model_sha256(tmp_path) == pinned
     assert files.model_sha256(tmp_path, names=False) == recorded
+
+
+def test_a_path_is_given_with_its_home(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert files.given("~/a/b") == tmp_path / "a" / "b"
+    assert files.given("~nobody-of-this-name/a").name == "a"
+    assert files.given("c:d/e").parts == ("c:d", "e")
+
+
+def test_no_pipe_of_a_model_s_folder_is_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "notes.txt")
+    for read in (files.read_text, files.sha256, files.read_json):
+        with pytest.raises(InputMissing, match="found a pipe or a device"):
+            read(tmp_path / "notes.txt")
+    with pytest.raises(InputMissing, match="found a pipe or a device"):
+        files.model_sha256(tmp_path)
+    (tmp_path / "notes.txt").rename(tmp_path / "recipe.json")
+    with pytest.raises(DamagedFile, match="cannot be read"):
+        manifests.read_sealed(tmp_path / "recipe.json")

@@ -133,7 +133,8 @@ def _kept(file: Path) -> Mapping[str, Any]:
     try:
         return manifests.read_sealed(file) if file.exists() else {}
     except DamagedFile as error:
-        _LOG.warning("%s; the pieces are counted again", error)
+        text = "%s: %s\nfix: nothing: the pieces are counted again"
+        _LOG.warning(text, error.place, error.problem)
         return {}
 
 
@@ -361,7 +362,7 @@ def _source(
     source: str | Path, data_dir: str | Path | None, window: int
 ) -> passages.Source:
     """Return the passages that a name or a path stands for."""
-    name, path = str(source), Path(source).expanduser()
+    name, path = str(source), files.given(source)
     own = path.suffix.lower() == ".txt" or path.exists() or name[:1] in "./~"
     listed = tasks.TASKS[name].passages if name in tasks.TASKS else None
     if data_dir is not None and (own or listed):

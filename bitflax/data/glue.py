@@ -12,6 +12,7 @@ import numpy as np
 from bitflax.data import tables, tfds
 from bitflax.data.examples import Examples, NamedTask, Task, object_column
 from bitflax.errors import DataError, InputMissing
+from bitflax.files import given
 
 
 class GlueTask(NamedTuple):
@@ -145,7 +146,7 @@ def find_folder(name: str, data_dir: str | Path) -> Path | None:
 
     Names count without case and dashes: ``CoLA``, ``cola``, ``SST-2``, ``sst2``.
     """
-    root = Path(data_dir).expanduser()
+    root = given(data_dir)
     if not root.is_dir():
         raise InputMissing(
             root, "there is no such folder", fix="check the path of data_dir"

@@ -12,7 +12,7 @@ from typing import BinaryIO, Protocol, runtime_checkable
 import numpy as np
 
 from bitflax.errors import DataError, InputMissing, StorageError
-from bitflax.files import open_file
+from bitflax.files import given, open_file
 
 WINDOW = 1 << 22
 """Bytes of text a window: what is in memory, and what is shuffled within."""
@@ -89,7 +89,7 @@ class TextFiles:
     """
 
     def __init__(self, path: str | Path, window: int = WINDOW):
-        path = Path(path).expanduser()
+        path = given(path)
         self.name = str(path)
         self._files = [_seen(file) for file in _text_files(path)]
         sizes = [file.size for file in self._files]

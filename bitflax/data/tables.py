@@ -136,6 +136,8 @@ def _decoded(path: Path) -> str:
     try:
         with open_file(path) as file:
             data = file.read()
+    except InputMissing:
+        raise
     except FileNotFoundError:
         beside = sorted(p.name for p in path.parent.glob("*.*"))
         fix = nearest(path.name, beside, "files there") if beside else "check the path"

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from bitflax import files
 from bitflax.data import glue, icd10, own_files, tables
 from bitflax.data.examples import NamedTask, Task, digest, shuffled, split_off
 from bitflax.errors import ConfigError, DataError, nearest
@@ -51,11 +52,13 @@ def load_task(
     """
     name = str(name_or_path)
     if limit is not None and limit < 1:
-        raise ConfigError("limit", f"expected 1 or more, found {limit}", fix="raise it")
-    own: dict[str, Any] = dict(text=text, label=label, dev=dev)
+        problem = f"expected 1 or more, found {limit}"
+        raise ConfigError("limit", problem, fix="leave it out")
+    own: dict[str, Any] = dict(text=text, label=label, dev=dev and files.given(dev))
     own |= dict(regression=regression, classes=classes)
     named = TASKS.get(name)
     if named is None:
+        name = str(files.given(name))
         _check_path(name)
         _refuse(name, {"data_dir": data_dir})
         return _finished(own_files.load_own(name, **own), seed, limit)

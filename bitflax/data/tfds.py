@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from bitflax import files
 from bitflax.data import passages
 from bitflax.errors import ConfigError, DamagedFile, InputMissing
 
@@ -35,7 +36,7 @@ def open_builder(name: str, data_dir: str | Path | None) -> Any:
     import tensorflow_datasets as tfds
     import tensorflow_datasets.text  # makes its names known
 
-    folder = None if data_dir is None else str(Path(data_dir).expanduser())
+    folder = None if data_dir is None else str(files.given(data_dir))
     with quiet():
         return tfds.builder(name, data_dir=folder, file_format=FORMAT)
 

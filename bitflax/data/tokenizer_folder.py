@@ -38,7 +38,7 @@ def read(folder: Path) -> tuple[Path, str, int | None]:
       DamagedFile: a file is damaged or too large, or no tokenizer.
       ConfigError: its class is one of Python, not of the tokenizers library.
     """
-    place = next((folder / n for n in VOCABULARIES if (folder / n).is_file()), None)
+    place = next((folder / n for n in VOCABULARIES if (folder / n).exists()), None)
     if place is None:
         raise InputMissing(
             folder,
@@ -47,7 +47,7 @@ def read(folder: Path) -> tuple[Path, str, int | None]:
         )
     said: dict[str, Any] = {}
     for file in (folder / name for name in SETTINGS):
-        found = files.read_json(file) if file.is_file() else {}
+        found = files.read_json(file) if file.exists() else {}
         if file.name == "added_tokens.json":
             with damage(file, Exception):
                 _check_ids(found.values())
@@ -157,8 +157,9 @@ def damage(place: object, *kinds: type[Exception]) -> Iterator[None]:
         known = isinstance(error, BitflaxError)
         if known or not (panicked or isinstance(error, kinds)):
             raise
+        found = str(error) if isinstance(error, ValueError) else repr(error)
         raise DamagedFile(
             place,
-            f"expected a tokenizer of the tokenizers library, found {error!r:.200}",
+            f"expected a tokenizer of the tokenizers library, found {found:.200}",
             fix="take the model's tokenizer files from their source again",
         ) from error

@@ -75,9 +75,9 @@ def export(model: str | Path, out: str | Path | None = None, kind: str = "hf") -
         )
     if kind.startswith("onnx"):
         engines.need_packages("onnx")
-    model = Path(model)
+    model = files.given(model)
     place = locate_model(model)
-    out = _beside(model, place, kind) if out is None else Path(out)
+    out = _beside(model, place, kind) if out is None else files.given(out, OutputError)
     (_check_folder if kind == "hf" else _check_file)(out)
     found = open_model(place)
     if kind == "hf":

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float32
 
-from bitflax import data
+from bitflax import data, files
 from bitflax.data import Task, Tokenizer
 from bitflax.errors import ConfigError, DataError, InputMissing
 from bitflax.inference import engines, native, stored_model
@@ -232,7 +232,7 @@ def load(
       StorageError: the native engine does not compile.
     """
     engines.check_engine(engine, threads)
-    place = stored_model.locate_model(Path(path))
+    place = stored_model.locate_model(files.given(path))
     found = stored_model.open_model(place)
     if found.tokenizer is None:
         raise InputMissing(

@@ -5,13 +5,13 @@ on trust: what is not of the kind that it should be is left out.
 """
 
 import dataclasses
-import json
 import math
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from bitflax import files
 from bitflax.data import TASKS
 
 PACKAGED = {"minilm": "sentence-transformers/all-MiniLM-L6-v2"}
@@ -98,8 +98,8 @@ def from_extras(extras: Mapping[str, Any]) -> Provenance:
 def from_run(folder: Path) -> Provenance | None:
     """Return what a finished run's ``report.json`` says; None where there is none."""
     try:
-        found = json.loads((folder / "report.json").read_bytes())
-        recipe = json.loads((folder / "recipe.json").read_bytes())["recipe"]
+        found = files.read_json(folder / "report.json")
+        recipe = files.read_json(folder / "recipe.json")["recipe"]
         taught = recipe["teacher"]
         rows = [
             [row["name"], row["score"], row["bits"], row["bytes"]]

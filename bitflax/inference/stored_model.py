@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from bitflax import manifests, packed, trees
+from bitflax import files, manifests, packed, trees
 from bitflax.data import Tokenizer
 from bitflax.errors import ConfigError, DamagedFile, InputMissing, UsageError
 from bitflax.model import EXTRA_FILE, Split, load_pretrained
@@ -30,7 +30,7 @@ def open_model(path: str | Path) -> StoredModel:
         latent halves of a split student, or no classifier.
       DamagedFile: a file is damaged.
     """
-    place = locate_model(Path(path))
+    place = locate_model(files.given(path))
     if place.is_dir():
         config, params = load_pretrained(place, seed=None)
         _check_whole(params, place)
@@ -64,7 +64,7 @@ def locate_model(path: Path) -> Path:
       InputMissing: a folder holds no model.
       ConfigError: a run has not come to its packed model yet.
     """
-    if path.is_dir() and not (path / "config.json").is_file():
+    if path.is_dir() and not (path / "config.json").exists():
         return _of_run(path)
     return path
 
@@ -140,7 +140,7 @@ def verify(path: str | Path, sha256: str | None = None) -> Verified:
     if sha256 is not None and not re.fullmatch(r"[0-9a-fA-F]{64}", sha256):
         problem = f"expected 64 hexadecimal digits, found {sha256[:80]!r}"
         raise UsageError("--sha256", problem, fix="give what `sha256sum FILE` prints")
-    place = locate_model(Path(path))
+    place = locate_model(files.given(path))
     if place.is_dir():
         problem = "a folder of dense weights, which carries no checksum"
         fix = "give a packed model.safetensors, or a run's folder that has one"

@@ -76,6 +76,8 @@ def read_weights(path: Path) -> dict[str, np.ndarray]:
             )
             for name, tensor in found
         }
+    except InputMissing:
+        raise
     except OSError as error:
         raise StorageError(
             path, f"cannot read it ({error})", fix="check rights and disk"

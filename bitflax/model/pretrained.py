@@ -169,7 +169,7 @@ def resolve_folder(name: str | Path) -> Path:
     """
     if str(name) == "minilm":
         return _packaged()
-    path = Path(name).expanduser()
+    path = files.given(name)
     if path.is_dir():
         return path
     if path.exists():
@@ -213,13 +213,13 @@ def _packaged() -> Path:
 def _candidates() -> Iterator[Path]:
     own = os.environ.get("BITFLAX_MINILM")
     if own:
-        if not (Path(own) / "model.safetensors").is_file():
+        if not (files.given(own) / "model.safetensors").is_file():
             raise InputMissing(
                 Path(own) / "model.safetensors",
                 "BITFLAX_MINILM names this folder, and the file is not there",
                 fix="correct or unset BITFLAX_MINILM",
             )
-        yield Path(own)
+        yield files.given(own)
         return
     for package in _MINILM_PACKAGES:
         spec = importlib.util.find_spec(package)  # finds it without importing it

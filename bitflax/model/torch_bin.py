@@ -21,6 +21,7 @@ from typing import Any, BinaryIO, NamedTuple
 import ml_dtypes
 import numpy as np
 
+from bitflax import files
 from bitflax.errors import DamagedFile, InputMissing, StorageError
 
 _DTYPES = {
@@ -275,10 +276,12 @@ def read(path: Path) -> dict[str, np.ndarray]:
       DamagedFile: it is damaged, hostile, or no flat ``{name: tensor}``.
     """
     try:
-        with path.open("rb") as file:
+        with files.open_file(path) as file:
             read_format = _read_zip if _is_zip(file) else _read_legacy
             state, storages = read_format(file)
         return {name: _array(tensor, storages) for name, tensor in _items(state)}
+    except InputMissing:
+        raise
     except FileNotFoundError:
         raise InputMissing(path, "no such file", fix="give another file") from None
     except HostilePickleError as error:

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, TypeVar
 import jax.numpy as jnp
 import numpy as np
 
-from bitflax import trees
+from bitflax import files, trees
 from bitflax.errors import (
     ConfigError,
     DamagedFile,
@@ -99,7 +99,7 @@ def read_packed(
       StorageError: reading failed.
       DamagedFile: something in it is not as it was written; says what.
     """
-    return guarded(functools.partial(_read, asarray=asarray), Path(path))
+    return guarded(functools.partial(_read, asarray=asarray), files.given(path))
 
 
 def load_packed(path: str | Path) -> tuple[BertConfig, Params]:
@@ -156,7 +156,7 @@ def _header(file: BufferedReader) -> _Header:
     found = header.metadata
     if found.get("format") != FORMAT:
         raise ValueError(
-            "a safetensors file, but no packed student; give dense weights by folder"
+            "a safetensors file, but no packed student; for dense weights give a folder"
         )
     version = found.get("version")
     if version not in VERSIONS:
@@ -193,13 +193,15 @@ def guarded(read: Callable[[BufferedReader], T], path: Path) -> T:
     """Return what ``read`` makes of a file; its errors name the file and the mend.
 
     Raises:
-      InputMissing: there is no such file.
-      StorageError: it is not a regular file, or reading failed.
+      InputMissing: there is no such file, or it is a pipe or a device.
+      StorageError: reading failed.
       DamagedFile: ``read`` raised a ValueError.
     """
     try:
         with safetensors_file.open_file(path) as file:
             return read(file)
+    except InputMissing:
+        raise
     except (FileNotFoundError, NotADirectoryError):
         raise InputMissing(path, "no such file", fix="check the path") from None
     except OSError as error:
@@ -298,7 +300,7 @@ def save_packed(
       OutputError: the file cannot be created.
       StorageError: writing failed.
     """
-    path = Path(path)
+    path = files.given(path, OutputError)
     parts = _parts(config, packed, act, tokenizer, extras)
     try:
         safetensors_file.write(path, parts)

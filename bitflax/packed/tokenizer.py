@@ -4,6 +4,7 @@ The text of Hugging Face's ``tokenizer.json`` is compressed with xz, the vocabul
 lines. It comes back through a closed list of parts.
 """
 
+import base64
 import json
 import lzma
 import math
@@ -142,6 +143,7 @@ _KINDS = {
     },
     "normalizer": {
         "BertNormalizer": "clean_text handle_chinese_chars strip_accents lowercase",
+        "Precompiled": "precompiled_charsmap",
         "Strip": "strip_left strip_right",
         **dict.fromkeys(
             ["Lowercase", "NFC", "NFD", "NFKC", "NFKD", "StripAccents"], ""
@@ -199,6 +201,8 @@ def check(found: Any, config: BertConfig) -> None:
             _check_kind(part, place)
             if place == "post_processor":
                 _check_special(part, config)
+            if part["type"] == "Precompiled":
+                _check_charsmap(part.get("precompiled_charsmap"))
     _check_model(found.get("model"), config)
     added = found.get("added_tokens") or []
     if not isinstance(added, list) or len(added) > _ADDED:
@@ -237,6 +241,33 @@ def _check_kind(part: Any, place: str) -> None:
     odd = set(part) - {"type", *kinds[kind].split()}
     if odd:
         raise ValueError(f"tokenizer: {kind} has no {sorted(odd)[0][:40]!r}")
+
+
+def _check_charsmap(text: Any) -> None:
+    """Check SentencePiece's table of characters: a size in bytes, as many of a trie of
+    uint32, and UTF-8 texts, each ended by a zero byte.
+
+    The trie is Darts' double array: unit i leads to the units that differ from
+    ``i ^ offset`` in the last byte, of which the first says where a leaf's text begins.
+    The library panics where one leads beyond.
+    """
+    try:
+        data = base64.b64decode(text, validate=True)
+        size = int.from_bytes(data[:4], "little")
+        units = np.frombuffer(data, "<u4", size // 4, offset=4).astype(np.int64)
+        texts = data[4 + size :].decode().encode() + b"\0"
+    except (TypeError, ValueError):
+        raise ValueError("tokenizer: its charsmap is cut, or no base64") from None
+    first = np.arange(len(units)) ^ (units >> 10 << ((units & 512) >> 6))
+    steps = units < 1 << 31  # others are leaves; the root is none, whatever it says
+    steps[:1] = True
+    first, leaf = first[steps], (units[steps] & 256) > 0
+    if not size or size % 4 or (first | 255).max(initial=0) >= len(units):
+        raise ValueError("tokenizer: its charsmap leads to what is not there")
+    begins = units[first[leaf]] & ((1 << 31) - 1)
+    known = np.frombuffer(texts, np.uint8)
+    if begins.max(initial=0) >= len(known) or (known[begins] & 0xC0 == 0x80).any():
+        raise ValueError("tokenizer: its charsmap points into no text")
 
 
 def _check_model(model: Any, config: BertConfig) -> None:

@@ -24,6 +24,7 @@ from bitflax.quantization.rules import elastic_act as elastic_act
 from bitflax.quantization.rules import lsq_act as lsq_act
 from bitflax.quantization.rules import quantize as quantize
 from bitflax.quantization.rules import ternarybert_2bit as ternarybert_2bit
+from bitflax.quantization.rules import ternarybert_act as ternarybert_act
 from bitflax.quantization.rules import xtc_1bit as xtc_1bit
 from bitflax.quantization.rules import xtc_2bit as xtc_2bit
 from bitflax.quantization.splitting import binary_rules as binary_rules

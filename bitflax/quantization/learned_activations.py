@@ -33,12 +33,14 @@ class clipped:  # noqa: N801
     Args:
       quantizer: rounds what is clipped; its own range is that of ``c``.
       at: the range starts at ``[-at, at]``.
+      fixed: whether it stays there: the gradient by ``p`` is 0.
 
     Raises:
       ValueError: ``at`` is not positive.
 
     Source: PACT, Choi et al. 2018 (arXiv:1805.06085), with two ends, as BinaryBERT
-    trains its activations (arXiv:2012.15701).
+    trains its activations (arXiv:2012.15701); fixed ones are TernaryBERT's
+    (arXiv:2009.12812).
 
     >>> clipped(symmetric(8), at=1.0)(jnp.array([[0.5, 3.0]]), jnp.array([-1.0, 1.0]))
     Array([[0.503937, 1.      ]], dtype=float32)
@@ -46,6 +48,7 @@ class clipped:  # noqa: N801
 
     quantizer: symmetric | asymmetric
     at: float = 2.5
+    fixed: bool = False
     looks: ClassVar[bool] = False
     shape: ClassVar[tuple[int, ...]] = (2,)
 
@@ -76,6 +79,7 @@ class clipped:  # noqa: N801
         self, x: Float[Array, "..."], p: Float[Array, "2"]
     ) -> Float[Array, "..."]:
         """Return the quantised values of the clipped ``x``."""
+        p = jax.lax.stop_gradient(p) if self.fixed else p
         return _clipped(self.quantizer, x, p.astype(x.dtype))
 
 

@@ -31,7 +31,8 @@ def quantizer_to_json(quantizer: Any) -> dict[str, Any]:
         )
     if isinstance(quantizer, clipped):
         inner = quantizer_to_json(quantizer.quantizer)
-        return {"quantizer": name, "inner": inner, "at": quantizer.at}
+        fixed = {"fixed": True} if quantizer.fixed else {}
+        return {"quantizer": name, "inner": inner, "at": quantizer.at, **fixed}
     return {"quantizer": name, **dataclasses.asdict(quantizer)}
 
 
@@ -48,6 +49,7 @@ def quantizer_from_json(found: Any) -> Any:
     del fields["quantizer"]
     if kind is clipped:
         fields["quantizer"] = _inner(fields.pop("inner", None))
+        fields.setdefault("fixed", False)
     if set(fields) != {field.name for field in dataclasses.fields(kind)}:
         raise ValueError(f"the fields are not those of {name}")
     if isinstance(fields.get("axis"), list):
@@ -78,5 +80,6 @@ _FIELDS = {
     "levels": lambda found: type(found) is str,
     "groups": lambda found: found is None or (type(found) is int and found > 0),
     "signed": lambda found: type(found) is bool,
+    "fixed": lambda found: type(found) is bool,
     "at": lambda found: type(found) in (int, float) and abs(found) < 1e38,
 }

@@ -164,11 +164,25 @@ def binarybert_act(bits: int = 8) -> Rules:
     >>> binarybert_act()[0][1].quantizer.bits
     8
     """
+    return _clipped_sites(bits)
+
+
+def ternarybert_act(bits: int = 8) -> Rules:
+    """Return TernaryBERT's activations: those of ``binarybert_act``, whose clips stay.
+
+    Source: Zhang et al. 2020 (arXiv:2009.12812).
+
+    >>> ternarybert_act()[0][1].fixed
+    True
+    """
+    return _clipped_sites(bits, fixed=True)
+
+
+def _clipped_sites(bits: int, fixed: bool = False) -> Rules:
     wide = quantizers.asymmetric(bits, axis=None, levels="widened")
-    return _sites(
-        learned_activations.clipped(quantizers.symmetric(bits, axis=None)),
-        learned_activations.clipped(wide),
-    )
+    narrow = quantizers.symmetric(bits, axis=None)
+    clipped = functools.partial(learned_activations.clipped, fixed=fixed)
+    return _sites(clipped(narrow), clipped(wide))
 
 
 def lsq_act(bits: int = 4) -> Rules:

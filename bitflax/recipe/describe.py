@@ -8,7 +8,6 @@ import functools
 import inspect
 import math
 import re
-from pathlib import Path
 from typing import Any
 
 from bitflax import distillation, files, model, packed, quantization
@@ -37,7 +36,7 @@ def teacher_config(of: Recipe) -> tuple[BertConfig | None, str]:
 
 
 def _config(name: str, labels: int | None) -> tuple[BertConfig | None, str]:
-    if "/" in name and not Path(name).expanduser().is_dir():
+    if "/" in name and not files.given(name).is_dir():
         return None, f"{name} is no folder here; `bitflax run` asks the hub for it"
     try:
         folder = model.resolve_folder(name)

@@ -53,17 +53,17 @@ def find_recipe(name: str | Path) -> Path:
     Raises:
       InputMissing: there is none; the nearest name is given.
     """
-    path = Path(name).expanduser()
+    path = files.given(name)
     if path.is_file():
         return path
-    files = recipe_files()
+    named = recipe_files()
     bare = path.stem if path.suffix == ".py" else path.name
-    if path.name == str(name) and path.suffix in ("", ".py") and bare in files:
-        return files[bare]
+    if path.name == str(name) and path.suffix in ("", ".py") and bare in named:
+        return named[bare]
     if path.is_dir():
-        fix = f"name a recipe file in it, or one of: {', '.join(files)}"
+        fix = f"name a recipe file in it, or one of: {', '.join(named)}"
         raise InputMissing(name, "a folder, not a recipe file", fix=fix)
-    fix = errors.nearest(bare, files, "recipes")
+    fix = errors.nearest(bare, named, "recipes")
     raise InputMissing(name, "no such recipe file, and no recipe of that name", fix=fix)
 
 

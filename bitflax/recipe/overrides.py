@@ -28,25 +28,18 @@ def check_fields(node: Any, place: str = "") -> None:
     for field in dataclasses.fields(node):
         value, hint = getattr(node, field.name), hints[field.name]
         where = f"{place or type(node).__name__}.{field.name}"
-        if not conforms(value, hint) or not _in_bounds(value, field.name):
-            raise ConfigError(
-                where,
-                f"expected {words(hint)}, found {value!r}",
-                fix=_mend(value, hint),
-            )
+        if not conforms(value, hint):
+            problem = f"expected {words(hint)}, found {value!r}"
+            raise ConfigError(where, problem, fix=_mend(value, hint))
+        most = LARGEST.get(field.name) or 2**63 - 1
+        if isinstance(value, int | float) and not -most <= value <= most:  # or NaN
+            problem = f"expected a finite number, at most {most:,}, found {value!r}"
+            raise ConfigError(where, problem, fix="give a smaller one")
         if dataclasses.is_dataclass(value) and not isinstance(value, type):
             check_fields(value, where)
 
 
-def _in_bounds(value: Any, name: str) -> bool:
-    """Whether a number is finite, and no more than arrays hold."""
-    most = LARGEST.get(name, 2**63 - 1)
-    return not isinstance(value, int | float) or -most <= value <= most  # NaN is not
-
-
 def _mend(value: Any, hint: Any) -> str:
-    if conforms(value, hint):
-        return "give a finite, smaller number"
     kinds = typing.get_args(hint) or (hint,)
     if isinstance(value, list) and conforms(tuple(value), hint):
         return f"write {tuple(value)!r}"

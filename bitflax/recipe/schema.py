@@ -22,7 +22,7 @@ PACKAGED = "minilm"
 def need(holds: bool, place: str, expected: str, found: object) -> None:
     """Raise a ``ConfigError`` of a field, unless what it needs holds."""
     if not holds:
-        problem = f"expected {expected}, found {found!r}"
+        problem = f"expected {expected}, found {found!r:.200}"
         raise ConfigError(place, problem, fix=f"give {expected}")
 
 
@@ -286,7 +286,7 @@ class Stage:
 
     def __post_init__(self):
         """Check types and ranges; the name is a folder's name too."""
-        place = f"Stage {self.name!r}"
+        place = f"Stage {self.name!r:.110}"
         if isinstance(self.cache_teacher, str):
             raise ConfigError(
                 f"{place}.cache_teacher",

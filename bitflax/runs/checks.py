@@ -1,18 +1,22 @@
 """Checks of a whole recipe on shapes alone, before anything is trained."""
 
+import logging
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bitflax import distillation, files, packed, quantization, trees
+from bitflax import distillation, files, packed, quantization, training, trees
 from bitflax.data import Tokenizer
 from bitflax.errors import BitflaxError, ConfigError
 from bitflax.model import bert, config_from_hf, resolve_folder
 from bitflax.quantization import quantize
 from bitflax.recipe import Stage, function_name
-from bitflax.runs import initialization
+from bitflax.runs import initialization, results
 from bitflax.runs.experiment import Experiment, loaded_model
 from bitflax.types import BertConfig, Model, Params
+
+_LOG = logging.getLogger(__name__)
 
 _SOME = np.random.default_rng(0).normal(size=(16, 16)).astype(np.float32)
 
@@ -42,8 +46,11 @@ def check_stages(experiment: Experiment) -> dict[str, Params]:
                 source = _load(stage.init.source, fine_tuned.config, experiment)
             stage.init.config(source.config, f"{place}.init")
             _check_split(stage, earlier)
-            before = _check_stage(stage, teacher, source, batch)
-            done[stage.name], earlier = before, stage
+            made = _check_stage(stage, teacher, source, batch)
+            if before and earlier and stage.init.source == "previous":
+                _check_bits(experiment, stage, made, earlier, before)
+            done[stage.name] = before = made
+            earlier = stage
         except KeyError as error:
             problem = f"its loss reads {error} of the batch, which the data do not have"
             fix = "give data with labels, or a loss that needs none"
@@ -54,7 +61,8 @@ def check_stages(experiment: Experiment) -> dict[str, Params]:
             problem = f"{type(error).__name__}: {error}"
             if isinstance(error, ValueError):
                 problem = str(error)
-            raise ConfigError(place, problem, fix="change the recipe") from error
+            fix = "correct the stage's loss, rules, act or init; --debug shows where"
+            raise ConfigError(place, problem, fix=fix) from error
     if stages and stages[-1].packs:
         assert before is not None
         packed.check_tokenizer(experiment.tokenizer.to_json(), before.config)
@@ -65,6 +73,22 @@ def check_stages(experiment: Experiment) -> dict[str, Params]:
 def _shapes_of(whole: Model) -> Model:
     """Return a model of shapes in place of arrays."""
     return Model(whole.config, jax.eval_shape(lambda params: params, whole.params))
+
+
+def _check_bits(
+    experiment: Experiment, stage: Stage, made: Model, earlier: Stage, before: Model
+) -> None:
+    """Warn where a stage goes on with a student of fewer bits than it has itself."""
+    bits = results.weight_bits(stage, made.params)
+    fewer = results.weight_bits(earlier, before.params)
+    if stage.init.shape or not bits or not fewer or bits <= fewer:
+        return
+    problem = f"stage {stage.name}: {bits}-bit weights that go on from the {fewer}-bit "
+    problem += f"ones of stage {earlier.name}: training for fewer bits is undone"
+    fix = "put stages of fewer bits last, or give this one an init.source"
+    experiment.run.note(f"{problem} (fix: {fix})")
+    if training.is_main_process():
+        _LOG.warning("%s\nfix: %s", problem, fix)
 
 
 def _check_split(stage: Stage, earlier: Stage | None) -> None:

@@ -57,7 +57,7 @@ class RunFolder:
     """
 
     def __init__(self, path: str | Path):
-        self.path = Path(path)
+        self.path = files.given(path, OutputError)
         self._lock: filelock.BaseFileLock | None = None
         self._log = log.RunLog(self.path)
         self._written = False  # recipe.json, here
@@ -240,7 +240,7 @@ class RunFolder:
 
     def note(self, text: str) -> None:
         """Record a change, once."""
-        if text not in self.changes:
+        if training.is_main_process() and text not in self.changes:
             self._write((self._read() or {}) | {"changes": [*self.changes, text]})
 
     def _check_there(self) -> None:
@@ -285,7 +285,7 @@ class RunFolder:
     def _check_same(self, mine: Mapping[str, Any]) -> None:
         """Check that all processes have what process 0 has."""
         differ = list(differences(training.broadcast(lambda: mine), mine))
-        if differ:
+        if differ and not training.is_main_process():
             text = "; ".join(differ[:5]).replace(" now", " here")
             problem = (
                 f"process {training.process_part()[0]} differs from process 0: {text}"

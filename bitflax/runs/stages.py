@@ -75,7 +75,7 @@ def run(
         known = resolved(recipe)
         folder.write_recipe(source, known, overrides)
         if fork is not None:
-            take_finished(Path(fork), folder, known)
+            take_finished(files.given(fork), folder, known)
         if folder.finished:
             say(f"{folder.path} is finished: see report.html there")
             return []

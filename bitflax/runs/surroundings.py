@@ -61,7 +61,7 @@ def differences(
         there, here = (x + [None] * (size - len(x)) for x in (there, here))
         pairs = list(zip(range(size), there, here, strict=True))
     else:
-        if there != here:
+        if there != here and (there == there or here == here):  # NaN is NaN
             yield f"{path} was {there!r}, is {here!r} now"
         return
     for name, x, y in pairs:

@@ -9,8 +9,9 @@ All that bitflax uses without a public name is in this file. Its tests passed wi
 
 - ``jax._src.distributed.global_state``, its ``client`` (``key_value_set``,
   ``blocking_key_value_get``, ``key_value_dir_get``, ``key_value_delete``,
-  ``wait_at_barrier``) and ``service``: ``jax.distributed`` hands none of them out, and
-  what ``multihost_utils`` offers runs on the devices. orbax takes them from here too.
+  ``wait_at_barrier``), ``service`` and ``process_id``: ``jax.distributed`` hands none
+  of them out, and what ``multihost_utils`` offers runs on the devices. orbax takes them
+  from here too.
 - ``jax._src.clusters.ClusterEnv``: ``_cluster_types``, ``name``, ``is_env_present``,
   ``get_process_count``. ``jax.distributed.initialize`` asks them and raises where
   nobody is found; it cannot be asked first.
@@ -23,6 +24,7 @@ import contextlib
 import ctypes
 import json
 import os
+import signal
 import sys
 import threading
 import time
@@ -136,14 +138,16 @@ def _state() -> Any:
 
 def _has_service() -> bool:
     """Whether the service ends with this process, which so goes last."""
-    return jax.process_index() == 0
+    return _state().process_id == 0
 
 
 def _tell(error: BaseException, status: int) -> bool:
     """Return whether this process, no other before it, said why all end."""
     global _told
     text = str(error) or type(error).__name__
-    what = {"process": jax.process_index(), "error": text, "status": status}
+    if isinstance(error, KeyboardInterrupt):
+        text, status = "", 128 + (error.args or (signal.SIGINT,))[0]
+    what = {"process": _state().process_id, "error": text, "status": status}
     with contextlib.suppress(jax.errors.JaxRuntimeError):
         client().key_value_set(_ENDED, json.dumps(what), allow_overwrite=_told)
         _told = True
@@ -161,10 +165,11 @@ def _listen() -> None:
             said = _heard()  # the command line may have said it better
     except jax.errors.JaxRuntimeError as error:
         if not (_together or _leaving) and (gone := lost_host(error)):
-            _exit(gone.status, str(gone))
+            _exit(gone.status, f"bitflax: error: {gone}")
         return
-    if said and not _leaving and said["process"] != jax.process_index():
-        text = f"process {said['process']} failed: {said['error']}"
+    if said and not _leaving and said["process"] != _state().process_id:
+        text = f"bitflax: error: process {said['process']} failed: {said['error']}"
+        text = text if said["error"] else signals.WORDS
         _exit(said["status"], text, wait=_has_service())
 
 
@@ -194,11 +199,11 @@ def _part_ways() -> None:
         state.client = state.service = None
 
 
-def _exit(status: int, error: str = "", wait: bool = False) -> None:
+def _exit(status: int, text: str = "", wait: bool = False) -> None:
     """End at once; a log's handlers might not get to write the last words."""
     with contextlib.suppress(OSError, ValueError):
-        if error:
-            print(f"bitflax: error: {error}", file=sys.stderr, flush=True)
+        if text:
+            print(text, file=sys.stderr, flush=True)
     time.sleep(LINGER * (1 + _has_service()) if wait else 0)
     with contextlib.suppress(OSError, ValueError):
         sys.stdout.flush()

@@ -192,6 +192,17 @@ def test_a_resume_reads_only_what_it_needs(make, monkeypatch, tmp_path):
     assert len(windows) > 5
 
 
+def test_an_earlier_bitflax_s_counts_are_made_again(make, tmp_path, caplog):
+    counts = counted(make())
+    (file,) = (tmp_path / "cache").iterdir()
+    sealed = json.loads(file.read_text())
+    file.write_text(json.dumps({k: v for k, v in sealed.items() if k != "sha256"}))
+    assert counted(make()) == counts
+    problem = f"{file}: it has no SHA-256: an earlier bitflax wrote it"
+    assert caplog.messages == [f"{problem}\nfix: nothing: the pieces are counted again"]
+    assert json.loads(file.read_text()) == sealed
+
+
 def test_a_text_is_checked_once(make, monkeypatch):
     make()
     monkeypatch.setattr(passages.TextFiles, "check", lambda self: pytest.fail("again"))

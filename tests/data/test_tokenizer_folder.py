@@ -1,10 +1,12 @@
 """Folders of strangers: what shifts ids, has none, or takes a library's hours."""
 
+import dataclasses
 import json
 
 import hypothesis
 import jax
 import pytest
+import tokenizers
 import transformers
 from hypothesis import strategies as st
 
@@ -81,9 +83,10 @@ def transformers_ids(folder, lines=LINES):
     return theirs(list(lines), truncation=False, padding=False)["input_ids"]
 
 
+@pytest.mark.parametrize("table", [b"", unigram.CHARSMAP])
 @pytest.mark.parametrize("kind", ["XLMRobertaTokenizer", "PreTrainedTokenizerFast"])
-def test_a_unigram_tokenizer_goes_everywhere(write, kind):
-    folder = write_folder(write, unigram.folder(kind))
+def test_a_unigram_tokenizer_goes_everywhere(write, kind, table):
+    folder = write_folder(write, unigram.folder(kind, table))
     ours = Tokenizer.from_folder(folder)
     expected = transformers_ids(folder, unigram.LINES)
     assert (ours.cls_id, ours.sep_id, ours.pad_id, ours.max_length) == (0, 2, 1, 12)
@@ -110,7 +113,10 @@ SETTINGS = st.fixed_dictionaries(
         "tokenize_chinese_chars": st.booleans(),
         "model_max_length": st.sampled_from([7, 512, int(1e30)]),
         "tokenizer_class": st.sampled_from(
-            ["BertTokenizer", "BertTokenizerFast", "PreTrainedTokenizerFast"]
+            [
+                *("BertTokenizer", "BertTokenizerFast", "PreTrainedTokenizerFast"),
+                *("DistilBertTokenizer", "ElectraTokenizerFast"),
+            ]
         ),
     },
 )
@@ -159,3 +165,50 @@ def test_ids_are_transformers_own_wherever_a_tokenizer_goes(
     out = Tokenizer.from_folder(folder / "out")
     assert out.max_length == (ours.max_length or shape.max_position_embeddings)
     assert rows(out.encode((LINES,), 64)) == expected
+
+
+def byte_level(kind):
+    """A folder with a BPE of bytes, as RoBERTa has it."""
+    letters = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
+    words = ["<s>", "<pad>", "</s>", "<unk>", *letters, "th", "the", "\u0120the"]
+    found = tokenizers.Tokenizer(
+        tokenizers.models.BPE(
+            {word: i for i, word in enumerate(words)},
+            [("t", "h"), ("th", "e"), ("\u0120", "the")],
+        )
+    )
+    found.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    found.post_processor = tokenizers.processors.RobertaProcessing(
+        ("</s>", 2), ("<s>", 0), add_prefix_space=False
+    )
+    found.add_special_tokens(words[:4])
+    settings = {"tokenizer_class": kind, "model_max_length": 12}
+    return {
+        "tokenizer.json": json.loads(found.to_str()),
+        "config.json": {"model_type": "bert", "vocab_size": 300, "pad_token_id": 1},
+        "tokenizer_config.json": settings,
+    }
+
+
+@pytest.mark.filterwarnings("ignore:Deprecated in 0.9.0")
+@pytest.mark.parametrize(
+    ("kind", "contents"),
+    [
+        *((k, None) for k in ("BertTokenizer", "DistilBertTokenizer")),
+        *((k, None) for k in ("ElectraTokenizer", "ElectraTokenizerFast")),
+        *((k, byte_level) for k in ("RobertaTokenizer", "RobertaTokenizerFast")),
+    ],
+)
+def test_an_exported_folder_has_the_ids_of_its_class(write, kind, contents):
+    files = contents(kind) if contents else FILES
+    folder = write_folder(
+        write, files | {"tokenizer_config.json": {"tokenizer_class": kind}}
+    )
+    ours = Tokenizer.from_folder(folder)
+    shape = dataclasses.replace(config(), vocab_size=300, pad_token_id=1)
+    stored = packed.tokenizer_to_bytes(ours.to_json(), shape)
+    again = Tokenizer.from_json(packed.tokenizer_from_bytes(stored, shape))
+    params = bf.init_params(shape, jax.random.key(0))
+    save_pretrained(folder / "out", shape, params, again)
+    lines = [*LINES, "the  unwanted the\u00e9", "<s> the </s>[SEP]"]
+    assert transformers_ids(folder / "out", lines) == transformers_ids(folder, lines)

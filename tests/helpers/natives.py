@@ -36,6 +36,7 @@ ACTS = {
     ),
     "lsq": ((r".*/input", bf.lsq(4)),),
     "clipped": ((r".*/input", bf.clipped(bf.asymmetric(4))),),
+    "fixed": ((r".*/input", bf.clipped(bf.asymmetric(4), 1.0, fixed=True)),),
     "sites": (
         (r"pooler/input|.*attention/(query|key|value)/output", bf.symmetric(4)),
         (r".*attention/probs", bf.asymmetric(4)),

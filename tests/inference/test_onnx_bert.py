@@ -27,6 +27,7 @@ ACTS = {
     "asymmetric": bf.asymmetric(8),
     "asymmetric, wide": bf.asymmetric(8, axis=None, levels="full"),
     "binarybert": quantization_rules.binarybert_act(8),
+    "ternarybert": quantization_rules.ternarybert_act(8),
     "lsq": quantization_rules.lsq_act(4),
     # All sites of one bit make of equal terms sums of +-0, whose sign is chance.
     "elastic": (

@@ -118,4 +118,4 @@ def test_the_commands_exit_statuses(file, tmp_path, capsys):
     file.unlink()
     os.mkfifo(file)
     found, said = status(file, capsys=capsys)
-    assert (found, "not a regular file" in said) == (74, True)
+    assert (found, "found a pipe or a device" in said) == (66, True)

@@ -30,6 +30,7 @@ ACTS = [
     (),
     *(
         quantization_rules.binarybert_act(),
+        quantization_rules.ternarybert_act(),
         quantization_rules.lsq_act(8),
         quantization_rules.elastic_act(1),
     ),

@@ -1,14 +1,17 @@
+import base64
 import json
 import lzma
+import random
 from pathlib import Path
 
 import pytest
+import tokenizers
 
 import bitflax as bf
 from bitflax.data.text import Tokenizer
 from bitflax.errors import ConfigError
 from bitflax.packed import tokenizer as packed_tokenizer
-from tests.helpers import small
+from tests.helpers import small, unigram
 
 CONFIG = small.config(1, vocab_size=10)
 WORDS = {"[PAD]": 0, "[UNK]": 1, "öl": 2, '"\\': 3}
@@ -26,6 +29,14 @@ TEMPLATE = {
 }
 UNIGRAM = {"type": "Unigram", "vocab": [["a", -0.5]], "unk_id": 0}
 BERT = {"type": "BertProcessing", "sep": ["[SEP]", 1], "cls": ["[CLS]", 1]}
+
+
+CHARSMAP = unigram.CHARSMAP
+
+
+def charsmap(data):
+    text = base64.b64encode(data).decode()
+    return {"normalizer": {"type": "Precompiled", "precompiled_charsmap": text}}
 
 
 def made(model=None, **parts):
@@ -74,6 +85,7 @@ def test_a_tokenizer_comes_back(model):
         {"post_processor": BERT},
         {"post_processor": BERT | {"type": "RobertaProcessing"}},
         {"post_processor": {"type": "ByteLevel"}},
+        charsmap(CHARSMAP),
         {"decoder": {"type": "WordPiece"}},
         {"decoder": None, "padding": {"strategy": {"Fixed": 10**9}}},
         {"added_tokens": [{"id": 0, "content": "[PAD]"}]},
@@ -107,7 +119,14 @@ HOSTILE = {
         {"pre_tokenizer": {"type": "Sequence", "pretokenizers": [{"type": "Split"}]}},
         "its pre_tokenizer is 'Split'",
     ),
-    "a charsmap": ({"normalizer": {"type": "Precompiled"}}, "is 'Precompiled'"),
+    "no charsmap": ({"normalizer": {"type": "Precompiled"}}, "charsmap is cut"),
+    "half a charsmap": (charsmap(CHARSMAP[:900]), "charsmap is cut"),
+    "no trie": (charsmap(bytes(4) + CHARSMAP[1028:]), "leads to what is not there"),
+    "a step beyond": (
+        charsmap(CHARSMAP[:4] + b"\0\0\x10\0" + CHARSMAP[8:]),
+        "leads to what is not there",
+    ),
+    "a text beyond": (charsmap(CHARSMAP[:1028]), "points into no text"),
     "a part without a type": ({"decoder": {"pattern": "a"}}, "its decoder is 'None'"),
     "a part that is a list": ({"decoder": [{}]}, "its decoder is 'None'"),
     "a type that is no text": ({"decoder": {"type": ["a"]}}, "its decoder is"),
@@ -259,3 +278,28 @@ def test_berts_tokenizer_takes_less_than_100_kb_and_still_works():
     sentence = "Fractured wrist; naïve café, 東京 \u2603 unbelievable!"
     ids = [tokenizers.Tokenizer.from_str(t).encode(sentence).ids for t in (text, again)]
     assert ids[0] == ids[1]
+
+
+def test_no_damaged_charsmap_panics():
+    lines = [*unigram.LINES, "\ufb01x \u2167\u00a0", *map(chr, range(32, 512))]
+    whole = tokenizers.normalizers.Precompiled(CHARSMAP)
+    assert whole.normalize_str("\ufb01x \u2167") == "fix VIII"
+    rng, taken = random.Random(0), 0
+    for _ in range(300):
+        data = bytearray(CHARSMAP)
+        place = rng.randrange(len(data))
+        if rng.random() < 0.2:
+            del data[place:]
+        elif rng.random() < 0.5:
+            data[place] ^= 1 << rng.randrange(8)
+        else:
+            data[place : place + 4] = rng.randbytes(4)
+        try:
+            there_and_back(made(**charsmap(bytes(data))))
+        except ConfigError:
+            continue
+        taken += 1
+        known = tokenizers.normalizers.Precompiled(bytes(data))
+        for line in lines:
+            known.normalize_str(line)
+    assert taken > 20

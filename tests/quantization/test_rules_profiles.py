@@ -173,6 +173,7 @@ PROFILES = {
 }
 ACTS = {
     "binarybert": rules.binarybert_act(),
+    "ternarybert": rules.ternarybert_act(),
     "lsq": rules.lsq_act(),
     **{f"elastic{bits}": rules.elastic_act(bits) for bits in (1, 2, 4)},
 }

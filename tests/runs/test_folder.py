@@ -19,6 +19,7 @@ from bitflax.errors import (
 )
 from bitflax.runs import folder as runs_folder
 from bitflax.runs.folder import RunFolder
+from bitflax.runs.surroundings import differences
 
 RECIPE = {
     "data": {"task": "icd10cm", "limit": None},
@@ -281,3 +282,10 @@ def test_a_bar_for_the_stage(tmp_path, capsys):
     with RunFolder(tmp_path) as folder, folder.progress(3, "1-fp32", initial=1) as bar:
         bar.update(3, {"logits": 0.5})
     assert "1-fp32 3/3 100%, logits 0.5 (00:00, 00:00 left)" in capsys.readouterr().err
+
+
+def test_nan_is_no_difference():
+    nan, also = float("nan"), json.loads("NaN")
+    assert not list(differences({"a": [nan]}, {"a": [also]}))
+    assert list(differences({"a": nan}, {"a": 1.0})) == ["a was nan, is 1.0 now"]
+    assert list(differences({"a": 1.0}, {"a": nan})) == ["a was 1.0, is nan now"]

@@ -1,5 +1,6 @@
 """What a run refuses before its first step, and what it says."""
 
+import dataclasses
 import json
 
 import jax.numpy as jnp
@@ -221,3 +222,28 @@ def test_an_unnamed_teacher_of_another_order_is_warned_of(place, monkeypatch, ca
     assert "in the order sky, animal, food it is right in 100.0% of dev" in said
     assert "\nfix: " in said
     assert "100.0% of dev" in data.task.notes[-1]
+
+
+def test_more_bits_after_fewer_are_warned_of(place, tmp_path, caplog):
+    settings = (f"task={place / 'kinds.tsv'}", f"teacher={place / 'pretrained'}")
+    made = bf.load_recipe(place / "tiny.py", settings)
+    fp32, onebit = made.stages
+    first = dataclasses.replace(onebit, init=fp32.init)
+    anew = dataclasses.replace(fp32, name="anew", init=bf.Init(source="teacher"))
+    turned = dataclasses.replace(fp32, init=bf.Init())
+    for stages, warned in (
+        ((fp32, onebit), False),
+        ((first, anew), False),
+        ((first, turned), True),
+    ):
+        recipe = dataclasses.replace(made, stages=stages)
+        with runs_folder.RunFolder(tmp_path / stages[1].name) as folder:
+            folder.write_recipe("", describe.resolved(recipe))
+            prepare.prepare(recipe, folder)
+            said = [text for text in caplog.messages if text.startswith("stage ")]
+            assert len(said) == len(folder.changes) == warned
+    problem, fix = said[0].splitlines()
+    words = "stage fp32: 32-bit weights that go on from the 1-bit ones of stage onebit"
+    assert problem == f"{words}: training for fewer bits is undone"
+    assert fix == "fix: put stages of fewer bits last, or give this one an init.source"
+    assert folder.changes == [f"{problem} ({fix})"]

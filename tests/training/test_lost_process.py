@@ -1,10 +1,12 @@
 """A process that fails or is lost: what the others hear, and how they end."""
 
 import threading
+import types
 
 import jax
 import pytest
 
+from bitflax import signals
 from bitflax.errors import ConfigError, HostLost
 from bitflax.training import lost_process
 from tests.helpers import hosted
@@ -103,3 +105,40 @@ def test_a_script_may_catch_the_error_of_its_run(odd, status, expected, tmp_path
             assert caught == (str(process) in odd)
             told = f"process {1 - process} failed: --until no stage"
             assert (told in processes.said(process)) != caught
+
+
+class Service:
+    """What the processes of a run tell each other by, in this one."""
+
+    def __init__(self):
+        self.said = {}
+
+    def key_value_set(self, key, value, allow_overwrite):
+        self.said[key] = value
+
+    def blocking_key_value_get(self, key, wait):
+        return self.said[key]
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "words"),
+    [
+        (signals.Stopped(15), 143, signals.WORDS),
+        (KeyboardInterrupt(), 130, signals.WORDS),
+        (ConfigError("a", "b", fix="c"), 78, "bitflax: error: process 1 failed: a: b"),
+    ],
+)
+def test_a_stop_is_no_failure(monkeypatch, error, status, words):
+    service, ended = Service(), []
+    state = types.SimpleNamespace()
+    monkeypatch.setattr(lost_process, "_state", lambda: state)
+    monkeypatch.setattr(lost_process, "client", lambda: service)
+    monkeypatch.setattr(lost_process, "_told", False)
+    monkeypatch.setattr(lost_process, "_exit", lambda *args, **_: ended.append(args))
+    monkeypatch.setattr(lost_process.time, "sleep", lambda seconds: None)
+    state.process_id = 1
+    assert lost_process._tell(error, getattr(error, "status", 1))
+    state.process_id = 0
+    lost_process._listen()
+    ((code, said),) = ended
+    assert (code, said.splitlines()[0]) == (status, words)

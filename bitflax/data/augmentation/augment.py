@@ -22,7 +22,7 @@ from bitflax.data.augmentation import word_vectors, words
 from bitflax.data.augmentation.masked_lm import load_masked_lm
 from bitflax.data.augmentation.resumable_file import ResumableFile
 from bitflax.data.augmentation.words import Finder, variants
-from bitflax.errors import DataError, UsageError
+from bitflax.errors import DataError, OutputError, UsageError
 
 CHUNK = 256
 """Examples whose masked words share batches; a stopped run loses less than these."""
@@ -67,7 +67,7 @@ class Augment:
                 raise UsageError(f"--{name}", problem, fix=f"give {least} or more")
         if not 0 < self.probability <= 1:
             problem = f"expected more than 0 and at most 1, found {self.probability}"
-            raise UsageError("--probability", problem, fix="0.4 is TinyBERT's")
+            raise UsageError("--probability", problem, fix="leave it out: 0.4")
 
 
 def check_out(out: str | Path) -> Path:
@@ -76,7 +76,7 @@ def check_out(out: str | Path) -> Path:
     Raises:
       UsageError: it is no ``.jsonl``.
     """
-    out = Path(out)
+    out = files.given(out, OutputError)
     if out.suffix.lower() != ".jsonl":
         problem = f"expected a .jsonl file, found {out.suffix or 'no suffix'!r}"
         raise UsageError("--out", problem, fix="name it train-augmented.jsonl")
@@ -145,7 +145,7 @@ def _finder(how: Augment) -> Finder:
     lm = load_masked_lm(how.masked_lm)
     if how.candidates >= lm.config.vocab_size:
         problem = f"{how.candidates}, but the masked LM knows {lm.config.vocab_size}"
-        raise UsageError("--candidates", f"{problem} words", fix="15 is TinyBERT's")
+        raise UsageError("--candidates", f"{problem} words", fix="leave it out: 15")
     return Finder(lm.splitter, lm, vectors, count=how.candidates, longest=lm.longest)
 
 
@@ -212,7 +212,7 @@ def load_augmented(path: str | Path, task: Task) -> Examples:
             )
         return wanted
 
-    table = data.read_table(path, choose, faults)
+    table = data.read_table(files.given(path), choose, faults)
     label = "label" if labelled else None
     classes = None if task.regression else task.labels
     found = data.to_examples(table, names, label, classes, faults, allow_empty=True)

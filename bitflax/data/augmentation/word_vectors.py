@@ -98,7 +98,7 @@ def path_of(name: str | Path) -> Path:
     """
     if str(name) == NAME:
         return _packaged("*emb.npy")
-    path = Path(name).expanduser()
+    path = files.given(name)
     if path.suffix.lower() != ".txt":
         problem = f"expected a .txt or {NAME!r}, found {path.suffix or 'none'}"
         raise DataError(path, problem, fix="give GloVe's text, or glove")
