@@ -11,7 +11,17 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from bitflax import data, errors, inference, model, packed, recipe, runs, training
+from bitflax import (
+    data,
+    errors,
+    inference,
+    model,
+    packed,
+    progress,
+    recipe,
+    runs,
+    training,
+)
 from bitflax.data import augmentation
 from bitflax.errors import (
     ConfigError,
@@ -111,7 +121,7 @@ def eval_command(args: Namespace) -> None:
         **known,
     )
     for note in task.notes:
-        _LOG.info("note: %s", note)
+        progress.tell(note)
     with throughput(len(task.dev), "eval") as done:
         scores = predictor.score(task, done=done)
     for name, value in scores.items():
@@ -146,7 +156,7 @@ def augment_command(args: Namespace) -> None:
         limit=args.limit,
     )
     for note in task.notes:
-        _LOG.info("note: %s", note)
+        progress.tell(note)
     rows = augmentation.write_augmented(task, args.out, how)
     print(f"{args.out}\t{rows} rows of {len(task.train)} examples")
 

@@ -173,6 +173,22 @@ def lines_shown() -> Iterator[None]:
         logger.propagate = True
 
 
+def tell(note: str) -> None:
+    """Log a note; one with a mend is a warning, a block of its own.
+
+    >>> with contextlib.redirect_stderr(sys.stdout), lines_shown():
+    ...     tell("no dev file: 6 of 60 examples were split off")
+    ...     tell("no dev file\\nfix: name one")
+    note: no dev file: 6 of 60 examples were split off
+    bitflax: warning: no dev file
+    fix: name one
+    """
+    if "\nfix: " in note:
+        _LOG.warning("%s", note)
+    else:
+        _LOG.info("note: %s", note)
+
+
 class _Told(logging.Formatter):
     """Writes a line as it is, and what is worse as ``bitflax: warning: ...``."""
 

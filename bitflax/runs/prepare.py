@@ -7,7 +7,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from bitflax import distillation, files, model, training
+from bitflax import distillation, files, model, progress, training
 from bitflax.data import (
     TASKS,
     Batches,
@@ -25,6 +25,7 @@ from bitflax.recipe import Data, Recipe
 from bitflax.runs import checks
 from bitflax.runs.experiment import Experiment, TaskData
 from bitflax.runs.folder import RunFolder
+from bitflax.runs.notices import data_notices
 from bitflax.types import BertConfig, Model, Params, label_places
 
 EVAL_ROWS = 64
@@ -51,6 +52,9 @@ def prepare(recipe: Recipe, run: RunFolder) -> Experiment:
     ready = taught.folder is not None
     shapes = checks.check_stages(experiment)
     files.need_space(run.path, _space(run.path, shapes, ready))
+    if experiment.student_data and training.is_main_process():
+        for note in experiment.student_data.task.notes:
+            progress.tell(note)
     students, teachers = experiment.student_data, experiment.teacher_data
     if students is None or teachers is None or students.task.dev.labels is not None:
         return experiment
@@ -82,6 +86,7 @@ def _with_task(
     dev = tokenizer.encode(task.dev.texts, data.max_length, cache=cache)
     for found in (plain, tokens, dev):
         found.check(teacher.config)
+    read = (plain, dev)
     used = np.arange(teacher.config.vocab_size)
     rules = [r for stage in recipe.stages for r in (stage.rules, stage.init.split)]
     if all(map(distillation.can_shrink_vocabulary, rules)):
@@ -102,8 +107,15 @@ def _with_task(
         pad_id=int(np.searchsorted(used, tokenizer.pad_id)),
     )
     fixed = (measured, buckets, used)
+    sizes = [s.batch_size or data.batch_size for s in recipe.stages if not s.corpus]
+    size = max([data.batch_size, *sizes])
+    task, wide = (_in_order(each, teacher.config) for each in (task, wide))
+    notices = data_notices(task, read, tokenizer, teacher.config, size, data.max_length)
+    notes = (*task.notes, *notices)
     students, teachers = (
-        TaskData(run, mesh, data, recipe.seed, _in_order(t, teacher.config), x, *fixed)
+        TaskData(
+            run, mesh, data, recipe.seed, dataclasses.replace(t, notes=notes), x, *fixed
+        )
         for t, x in ((wide, tokens), (task, plain))
     )
     return Experiment(recipe, run, mesh, tokenizer, teacher, students, teachers)
@@ -174,7 +186,8 @@ def _load_untaught(recipe: Recipe, folder: Path, task: Task) -> Model:
         raise ConfigError(
             "Teacher",
             f"{task.name} has no labels, so that no teacher can be fine-tuned on it",
-            fix="give an already fine-tuned teacher: teacher.folder",
+            fix="name the labels' column: data.label; or give an already fine-tuned "
+            "teacher: teacher.folder",
         )
     if task.dev.labels is None:
         raise ConfigError(
