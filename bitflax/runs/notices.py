@@ -1,6 +1,6 @@
 """What a person should know of their data before anything is trained, with counts.
 
-A notice with a mend (``fix:``) is a warning; there is none in what nobody need change.
+A notice with a mend (``fix:``) is a warning; what nobody need change has none.
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,7 +15,7 @@ MOST_UNKNOWN = 0.01
 MOST_UNKNOWN_TOKENS = 0.1
 MOST_SHARED = 0.05
 MOST_UNREACHED = 0.01
-"""Shares from which on a notice is a warning. GLUE's tasks at 128 tokens lie below."""
+"""Shares from which on a notice is a warning: GLUE's tasks at 128 tokens lie below."""
 
 
 def data_notices(
@@ -38,33 +38,36 @@ def data_notices(
     """
     yield from _class_notices(task)
     yield from _shared(task)
-    rows, some = len(task.train), 1 << (len(task.train).bit_length() - 1)
+    rows = len(task.train)
     if rows < batch_size:
-        yield f"{rows} training examples are fewer than a batch of {batch_size}" + (
-            f"\nfix: add examples, or --set data.batch_size={some}"
-        )
-    count = sum(map(len, tokens))
-    more = f"raise data.max_length (the model has {config.max_position_embeddings} "
-    more += "positions), or shorten the texts"
-    cut, what = sum(part.cut for part in tokens), f"cut at {max_length} tokens"
-    yield from _counted(cut, count, f"texts are {what}", more, MOST_CUT)
+        fix = f"add examples, or --set data.batch_size={1 << (rows.bit_length() - 1)}"
+        few = f"{rows} training examples are fewer than a batch of {batch_size}"
+        yield f"{few}\nfix: {fix}"
+    cut, what = sum(part.cut for part in tokens), f"are cut at {max_length} tokens"
+    fix = f"raise data.max_length (the model has {config.max_position_embeddings} "
+    fix += "positions), or shorten the texts"
+    yield from _counted(cut, sum(map(len, tokens)), "texts", what, fix, MOST_CUT)
     yield from _unknown(tokens, tokenizer)
-    cased = "words of the vocabulary have capitals, and the tokenizer lower-cases texts"
-    fix = "do_lower_case: false in tokenizer_config.json, if the model is a cased one"
     lost, words = tokenizer.unreached(), tokenizer.vocab_size
     if lost >= MOST_UNREACHED * words:
-        yield from _counted(lost, words, cased, fix, 0)
+        what = "of the vocabulary have capitals, but the tokenizer lower-cases texts"
+        fix = (
+            "do_lower_case: false in tokenizer_config.json, if the model is a cased one"
+        )
+        yield from _counted(lost, words, "words", what, fix)
 
 
-def _counted(count: int, whole: int, what: str, fix: str, most: float) -> Iterator[str]:
-    """Yield a notice of so many of all; a warning from the share ``most`` on.
+def _counted(
+    count: int, whole: int, noun: str, what: str, fix: str, most: float = 0.0
+) -> Iterator[str]:
+    """Yield a notice of so many of all, if any; a warning from the share ``most`` on.
 
-    >>> [*_counted(3, 40, "texts are cut", "shorten them", 0.1)]
-    ['3 of 40 texts are cut (7.5 %)']
+    >>> [*_counted(3, 40, "texts", "are cut", "shorten them", 0.1)]
+    ['3 of 40 texts (7.5 %) are cut']
     """
     if count:
-        text = f"{count:,} of {whole:,} {what} ({100 * count / whole:.2g} %)"
-        yield f"{text}\nfix: {fix}" if count >= most * whole else text
+        note = f"{count:,} of {whole:,} {noun} ({100 * count / whole:.3g} %) {what}"
+        yield f"{note}\nfix: {fix}" if count >= most * whole else note
 
 
 def _class_notices(task: Task) -> Iterator[str]:
@@ -78,20 +81,20 @@ def _class_notices(task: Task) -> Iterator[str]:
         fix = f"add {name} examples of the others"
         if len(none) == len(task.labels) - 1:
             only = task.labels[int(counts.argmax())]
-            yield f"all {len(part)} {name} examples are {only!r}\nfix: {fix}"
+            yield f"all {len(part):,} {name} examples are {only!r}\nfix: {fix}"
         elif none and name == "training":
-            what = f"classes have no training example: {', '.join(none[:8])}"
-            fix = "add some, or leave these classes out"
-            yield from _counted(len(none), len(task.labels), what, fix, 0)
+            what = f"have no training example: {', '.join(none[:8])}"
+            fix = "add examples of them, or leave these classes out"
+            yield from _counted(len(none), len(task.labels), "classes", what, fix)
 
 
 def _shared(task: Task) -> Iterator[str]:
     """Yield how many dev examples training has shown."""
     shown = set(zip(*task.train.texts, strict=True))
     both = sum(row in shown for row in zip(*task.dev.texts, strict=True))
-    fix = "take them out of one of the two; scores are too high with them"
-    what = "dev examples are in train as well"
-    yield from _counted(both, len(task.dev), what, fix, MOST_SHARED)
+    fix = "take them out of one of the two: they raise the scores"
+    count, what = len(task.dev), "are in train as well"
+    yield from _counted(both, count, "dev examples", what, fix, MOST_SHARED)
 
 
 def _unknown(tokens: Sequence[Tokens], tokenizer: Tokenizer) -> Iterator[str]:
@@ -105,7 +108,7 @@ def _unknown(tokens: Sequence[Tokens], tokenizer: Tokenizer) -> Iterator[str]:
         alone += int(np.sum(~known))
         unknown, words = unknown + int(strange.sum()), words + int(inside.sum())
     fix = "look at these texts, or give a teacher of their language"
-    count, share = sum(map(len, tokens)), MOST_UNKNOWN_TOKENS
-    yield from _counted(alone, count, "texts are [UNK] alone", fix, MOST_UNKNOWN)
-    if unknown >= share * words:
-        yield from _counted(unknown, words, "tokens are [UNK]", fix, share)
+    count = sum(map(len, tokens))
+    yield from _counted(alone, count, "texts", "are [UNK] alone", fix, MOST_UNKNOWN)
+    if unknown >= MOST_UNKNOWN_TOKENS * words:
+        yield from _counted(unknown, words, "tokens", "are [UNK]", fix)
