@@ -41,7 +41,7 @@ def prepare(recipe: Recipe, run: RunFolder) -> Experiment:
     folder = model.resolve_folder(taught.model)
     tokenizer = Tokenizer.from_folder(folder)
     mesh = training.mesh()
-    run.pin("teacher", files.model_sha256(folder))
+    _pin_model(run, "teacher", folder)
     if recipe.data is None:
         teacher = Model(*model.load_pretrained(folder))
         tokenizer.check(teacher.config, 0)
@@ -77,7 +77,7 @@ def _with_task(
         task = _load_task(data)
         teacher = _load_untaught(recipe, folder, task)
     wide = _augmented(data, task)
-    run.pin("data", wide.sha256)
+    _pin_task(run, data, wide)
     tokenizer.check(teacher.config, data.max_length)
     tokenizer.max_length = data.max_length
     cache = run.cache
@@ -252,13 +252,28 @@ def _pin_others(experiment: Experiment) -> None:
     for number, stage in enumerate(experiment.recipe.stages, 1):
         if stage.corpus is not None:
             text = experiment.corpus_data.batches(number, stage)
-            run.pin(f"corpus of {stage.name}", text.sha256)
+            run.pin(f"corpus of {stage.name}", text.sha256, stage.corpus.source, {})
             if taught.folder is not None and taught.pretrained is not None:
                 folder = model.resolve_folder(taught.pretrained)
-                run.pin("pretrained teacher", files.model_sha256(folder))
+                _pin_model(run, "pretrained teacher", folder)
         if stage.init.source not in ("previous", "teacher"):
             folder = model.resolve_folder(stage.init.source)
-            run.pin(f"start of {stage.name}", files.model_sha256(folder))
+            _pin_model(run, f"start of {stage.name}", folder)
+
+
+def _pin_model(run: RunFolder, name: str, folder: Path) -> None:
+    sums = files.model_sums(folder)
+    short = {file: each[:12] for file, each in sums.items()}
+    run.pin(name, files.sum_of(sums), folder, short)
+
+
+def _pin_task(run: RunFolder, data: Data, task: Task) -> None:
+    parts = {data.augment or "train": task.train, data.dev or "dev": task.dev}
+    facts = {
+        str(name): f"{len(part)} rows, {digest(part, part.take([]), ())[:12]}"
+        for name, part in parts.items()
+    }
+    run.pin("data", task.sha256, task.name, facts | {"classes": [*task.labels]})
 
 
 def _space(run: Path, shapes: Mapping[str, Params], ready: bool) -> int:

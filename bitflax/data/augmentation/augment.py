@@ -127,7 +127,8 @@ def _settings(task: Task, how: Augment, copies: int) -> dict[str, Any]:
     settings = dataclasses.asdict(how) | {"copies": copies}
     if how.masked_lm is not None:
         folder = model.resolve_folder(how.masked_lm)
-        settings["masked_lm"] = f"sha256 {files.model_sha256(folder, names=False)}"
+        sums = files.model_sums(folder)
+        settings["masked_lm"] = f"sha256 {files.sum_of(sums, names=False)}"
     if how.vectors is not None:
         path = word_vectors.path_of(how.vectors)
         settings["vectors"] = f"sha256 {files.sha256(path)}"
