@@ -151,7 +151,7 @@ def _note(
 
     >>> print(_note("a.csv", ["text", "kind"], ("text",), None, chosen=True))
     a.csv: texts from 'text', no labels, left out: 'kind'
-    fix: name the labels' column (data.label, or --label): kind; nothing where ...
+    fix: name the labels' column (data.label, or --label), if there is one
     """
     left = [name for name in header if name not in texts and name != label]
     told = " and ".join(repr(name) for name in texts)
@@ -160,12 +160,14 @@ def _note(
     note += f", left out: {_listed(left)}" if left else ""
     known = {*TEXT_NAMES, *itertools.chain(*PAIR_NAMES), *_MORE_TEXTS}
     second = [name for name in left if name.lower() in known]
+    fixes = []
     if second and len(texts) == 1 and not chosen:
-        note += f"\nfix: name the text's column (data.text, or --text): {texts[0]}, or "
-        note += f"for pairs {texts[0]},{second[0]}"
-    elif left and label is None:
-        note += f"\nfix: name the labels' column (data.label, or --label): {left[0]}; "
-        note += "nothing where there is none"
+        fixes += ["name the text's column (data.text, or --text): "]
+        fixes[0] += f"{texts[0]}, or for pairs {texts[0]},{second[0]}"
+    if left and label is None:
+        fixes += ["name the labels' column (data.label, or --label), if there is one"]
+    if fixes:
+        note += f"\nfix: {'; '.join(fixes)}"
     return note
 
 

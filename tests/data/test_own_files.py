@@ -74,7 +74,7 @@ def test_classes_or_real_numbers(write, labels, regression, real):
             "text,kind",
             {},
             "no labels, left out: 'kind'",
-            "data.label, or --label): kind",
+            "data.label, or --label), if",
         ),
         ("text,kind", {"label": "kind"}, "texts from 'text', labels from 'kind'", None),
         (
