@@ -12,17 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bitflax import (
-    data,
-    errors,
-    inference,
-    model,
-    packed,
-    progress,
-    recipe,
-    runs,
-    training,
-)
+from bitflax import data, errors, inference, model, packed, recipe, runs, training
 from bitflax.data import augmentation
 from bitflax.errors import (
     ConfigError,
@@ -33,7 +23,7 @@ from bitflax.errors import (
     UsageError,
 )
 from bitflax.inference import native
-from bitflax.progress import columns, throughput
+from bitflax.progress import columns, tell, throughput
 
 _LOG = logging.getLogger(__name__)
 
@@ -123,7 +113,7 @@ def eval_command(args: Namespace) -> None:
         **known,
     )
     for note in task.notes:
-        progress.tell(note)
+        tell(note)
     with throughput(len(task.dev), "eval") as done:
         scores = predictor.score(task, done=done)
     for name, value in scores.items():
@@ -158,7 +148,7 @@ def augment_command(args: Namespace) -> None:
         limit=args.limit,
     )
     for note in task.notes:
-        progress.tell(note)
+        tell(note)
     rows = augmentation.write_augmented(task, args.out, how)
     print(f"{args.out}\t{rows} rows of {len(task.train)} examples")
 
@@ -321,17 +311,14 @@ def _line_text(place: str, raw: bytes, width: int) -> str | tuple[str, ...]:
     raise DataError(place, problem, fix="a tab parts the two texts of a pair")
 
 
-_UNSEEN = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
-"""What moves a terminal's cursor, ends a line, or turns the direction of letters."""
-
-
 def _shown(text: str) -> str:
-    return _UNSEEN.sub(lambda found: ascii(found[0])[1:-1], text)
+    """Escape what moves a cursor, ends a line, or turns the direction of letters."""
+    unseen = r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]"
+    return re.sub(unseen, lambda found: ascii(found[0])[1:-1], text)
 
 
 def _print(label: str | float, probability: float, text: Any) -> None:
-    parts = [text] if isinstance(text, str) else text
-    shown = "\t".join(map(_shown, parts))
+    shown = "\t".join(map(_shown, [text] if isinstance(text, str) else text))
     if isinstance(label, float):
         print(f"{label:.4f}\t-\t{shown}")
     else:

@@ -174,15 +174,7 @@ def lines_shown() -> Iterator[None]:
 
 
 def tell(note: str) -> None:
-    """Log a note; one with a mend is a warning, a block of its own.
-
-    >>> with contextlib.redirect_stderr(sys.stdout), lines_shown():
-    ...     tell("no dev file: 6 of 60 examples were split off")
-    ...     tell("no dev file\\nfix: name one")
-    note: no dev file: 6 of 60 examples were split off
-    bitflax: warning: no dev file
-    fix: name one
-    """
+    """Log a note; one with a mend (``fix:``) is a warning, a block of its own."""
     if "\nfix: " in note:
         _LOG.warning("%s", note)
     else:

@@ -42,7 +42,7 @@ def class_names(labels: Sequence[Any]) -> tuple[str, ...]:
     >>> class_names(["10", "9", "9"]), class_names(["b", "a", " b", ""])
     (('9', '10'), ('a', 'b'))
     """
-    plain = (_label(x) for x in labels if _is_one(x))
+    plain = (_label(x) for x in labels if not isinstance(x, list | dict))
     names = {name for name in plain if name.lower() not in MISSING}
     try:
         return tuple(sorted(names, key=lambda name: (int(name), name)))
@@ -51,29 +51,24 @@ def class_names(labels: Sequence[Any]) -> tuple[str, ...]:
 
 
 def check_spelling(table: Table, name: str, faults: Faults) -> list[str]:
-    """Note a class that is spelt as two numbers, as 1 and 1.0, as a fault.
-
-    Returns:
-      Warnings of classes that differ in case alone: they may be two.
-    """
-    labels = [_label(x) if _is_one(x) else "" for x in table.columns[name]]
-    counts, alike, warnings = Counter(labels), dict[str, list[str]](), []
-    for label, _ in counts.most_common():
-        alike.setdefault(_alike(label), []).append(label)
-    for first, other in ((first, x) for first, *more in alike.values() for x in more):
-        row, where = (table.rows[labels.index(x)] for x in (other, first))
-        if first.lower() in MISSING:
+    """Note a number in two spellings, as 1 and 1.0; return warnings of A and a."""
+    labels = [_label(value) for value in table.columns[name]]
+    counts, first, warnings = Counter(labels), dict[str, str](), []
+    for label, count in counts.most_common():
+        other = first.setdefault(_alike(label), label)
+        if other == label or label.lower() in MISSING:
             continue
-        if _alike(first) != first.casefold() or _alike(other) != other.casefold():
-            problem = f"expected one spelling of a label in column {name!r}, found "
-            problem += f"{other!r}, and {first!r} in row {where}"
-            faults.add(table.path, row, problem, f"write {first!r} for {other!r}")
-            continue
-        warnings.append(
-            f"{table.path}:{row}: the labels {first!r} ({counts[first]} rows) and "
-            f"{other!r} ({counts[other]}) differ in case alone, and are two classes\n"
-            f"fix: write {first!r} for {other!r}; nothing where they are two"
-        )
+        rows = [table.rows[labels.index(x)] for x in (label, other)]
+        said = f"{label!r} ({count} rows), and {other!r} in row {rows[1]} "
+        said += f"({counts[other]} rows)"
+        fix = f"write {other!r} for {label!r}"
+        if label.casefold() == other.casefold():
+            place = f"{table.path}:{rows[0]}"
+            said += f" are two classes, and differ in case alone\nfix: {fix}, unless "
+            warnings.append(f"{place}: the labels {said}they are two")
+        else:
+            problem = f"expected one spelling in column {name!r}, found {said}"
+            faults.add(table.path, rows[0], problem, fix)
     return warnings
 
 
@@ -94,15 +89,17 @@ def class_labels(
     """Return class numbers int32 [rows]; a label not among ``values`` is a fault."""
     exact = {value: number for number, value in enumerate(values)}
     numbers = {value.strip(): number for value, number in exact.items()} | exact
-    spelt = {_alike(value): value.strip() for value in values}
-    named = not any(map(str.isdecimal, spelt))
-    counted = {str(number) for number in exact.values()} if named else set()
+    offers = {_alike(value): f"write {value.strip()!r}" for value in values}
+    if not any(map(str.isdecimal, offers)):
+        named = ", ".join(f"{i} is {value!r}" for i, value in enumerate(values[:20]))
+        fix = f"write names for the numbers; as the model counts, {named}"
+        offers |= {str(i): fix for i in range(len(values))}
     known = ", ".join(values[:6]) + (", ..." if len(values) > 6 else "")
     labels = np.zeros(len(table.rows), np.int32)
     for i, value in enumerate(table.columns[name]):
         label = _label(value)
         found = repr(label)
-        if not _is_one(value):
+        if isinstance(value, list | dict):
             found = f"{value!r:.40}: several labels an example are not supported"
             fix = "give the row one label: multi-label is not supported"
         elif CONTROL.search(label):
@@ -113,26 +110,11 @@ def class_labels(
         elif label in numbers:
             labels[i] = numbers[label]
             continue
-        elif _alike(label) in spelt:
-            fix = f"write {spelt[_alike(label)]!r} for {label!r}"
-        elif _alike(label) in counted:
-            fix = _named(values)
         else:
-            fix = f"write one of the labels for {label!r}"
+            fix = offers.get(_alike(label), "write one of the known labels")
         problem = f"expected a label in column {name!r} ({known}), found {found}"
         faults.add(table.path, table.rows[i], problem, fix)
     return labels
-
-
-def _named(values: Sequence[str]) -> str:
-    """Return the mend of numbers where the labels have names.
-
-    >>> _named(["no", "yes"])
-    "write names for the numbers; as the model counts, 0 is 'no', 1 is 'yes'"
-    """
-    told = [f"{i} is {value!r}" for i, value in enumerate(values[:20])]
-    told += ["..."] if len(values) > 20 else []
-    return f"write names for the numbers; as the model counts, {', '.join(told)}"
 
 
 def real_labels(table: Table, name: str, faults: Faults) -> np.ndarray:
@@ -213,11 +195,6 @@ def to_examples(
 def _plain(value: Any) -> str:
     """Return a text; the place of a bad value, which is never used, is held by ''."""
     return value if isinstance(value, str) else ""
-
-
-def _is_one(value: Any) -> bool:
-    """Whether a value is one label, and not several."""
-    return not isinstance(value, list | dict)
 
 
 def _label(value: Any) -> str:

@@ -18,7 +18,7 @@ PAIR_NAMES = (
 )
 LABEL_NAMES = ("label", "labels", "class", "score", "target")
 """The names that are looked for where none is given."""
-_MORE_TEXTS = {"title", "body", "context", "answer", "passage", "text2", "sentence2"}
+_MORE_TEXTS = ("title", "body", "context", "answer", "passage")
 
 
 def load_own(
@@ -151,7 +151,7 @@ def _note(
 
     >>> print(_note("a.csv", ["text", "kind"], ("text",), None, chosen=True))
     a.csv: texts from 'text', no labels, left out: 'kind'
-    fix: name the labels' column (data.label, or --label), if there is one
+    fix: name the labels' column (data.label, or --label), if it is there
     """
     left = [name for name in header if name not in texts and name != label]
     told = " and ".join(repr(name) for name in texts)
@@ -159,16 +159,14 @@ def _note(
     note = f"{path}: texts from {told}, {labels}"
     note += f", left out: {_listed(left)}" if left else ""
     known = {*TEXT_NAMES, *itertools.chain(*PAIR_NAMES), *_MORE_TEXTS}
-    second = [name for name in left if name.lower() in known]
+    second = [name for name in left if name.lower() in known and not chosen]
     fixes = []
-    if second and len(texts) == 1 and not chosen:
-        fixes += ["name the text's column (data.text, or --text): "]
-        fixes[0] += f"{texts[0]}, or for pairs {texts[0]},{second[0]}"
+    if second and len(texts) == 1:
+        pair = f"{texts[0]}, or for pairs {texts[0]},{second[0]}"
+        fixes.append(f"name the text's column (data.text, or --text): {pair}")
     if left and label is None:
-        fixes += ["name the labels' column (data.label, or --label), if there is one"]
-    if fixes:
-        note += f"\nfix: {'; '.join(fixes)}"
-    return note
+        fixes.append("name the labels' column (data.label, or --label), if it is there")
+    return note + (f"\nfix: {'; '.join(fixes)}" if fixes else "")
 
 
 def _must_have(place: str, header: Sequence[str], name: str) -> None:

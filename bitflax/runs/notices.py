@@ -8,11 +8,9 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from bitflax.data import Task, Tokenizer, Tokens
-from bitflax.types import BertConfig
 
 MOST_CUT = 0.1
 MOST_UNKNOWN = 0.01
-MOST_UNKNOWN_TOKENS = 0.1
 MOST_SHARED = 0.05
 MOST_UNREACHED = 0.01
 """Shares from which on a notice is a warning: GLUE's tasks at 128 tokens lie below."""
@@ -22,9 +20,9 @@ def data_notices(
     task: Task,
     tokens: Sequence[Tokens],
     tokenizer: Tokenizer,
-    config: BertConfig,
-    batch_size: int,
+    positions: int,
     max_length: int,
+    batch_size: int,
 ) -> Iterator[str]:
     """Yield what is to be said of a task's examples and of how they are read.
 
@@ -32,29 +30,31 @@ def data_notices(
       task: as the teacher numbers its classes.
       tokens: of its training examples and of its dev examples.
       tokenizer: the teacher's.
-      config: the teacher's.
-      batch_size: the largest that a stage has.
+      positions: how many its model has.
       max_length: where texts were cut.
+      batch_size: the largest of all stages.
     """
     yield from _class_notices(task)
-    yield from _shared(task)
+    shown = set(zip(*task.train.texts, strict=True))
+    both = sum(row in shown for row in zip(*task.dev.texts, strict=True))
+    fix, size = "take them out of one of the two: they raise the scores", len(task.dev)
+    what = "dev examples", "are in train as well"
+    yield from _counted(both, size, *what, fix, MOST_SHARED)
     rows = len(task.train)
     if rows < batch_size:
-        fix = f"add examples, or --set data.batch_size={1 << (rows.bit_length() - 1)}"
         few = f"{rows} training examples are fewer than a batch of {batch_size}"
+        fix = f"add examples, or --set data.batch_size={1 << (rows.bit_length() - 1)}"
         yield f"{few}\nfix: {fix}"
-    cut, what = sum(part.cut for part in tokens), f"are cut at {max_length} tokens"
-    fix = f"raise data.max_length (the model has {config.max_position_embeddings} "
-    fix += "positions), or shorten the texts"
-    yield from _counted(cut, sum(map(len, tokens)), "texts", what, fix, MOST_CUT)
+    cut, count = sum(part.cut for part in tokens), sum(map(len, tokens))
+    fix = f"raise data.max_length (up to {positions}, the model's positions)"
+    what = "texts", f"are cut at {max_length} tokens"
+    yield from _counted(cut, count, *what, fix, MOST_CUT)
     yield from _unknown(tokens, tokenizer)
     lost, words = tokenizer.unreached(), tokenizer.vocab_size
     if lost >= MOST_UNREACHED * words:
-        what = "of the vocabulary have capitals, but the tokenizer lower-cases texts"
-        fix = (
-            "do_lower_case: false in tokenizer_config.json, if the model is a cased one"
-        )
-        yield from _counted(lost, words, "words", what, fix)
+        what = "words", "have capitals, but the tokenizer lower-cases texts"
+        fix = "in tokenizer_config.json, do_lower_case: false, if the model is cased"
+        yield from _counted(lost, words, *what, fix)
 
 
 def _counted(
@@ -88,27 +88,13 @@ def _class_notices(task: Task) -> Iterator[str]:
             yield from _counted(len(none), len(task.labels), "classes", what, fix)
 
 
-def _shared(task: Task) -> Iterator[str]:
-    """Yield how many dev examples training has shown."""
-    shown = set(zip(*task.train.texts, strict=True))
-    both = sum(row in shown for row in zip(*task.dev.texts, strict=True))
-    fix = "take them out of one of the two: they raise the scores"
-    count, what = len(task.dev), "are in train as well"
-    yield from _counted(both, count, "dev examples", what, fix, MOST_SHARED)
-
-
 def _unknown(tokens: Sequence[Tokens], tokenizer: Tokenizer) -> Iterator[str]:
-    """Yield how many texts, and how many tokens, the tokenizer does not know."""
-    marks = {tokenizer.cls_id, tokenizer.sep_id, tokenizer.pad_id} - {None}
-    alone = unknown = words = 0
+    """Yield how many texts have no token that the tokenizer knows."""
+    marks = {tokenizer.cls_id, tokenizer.sep_id, tokenizer.pad_id, tokenizer.unk_id}
+    alone = 0
     for part in tokens:
-        inside = ~np.isin(part.ids, [*marks])
-        strange = part.ids == tokenizer.unk_id
-        known = np.logical_or.reduceat(inside & ~strange, part.offsets[:-1])
-        alone += int(np.sum(~known))
-        unknown, words = unknown + int(strange.sum()), words + int(inside.sum())
+        known = ~np.isin(part.ids, [*marks - {None}])
+        alone += int(np.sum(~np.logical_or.reduceat(known, part.offsets[:-1])))
+    count, what = sum(map(len, tokens)), ("texts", "are [UNK] alone")
     fix = "look at these texts, or give a teacher of their language"
-    count = sum(map(len, tokens))
-    yield from _counted(alone, count, "texts", "are [UNK] alone", fix, MOST_UNKNOWN)
-    if unknown >= MOST_UNKNOWN_TOKENS * words:
-        yield from _counted(unknown, words, "tokens", "are [UNK]", fix)
+    yield from _counted(alone, count, *what, fix, MOST_UNKNOWN)

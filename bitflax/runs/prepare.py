@@ -86,7 +86,12 @@ def _with_task(
     dev = tokenizer.encode(task.dev.texts, data.max_length, cache=cache)
     for found in (plain, tokens, dev):
         found.check(teacher.config)
-    read = (plain, dev)
+    task, wide = (_in_order(each, teacher.config) for each in (task, wide))
+    sizes = [s.batch_size or 0 for s in recipe.stages if s.corpus is None]
+    rows, most = max(data.batch_size, 0, *sizes), teacher.config.max_position_embeddings
+    said = data_notices(task, (plain, dev), tokenizer, most, data.max_length, rows)
+    notes = (*task.notes, *said)
+    task, wide = (dataclasses.replace(each, notes=notes) for each in (task, wide))
     used = np.arange(teacher.config.vocab_size)
     rules = [r for stage in recipe.stages for r in (stage.rules, stage.init.split)]
     if all(map(distillation.can_shrink_vocabulary, rules)):
@@ -107,15 +112,8 @@ def _with_task(
         pad_id=int(np.searchsorted(used, tokenizer.pad_id)),
     )
     fixed = (measured, buckets, used)
-    sizes = [s.batch_size or data.batch_size for s in recipe.stages if not s.corpus]
-    size = max([data.batch_size, *sizes])
-    task, wide = (_in_order(each, teacher.config) for each in (task, wide))
-    notices = data_notices(task, read, tokenizer, teacher.config, size, data.max_length)
-    notes = (*task.notes, *notices)
     students, teachers = (
-        TaskData(
-            run, mesh, data, recipe.seed, dataclasses.replace(t, notes=notes), x, *fixed
-        )
+        TaskData(run, mesh, data, recipe.seed, t, x, *fixed)
         for t, x in ((wide, tokens), (task, plain))
     )
     return Experiment(recipe, run, mesh, tokenizer, teacher, students, teachers)
@@ -263,8 +261,7 @@ def _pin_others(experiment: Experiment) -> None:
 
 def _pin_model(run: RunFolder, name: str, folder: Path) -> None:
     sums = files.model_sums(folder)
-    short = {file: each[:12] for file, each in sums.items()}
-    run.pin(name, files.sum_of(sums), folder, short)
+    run.pin(name, files.sum_of(sums), folder, {n: s[:12] for n, s in sums.items()})
 
 
 def _pin_task(run: RunFolder, data: Data, task: Task) -> None:

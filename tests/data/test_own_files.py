@@ -107,14 +107,17 @@ def test_labels_that_differ_in_case_are_said_with_counts(write):
     found = own_files.load_own(path)
     assert found.labels == ("FOOD", "food", "sky")
     assert found.notes[-1] == (
-        f"{path}:4: the labels 'food' (2 rows) and 'FOOD' (1) differ in case alone, and "
-        "are two classes\nfix: write 'food' for 'FOOD'; nothing where they are two"
+        f"{path}:4: the labels 'FOOD' (1 rows), and 'food' in row 2 (2 rows) are two "
+        "classes, and differ in case alone\n"
+        "fix: write 'food' for 'FOOD', unless they are two"
     )
 
 
 def test_one_number_in_two_spellings_is_refused_with_both_rows(write):
     path = write("a.csv", "text,label\na,1\nb,0\nc,1.0\nd,1\n")
-    with pytest.raises(DataError, match=r"found '1.0', and '1' in row 2") as caught:
+    with pytest.raises(
+        DataError, match=r"found '1.0' \(1 rows\), and '1' in row 2"
+    ) as caught:
         own_files.load_own(path)
     assert (caught.value.place, caught.value.fix) == (
         f"{path}:4",
@@ -125,12 +128,12 @@ def test_one_number_in_two_spellings_is_refused_with_both_rows(write):
 @pytest.mark.parametrize(
     ("classes", "label", "fix"),
     [
-        (("food", "sky"), "FOOD", "write 'food' for 'FOOD'"),
-        (("0", "1"), "1.0", "write '1' for '1.0'"),
+        (("food", "sky"), "FOOD", "write 'food'"),
+        (("0", "1"), "1.0", "write '1'"),
         (("no", "so so", "yes"), "1", "0 is 'no', 1 is 'so so', 2 is 'yes'"),
         (("no", "so so", "yes"), "2.0", "0 is 'no', 1 is 'so so', 2 is 'yes'"),
-        (("no", "yes"), "2", "write one of the labels for '2'"),
-        (("no", "yes"), "1" * 5000, "write one of the labels for '111"),
+        (("no", "yes"), "2", "write one of the known labels"),
+        (("no", "yes"), "1" * 5000, "write one of the known labels"),
         (("no", "yes"), "", "give the row a label, or leave the row out"),
     ],
 )
@@ -202,7 +205,7 @@ def test_bad_rows_of_both_files_are_in_one_error(write):
         f"{dev}:3: expected a label in column 'label' (x, y), found 'z'",
         f"{dev}:4: expected 2 columns, found 1",
         "fix: give the row a text, or delete the row; give the row a label, or leave the "
-        "row out; write one of the labels for 'z'; put exactly one tab between two "
+        "row out; write one of the known labels; put exactly one tab between two "
         "columns",
     ]
 
