@@ -322,7 +322,7 @@ def _print(label: str | float, probability: float, text: Any) -> None:
     if isinstance(label, float):
         print(f"{label:.4f}\t-\t{shown}")
     else:
-        print(f"{_shown(label)}\t{probability:.4f}\t{shown}")
+        print(f"{_shown(str(label))}\t{probability:.4f}\t{shown}")
 
 
 def _stdin() -> Iterator[tuple[int, bytes]]:

@@ -79,8 +79,9 @@ def _alike(label: str) -> str:
     ['food', '1', '1', '01']
     """
     number, label = _number(label), label.strip().casefold()
-    whole = number is not None and number.is_integer()
-    return str(int(number)) if whole and not label.lstrip("+-").isdecimal() else label
+    if number is None or not number.is_integer() or label.lstrip("+-").isdecimal():
+        return label
+    return str(int(number))
 
 
 def class_labels(
