@@ -139,9 +139,8 @@ class Tokenizer:
         words = self._backend.get_vocab(with_added_tokens=False)
         words = [w for w in words if w != w.lower() and not _MARK.fullmatch(w)]
         normal = self._backend.normalizer
-        if normal is None:
-            return 0
-        return sum(map(lambda w: normal.normalize_str(w) != w, words))
+        read = normal.normalize_str if normal else str
+        return sum(read(word) == read(word.lower()) for word in words)
 
     def to_json(self) -> str:
         """Return the whole tokenizer as text: what a packed model carries."""
