@@ -8,6 +8,7 @@ import argparse
 import contextlib
 import errno
 import importlib.metadata
+import io
 import os
 import re
 import signal
@@ -216,6 +217,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if argv is not None:
         return _main(argv)
     signals.take_over()
+    if isinstance(sys.stdout, io.TextIOWrapper):  # one of ASCII takes escapes
+        sys.stdout.reconfigure(errors="backslashreplace")
     status = _main(sys.argv[1:])
     signals.leave(status)
     return status
@@ -223,6 +226,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _main(argv: Sequence[str]) -> int:
     try:
+        if sys.stdout is None:
+            problem, fix = "is closed, and answers go there", "leave it open: > FILE"
+            raise StorageError("stdout", problem, fix=fix)
         with signals.heard(), progress.lines_shown():
             _dispatch(argv)
         sys.stdout.flush()

@@ -4,10 +4,11 @@ import contextlib
 import inspect
 import itertools
 import logging
+import os
 import re
 import sys
 from argparse import Namespace
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,11 @@ from bitflax.errors import (
     DataError,
     InputMissing,
     StorageError,
+    UsageError,
 )
 from bitflax.files import given
 from bitflax.inference import native
-from bitflax.progress import columns, throughput
+from bitflax.progress import columns, tell, throughput
 
 _LOG = logging.getLogger(__name__)
 
@@ -113,7 +115,7 @@ def eval_command(args: Namespace) -> None:
         **known,
     )
     for note in task.notes:
-        _LOG.info("note: %s", note)
+        tell(note)
     with throughput(len(task.dev), "eval") as done:
         scores = predictor.score(task, done=done)
     for name, value in scores.items():
@@ -148,7 +150,7 @@ def augment_command(args: Namespace) -> None:
         limit=args.limit,
     )
     for note in task.notes:
-        _LOG.info("note: %s", note)
+        tell(note)
     rows = augmentation.write_augmented(task, args.out, how)
     print(f"{args.out}\t{rows} rows of {len(task.train)} examples")
 
@@ -160,16 +162,19 @@ def predict_command(args: Namespace) -> None:
     Of many texts, stderr says how far they are and how many a second there were.
 
     Raises:
+      UsageError: a text is the name of a file, or there is none and no stdin.
       DataError: a line is no text, or no pair as the first is; names its number.
     """
+    _check_texts(args.texts)
     predictor = inference.load(args.model, args.engine, args.threads)
-    place, lines, total = "TEXT", enumerate(args.texts, 1), len(args.texts)
+    place, lines = "TEXT", enumerate(map(os.fsencode, args.texts), 1)
+    total: int | None = len(args.texts)
     if not args.texts:
         place, lines, total = "stdin", _stdin(), _lines_left()
     with throughput(total, "predict", shown=not sys.stdout.isatty()) as done:
         width = 0
         while piece := list(itertools.islice(lines, PIECE)):
-            width = width or piece[0][1].count("\t") + 1
+            width = width or piece[0][1].count(b"\t") + 1
             asked = [_line_text(f"{place}:{n}", line, width) for n, line in piece]
             for label, probability, text in predictor.predict(asked):
                 _print(label, probability, text)
@@ -276,7 +281,26 @@ def _lines_left() -> int | None:
     return count + (last != b"\n")
 
 
-def _line_text(place: str, line: str, width: int) -> str | tuple[str, ...]:
+def _check_texts(texts: Sequence[str]) -> None:
+    """Refuse a file's name as a text, and the lack of any text."""
+    if file := next(filter(os.path.isfile, texts), None):
+        problem = f"{file!r} is a file: texts are expected, or none and them on stdin"
+        fix = "give the file's lines by `< FILE`; its name as a text by `echo NAME |`"
+        raise UsageError("bitflax predict", problem, fix=fix)
+    if not texts and sys.stdin is None:
+        fix = "give texts, or a text a line on stdin"
+        raise UsageError("bitflax predict", "no texts, and stdin is closed", fix=fix)
+
+
+def _line_text(place: str, raw: bytes, width: int) -> str | tuple[str, ...]:
+    try:
+        line = raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        problem, fix = f"not UTF-8 ({error.reason})", "convert it to UTF-8"
+        raise DataError(place, problem, fix=fix) from error
+    if found := data.text_fault(line):
+        fix = "clean the text, or shorten it"
+        raise DataError(place, f"expected a text, found {found}", fix=fix)
     parts = line.split("\t")
     if len(parts) == width <= 2:
         return line if width == 1 else tuple(parts)
@@ -289,24 +313,25 @@ def _line_text(place: str, line: str, width: int) -> str | tuple[str, ...]:
     raise DataError(place, problem, fix="a tab parts the two texts of a pair")
 
 
+def _shown(text: str) -> str:
+    """Escape what moves a cursor, ends a line, or turns the direction of letters."""
+    unseen = r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]"
+    return re.sub(unseen, lambda found: ascii(found[0])[1:-1], text)
+
+
 def _print(label: str | float, probability: float, text: Any) -> None:
-    shown = text if isinstance(text, str) else "\t".join(text)
-    shown = re.sub(r"[\x00-\x08\x0a-\x1f\x7f-\x9f]", lambda m: repr(m[0])[1:-1], shown)
+    shown = "\t".join(map(_shown, [text] if isinstance(text, str) else text))
     if isinstance(label, float):
         print(f"{label:.4f}\t-\t{shown}")
     else:
-        print(f"{label}\t{probability:.4f}\t{shown}")
+        print(f"{_shown(str(label))}\t{probability:.4f}\t{shown}")
 
 
-def _stdin() -> Iterator[tuple[int, str]]:
+def _stdin() -> Iterator[tuple[int, bytes]]:
     if sys.stdin.isatty():
         _LOG.info("one text a line; Ctrl-D ends")
     for number, raw in enumerate(sys.stdin.buffer, 1):
-        try:
-            yield number, raw.decode("utf-8").rstrip("\r\n")
-        except UnicodeDecodeError as error:
-            problem, fix = f"not UTF-8 ({error.reason})", "convert it to UTF-8"
-            raise DataError(f"stdin:{number}", problem, fix=fix) from error
+        yield number, raw.rstrip(b"\r\n")
 
 
 def _verified(found: inference.Verified) -> str:

@@ -12,7 +12,7 @@ import shutil
 import stat
 import sys
 import threading
-from collections.abc import Iterator, Set
+from collections.abc import Iterator, Mapping, Set
 from io import BufferedReader
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -267,18 +267,23 @@ def sha256(path: str | Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def model_sha256(folder: Path, *, names: bool = True) -> str:
+def model_sums(folder: Path) -> dict[str, str]:
+    """Return the SHA-256 of each file that says something of a model, by its name."""
+    kinds = (".json", ".txt", ".safetensors", ".bin")
+    found = sorted(path for path in folder.iterdir() if path.suffix in kinds)
+    return {path.name: sha256(path) for path in found}
+
+
+def sum_of(sums: Mapping[str, str], *, names: bool = True) -> str:
     """Return the SHA-256 of all that a model's folder says, in hexadecimal.
 
     Args:
-      folder: a Hugging Face folder.
+      sums: as ``model_sums`` gives them.
       names: whether a file's name counts too: it does in what a run pins, not in the
         record of an augmentation.
     """
-    kinds = (".json", ".txt", ".safetensors", ".bin")
-    found = sorted(path for path in folder.iterdir() if path.suffix in kinds)
-    sums = [f"{p.name} {sha256(p)}\n" if names else sha256(p) for p in found]
-    return hashlib.sha256("".join(sums).encode()).hexdigest()
+    lines = [f"{name} {each}\n" if names else each for name, each in sums.items()]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def package_files(package: str, pattern: str) -> list[Path]:
@@ -294,17 +299,9 @@ def package_files(package: str, pattern: str) -> list[Path]:
     return sorted(path for folder in folders for path in Path(folder).glob(pattern))
 
 
-MODEL_FILES = frozenset(
-    {
-        MANIFEST,
-        "bitflax_extra.safetensors",
-        "config.json",
-        "model.safetensors",
-        "tokenizer.json",
-        "tokenizer_config.json",
-        "vocab.txt",
-    }
-)
+_WEIGHTS = ("bitflax_extra.safetensors", "model.safetensors")
+_TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "vocab.txt")
+MODEL_FILES = frozenset((MANIFEST, "config.json", *_WEIGHTS, *_TOKENIZER))
 
 
 def check_model_folder(folder: Path, also: Set[str] = frozenset()) -> None:

@@ -173,6 +173,14 @@ def lines_shown() -> Iterator[None]:
         logger.propagate = True
 
 
+def tell(note: str) -> None:
+    """Log a note; one with a mend (``fix:``) is a warning, a block of its own."""
+    if "\nfix: " in note:
+        _LOG.warning("%s", note)
+    else:
+        _LOG.info("note: %s", note)
+
+
 class _Told(logging.Formatter):
     """Writes a line as it is, and what is worse as ``bitflax: warning: ...``."""
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import bitflax as bf
-from bitflax import cli, commands, inference, runs
+from bitflax import cli, commands, inference, runs, signals
 from bitflax.inference import predictor
 from bitflax.model import pretrained
 from bitflax.packed import file, packing
@@ -134,6 +134,63 @@ def test_bad_lines_are_named(capsys, echo, monkeypatch, data, place, problem):
     stdin(monkeypatch, data)
     assert cli.main(["predict", "m"]) == 65
     assert f"bitflax: error: {place}: {problem}" in capsys.readouterr().err
+
+
+def test_bytes_of_an_argument_are_named(capsys, echo):
+    assert cli.main(["predict", "m", "a", "red \udcff cat"]) == 65
+    assert "error: TEXT:2: not UTF-8" in capsys.readouterr().err
+
+
+def test_a_nul_is_named_by_its_line(capsys, echo, monkeypatch):
+    stdin(monkeypatch, b"a\nb\0c\n")
+    assert cli.main(["predict", "m"]) == 65
+    assert (
+        "stdin:2: expected a text, found a text with a NUL" in capsys.readouterr().err
+    )
+
+
+def test_a_file_given_as_a_text_is_asked_about(capsys, echo, tmp_path):
+    (tmp_path / "texts.txt").write_text("a\n")
+    assert cli.main(["predict", "m", "a", f"{tmp_path}/texts.txt"]) == 2
+    err = capsys.readouterr().err
+    assert f"'{tmp_path}/texts.txt' is a file" in err
+    assert "< FILE" in err
+    assert cli.main(["predict", "m", f"{tmp_path}/nothing.txt"]) == 0
+    assert echo.asked == [[f"{tmp_path}/nothing.txt"]]
+
+
+def test_no_text_and_a_closed_stdin(capsys, echo, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", None)
+    assert cli.main(["predict", "m"]) == 2
+    assert "stdin is closed" in capsys.readouterr().err
+    assert cli.main(["predict", "m", "a"]) == 0
+
+
+def test_a_closed_stdout_is_told_before_any_work(capsys, echo, monkeypatch):
+    monkeypatch.setattr(sys, "stdout", None)
+    assert cli.main(["predict", "m", "a"]) == 74
+    assert "error: stdout: is closed" in capsys.readouterr().err
+    assert echo.asked == []
+
+
+def test_a_stdout_of_ascii_takes_escapes(echo, monkeypatch):
+    out, left = io.BytesIO(), []
+    monkeypatch.setattr(sys, "argv", ["bitflax", "predict", "m", "caf\u00e9 \u6c49"])
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(out, "ascii"))
+    monkeypatch.setattr(signals, "take_over", lambda: None)
+    monkeypatch.setattr(signals, "leave", left.append)
+    assert cli.main() == 0
+    assert out.getvalue() == b"LABEL\t0.5000\tcaf\\xe9 \\u6c49\n"
+    assert left == [0]
+
+
+def test_what_moves_the_cursor_is_escaped_in_label_and_text(capsys, echo):
+    echo.label = "a\x1b[2J\tb"
+    text = "red \x1b[2J\n\u202ecat \u2028 caf\u00e9"
+    assert cli.main(["predict", "m", text]) == 0
+    assert capsys.readouterr().out == (
+        "a\\x1b[2J\\tb\t0.5000\tred \\x1b[2J\\n\\u202ecat \\u2028 caf\u00e9\n"
+    )
 
 
 def test_a_text_of_another_width_is_named(capsys, echo):

@@ -171,8 +171,8 @@ def test_a_models_folder_has_the_hash_that_runs_have_pinned(tmp_path):
         (tmp_path / name).write_text(name)
     pinned = "e3e0be5f74c27418491cfbc8ba73ebe5dda05689608151224e88d94d91348853"
     recorded = "aa9bfac1177029ddb742dfdb91a9b45add18d4a3759f411e1457531590c8e081"
-    assert files.model_sha256(tmp_path) == pinned
-    assert files.model_sha256(tmp_path, names=False) == recorded
+    assert files.sum_of(files.model_sums(tmp_path)) == pinned
+    assert files.sum_of(files.model_sums(tmp_path), names=False) == recorded
 
 
 def test_a_path_is_given_with_its_home(monkeypatch, tmp_path):
@@ -188,7 +188,7 @@ def test_no_pipe_of_a_model_s_folder_is_waited_for(tmp_path):
         with pytest.raises(InputMissing, match="found a pipe or a device"):
             read(tmp_path / "notes.txt")
     with pytest.raises(InputMissing, match="found a pipe or a device"):
-        files.model_sha256(tmp_path)
+        files.model_sums(tmp_path)
     (tmp_path / "notes.txt").rename(tmp_path / "recipe.json")
     with pytest.raises(DamagedFile, match="cannot be read"):
         manifests.read_sealed(tmp_path / "recipe.json")

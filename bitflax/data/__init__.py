@@ -2,6 +2,7 @@
 
 from bitflax.data.batches import Batches as Batches
 from bitflax.data.batches import buckets_for as buckets_for
+from bitflax.data.columns import to_examples as to_examples
 from bitflax.data.corpus import CorpusBatches as CorpusBatches
 from bitflax.data.examples import Examples as Examples
 from bitflax.data.examples import NamedTask as NamedTask
@@ -12,7 +13,6 @@ from bitflax.data.metrics import predictions as predictions
 from bitflax.data.metrics import score as score
 from bitflax.data.tables import Faults as Faults
 from bitflax.data.tables import read_table as read_table
-from bitflax.data.tables import to_examples as to_examples
 from bitflax.data.tasks import TASKS as TASKS
 from bitflax.data.tasks import load_task as load_task
 from bitflax.data.text import Tokenizer as Tokenizer

@@ -186,6 +186,7 @@ def split_off(
     """Split ``share`` of the examples off by seed: ``(train, dev)``, each in old order.
 
     Equal texts go to the same side, so that dev holds nothing that train has shown.
+    Of each class the same share goes, and never its last text, if that can be.
 
     Args:
       examples: all examples; at least two distinct ones.
@@ -194,8 +195,20 @@ def split_off(
     """
     keys = object_column(list(zip(*examples.texts, strict=True)))
     distinct = {key: number for number, key in enumerate(dict.fromkeys(keys))}
-    goes = max(1, min(len(distinct) - 1, round(share * len(distinct))))
+    numbers = np.array([distinct[key] for key in keys])
+    order = np.random.default_rng(seed).permutation(len(distinct))
+    kinds = np.zeros(len(distinct), np.int64)
+    if examples.labels is not None and examples.labels.dtype.kind == "i":
+        kinds[numbers] = examples.labels
+    # A class's texts stand at equal distances from 0 to 1, its last one behind all.
+    turn = np.argsort(kinds[order], kind="stable")
+    by_kind = kinds[order[turn]]
+    sizes = np.bincount(kinds)[by_kind]
+    rank = np.arange(len(turn)) - np.searchsorted(by_kind, by_kind)
+    place = np.zeros(len(turn))
+    place[turn] = (rank + 0.5) / sizes + (rank == sizes - 1)
+    goes = max(1, min(round(share * len(distinct)), int(np.sum(place < 1))))
     chosen = np.zeros(len(distinct), bool)
-    chosen[np.random.default_rng(seed).permutation(len(distinct))[:goes]] = True
-    dev = chosen[[distinct[key] for key in keys]]
+    chosen[order[np.argsort(place, kind="stable")[:goes]]] = True
+    dev = chosen[numbers]
     return examples.take(np.flatnonzero(~dev)), examples.take(np.flatnonzero(dev))

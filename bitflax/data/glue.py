@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from bitflax.data import tables, tfds
+from bitflax.data import columns, tables, tfds
 from bitflax.data.examples import Examples, NamedTask, Task, object_column
 from bitflax.errors import DataError, InputMissing
 from bitflax.files import given
@@ -267,8 +267,8 @@ def from_folder(name: str, folder: Path) -> Task:
                 f"{path}: {table.skipped} rows of too few columns left out, as by TFDS"
             )
         classes = None if task.regression else task.values
-        columns = (task.texts, task.label, classes)
-        return tables.to_examples(table, *columns, faults, allow_empty=task.short_rows)
+        which = (task.texts, task.label, classes)
+        return columns.to_examples(table, *which, faults, allow_empty=task.short_rows)
 
     train, dev = read(folder / "train.tsv"), folder / f"{task.dev}.tsv"
     parts = train, read(dev) if dev.is_file() else train.take([])

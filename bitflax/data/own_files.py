@@ -1,9 +1,10 @@
 """A person's own .tsv, .csv and .jsonl files as training and dev examples."""
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
-from bitflax.data import tables
+from bitflax.data import columns, tables
 from bitflax.data.examples import Task
 from bitflax.errors import DataError, InputMissing, nearest
 
@@ -17,6 +18,7 @@ PAIR_NAMES = (
 )
 LABEL_NAMES = ("label", "labels", "class", "score", "target")
 """The names that are looked for where none is given."""
+_MORE_TEXTS = ("title", "body", "context", "answer", "passage")
 
 
 def load_own(
@@ -50,29 +52,28 @@ def load_own(
     path, dev = _files(Path(path), dev)
     faults = tables.Faults()
     names: dict[str, tuple[tuple[str, ...], str | None]] = {}
+    notes: list[str] = []
 
     def choose(place: str, header: Sequence[str]) -> tuple[str, ...]:
         first = next(iter(names.values()))[0] if names else None
-        found = _text_columns(place, header, first if text is None else text)
+        wanted = first if text is None else text
+        found = _text_columns(place, header, wanted)
         names[place] = found, _label_column(place, header, label, found)
+        notes.append(_note(place, header, *names[place], chosen=wanted is not None))
         return tuple(n for n in (*found, names[place][1]) if n is not None)
 
     files = dict.fromkeys(p for p in (path, dev) if p is not None)
     read = [tables.read_table(p, choose, faults) for p in files]
     labelled = [(table, names[table.path][1]) for table in read]
     values = _classes(labelled, regression, classes)
-    parts = [tables.to_examples(t, *names[t.path], values, faults) for t in read]
+    parts = [columns.to_examples(t, *names[t.path], values, faults) for t in read]
+    column = labelled[0][1] if classes is None else None
+    if column is not None and values is not None:
+        notes += columns.check_spelling(read[0], column, faults)
     faults.check()
-    notes = [_note(t.path, *names[t.path]) for t in read]
-    column = labelled[0][1]
-    if column is not None and values is not None and classes is None:
-        tables.check_classes(column, str(path), values, len(parts[0]))
+    if column is not None and values is not None:
+        columns.check_classes(column, str(path), values, len(parts[0]))
     train, measured = parts[0], parts[-1]
-    if measured is not train:
-        shown = set(zip(*train.texts, strict=True))
-        both = sum(row in shown for row in zip(*measured.texts, strict=True))
-        if both:
-            notes.append(f"{both} of {len(measured)} dev examples are in train as well")
     metric = "pearson_spearman" if values is None else "accuracy"
     return Task(
         name=name,
@@ -143,15 +144,29 @@ def _label_column(place: str, header, label: str | None, texts) -> str | None:
     return next((n for n in LABEL_NAMES if n in header and n not in texts), None)
 
 
-def _note(path: str, texts: tuple[str, ...], label: str | None) -> str:
-    """Return which columns of a file are used.
+def _note(
+    path: str, header: Sequence[str], texts: Sequence[str], label, *, chosen: bool
+) -> str:
+    """Return which columns of a file are used; a warning where one may be missed.
 
-    >>> _note("a.csv", ("text",), None)
-    "a.csv: texts from 'text', no labels"
+    >>> print(_note("a.csv", ["text", "kind"], ("text",), None, chosen=True))
+    a.csv: texts from 'text', no labels, left out: 'kind'
+    fix: name the labels' column (data.label, or --label), if it is there
     """
-    columns = " and ".join(repr(name) for name in texts)
+    left = [name for name in header if name not in texts and name != label]
+    told = " and ".join(repr(name) for name in texts)
     labels = "no labels" if label is None else f"labels from {label!r}"
-    return f"{path}: texts from {columns}, {labels}"
+    note = f"{path}: texts from {told}, {labels}"
+    note += f", left out: {_listed(left)}" if left else ""
+    known = {*TEXT_NAMES, *itertools.chain(*PAIR_NAMES), *_MORE_TEXTS}
+    second = [name for name in left if name.lower() in known and not chosen]
+    fixes = []
+    if second and len(texts) == 1:
+        pair = f"{texts[0]}, or for pairs {texts[0]},{second[0]}"
+        fixes.append(f"name the text's column (data.text, or --text): {pair}")
+    if left and label is None:
+        fixes.append("name the labels' column (data.label, or --label), if it is there")
+    return note + (f"\nfix: {'; '.join(fixes)}" if fixes else "")
 
 
 def _must_have(place: str, header: Sequence[str], name: str) -> None:
@@ -178,5 +193,5 @@ def _classes(labelled, regression: bool | None, classes) -> tuple[str, ...] | No
     values = [table.columns[column] for table, column in labelled if column is not None]
     if classes is not None or not values:
         return tuple(classes or ())
-    real = tables.looks_real(values[0]) if regression is None else regression
-    return None if real else tables.class_names(values[0])
+    real = columns.looks_real(values[0]) if regression is None else regression
+    return None if real else columns.class_names(values[0])

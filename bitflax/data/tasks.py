@@ -38,7 +38,7 @@ def load_task(
         where TFDS has prepared the task; None: TFDS's own folder.
       text: own files: the column of the texts, or a pair of columns.
       label: own files: the column of the labels.
-      dev: own files: the file to measure on; None: a tenth of the rows, by seed.
+      dev: own files: the file to measure on; None: a tenth of each class, by seed.
       seed: of the split and of ``limit``'s choice.
       limit: learn from so many examples only, the first of a shuffle by seed.
       regression: own files: whether the labels are real numbers; None: seen from them.

@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 import logging
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ CHUNK = 1 << 15
 STREAM = 1 << 19
 """Characters a call where texts are streamed; the library needs 30 bytes for each."""
 PAD_TOKENS = ("[PAD]", "<pad>")
+_MARK = re.compile(r"\[.*\]|<.*>")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +33,7 @@ class Tokens:
       ids: int32 [all tokens].
       types: uint8 [all tokens]: 0 in the first text, 1 in the second.
       offsets: int64 [examples + 1]: example i is ``ids[offsets[i] : offsets[i + 1]]``.
+      cut: how many examples were longer.
 
     >>> tokens = Tokens(np.arange(5, dtype=np.int32), np.zeros(5, np.uint8),
     ...                 np.array([0, 2, 5]))
@@ -41,6 +44,7 @@ class Tokens:
     ids: np.ndarray
     types: np.ndarray
     offsets: np.ndarray
+    cut: int = 0
 
     def __len__(self) -> int:
         """Return the number of examples."""
@@ -88,6 +92,7 @@ class Tokenizer:
         self.vocab_size: int = backend.get_vocab_size()
         self.cls_id = self._first(("[CLS]", "<s>"))
         self.sep_id = self._first(("[SEP]", "</s>"))
+        self.unk_id = self._first(("[UNK]", "<unk>"))
 
     def _first(self, tokens: Sequence[str]) -> int | None:
         ids = map(self._backend.token_to_id, tokens)
@@ -128,6 +133,14 @@ class Tokenizer:
     def same_words(self, other: "Tokenizer") -> bool:
         """Whether both number the same words alike."""
         return self._backend.get_vocab() == other._backend.get_vocab()
+
+    def unreached(self) -> int:
+        """Count the words with capitals that lower-casing leaves to no text."""
+        words = self._backend.get_vocab(with_added_tokens=False)
+        words = [w for w in words if w != w.lower() and not _MARK.fullmatch(w)]
+        normal = self._backend.normalizer
+        read = normal.normalize_str if normal else str
+        return sum(read(word) == read(word.lower()) for word in words)
 
     def to_json(self) -> str:
         """Return the whole tokenizer as text: what a packed model carries."""
@@ -186,7 +199,7 @@ class Tokenizer:
 
     def _encode(self, texts, max_length: int) -> Tokens:
         """Tokenise without a cache."""
-        ids, types, lengths = [], [], []
+        ids, types, lengths, cut = [], [], [], 0
         for start in range(0, len(texts[0]), CHUNK):
             columns = [list(column[start : start + CHUNK]) for column in texts]
             pairs = (
@@ -196,7 +209,7 @@ class Tokenizer:
                 pairs, self._backend.encode_batch_fast(pairs), strict=True
             ):
                 if len(encoding.ids) > max_length:
-                    encoding = self._cut(text, max_length)
+                    encoding, cut = self._cut(text, max_length), cut + 1
                 ids.append(np.array(encoding.ids, np.int32))
                 types.append(np.array(encoding.type_ids, np.uint8))
                 lengths.append(len(encoding.ids))
@@ -204,6 +217,7 @@ class Tokenizer:
             np.concatenate([*ids, np.zeros(0, np.int32)]),
             np.concatenate([*types, np.zeros(0, np.uint8)]),
             np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]).astype(np.int64),
+            cut,
         )
 
     def _cut(self, text: str | tuple[str, str], max_length: int) -> Any:
@@ -222,7 +236,7 @@ class Tokenizer:
 
     def _key(self, texts, max_length: int) -> str:
         """Return the cache file's name: a hash of all that the result depends on."""
-        sha = hashlib.sha256(f"tokens 2 {max_length} {self.to_json()}".encode())
+        sha = hashlib.sha256(f"tokens 3 {max_length} {self.to_json()}".encode())
         for column in texts:
             sha.update(json.dumps(list(column)).encode())
         return f"tokens-{sha.hexdigest()[:24]}.npz"
@@ -265,7 +279,8 @@ def _read(file: Path) -> Tokens | None:
     """Return a cached result; None where there is none or its SHA-256 is wrong."""
     try:
         with file.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
-            found = Tokens(arrays["ids"], arrays["types"], arrays["offsets"])
+            parts = (arrays[name] for name in ("ids", "types", "offsets"))
+            found = Tokens(*parts, cut=int(arrays["cut"]))
             if _sum(found) == arrays["sha256"].tobytes():
                 return found
             problem = "its SHA-256 differs"
@@ -280,7 +295,7 @@ def _read(file: Path) -> Tokens | None:
 
 def _sum(tokens: Tokens) -> bytes:
     """Return the SHA-256 of a result, the kinds of its arrays included."""
-    sha = hashlib.sha256()
+    sha = hashlib.sha256(f"{tokens.cut} cut\0".encode())
     for array in (tokens.ids, tokens.types, tokens.offsets):
         sha.update(f"{array.dtype.str} {array.shape}\0".encode())
         sha.update(np.ascontiguousarray(array).data)

@@ -177,20 +177,18 @@ class RunFolder:
         if text:
             files.write_text(self.path / "recipe.py", text)
 
-    def pin(self, name: str, value: str) -> None:
+    def pin(
+        self, name: str, value: str, place: object, facts: Mapping[str, Any]
+    ) -> None:
         """Record the hash of an input, once; a resumed run must have the same.
 
         With many processes all of them must have the same.
 
-        >>> import tempfile
-        >>> with tempfile.TemporaryDirectory() as tmp, RunFolder(tmp) as folder:
-        ...     folder.write_recipe("", {"seed": 0})
-        ...     folder.pin("data", "53aa")
-        ...     folder.pin("data", "1ee7")
-        Traceback (most recent call last):
-        bitflax.errors.ConfigError: ...: the folder began with other settings: data was
-            '53aa', is '1ee7' now
-        fix: choose another --out, or set it back
+        Args:
+          name: what it is.
+          value: its hash.
+          place: the file or folder that an error names.
+          facts: what an error compares: sizes, or hashes of parts.
 
         Raises:
           ConfigError: it has changed since the folder began.
@@ -202,8 +200,10 @@ class RunFolder:
         if record is None:
             raise RuntimeError("pin comes after write_recipe")
         known = record["hashes"].setdefault(name, value)
+        before = record.setdefault("facts", {}).setdefault(name, dict(facts))
         if known != value:
-            raise self._another([f"{name} was {known!r}, is {value!r} now"])
+            differ = [*differences(before, dict(facts))]
+            raise self._another(differ or ["its content differs"], name, place)
         self._write(record)
 
     @property
@@ -274,12 +274,14 @@ class RunFolder:
         manifests.write_sealed(self.path / "recipe.json", record)
         self._written = True
 
-    def _another(self, differ: Sequence[str]) -> ConfigError:
+    def _another(
+        self, differ: Sequence[str], what: str = "settings", place: object = None
+    ) -> ConfigError:
         more = f" (and {len(differ) - 5} more)" if len(differ) > 5 else ""
         return ConfigError(
-            self.path,
-            f"the folder began with other settings: {'; '.join(differ[:5])}{more}",
-            fix="choose another --out, or set it back",
+            place or self.path,
+            f"{self.path} began with other {what}: {'; '.join(differ[:5])}{more}",
+            fix="choose another --out, or put back what was",
         )
 
     def _check_same(self, mine: Mapping[str, Any]) -> None:

@@ -47,7 +47,8 @@ def take_finished(old: Path, run: RunFolder, recipe: Mapping[str, Any]) -> None:
     if not taken:
         raise ConfigError(place, "nothing of it is finished and the same", fix=fix)
     for name in {"data", "teacher"} & set(record["hashes"]):
-        run.pin(name, record["hashes"][name])
+        facts = record.get("facts", {}).get(name, {})
+        run.pin(name, record["hashes"][name], old, facts)
     if training.is_main_process():
         new = [stage for stage in taken if _copied(old / stage, run.path / stage)]
         for line in log.read_log(old / "log.jsonl") if new else ():

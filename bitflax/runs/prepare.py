@@ -7,7 +7,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from bitflax import distillation, files, model, training
+from bitflax import distillation, files, model, progress, training
 from bitflax.data import (
     TASKS,
     Batches,
@@ -25,6 +25,7 @@ from bitflax.recipe import Data, Recipe
 from bitflax.runs import checks
 from bitflax.runs.experiment import Experiment, TaskData
 from bitflax.runs.folder import RunFolder
+from bitflax.runs.notices import data_notices
 from bitflax.types import BertConfig, Model, Params, label_places
 
 EVAL_ROWS = 64
@@ -40,7 +41,7 @@ def prepare(recipe: Recipe, run: RunFolder) -> Experiment:
     folder = model.resolve_folder(taught.model)
     tokenizer = Tokenizer.from_folder(folder)
     mesh = training.mesh()
-    run.pin("teacher", files.model_sha256(folder))
+    _pin_model(run, "teacher", folder)
     if recipe.data is None:
         teacher = Model(*model.load_pretrained(folder))
         tokenizer.check(teacher.config, 0)
@@ -51,6 +52,9 @@ def prepare(recipe: Recipe, run: RunFolder) -> Experiment:
     ready = taught.folder is not None
     shapes = checks.check_stages(experiment)
     files.need_space(run.path, _space(run.path, shapes, ready))
+    if experiment.student_data and training.is_main_process():
+        for note in experiment.student_data.task.notes:
+            progress.tell(note)
     students, teachers = experiment.student_data, experiment.teacher_data
     if students is None or teachers is None or students.task.dev.labels is not None:
         return experiment
@@ -73,7 +77,7 @@ def _with_task(
         task = _load_task(data)
         teacher = _load_untaught(recipe, folder, task)
     wide = _augmented(data, task)
-    run.pin("data", wide.sha256)
+    _pin_task(run, data, wide)
     tokenizer.check(teacher.config, data.max_length)
     tokenizer.max_length = data.max_length
     cache = run.cache
@@ -82,6 +86,12 @@ def _with_task(
     dev = tokenizer.encode(task.dev.texts, data.max_length, cache=cache)
     for found in (plain, tokens, dev):
         found.check(teacher.config)
+    task, wide = (_in_order(each, teacher.config) for each in (task, wide))
+    sizes = [s.batch_size or 0 for s in recipe.stages if s.corpus is None]
+    rows, most = max(data.batch_size, 0, *sizes), teacher.config.max_position_embeddings
+    said = data_notices(task, (plain, dev), tokenizer, most, data.max_length, rows)
+    notes = (*task.notes, *said)
+    task, wide = (dataclasses.replace(each, notes=notes) for each in (task, wide))
     used = np.arange(teacher.config.vocab_size)
     rules = [r for stage in recipe.stages for r in (stage.rules, stage.init.split)]
     if all(map(distillation.can_shrink_vocabulary, rules)):
@@ -103,7 +113,7 @@ def _with_task(
     )
     fixed = (measured, buckets, used)
     students, teachers = (
-        TaskData(run, mesh, data, recipe.seed, _in_order(t, teacher.config), x, *fixed)
+        TaskData(run, mesh, data, recipe.seed, t, x, *fixed)
         for t, x in ((wide, tokens), (task, plain))
     )
     return Experiment(recipe, run, mesh, tokenizer, teacher, students, teachers)
@@ -174,7 +184,8 @@ def _load_untaught(recipe: Recipe, folder: Path, task: Task) -> Model:
         raise ConfigError(
             "Teacher",
             f"{task.name} has no labels, so that no teacher can be fine-tuned on it",
-            fix="give an already fine-tuned teacher: teacher.folder",
+            fix="name the labels' column: data.label; or give an already fine-tuned "
+            "teacher: teacher.folder",
         )
     if task.dev.labels is None:
         raise ConfigError(
@@ -239,13 +250,27 @@ def _pin_others(experiment: Experiment) -> None:
     for number, stage in enumerate(experiment.recipe.stages, 1):
         if stage.corpus is not None:
             text = experiment.corpus_data.batches(number, stage)
-            run.pin(f"corpus of {stage.name}", text.sha256)
+            run.pin(f"corpus of {stage.name}", text.sha256, stage.corpus.source, {})
             if taught.folder is not None and taught.pretrained is not None:
                 folder = model.resolve_folder(taught.pretrained)
-                run.pin("pretrained teacher", files.model_sha256(folder))
+                _pin_model(run, "pretrained teacher", folder)
         if stage.init.source not in ("previous", "teacher"):
             folder = model.resolve_folder(stage.init.source)
-            run.pin(f"start of {stage.name}", files.model_sha256(folder))
+            _pin_model(run, f"start of {stage.name}", folder)
+
+
+def _pin_model(run: RunFolder, name: str, folder: Path) -> None:
+    sums = files.model_sums(folder)
+    run.pin(name, files.sum_of(sums), folder, {n: s[:12] for n, s in sums.items()})
+
+
+def _pin_task(run: RunFolder, data: Data, task: Task) -> None:
+    parts = {data.augment or "train": task.train, data.dev or "dev": task.dev}
+    facts = {
+        str(name): f"{len(part)} rows, {digest(part, part.take([]), ())[:12]}"
+        for name, part in parts.items()
+    }
+    run.pin("data", task.sha256, task.name, facts | {"classes": [*task.labels]})
 
 
 def _space(run: Path, shapes: Mapping[str, Params], ready: bool) -> int:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from bitflax import data, distillation, inference, training, trees
+from bitflax import data, distillation, inference, progress, training, trees
 from bitflax.errors import InputMissing
 from bitflax.model import Split
 from bitflax.packed import pack, save_packed, size_report
@@ -63,11 +63,11 @@ def check_order(experiment: Experiment, logits: np.ndarray) -> None:
         problem = f"the teacher's labels have no names: in the order {names} it is "
         problem += f"right in {right[best]:.1%} of dev, not in {mine:.1%}"
         fix = "give its config.json an id2label in that order"
+        note = f"{problem}\nfix: {fix}"
         if training.is_main_process():
-            logging.getLogger(__name__).warning("%s\nfix: %s", problem, fix)
-        notes = (*task.notes, f"{problem} (fix: {fix})")
+            progress.tell(note)
         students = experiment.task_data
-        students.task = dataclasses.replace(students.task, notes=notes)
+        students.task = dataclasses.replace(students.task, notes=(*task.notes, note))
 
 
 def say_scores(name: str, scores: dict[str, float]) -> None:
@@ -127,7 +127,7 @@ def finish(
     recipe = experiment.recipe
     task = experiment.student_data and experiment.student_data.task
     notes = list(task.notes) if task else []
-    extra, made = [], ["report.html", "report.json"]
+    extra, moved, made = [], [], ["report.html", "report.json"]
     last = recipe.stages[-1] if recipe.stages else None
     if last is not None and last.packs:
         small = experiment.task_data.small(result.model)
@@ -137,7 +137,7 @@ def finish(
             lambda: _packed(experiment, last, rows, result, logits)
         )
         extra, made = [report.Row(*values)], [PACKED, *made]
-        notes += moved
+    notes += moved
     notes += experiment.run.changes
     meta = {
         "task": task.name if task else "general distillation",
@@ -148,7 +148,7 @@ def finish(
     if training.is_main_process():
         log = experiment.run.log_path
         report.write_report(experiment.run.path, [*rows, *extra], log, meta)
-    for note in notes:
+    for note in moved:
         say(f"note: {note}")
     experiment.run.finish(*made)
     return extra

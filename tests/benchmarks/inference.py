@@ -214,7 +214,9 @@ def child_time(folder: Path, threads: int, rounds: int) -> dict[str, Any]:
     for rows, length in SHAPES:
         feed, often = batch(rows, length), rounds if rows == 1 else 1 + rounds // 4
         turns = {side: turn(run, feed) for side, run in made.items()}
-        sums = common.alternate({side: call for side, (call, _) in turns.items()}, often)
+        sums = common.alternate(
+            {side: call for side, (call, _) in turns.items()}, often
+        )
         times = {
             side: common.Times(each.wall / turns[side][1], each.cpu / turns[side][1])
             for side, each in sums.items()

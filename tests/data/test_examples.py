@@ -67,12 +67,12 @@ def test_labels_are_matched_by_case_only_where_it_tells_no_two_apart(
 
 
 def test_split_off_depends_on_the_seed_alone():
-    whole = made([f"text {i}" for i in range(100)], range(100))
+    whole = made([f"text {i}" for i in range(100)], [0] * 100)
     train, dev = examples.split_off(whole, seed=3)
     again = examples.split_off(whole, seed=3)
     other = examples.split_off(whole, seed=4)
     assert (len(train), len(dev)) == (90, 10)
-    assert sorted([*train.labels, *dev.labels]) == list(range(100))
+    assert sorted([*train.rows, *dev.rows]) == list(range(1, 101))
     assert dev.rows.tolist() == again[1].rows.tolist() != other[1].rows.tolist()
 
 
@@ -81,6 +81,38 @@ def test_split_off_keeps_equal_texts_together():
     train, dev = examples.split_off(whole, seed=0)
     assert len(dev) == 20
     assert not set(train.texts[0]) & set(dev.texts[0])
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_split_off_takes_the_same_share_of_each_class(seed):
+    counts = [100, 60, 20, 10, 1, 1]
+    labels = np.repeat(range(6), counts)[np.random.default_rng(9).permutation(192)]
+    train, dev = examples.split_off(
+        made([f"text {i}" for i in range(192)], labels), seed
+    )
+    assert len(dev) == 19
+    assert np.bincount(dev.labels, minlength=6).tolist() == [10, 6, 2, 1, 0, 0]
+    assert np.bincount(train.labels).tolist() == [90, 54, 18, 9, 1, 1]
+
+
+def test_split_off_leaves_each_class_one_text_where_that_can_be():
+    labels = [0, 0, 1, 2, 3]
+    for seed in range(9):
+        train, dev = examples.split_off(made(list("abcde"), labels), seed, share=0.6)
+        assert dev.labels.tolist() == [0]
+        assert sorted(train.labels) == [0, 1, 2, 3]
+        train, dev = examples.split_off(made(list("abcd"), labels[1:]), seed)
+        assert (len(train), len(dev)) == (3, 1)
+
+
+def test_split_off_takes_real_numbers_as_one_kind():
+    texts = examples.object_column([f"text {i}" for i in range(30)])
+    numbers = np.linspace(0, 1, 30, dtype=np.float32)
+    rows = np.arange(30)
+    found = examples.split_off(Examples((texts,), numbers, rows), seed=2)[1]
+    bare = examples.split_off(Examples((texts,), None, rows), seed=2)[1]
+    assert found.rows.tolist() == bare.rows.tolist()
+    assert len(bare) == 3
 
 
 def test_split_off_leaves_one_on_each_side():

@@ -35,7 +35,7 @@ def test_columns_by_name_and_pairs(write):
     found = own_files.load_own(path, text=("left", "right"), label="kind")
     assert [column.tolist() for column in found.train.texts] == [["a", "c"], ["b", "d"]]
     assert found.notes == (
-        f"{path}: texts from 'left' and 'right', labels from 'kind'",
+        f"{path}: texts from 'left' and 'right', labels from 'kind', left out: 'id'",
     )
 
 
@@ -64,6 +64,92 @@ def test_classes_or_real_numbers(write, labels, regression, real):
     )
     assert found.regression is real
     assert found.labels == (() if real else tuple(str(label) for label in labels))
+
+
+@pytest.mark.parametrize(
+    ("header", "settings", "note", "fix"),
+    [
+        ("id,text,label", {}, "labels from 'label', left out: 'id'", None),
+        (
+            "text,kind",
+            {},
+            "no labels, left out: 'kind'",
+            "data.label, or --label), if",
+        ),
+        ("text,kind", {"label": "kind"}, "texts from 'text', labels from 'kind'", None),
+        (
+            *("question,sentence,label", {}, "texts from 'sentence'"),
+            "data.text, or --text): sentence, or for pairs sentence,question",
+        ),
+        ("question,sentence,label", {"text": "sentence"}, "left out: 'question'", None),
+        ("sentence1,sentence2,label", {}, "from 'sentence1' and 'sentence2'", None),
+    ],
+)
+def test_what_is_taken_and_left_out_is_said(write, header, settings, note, fix):
+    rows = ("a,b,x", "d,e,y") if header.count(",") == 2 else ("a,x", "d,y")
+    path = write("a.csv", "\n".join([header, *rows]))
+    (said,) = own_files.load_own(path, **settings).notes
+    assert note in said
+    assert (fix in said) if fix else ("fix:" not in said)
+
+
+def test_a_dev_file_warns_of_no_column_that_was_chosen_in_train(write):
+    train, dev = (
+        write(f"{name}.csv", "question,sentence,label\na,b,x\nc,d,y\n")
+        for name in ("train", "dev")
+    )
+    notes = own_files.load_own(train, dev=dev).notes
+    assert ["fix:" in note for note in notes] == [True, False]
+
+
+def test_labels_that_differ_in_case_are_said_with_counts(write):
+    path = write("a.csv", "text,label\na,food\nb,food\nc,FOOD\nd,sky\n")
+    found = own_files.load_own(path)
+    assert found.labels == ("FOOD", "food", "sky")
+    assert found.notes[-1] == (
+        f"{path}:4: the labels 'FOOD' (1 rows), and 'food' in row 2 (2 rows) are two "
+        "classes, and differ in case alone\n"
+        "fix: write 'food' for 'FOOD', unless they are two"
+    )
+
+
+def test_one_number_in_two_spellings_is_refused_with_both_rows(write):
+    path = write("a.csv", "text,label\na,1\nb,0\nc,1.0\nd,1\n")
+    with pytest.raises(
+        DataError, match=r"found '1.0' \(1 rows\), and '1' in row 2"
+    ) as caught:
+        own_files.load_own(path)
+    assert (caught.value.place, caught.value.fix) == (
+        f"{path}:4",
+        "write '1' for '1.0'",
+    )
+
+
+@pytest.mark.parametrize(
+    ("classes", "label", "fix"),
+    [
+        (("food", "sky"), "FOOD", "write 'food'"),
+        (("0", "1"), "1.0", "write '1'"),
+        (("no", "so so", "yes"), "1", "0 is 'no', 1 is 'so so', 2 is 'yes'"),
+        (("no", "so so", "yes"), "2.0", "0 is 'no', 1 is 'so so', 2 is 'yes'"),
+        (("no", "yes"), "2", "write one of the known labels"),
+        (("no", "yes"), "1" * 5000, "write one of the known labels"),
+        (("no", "yes"), "", "give the row a label, or leave the row out"),
+    ],
+)
+def test_a_mapping_to_the_known_labels_is_offered(write, classes, label, fix):
+    path = write("a.csv", f"text,label\na,{classes[0]}\nb,{label}\n")
+    with pytest.raises(DataError) as caught:
+        own_files.load_own(path, classes=classes)
+    assert caught.value.place == f"{path}:3"
+    assert fix in caught.value.fix
+    assert "delete" not in caught.value.fix
+
+
+def test_blanks_around_a_known_label_do_not_count(write):
+    path = write("a.csv", "text,label\na,food\nb, sky\n")
+    found = own_files.load_own(path, classes=("sky ", " food"))
+    assert found.train.labels.tolist() == [1, 0]
 
 
 def test_texts_without_labels(write):
@@ -118,8 +204,9 @@ def test_bad_rows_of_both_files_are_in_one_error(write):
         f"{train}:4: expected a label in column 'label' (x, y), found none",
         f"{dev}:3: expected a label in column 'label' (x, y), found 'z'",
         f"{dev}:4: expected 2 columns, found 1",
-        "fix: give the row a text, or delete the row; correct the label, or delete the "
-        "row; put exactly one tab between two columns",
+        "fix: give the row a text, or delete the row; give the row a label, or leave the "
+        "row out; write one of the known labels; put exactly one tab between two "
+        "columns",
     ]
 
 

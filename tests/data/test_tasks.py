@@ -53,13 +53,6 @@ def test_limit_takes_examples_by_seed_and_says_so(own):
     assert len(load_task(own, limit=999).train) == 45
 
 
-def test_dev_examples_that_train_has_shown_are_said(own, write):
-    dev = write("dev.tsv", "text\tlabel\ntext 0\ta\nnew\tb\n")
-    task = load_task(own, dev=dev)
-    assert task.notes[-1] == "1 of 2 dev examples are in train as well"
-    assert len(load_task(own, dev=own).dev) == 50
-
-
 @pytest.mark.parametrize(
     ("content", "metric"),
     [

@@ -144,7 +144,7 @@ def test_the_same_recipe_goes_on(tmp_path):
     for text in ("first", "a comment was added"):
         with RunFolder(tmp_path) as folder:
             folder.write_recipe(text, RECIPE)
-            folder.pin("data", "53aa")
+            folder.pin("data", "53aa", "a.tsv", {"rows": 3})
     assert (tmp_path / "recipe.py").read_text() == "a comment was added"
     assert json.loads((tmp_path / "recipe.json").read_text())["hashes"] == {
         "data": "53aa"
@@ -221,14 +221,28 @@ def test_many_differences_are_counted(tmp_path):
             folder.write_recipe("", {f"f{i}": i + 1 for i in range(9)})
 
 
-def test_other_data_is_refused(tmp_path):
+def test_other_data_is_refused_by_the_files_name_and_what_changed(tmp_path):
     with RunFolder(tmp_path) as folder:
         folder.write_recipe("", RECIPE)
-        folder.pin("data", "53aa")
-        folder.pin("teacher", "0bce")
-        with pytest.raises(ConfigError, match="data was '53aa', is '1ee7' now"):
-            folder.pin("data", "1ee7")
-        folder.pin("data", "53aa")
+        folder.pin("data", "53aa", "a.tsv", {"train": "3 rows", "dev": "2 rows"})
+        folder.pin("teacher", "0bce", "hf", {})
+        with pytest.raises(ConfigError) as caught:
+            folder.pin("data", "1ee7", "a.tsv", {"train": "4 rows", "dev": "2 rows"})
+        assert caught.value.place == "a.tsv"
+        said = "other data: train was '3 rows', is '4 rows' now"
+        assert caught.value.problem == f"{tmp_path} began with {said}"
+        with pytest.raises(ConfigError, match="other teacher: its content differs"):
+            folder.pin("teacher", "1ee7", "hf", {})
+        folder.pin("data", "53aa", "a.tsv", {"train": "3 rows", "dev": "2 rows"})
+
+
+def test_an_earlier_pin_without_facts_is_compared(tmp_path):
+    with RunFolder(tmp_path) as folder:
+        folder.write_recipe("", RECIPE)
+        folder._write((folder._read() or {}) | {"hashes": {"data": "53aa"}})
+        with pytest.raises(ConfigError, match="other data: its content differs"):
+            folder.pin("data", "1ee7", "a.tsv", {"rows": 4})
+        folder.pin("data", "53aa", "a.tsv", {"rows": 3})
 
 
 def test_other_versions_are_a_note(tmp_path, monkeypatch, caplog):

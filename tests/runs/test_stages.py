@@ -182,11 +182,18 @@ def test_another_recipe_is_refused(whole, place):
 
 def test_other_data_are_refused(whole, place, tmp_path):
     task = tinyrun.write_tsv(tmp_path / "mine.tsv", tinyrun.texts())
-    settings = (f"task={task}", ready(whole))
+    shutil.copytree(whole[0] / "0-teacher" / "params", tmp_path / "hf")
+    settings = (f"task={task}", f"ready={tmp_path / 'hf'}")
     start(place, tmp_path / "run", *settings, until="fp32")
     tinyrun.write_tsv(task, tinyrun.texts(seed=1))
-    with pytest.raises(ConfigError, match="data was"):
+    with pytest.raises(ConfigError, match=r"began with other data: train was '54 ro"):
         start(place, tmp_path / "run", *settings)
+    tinyrun.write_tsv(task, tinyrun.texts())
+    config = tmp_path / "hf" / "config.json"
+    config.write_text(config.read_text() + " ")
+    with pytest.raises(ConfigError, match=r"teacher: config\.json was '") as caught:
+        start(place, tmp_path / "run", *settings)
+    assert caught.value.place == str(tmp_path / "hf")
 
 
 def test_until_stops_and_the_next_run_goes_on(whole, place, tmp_path):

@@ -8,7 +8,6 @@ a variant was made of. An example itself comes before its variants.
 
 import dataclasses
 import json
-import logging
 import random
 from collections.abc import Iterator
 from pathlib import Path
@@ -127,7 +126,8 @@ def _settings(task: Task, how: Augment, copies: int) -> dict[str, Any]:
     settings = dataclasses.asdict(how) | {"copies": copies}
     if how.masked_lm is not None:
         folder = model.resolve_folder(how.masked_lm)
-        settings["masked_lm"] = f"sha256 {files.model_sha256(folder, names=False)}"
+        sums = files.model_sums(folder)
+        settings["masked_lm"] = f"sha256 {files.sum_of(sums, names=False)}"
     if how.vectors is not None:
         path = word_vectors.path_of(how.vectors)
         settings["vectors"] = f"sha256 {files.sha256(path)}"
@@ -138,19 +138,15 @@ def _finder(how: Augment) -> Finder:
     """Load what finds candidates, and say what stands in for what is not given."""
     vectors = None if how.vectors is None else word_vectors.load_vectors(how.vectors)
     if how.masked_lm is None:
-        _note("no --masked-lm: word vectors give the candidates of every word")
+        progress.tell("no --masked-lm: word vectors give the candidates of every word")
         return Finder(words.Splitter(), None, vectors, count=how.candidates)
     if vectors is None:
-        _note("no --vectors: words of several pieces are not replaced")
+        progress.tell("no --vectors: words of several pieces are not replaced")
     lm = load_masked_lm(how.masked_lm)
     if how.candidates >= lm.config.vocab_size:
         problem = f"{how.candidates}, but the masked LM knows {lm.config.vocab_size}"
         raise UsageError("--candidates", f"{problem} words", fix="leave it out: 15")
     return Finder(lm.splitter, lm, vectors, count=how.candidates, longest=lm.longest)
-
-
-def _note(text: str) -> None:
-    logging.getLogger(__name__).info("bitflax: note: %s", text)
 
 
 def _rows(

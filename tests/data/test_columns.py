@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from bitflax.data import tables
+from bitflax.data import columns
 from bitflax.data.tables import Faults, Table
 from bitflax.errors import DataError
 
@@ -32,20 +32,20 @@ def message(faults):
 )
 def test_what_is_no_text_is_a_fault(value, found):
     faults = Faults()
-    tables.text_columns(table(text=["a", value]), ("text",), faults)
+    columns.text_columns(table(text=["a", value]), ("text",), faults)
     assert message(faults).startswith("a.tsv:3: expected words as the text, found")
     assert found in message(faults)
 
 
 def test_a_pair_names_the_column():
     faults = Faults()
-    tables.text_columns(table(one=["a", "b"], two=["", "c"]), ("one", "two"), faults)
+    columns.text_columns(table(one=["a", "b"], two=["", "c"]), ("one", "two"), faults)
     assert "a.tsv:2: expected words in column 'two'" in message(faults)
 
 
 def test_empty_texts_pass_where_allowed():
     faults = Faults()
-    (found,) = tables.text_columns(
+    (found,) = columns.text_columns(
         table(text=[""]), ("text",), faults, allow_empty=True
     )
     faults.check()
@@ -64,12 +64,12 @@ def test_empty_texts_pass_where_allowed():
     ],
 )
 def test_class_names(labels, names):
-    assert tables.class_names(labels) == names
+    assert columns.class_names(labels) == names
 
 
 def test_class_labels_are_numbers_of_names():
     faults = Faults()
-    found = tables.class_labels(table(y=["b", " a", "b"]), "y", ("a", "b"), faults)
+    found = columns.class_labels(table(y=["b", " a", "b"]), "y", ("a", "b"), faults)
     faults.check()
     assert found.dtype == np.int32
     assert found.tolist() == [1, 0, 1]
@@ -80,7 +80,7 @@ def test_class_labels_are_numbers_of_names():
 )
 def test_an_unknown_or_missing_label_is_a_fault(value, found):
     faults = Faults()
-    tables.class_labels(table(y=["a", value]), "y", ("a", "b"), faults)
+    columns.class_labels(table(y=["a", value]), "y", ("a", "b"), faults)
     expected = f"a.tsv:3: expected a label in column 'y' (a, b), found {found}\n"
     assert message(faults).startswith(expected)
 
@@ -88,7 +88,7 @@ def test_an_unknown_or_missing_label_is_a_fault(value, found):
 @pytest.mark.parametrize("value", ["nan", "inf", "", "two", None, True, "1e39", "1,5"])
 def test_what_is_no_number_is_a_fault(value):
     faults = Faults()
-    found = tables.real_labels(table(y=["1.5", value]), "y", faults)
+    found = columns.real_labels(table(y=["1.5", value]), "y", faults)
     assert found[0] == np.float32(1.5)
     assert "a.tsv:3: expected a real number in column 'y'" in message(faults)
 
@@ -106,12 +106,12 @@ def test_what_is_no_number_is_a_fault(value):
     ],
 )
 def test_looks_real(labels, real):
-    assert tables.looks_real(labels) is real
+    assert columns.looks_real(labels) is real
 
 
 def test_columns_that_teach_nothing_are_refused():
     with pytest.raises(DataError, match="found 'a' only"):
-        tables.check_classes("y", "a.tsv", ("a",), 9)
+        columns.check_classes("y", "a.tsv", ("a",), 9)
     with pytest.raises(DataError, match="another label in each row"):
-        tables.check_classes("y", "a.tsv", tuple(map(str, range(30))), 30)
-    tables.check_classes("y", "a.tsv", ("a", "b"), 2)
+        columns.check_classes("y", "a.tsv", tuple(map(str, range(30))), 30)
+    columns.check_classes("y", "a.tsv", ("a", "b"), 2)
