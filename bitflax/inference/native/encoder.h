@@ -1,16 +1,13 @@
 // The whole model: embeddings, layers, pooler and classifier of a batch.
 //
-// The real tokens of all texts lie side by side as rows; padding is not computed. Rows are
-// cut into units that go through a half of a layer by themselves, so that what is between
-// stays in the nearest caches. Units are shared among threads; where there are fewer of
-// them than threads, all threads share a unit's channels.
+// Units of rows are shared among threads; where there are fewer of them than threads, all
+// threads share a unit's channels.
 #pragma once
 
 #include <initializer_list>
 
 #include "attention.h"
-#include "bitflax_native.h"
-#include "target.h"
+#include "batch.h"
 
 namespace bitflax {
 namespace {
@@ -22,16 +19,6 @@ struct LayerWeights {
 // What is between a unit's matrices.
 struct Team {
   Buffer x, y, inner;
-};
-
-// A unit: rows first to last.
-struct Unit {
-  int first, last;
-};
-
-struct Text {
-  int first, tokens;
-  bool masked;  // its first token is: then none is left out
 };
 
 // All that `count` things of type T need, where nothing is constructed.
@@ -61,10 +48,10 @@ class Encoder {
       }
       for (Buffer* b : {&teams_[i].x, &teams_[i].y, &teams_[i].inner}) b->release();
     }
-    for (Buffer* b : {&x_, &query_, &key_, &value_, &context_, &first_, &rows_, &units_,
-                      &firsts_, &texts_, &phases_}) {
+    for (Buffer* b : {&x_, &query_, &key_, &value_, &context_, &first_, &phases_}) {
       b->release();
     }
+    batch_.release();
     free_weights(pooler_), free_weights(classifier_);
     free(layers_), free(workers_), free(teams_);
   }
@@ -77,7 +64,8 @@ class Encoder {
         total += w->bytes();
       }
     }
-    for (const Buffer* b : {&x_, &query_, &key_, &value_, &context_, &first_, &rows_}) {
+    for (const Buffer* b :
+         {&x_, &query_, &key_, &value_, &context_, &first_, &batch_.rows}) {
       total += b->size;
     }
     for (int i = 0; i < pool_->threads(); i++) {
@@ -92,7 +80,7 @@ class Encoder {
   }
 
   int run(const Inputs& inputs, float* logits) {
-    int status = place(inputs);
+    int status = batch_.place(inputs, flat_.shape);
     if (status != BITFLAX_OK) return status;
     if (!reserve()) return BITFLAX_MEMORY;
     logits_ = logits;
@@ -105,11 +93,6 @@ class Encoder {
   }
 
  private:
-  struct Row {
-    int32_t id, type, position;
-    int32_t real;
-  };
-
   template <class F> void each_weights(LayerWeights& to, F f, const Layer* from = nullptr) {
     static const Layer none = {};
     const Layer& l = from ? *from : none;
@@ -148,48 +131,17 @@ class Encoder {
     return true;
   }
 
-  // Lay the real tokens side by side, each checked as it is read.
-  int place(const Inputs& in) {
-    const Shape& shape = flat_.shape;
-    size_t most = size_t(in.rows) * in.tokens;
-    if (!rows_.reserve(most * sizeof(Row)) || !texts_.reserve(in.rows * sizeof(Text))) {
-      return BITFLAX_MEMORY;
-    }
-    row_ = reinterpret_cast<Row*>(rows_.bytes);
-    text_ = reinterpret_cast<Text*>(texts_.bytes);
-    row_count_ = 0, text_count_ = in.rows, longest_ = 1;
-    for (int t = 0; t < in.rows; t++) {
-      const size_t begin = size_t(t) * in.tokens;
-      Text& text = text_[t];
-      text = {row_count_, 0, in.mask[begin] == 0};
-      for (int j = 0; j < in.tokens; j++) {
-        int32_t id = in.ids[begin + j], type = in.types[begin + j];
-        int32_t real = in.mask[begin + j];
-        if (id < 0 || id >= shape.vocabulary || type < 0 || type >= shape.types ||
-            (real != 0 && real != 1)) {
-          return BITFLAX_INPUT;
-        }
-        if (!real && !text.masked) continue;
-        row_[row_count_++] = {id, type, j, real};
-      }
-      text.tokens = row_count_ - text.first;
-      longest_ = text.tokens > longest_ ? text.tokens : longest_;
-    }
-    return BITFLAX_OK;
-  }
-
   bool reserve() {
     const Shape& s = flat_.shape;
     width_ = padded(s.width), all_ = padded(s.heads * s.head), inner_ = padded(s.inner);
     int unit = unit_;
-    if (by_text_ && longest_ > unit) unit = longest_;
+    if (by_text_ && batch_.longest > unit) unit = batch_.longest;
     bool ok = phases_.reserve(sizeof(Phase) * kPhases * (s.layers + 1)) &&
-              units_.reserve((row_count_ / unit_ + text_count_ + 1) * sizeof(Unit)) &&
-              firsts_.reserve((text_count_ / unit_ + 1) * sizeof(Unit)) &&
-              x_.reserve_floats(size_t(row_count_) * width_) &&
-              first_.reserve_floats(size_t(text_count_) * width_);
+              batch_.cut(unit_, by_text_) &&
+              x_.reserve_floats(size_t(batch_.row_count) * width_) &&
+              first_.reserve_floats(size_t(batch_.text_count) * width_);
     for (Buffer* b : {&query_, &key_, &value_, &context_}) {
-      ok = ok && b->reserve_floats(size_t(row_count_) * all_ + kFloats);
+      ok = ok && b->reserve_floats(size_t(batch_.row_count) * all_ + kFloats);
     }
     size_t codes = 0, sums = 0, widest = 0;
     auto see = [&](Weights& w, const Linear&, bool) {
@@ -204,42 +156,22 @@ class Encoder {
                                                          : Ternary::kScratch;
     for (int i = 0; ok && i < pool_->threads(); i++) {
       Worker& w = workers_[i];
-      ok = w.codes.reserve(kStep * codes + longest_) && w.sums.reserve(4 * 3 * kStep * sums + 64) &&
+      ok = w.codes.reserve(kStep * codes + batch_.longest) &&
+           w.sums.reserve(4 * 3 * kStep * sums + 64) &&
            w.tables.reserve(tables + 64) &&
-           w.keys.reserve_floats(key_floats(longest_, s.head)) &&
-           w.scores.reserve_floats(score_floats(longest_, s.head)) &&
+           w.keys.reserve_floats(key_floats(batch_.longest, s.head)) &&
+           w.scores.reserve_floats(score_floats(batch_.longest, s.head)) &&
            w.values.reserve_floats(size_t(unit) * padded(widest)) &&
            w.panel.reserve_floats(widest * kPanel) &&
            teams_[i].x.reserve_floats(size_t(unit) * width_) &&
            teams_[i].y.reserve_floats(size_t(unit) * width_) &&
            teams_[i].inner.reserve_floats(size_t(unit) * inner_);
     }
-    if (ok) cut();
-    return ok;
-  }
-
-  // Cut rows into units: texts where one of a text's rows depends on the others.
-  void cut() {
-    auto units = reinterpret_cast<Unit*>(units_.bytes);
-    unit_count_ = 0;
-    if (by_text_) {
-      for (int t = 0; t < text_count_; t++) {
-        units[unit_count_++] = {text_[t].first, text_[t].first + text_[t].tokens};
-      }
-    } else {
-      for (int i = 0; i < row_count_; i += unit_) {
-        units[unit_count_++] = {i, i + unit_ < row_count_ ? i + unit_ : row_count_};
-      }
-    }
-    auto firsts = reinterpret_cast<Unit*>(firsts_.bytes);
-    first_count_ = 0;
-    for (int i = 0; i < text_count_; i += unit_) {
-      firsts[first_count_++] = {i, i + unit_ < text_count_ ? i + unit_ : text_count_};
-    }
     // What is shared has to be worth the waiting: some 40 microseconds of a layer.
     constexpr int64_t kWorth = 16 << 20;
-    int64_t products = int64_t(width_) * (4 * all_ + 2 * inner_) * row_count_;
-    together_ = unit_count_ < pool_->threads() && products >= kWorth;
+    int64_t products = int64_t(width_) * (4 * all_ + 2 * inner_) * batch_.row_count;
+    together_ = batch_.unit_count < pool_->threads() && products >= kWorth;
+    return ok;
   }
 
   // Call f(i) for all i below count, each on the next thread that is free; return when
@@ -284,7 +216,7 @@ class Encoder {
     int phase = 0;
     for (int i = 0; i < layers; i++, phase += kPhases) {
       bool firsts = first_only_ && i == layers - 1;
-      each_unit(member, units_, unit_count_, phase,
+      each_unit(member, batch_.units, batch_.unit_count, phase,
                 [&](Worker& me, Team& team, Unit u) {
                   if (i) transform(me, team, i - 1, u, x_.floats());
                   else if (me.index == 0) embed(u);
@@ -292,7 +224,7 @@ class Encoder {
                   project(me, i, u, firsts);
                 });
       if (firsts) {
-        each_unit(member, firsts_, first_count_, phase + 1,
+        each_unit(member, batch_.firsts, batch_.first_count, phase + 1,
                   [&](Worker& me, Team&, Unit u) { project_firsts(me, i, u); });
       }
       attend_all(member, i, firsts, phase + 2);
@@ -304,11 +236,12 @@ class Encoder {
   void finish_all(int member, int phase) {
     int last = flat_.shape.layers - 1;
     if (!first_only_) {
-      each_unit(member, units_, unit_count_, phase, [&](Worker& me, Team& team, Unit u) {
-        transform(me, team, last, u, x_.floats());
-      });
+      each_unit(member, batch_.units, batch_.unit_count, phase,
+                [&](Worker& me, Team& team, Unit u) {
+                  transform(me, team, last, u, x_.floats());
+                });
     }
-    each_unit(member, firsts_, first_count_, phase + 1,
+    each_unit(member, batch_.firsts, batch_.first_count, phase + 1,
               [&](Worker& me, Team& team, Unit u) {
                 if (first_only_) transform(me, team, last, u, first_.floats());
                 classify(me, team, u);
@@ -326,9 +259,9 @@ class Encoder {
           values_of(table.part[p], row, 0, width, add, x);
         }
       };
-      look(flat_.word, row_[i].id);
-      look(flat_.position, row_[i].position);
-      look(flat_.type, row_[i].type);
+      look(flat_.word, batch_.row[i].id);
+      look(flat_.position, batch_.row[i].position);
+      look(flat_.type, batch_.row[i].type);
       normalize(x, width, flat_.shape.epsilon, flat_.norm_scale, flat_.norm_bias, x);
     }
   }
@@ -372,7 +305,7 @@ class Encoder {
     if (me.index == 0) {
       for (int i = 0; i < rows; i++) {
         memcpy(x + size_t(i) * width_,
-               x_.floats() + size_t(text_[u.first + i].first) * width_,
+               x_.floats() + size_t(batch_.text[u.first + i].first) * width_,
                4 * size_t(flat_.shape.width));
       }
     }
@@ -400,9 +333,9 @@ class Encoder {
 
   void attend_all(int member, int number, bool firsts, int phase) {
     const Shape& s = flat_.shape;
-    each_task(phase, text_count_ * s.heads, [&](int i) {
+    each_task(phase, batch_.text_count * s.heads, [&](int i) {
       int t = i / s.heads, h = i % s.heads;
-      const Text& text = text_[t];
+      const Text& text = batch_.text[t];
       size_t at = size_t(text.first) * all_ + size_t(h) * s.head;
       size_t to = firsts ? size_t(t) * all_ + size_t(h) * s.head : at;
       Head head = {query_.floats() + to, key_.floats() + at, value_.floats() + at,
@@ -415,7 +348,8 @@ class Encoder {
 
   const uint8_t* mask_of(int member, const Text& text) {
     uint8_t* mask = workers_[member].codes.bytes;
-    for (int j = 0; j < text.tokens; j++) mask[j] = uint8_t(row_[text.first + j].real);
+    const Row* row = batch_.row + text.first;
+    for (int j = 0; j < text.tokens; j++) mask[j] = uint8_t(row[j].real);
     return mask;
   }
 
@@ -465,7 +399,7 @@ class Encoder {
         int t = u.first + i;
         const float* from = first_only_
                                 ? first_.floats() + size_t(t) * width_
-                                : x_.floats() + size_t(text_[t].first) * width_;
+                                : x_.floats() + size_t(batch_.text[t].first) * width_;
         memcpy(x + size_t(i) * width_, from, 4 * size_t(s.width));
       }
     }
@@ -494,12 +428,10 @@ class Encoder {
   Weights pooler_, classifier_;
   Worker* workers_;
   Team* teams_;
-  Buffer rows_, texts_, units_, firsts_, phases_, x_, query_, key_, value_, context_, first_;
-  Row* row_;
-  Text* text_;
+  Batch batch_;
+  Buffer phases_, x_, query_, key_, value_, context_, first_;
   float* logits_;
-  int row_count_, text_count_, unit_count_, first_count_, longest_, unit_;
-  int width_, all_, inner_;
+  int unit_, width_, all_, inner_;
   bool by_text_, first_only_, together_;
 };
 
