@@ -1,6 +1,7 @@
 """Tiny runs in processes that are forked from a warm one, to be killed and hindered."""
 
 import functools
+import gc
 import json
 import multiprocessing
 import os
@@ -109,6 +110,8 @@ def _child(argv, log, hooks, env):
     # One device: eight on two cores wait for each other.
     os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0"
     os.environ.update(env)
+    gc.freeze()  # what was imported stays
+    gc.set_threshold(50_000)
     from bitflax import cli
     from bitflax.training import loop
 
