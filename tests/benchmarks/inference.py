@@ -13,6 +13,7 @@ held above what its imports took) come from processes of their own.
     python -m tests.benchmarks.inference --model bert-base --threads 1 2 > inference.json
 """
 
+import contextlib
 import functools
 import importlib.util
 import json
@@ -76,8 +77,13 @@ def write_models(model: str, folder: Path) -> dict[str, int]:
 
     quantization.quantize_dynamic(place(folder, FLOAT), place(folder, DYNAMIC))
     if all(map(importlib.util.find_spec, ("openvino", "nncf"))):
-        write_openvino(place(folder, FLOAT), place(folder, OPENVINO))
-    return {side: place(folder, side).stat().st_size for side in sides(folder)}
+        with contextlib.redirect_stdout(sys.stderr):  # where its bars do not disturb
+            write_openvino(place(folder, FLOAT), place(folder, OPENVINO))
+    kinds = {OPENVINO: ".bin"}
+    return {
+        side: place(folder, side).with_suffix(kinds.get(side, ".model")).stat().st_size
+        for side in sides(folder)
+    }
 
 
 def write_openvino(source: Path, target: Path) -> None:
