@@ -121,12 +121,11 @@ class RecipeFile:
         fields = []
         known = self.dials
         names = [field.name for field in dataclasses.fields(Recipe)]
-        for number, setting in enumerate(settings):
+        for setting in settings:
             key, text = overrides.split_setting(setting)
             place = f"--set {setting}"
-            if any(other.partition("=")[0] == key for other in settings[:number]):
-                fix = "leave one of them out"
-                raise ConfigError(place, f"{key} is set twice", fix=fix)
+            if key in dials:
+                raise overrides.set_twice(key, place)
             if key in known:
                 dials[key] = _dial(text, known[key][0], place)
             elif key.split(".")[0] in names:

@@ -76,12 +76,18 @@ def override(node: T, *settings: str) -> T:
       settings: such as ``"stages.1.optim.lr=5e-5"`` or ``"stages.1bit.epochs=3"``.
 
     Raises:
-      ConfigError: there is no such field, or the value is not of its type.
+      ConfigError: there is no such field, the value is not of its type, or a field is
+        set twice, a member once by its name and once by its index too.
     """
+    seen = set()
     for setting in settings:
         key, text = split_setting(setting)
         place = f"--set {setting}"
         try:
+            field = _field(node, key.split("."), place)
+            if field in seen:
+                raise set_twice(key, place)
+            seen.add(field)
             node = _set(node, key.split("."), text, place, "")
         except ConfigError as error:
             if error.place == place:
@@ -91,6 +97,24 @@ def override(node: T, *settings: str) -> T:
         except ValueError as error:
             raise ConfigError(place, str(error), fix="give another value") from error
     return node
+
+
+def set_twice(key: str, place: str) -> ConfigError:
+    """Return the refusal of what two settings name."""
+    return ConfigError(place, f"{key} is set twice", fix="leave one of them out")
+
+
+def _field(node: Any, keys: list[str], place: str) -> tuple[str, ...]:
+    """Return the keys to a field, members by their index."""
+    found = []
+    for key in keys:
+        if isinstance(node, tuple) and any(map(dataclasses.is_dataclass, node)):
+            index = _member(node, key, place, ".".join(found))
+            key, node = str(index), node[index]
+        else:
+            node = getattr(node, key, None)
+        found.append(key)
+    return tuple(found)
 
 
 def _set(node: Any, keys: list[str], text: str, place: str, path: str) -> Any:

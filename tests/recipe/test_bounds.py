@@ -51,7 +51,15 @@ def test_a_misspelt_option_of_a_loss_names_the_nearest():
         bf.weighted(logits=(1.0, odd))
 
 
-def test_a_setting_given_twice_is_refused():
-    with pytest.raises(ConfigError, match="seed is set twice") as caught:
-        bf.load_recipe("quickstart", ["seed=1", "seed=2"])
-    assert caught.value.place == "--set seed=2"
+@pytest.mark.parametrize(
+    "first, again",
+    [
+        ("seed=1", "seed=2"),
+        ("fp32_epochs=1", " fp32_epochs=2"),
+        ("stages.fp32.optim.lr=1e-3", "stages.0.optim.lr=1e-4"),
+    ],
+)
+def test_a_setting_given_twice_is_refused(first, again):
+    with pytest.raises(ConfigError, match="is set twice") as caught:
+        bf.load_recipe("quickstart", [first, again])
+    assert caught.value.place == f"--set {again}"
