@@ -52,7 +52,7 @@ def test_a_misspelt_option_of_a_loss_names_the_nearest():
 
 
 @pytest.mark.parametrize(
-    "first, again",
+    ("first", "again"),
     [
         ("seed=1", "seed=2"),
         ("fp32_epochs=1", " fp32_epochs=2"),

@@ -1,6 +1,6 @@
 """Checkpoints: exact, on the right devices, and never used when damaged."""
 
-import gc
+import gc  # noqa: F401 - for the scripts
 import json
 import os
 import random
