@@ -69,7 +69,8 @@ def measure(run: Path, kinds: Sequence[str]) -> list[dict[str, Any]]:
     right = task.dev.labels
     if not task.regression:
         right = np.array(label_places(task.labels, config.labels))[right]
-    whole = found["as trained"]
+    whole, packed = found["as trained"], found["jax, packed"]
+    by_jax = metrics.predictions(packed, regression=task.regression)
     before = metrics.predictions(whole, regression=task.regression)
     rows = []
     for engine, logits in found.items():
@@ -83,9 +84,16 @@ def measure(run: Path, kinds: Sequence[str]) -> list[dict[str, Any]]:
                 "examples": len(said),
                 task.metric: metrics.score(task.metric, said, right)[task.metric],
                 "largest difference of logits": float(np.abs(logits - whole).max()),
+                "moved from jax, packed": int(np.sum(said != by_jax)),
+                "texts over 1e-3 from it": _far(logits, packed),
             }
         )
     return rows
+
+
+def _far(logits: np.ndarray, others: np.ndarray) -> int:
+    """Count the texts of which an activation was rounded the other way."""
+    return int(np.sum(np.abs(logits - others).max(axis=1) > 1e-3))
 
 
 def main() -> None:
