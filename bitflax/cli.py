@@ -95,7 +95,10 @@ def make_parser() -> _Parser:
     fork = "another run, of a recipe that was like this one up to some stage: what is "
     fork += "finished and the same is taken over from it"
     run.add_argument("--fork", metavar="DIR", help=fork)
+    many = "so many runs, each with a seed and a folder of its own in DIR, and a table"
+    run.add_argument("--seeds", type=int, metavar="N", help=many)
     _add_hosts(run)
+    _add_tune(add("tune", help="compare settings: a run of each, a table, the best"))
     _add_eval(add("eval", help="measure a model on a task"))
     predict = add("predict", help="print label, probability and text")
     predict.add_argument("model", metavar="DIR|FILE", help=_MODEL)
@@ -122,6 +125,23 @@ def _add_recipe(parser: _Parser) -> None:
         metavar="A.B=C",
         help="turn a dial or set a field; may be repeated",
     )
+
+
+def _add_tune(parser: _Parser) -> None:
+    _add_recipe(parser)
+    parser.add_argument(
+        "--over",
+        action="append",
+        required=True,
+        metavar="A.B=C,D",
+        help="a dial or field and its values; may be repeated, for all combinations",
+    )
+    out = "a folder for all runs; the same command again goes on"
+    parser.add_argument("--out", required=True, metavar="DIR", help=out)
+    seeds = "runs of each setting, with seeds of their own (1)"
+    parser.add_argument("--seeds", type=int, default=1, metavar="N", help=seeds)
+    parser.add_argument("--until", metavar="STAGE", help="stop each after this stage")
+    _add_hosts(parser)
 
 
 def _add_hosts(parser: _Parser) -> None:

@@ -79,8 +79,22 @@ def _dial(default: Any) -> str:
     return str(default).lower() if default in (None, True, False) else str(default)
 
 
+def tune_command(args: Namespace) -> None:
+    """Run a recipe with each of several settings, or go on with it."""
+    file = recipe.read_recipe(args.recipe)
+    made = runs.make_trials(file, args.settings, args.over, args.seeds)
+    recipe.check_until(made[0].recipe, args.until)
+    training.initialize(args.coordinator, args.processes, args.process)
+    runs.run_trials(file, args.out, args.settings, args.over, args.seeds, args.until)
+
+
 def run_command(args: Namespace) -> None:
-    """Run a recipe, or go on with it."""
+    """Run a recipe, or go on with it; once a seed where ``--seeds`` says so."""
+    if args.seeds is not None:
+        if args.fork is not None:
+            fix = "leave one of them out: runs of other seeds have nothing in common"
+            raise UsageError("--seeds", "does not go with --fork", fix=fix)
+        return tune_command(Namespace(**vars(args) | {"over": []}))
     file = recipe.read_recipe(args.recipe)
     made = file.build(args.settings)
     recipe.check_until(made, args.until)

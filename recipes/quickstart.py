@@ -35,11 +35,11 @@ def recipe(
     limit: int | None = None,
     max_length: int = 128,
     batch_size: int = 32,
-    teacher_epochs: int = 3,
+    teacher_epochs: int | None = None,
     teacher_lr: float = 2e-4,
-    fp32_epochs: int = 3,
+    fp32_epochs: int | None = None,
     fp32_lr: float = 3e-4,
-    onebit_epochs: int = 6,
+    onebit_epochs: int | None = None,
     onebit_lr: float = 5e-4,
     per: str = "channel",
     dtype: Literal["bfloat16"] | None = None,
@@ -52,7 +52,7 @@ def recipe(
         scores=(1.0, functools.partial(bf.score_mse, pairs=bf.layer_pairs(layers))),
     )
     teach = bf.Teacher(folder=teacher)
-    if teacher_epochs:
+    if teacher_epochs != 0:
         optim = bf.Optim(lr=teacher_lr)
         teach = bf.Teacher(pretrained=teacher, epochs=teacher_epochs, optim=optim)
     return bf.Recipe(

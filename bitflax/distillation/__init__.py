@@ -1,17 +1,13 @@
 """Losses, what a student takes of its teacher, a teacher's kept outputs."""
 
-from bitflax.distillation.losses import Weighted as Weighted
 from bitflax.distillation.losses import attention_kl as attention_kl
 from bitflax.distillation.losses import hidden_mse as hidden_mse
 from bitflax.distillation.losses import label_cross_entropy as label_cross_entropy
 from bitflax.distillation.losses import label_mse as label_mse
 from bitflax.distillation.losses import logits_mse as logits_mse
-from bitflax.distillation.losses import named as named
 from bitflax.distillation.losses import score_mse as score_mse
 from bitflax.distillation.losses import soft_cross_entropy as soft_cross_entropy
 from bitflax.distillation.losses import soft_labels as soft_labels
-from bitflax.distillation.losses import total as total
-from bitflax.distillation.losses import weighted as weighted
 from bitflax.distillation.projection import PROJECTION as PROJECTION
 from bitflax.distillation.projection import add_projection as add_projection
 from bitflax.distillation.projection import projected as projected
@@ -35,3 +31,7 @@ from bitflax.distillation.vocabulary import grow_vocabulary as grow_vocabulary
 from bitflax.distillation.vocabulary import renumber_tokens as renumber_tokens
 from bitflax.distillation.vocabulary import shrink_vocabulary as shrink_vocabulary
 from bitflax.distillation.vocabulary import used_ids as used_ids
+from bitflax.distillation.weighting import Weighted as Weighted
+from bitflax.distillation.weighting import named as named
+from bitflax.distillation.weighting import total as total
+from bitflax.distillation.weighting import weighted as weighted

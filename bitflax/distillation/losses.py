@@ -7,11 +7,9 @@ nowhere either, so that a value does not depend on how far a batch was padded;
 ``count_padding=True`` gives the papers' codes' means over padding too.
 """
 
-import dataclasses
 import functools
-import inspect
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -19,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from bitflax.errors import nearest
+from bitflax.distillation.weighting import Weighted
 from bitflax.types import Batch, LossFn, Mean, Outputs
 
 Pairs = Sequence[tuple[int, int]]
@@ -143,21 +141,42 @@ def soft_labels(
 
 
 def label_cross_entropy(
-    student: Outputs, teacher: Outputs | None, batch: Batch
+    student: Outputs,
+    teacher: Outputs | None,
+    batch: Batch,
+    *,
+    smoothing: float = 0.0,
+    class_weights: Sequence[float] | None = None,
 ) -> Mean:
     """Cross-entropy of the logits [batch, classes] to ``batch["labels"]`` [batch].
 
-    A label that is no class gives NaN.
+    ``sum_i c_i ((1 - s) (-log p_i[y_i]) + s mean_k(-log p_i[k])) / sum_i c_i``, where
+    ``c_i`` is the weight of the example's class. A label that is no class gives NaN.
+
+    Args:
+      student: whose logits they are.
+      teacher: not read.
+      batch: with ``labels``, and ``weight`` 0 in filler rows.
+      smoothing: ``s``, the share of a label that all classes have alike.
+      class_weights: of every class, float [classes]; None: 1.
+
+    Source: Szegedy et al. 2016 (arXiv:1512.00567), section 7, for the smoothing.
 
     >>> s = Outputs(jnp.array([[0.0, 0.0]]), (), ())
     >>> round(float(label_cross_entropy(s, None, {"labels": jnp.array([1])})), 4)
     0.6931
     """
     log_p = jax.nn.log_softmax(_rows(student, batch))
-    labels = _counted(jnp.asarray(batch["labels"]), _weight(batch, log_p))[:, None]
-    picked = jnp.take_along_axis(log_p, labels, axis=-1)[:, 0]
-    known = (labels[:, 0] >= 0) & (labels[:, 0] < log_p.shape[-1])  # -1 is the last
-    return _row_mean(jnp.where(known, -picked, jnp.nan), batch, 1)
+    labels = _counted(jnp.asarray(batch["labels"]), _weight(batch, log_p))
+    picked = jnp.take_along_axis(log_p, labels[:, None], axis=-1)[:, 0]
+    if smoothing:
+        picked = (1 - smoothing) * picked + smoothing * jnp.mean(log_p, axis=-1)
+    known = (labels >= 0) & (labels < log_p.shape[-1])  # -1 is the last
+    losses = jnp.where(known, -picked, jnp.nan)
+    if class_weights is not None:
+        weights = jnp.take(jnp.asarray(class_weights, losses.dtype), labels)
+        batch = {**batch, "weight": _weight(batch, losses) * weights}
+    return _row_mean(losses, batch, 1)
 
 
 def label_mse(student: Outputs, teacher: Outputs | None, batch: Batch) -> Mean:
@@ -326,75 +345,3 @@ def reads_padding(loss: LossFn) -> bool:
         if loss is known:
             return any(given.get(name, off) is not off for name, off in without.items())
     return True
-
-
-@dataclasses.dataclass(frozen=True)
-class Weighted:
-    """A named sum of losses; call it as a loss. ``bitflax.weighted`` makes it."""
-
-    parts: Mapping[str, tuple[float, Callable[..., Mean]]]
-
-    def __call__(
-        self, student: Outputs, teacher: Outputs | None, batch: Batch
-    ) -> dict[str, Mean]:
-        """Return ``{name: Mean}``, each total times its weight."""
-        means = {}
-        for name, (weight, fn) in self.parts.items():
-            total, count = fn(student, teacher, batch)
-            means[name] = Mean(weight * total, count)
-        return means
-
-
-def weighted(**parts: tuple[float, Callable[..., Mean]]) -> Weighted:
-    """Return the loss that adds losses by name, each times its weight.
-
-    Args:
-      **parts: ``name=(weight, loss)``.
-
-    Raises:
-      ValueError: a part is no pair of a number and a function, the number is no
-        weight, or the function has no such option.
-
-    >>> from bitflax.distillation import logits_mse
-    >>> loss = weighted(logits=(0.5, logits_mse))
-    >>> one, two = (Outputs(jnp.full((2, 1), v), (), ()) for v in (1.0, 3.0))
-    >>> float(total(loss(one, two, {})))
-    2.0
-    """
-    for name, part in parts.items():
-        if not (isinstance(part, tuple) and len(part) == 2 and callable(part[1])):
-            raise ValueError(f"{name} must be (weight, function), not {part!r}")
-        weight, fn = part
-        number = isinstance(weight, int | float | np.number)
-        if number and not 0 <= weight < math.inf:
-            raise ValueError(f"{name} must weigh 0 or more, not {weight!r}")
-        _check_keywords(name, fn)
-    return Weighted(parts)
-
-
-def _check_keywords(name: str, fn: Callable[..., Any]) -> None:
-    """Refuse an option that a loss has not, with the nearest that it has."""
-    kind, given = getattr(fn, "func", fn), getattr(fn, "keywords", {})
-    known = inspect.signature(kind).parameters
-    for odd in given.keys() - known:
-        if all(each.kind is not each.VAR_KEYWORD for each in known.values()):
-            fix = nearest(odd, known, "options")
-            raise ValueError(f"{name} has no option {odd!r}: {fix}")
-
-
-def named(parts: Mean | Mapping[str, Mean]) -> dict[str, Mean]:
-    """Return what a loss gave as ``{name: Mean}``; one without a name is the loss.
-
-    >>> named(Mean(4.0, 2.0))
-    {'loss': Mean(total=4.0, count=2.0)}
-    """
-    return {"loss": parts} if isinstance(parts, Mean) else dict(parts)
-
-
-def total(parts: Mapping[str, Mean]) -> jax.Array:
-    """Return what is minimised: the sum of the means.
-
-    >>> float(total({"a": Mean(4.0, 2.0), "b": Mean(3.0, 1.0)}))
-    5.0
-    """
-    return sum((part.value for part in parts.values()), start=jnp.zeros(()))

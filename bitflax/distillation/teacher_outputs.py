@@ -15,7 +15,7 @@ import numpy as np
 from bitflax import trees
 from bitflax.data import Batches
 from bitflax.distillation import losses
-from bitflax.distillation.losses import Weighted
+from bitflax.distillation.weighting import Weighted
 from bitflax.types import INPUTS, ApplyFn, Batch, LossFn, Outputs, Params
 
 PREFIX = "teacher_"

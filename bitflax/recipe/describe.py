@@ -15,6 +15,7 @@ from bitflax.data import TASKS
 from bitflax.errors import BitflaxError, ConfigError
 from bitflax.progress import columns
 from bitflax.recipe import schema
+from bitflax.recipe.duration import planned_steps
 from bitflax.recipe.schema import Init, Recipe, Stage
 from bitflax.types import BertConfig, Optim
 
@@ -74,19 +75,22 @@ def student_config(of: Recipe, teacher: BertConfig) -> BertConfig:
     return config
 
 
-def describe_recipe(of: Recipe, config: BertConfig | None = None) -> str:
+def describe_recipe(
+    of: Recipe, config: BertConfig | None = None, rows: int | None = None
+) -> str:
     """Return a recipe in words: data, teacher and stages, drawn as a column.
 
     Args:
       of: the recipe.
       config: the teacher's shape; with it come every parameter's bits and the bytes
         of the packed file.
+      rows: how many training examples there are; with it, steps and epochs.
 
     Raises:
       ConfigError: a rule matches no parameter, or a layer is not there.
     """
-    blocks = [*_data(of), _teacher(of, config)]
-    blocks += [_stage(i, stage, of) for i, stage in enumerate(of.stages)]
+    blocks = [*_data(of), _teacher(of, config, rows)]
+    blocks += [_stage(i, stage, of, rows) for i, stage in enumerate(of.stages)]
     if of.stages and of.stages[-1].packs:
         blocks.append(f"model.safetensors  packed; the rest as {_rest(of.rest)}")
     text = f"\n{_ARROW}\n".join(blocks)
@@ -120,12 +124,13 @@ def _data(of: Recipe) -> list[str]:
     return [_rows("data", rows)]
 
 
-def _teacher(of: Recipe, config: BertConfig | None) -> str:
+def _teacher(of: Recipe, config: BertConfig | None, examples: int | None) -> str:
     teacher = of.teacher
     if teacher.folder or of.data is None:
         rows = [f"{teacher.model}, as it is"]
     else:
-        rows = [f"{teacher.pretrained}, fine-tuned: {_schedule(teacher)}"]
+        each = examples and -(-examples // of.data.batch_size)
+        rows = [f"{teacher.pretrained}, fine-tuned: {_schedule(teacher, each)}"]
     if config:
         heads = f"{config.num_attention_heads} heads"
         wide = f"{config.hidden_size} wide, {heads}"
@@ -136,15 +141,31 @@ def _teacher(of: Recipe, config: BertConfig | None) -> str:
     return _rows("teacher", rows)
 
 
-def _schedule(part: Any) -> str:
+def _schedule(part: Any, each: int | None = None) -> str:
+    """Return how long a teacher or a stage learns, and how fast.
+
+    ``each`` is the number of an epoch's steps, where the data are known.
+    """
     optim: Optim = part.optim
-    length = f"{part.epochs} epoch{'' if part.epochs == 1 else 's'}"
-    if getattr(part, "steps", None):
-        length = f"{part.steps} step{'' if part.steps == 1 else 's'}"
+    length = "as long as the data ask for"
+    if each is not None:
+        rules = getattr(part, "rules", ())
+        steps = planned_steps(part.steps, part.epochs, each, rules)
+        length = f"{_count(steps, 'step')} ({_count(round(steps / each, 1), 'epoch')})"
+    elif part.steps is not None:
+        length = _count(part.steps, "step")
+    elif part.epochs is not None:
+        length = _count(part.epochs, "epoch")
+    if part.patience is not None:
+        length += f", fewer after {_count(part.patience, 'evaluation')} without gain"
     return f"{length}, lr {optim.lr:g} {optim.schedule}, {optim.warmup:.0%} warm-up"
 
 
-def _stage(index: int, stage: Stage, of: Recipe) -> str:
+def _count(number: float, noun: str) -> str:
+    return f"{number:g} {noun}{'' if number == 1 else 's'}"
+
+
+def _stage(index: int, stage: Stage, of: Recipe, examples: int | None) -> str:
     source, untaught = stage.init.source, f"{of.teacher.pretrained}, not fine-tuned"
     first = "teacher" if stage.corpus is None else untaught
     if source == "previous":
@@ -167,7 +188,11 @@ def _stage(index: int, stage: Stage, of: Recipe) -> str:
     rows += _act_rows(stage.act)
     size = f", {stage.batch_size} a batch" if stage.batch_size else ""
     rows += _compute_rows(stage)
-    rows.append(f"{_schedule(stage)}{size}; the {stage.keep} parameters are kept")
+    each = None
+    if examples and of.data and stage.corpus is None:
+        each = -(-examples // (stage.batch_size or of.data.batch_size))
+    kept = "best" if stage.patience else stage.keep
+    rows.append(f"{_schedule(stage, each)}{size}; the {kept} parameters are kept")
     return _rows(stage.name, rows)
 
 
@@ -268,7 +293,9 @@ def resolved(node: Any) -> Any:
     if dataclasses.is_dataclass(node) and not isinstance(node, type):
         kind = type(node)
         parts = {
-            f.name: resolved(getattr(node, f.name)) for f in dataclasses.fields(node)
+            f.name: resolved(getattr(node, f.name))
+            for f in dataclasses.fields(node)
+            if "later" not in f.metadata or getattr(node, f.name) != f.default
         }
         own = kind in _OWN
         return parts if own else {"kind": kind.__name__, **parts}

@@ -6,52 +6,20 @@ ranges of its fields when it is made, so that no run starts with a typo in it.
 
 import dataclasses
 import re
-from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal
 
 from bitflax import errors
 from bitflax.errors import ConfigError, UsageError
 from bitflax.model import Act
 from bitflax.quantization import Rules
 from bitflax.recipe import overrides
+from bitflax.recipe.ranges import check_counts, check_optim, check_rules, need
 from bitflax.types import BertConfig, LossFn, Optim
 
 PACKAGED = "minilm"
-
-
-def need(holds: bool, place: str, expected: str, found: object) -> None:
-    """Raise a ``ConfigError`` of a field, unless what it needs holds."""
-    if not holds:
-        problem = f"expected {expected}, found {found!r:.200}"
-        raise ConfigError(place, problem, fix=f"give {expected}")
-
-
-def check_optim(optim: Optim, place: str) -> None:
-    """Check the ranges of an optimizer's settings."""
-    for name in ("lr", "act_lr", "eps"):
-        value = getattr(optim, name)
-        need(value > 0, f"{place}.{name}", "a number above 0", value)
-    for name in ("b1", "b2"):
-        value = getattr(optim, name)
-        need(0 <= value < 1, f"{place}.{name}", "a decay, from 0 to below 1", value)
-    check_rules([(regex, None) for regex in optim.frozen], f"{place}.frozen")
-    decay = optim.weight_decay
-    need(decay >= 0, f"{place}.weight_decay", "at least 0", decay)
-    warmup = 0 <= optim.warmup <= 1
-    need(warmup, f"{place}.warmup", "a share of the steps, 0 to 1", optim.warmup)
-    known = optim.schedule in ("linear", "cosine", "constant")
-    need(known, f"{place}.schedule", "linear, cosine or constant", optim.schedule)
-    clip = optim.clip is None or optim.clip > 0
-    need(clip, f"{place}.clip", "a norm above 0, or none", optim.clip)
-
-
-def check_rules(rules: Sequence[tuple[str, Any]], place: str) -> None:
-    """Check that every rule has a regular expression."""
-    for regex, _ in rules:
-        try:
-            re.compile(regex)
-        except re.error as error:
-            need(False, place, "a regular expression", f"{regex!r} ({error})")
+Keep = Literal["last", "best"]
+LATER = {"later": True}
+"""Of fields that came later: a run folder names them where they are not the default."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -116,17 +84,23 @@ class Teacher:
     """Who teaches: an already fine-tuned ``folder``, or a ``pretrained`` model.
 
     ``pretrained`` is the name of a packaged model, a folder or a hub id (``minilm``
-    where neither is given); it is fine-tuned on the task for ``epochs`` by ``optim``
-    before the first stage, and scored ``evals`` times, the last time at its end.
-    Beside a ``folder`` it says what that was fine-tuned from, which teaches stages that
-    have a corpus.
+    where neither is given); it is fine-tuned on the task by ``optim`` before the first
+    stage, for so long, and scored and kept as ``Stage`` says. ``smoothing`` is the
+    share of a label that all classes have alike; with ``balanced`` every class weighs
+    the same, however rare it is (``bitflax.label_cross_entropy``). Beside a ``folder``
+    it says what that was fine-tuned from, which teaches stages that have a corpus.
     """
 
     folder: str | None = None
     pretrained: str | None = None
-    epochs: int = 0
+    epochs: int | None = None
+    steps: int | None = dataclasses.field(default=None, metadata=LATER)
     optim: Optim = Optim(lr=1e-4)  # noqa: RUF009 (frozen)
     evals: int = 1
+    keep: Keep = dataclasses.field(default="last", metadata=LATER)
+    patience: int | None = dataclasses.field(default=None, metadata=LATER)
+    smoothing: float = dataclasses.field(default=0.0, metadata=LATER)
+    balanced: bool = dataclasses.field(default=False, metadata=LATER)
 
     @property
     def model(self) -> str:
@@ -138,8 +112,14 @@ class Teacher:
         overrides.check_fields(self)
         if self.folder is None and self.pretrained is None:
             object.__setattr__(self, "pretrained", PACKAGED)
-        need(self.epochs >= 0, "Teacher.epochs", "at least 0", self.epochs)
-        need(self.evals > 0, "Teacher.evals", "at least 1", self.evals)
+        if self.folder is not None and self.epochs is None:
+            object.__setattr__(self, "epochs", 0)
+        epochs = self.epochs is None or self.epochs >= 0
+        need(epochs, "Teacher.epochs", "at least 0, or none", self.epochs)
+        check_counts(self, "Teacher", ("steps", "evals", "patience"))
+        smooth = 0 <= self.smoothing < 1
+        expected = "a share, from 0 to below 1"
+        need(smooth, "Teacher.smoothing", expected, self.smoothing)
         check_optim(self.optim, "Teacher.optim")
 
 
@@ -246,10 +226,12 @@ class Stage:
     ``loss`` is a loss of this student and its ``teacher``: the task's, or the result of
     an earlier FP32 stage, by name. ``rules`` say which weights
     have which bits, ``act`` how activations are quantised. ``batch_size`` None is the
-    data's. ``steps`` counts in place of ``epochs`` where it is given. ``keep`` says
-    which parameters are the result: the ``"last"`` ones, or the ``"best"`` of all
+    data's. ``steps`` counts in place of ``epochs`` where it is given; without both, the
+    stage is as long as its data and bits ask for (``bitflax.default_steps``). ``keep``
+    says which parameters are the result: the ``"last"`` ones, or the ``"best"`` of all
     evaluations, of which there are ``evals``, evenly spread, the last one after the
-    last step.
+    last step. After ``patience`` evaluations in a row that were not better than the
+    best one, training ends, and the best parameters are the result.
 
     ``cache_teacher`` keeps the teacher's outputs, as many as the loss reads, in memory,
     if they fit into ``cache_bytes`` (None: a quarter of the memory, at most 4 GiB);
@@ -271,11 +253,12 @@ class Stage:
     rules: Rules = ()
     act: Act = None
     optim: Optim = Optim()  # noqa: RUF009 (frozen)
-    epochs: int = 1
+    epochs: int | None = None
     steps: int | None = None
     batch_size: int | None = None
     corpus: Corpus | None = None
-    keep: Literal["last", "best"] = "last"
+    keep: Keep = "last"
+    patience: int | None = dataclasses.field(default=None, metadata=LATER)
     evals: int = 4
     cache_teacher: bool = True
     cache_bytes: int | None = None
@@ -298,13 +281,13 @@ class Stage:
         named = named and self.name != "teacher" and not self.name.isdecimal()
         free = "up to 100 letters, digits, - and _; no number and not 'teacher'"
         need(named, f"{place}.name", free, self.name)
-        for field in ("epochs", "steps", "batch_size", "evals", "accumulate"):
-            value = getattr(self, field)
-            least = value is None or value > 0
-            need(least, f"{place}.{field}", "at least 1", value)
+        counts = ("epochs", "steps", "batch_size", "evals", "accumulate", "patience")
+        check_counts(self, place, counts)
         bound = self.cache_bytes is None or self.cache_bytes >= 0
         need(bound, f"{place}.cache_bytes", "at least 0", self.cache_bytes)
-        for field, only in (("keep", "last"), ("teacher", "teacher")):
+        for field, only in (
+            *(("keep", "last"), ("patience", None), ("teacher", "teacher")),
+        ):
             value = getattr(self, field)
             fits = self.corpus is None or value == only
             need(fits, f"{place}.{field}", f"{only!r}, for a corpus", value)

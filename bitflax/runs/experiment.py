@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import hashlib
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,7 @@ from bitflax import distillation, model, training
 from bitflax.data import Batches, CorpusBatches, Task, Tokenizer, Tokens
 from bitflax.errors import ConfigError
 from bitflax.quantization import quantize
-from bitflax.recipe import Data, Recipe, Stage
+from bitflax.recipe import Data, Recipe, Stage, planned_steps
 from bitflax.runs.folder import RunFolder
 from bitflax.types import BertConfig, Mean, Model, Outputs, Params
 
@@ -73,6 +74,7 @@ class TaskData:
       dev: batches of the dev examples.
       buckets: the lengths that batches are padded to.
       used: the ids of the words that the task uses; tokens number them from 0.
+      kept_outputs: what teachers said of the examples, by teacher and examples.
     """
 
     run: RunFolder
@@ -84,7 +86,7 @@ class TaskData:
     dev: Batches
     buckets: tuple[int, ...]
     used: np.ndarray
-    _kept: list[tuple[Any, distillation.TeacherOutputs]] = dataclasses.field(
+    kept_outputs: list[tuple[Any, distillation.TeacherOutputs]] = dataclasses.field(
         default_factory=list
     )
 
@@ -107,7 +109,8 @@ class TaskData:
 
     def steps(self, stage: Stage, batches: Any) -> int:
         """Return the number of a stage's steps."""
-        return stage.steps or stage.epochs * batches.steps_per_epoch
+        each = batches.steps_per_epoch
+        return planned_steps(stage.steps, stage.epochs, each, stage.rules)
 
     def small(self, whole: Model) -> Model:
         """Return a model with the words that the task uses, as tokens number them."""
@@ -143,15 +146,15 @@ class TaskData:
         outputs, used = _used(stage, teacher, start, batches)
         if used is None:
             return None
-        source = (stage.teacher, stage.teacher_dtype)
-        for known, kept in self._kept:
+        source = _source(stage, teacher, batches)
+        for known, kept in self.kept_outputs:
             if known == source and used <= kept.names:
                 return kept
         size = distillation.outputs_size(used, outputs, batches)
         if not self._fits(size, stage.cache_bytes):
             return None
         kept = self._filled(stage, teacher, batches, outputs, used)
-        self._kept.append((source, kept))
+        self.kept_outputs.append((source, kept))
         return kept
 
     def _fits(self, size: int, most: int | None) -> bool:
@@ -159,8 +162,8 @@ class TaskData:
         most = min(MOST_KEPT_BYTES, _memory() // 4) if most is None else most
         if size > most:
             return False
-        if sum(kept.nbytes for _, kept in self._kept) + size > most:
-            self._kept.clear()
+        if sum(kept.nbytes for _, kept in self.kept_outputs) + size > most:
+            self.kept_outputs.clear()
         return True
 
     def _filled(
@@ -185,6 +188,14 @@ class TaskData:
                 bar.update(number)
                 kept = filled
         return kept
+
+
+def _source(stage: Stage, teacher: Model, batches: Batches) -> tuple[Any, ...]:
+    """Return what a teacher's outputs depend on, for this run and others."""
+    tokens, sha256 = batches.tokens, hashlib.sha256()
+    for leaf in [*jax.tree.leaves(teacher.params), tokens.ids, tokens.offsets]:
+        sha256.update(np.ascontiguousarray(leaf))
+    return (sha256.hexdigest(), batches.buckets, stage.teacher_dtype)
 
 
 def _memory() -> int:

@@ -15,6 +15,21 @@ from bitflax.runs.surroundings import differences
 _PACKING = {"stages", "rest", "positions", "name"}
 
 
+def shared(began: Mapping[str, Any], recipe: Mapping[str, Any]) -> list[str]:
+    """Return what is the same of two recipes' runs: teacher, stages up to the first.
+
+    A teacher that is a folder is no part of a run.
+    """
+    if any(differences(began, recipe, free=COSTS | _PACKING)):
+        return []
+    names = ["teacher"] if recipe["teacher"]["folder"] is None else []
+    for mine, its in zip(began["stages"], recipe["stages"], strict=False):
+        if any(differences(mine, its, free=COSTS)):
+            break
+        names.append(its["name"])
+    return names
+
+
 def take_finished(old: Path, run: RunFolder, recipe: Mapping[str, Any]) -> None:
     """Copy a run's finished teacher and stages, up to the first that differs.
 
@@ -33,11 +48,7 @@ def take_finished(old: Path, run: RunFolder, recipe: Mapping[str, Any]) -> None:
     fix = "leave --fork out: the teacher and all stages are to be trained again"
     if differ:
         raise ConfigError(place, f"nothing can be taken over: {differ[0]}", fix=fix)
-    names = ["teacher"] if recipe["teacher"]["folder"] is None else []
-    for mine, its in zip(began["stages"], recipe["stages"], strict=False):
-        if any(differences(mine, its, free=COSTS)):
-            break
-        names.append(its["name"])
+    names = shared(began, recipe)
     taken = []
     for number, name in enumerate(names, int(recipe["teacher"]["folder"] is not None)):
         stage = f"{number}-{name}"

@@ -64,16 +64,21 @@ def write_report(
     Raises:
       StorageError: the disk is full or broken.
     """
-    names = ("name", "score", "kept", "bits", "bytes", "seconds")
     record = {
         "task": meta["task"],
         "metric": meta["metric"],
-        "stages": [{n: _finite(getattr(row, n)) for n in names} for row in rows],
+        "stages": records(rows),
     }
     folder = Path(folder)
     files.write_text(folder / "report.json", json.dumps(record, indent=2) + "\n")
     page = html(rows, log.read_log(log_path), meta)
     files.write_text(folder / "report.html", page)
+
+
+def records(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """Return rows as ``report.json`` holds them."""
+    names = ("name", "score", "kept", "bits", "bytes", "seconds")
+    return [{n: _finite(getattr(row, n)) for n in names} for row in rows]
 
 
 def html(

@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import optax
 
 from bitflax import distillation, files, manifests, model, progress, training
+from bitflax.data import Task
 from bitflax.errors import DamagedFile, InputMissing
 from bitflax.quantization import quantize
-from bitflax.recipe import Recipe, Stage, check_until, resolved
+from bitflax.recipe import Recipe, Stage, Teacher, check_until, resolved
 from bitflax.runs import initialization, report
 from bitflax.runs.experiment import Experiment, StageData, loaded_model
 from bitflax.runs.folder import RunFolder
@@ -33,7 +35,7 @@ from bitflax.runs.results import (
     weight_bits,
     weight_files,
 )
-from bitflax.types import Model
+from bitflax.types import LossFn, Model
 
 
 @training.failures_told()
@@ -46,6 +48,7 @@ def run(
     source: str = "",
     overrides: Sequence[str] = (),
     fork: str | Path | None = None,
+    kept: list[Any] | None = None,
 ) -> list[report.Row]:
     """Run a recipe in a folder, or go on with it; print the table at the end.
 
@@ -62,6 +65,7 @@ def run(
       overrides: what was changed in it, kept too.
       fork: another run's folder: what it has finished is taken over, up to the first
         stage that differs.
+      kept: teachers' outputs that other runs of this process kept, and these too then.
 
     Returns:
       The table's rows; empty where the run was finished before.
@@ -80,7 +84,10 @@ def run(
             say(f"{folder.path} is finished: see report.html there")
             return []
         with training.compiled_in(folder.cache / "compiled"):
-            return _run(prepare(recipe, folder), until)
+            experiment = prepare(recipe, folder)
+            if kept is not None and experiment.student_data is not None:
+                experiment.student_data.kept_outputs = kept
+            return _run(experiment, until)
 
 
 def _run(experiment: Experiment, until: str | None) -> list[report.Row]:
@@ -114,14 +121,15 @@ def _teacher(experiment: Experiment) -> Result:
             check_order(experiment, scorer.logits(small.params))
         seconds = time.monotonic() - began
     elif data is not None:
-        real = data.task.regression
-        label = distillation.label_mse if real else distillation.label_cross_entropy
         stage = Stage(
             name="teach",
-            loss=distillation.weighted(labels=(1.0, label)),
+            loss=distillation.weighted(labels=(1.0, _label_loss(taught, data.task))),
             optim=taught.optim,
             epochs=taught.epochs,
+            steps=taught.steps,
             evals=taught.evals,
+            keep=taught.keep,
+            patience=taught.patience,
         )
         found, scores, seconds = _trained(
             experiment, data, 0, "teacher", stage, None, lambda: experiment.teacher
@@ -133,6 +141,21 @@ def _teacher(experiment: Experiment) -> Result:
     if scores:
         say_scores("teacher", scores)
     return Result(found, scores, seconds, row)
+
+
+def _label_loss(taught: Teacher, task: Task) -> LossFn:
+    """Return what a teacher's fine-tuning minimises."""
+    if task.regression:
+        return distillation.label_mse
+    given: dict[str, Any] = {}
+    if taught.smoothing:
+        given["smoothing"] = taught.smoothing
+    if taught.balanced:
+        assert task.train.labels is not None  # `prepare` checked
+        counts = np.bincount(task.train.labels, minlength=len(task.labels))
+        given["class_weights"] = tuple(np.mean(counts) / np.maximum(counts, 1))
+    loss = distillation.label_cross_entropy
+    return functools.partial(loss, **given) if given else loss
 
 
 def run_stage(
@@ -241,6 +264,7 @@ def _trained(
         eval_every=-(-steps // stage.evals),
         rate=training.learning_rate(stage.optim, steps),
         keep=stage.keep,
+        patience=stage.patience,
         place=f"stages.{name}" if number else "teacher",
     )
     trained = training.train(work, state, experiment.run)
@@ -252,7 +276,7 @@ def _trained(
         )
         manifests.write_manifest(folder / "params", {})
         whole = files.sha256(folder / "params" / files.MANIFEST)
-        record = {"scores": trained.scores, "seconds": seconds, "steps": steps}
+        record = {"scores": trained.scores, "seconds": seconds, "steps": trained.steps}
         manifests.write_sealed(done, record | {"params": whole})
     training.barrier()
     return Model(start.config, params), trained.scores, seconds

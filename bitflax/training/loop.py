@@ -153,6 +153,8 @@ class Training:
       eval_every: in steps.
       rate: the learning rate of a step, for the log.
       keep: ``"last"`` or ``"best"``.
+      patience: after so many evaluations in a row that are not better than the best,
+        training ends, and the best is kept; None: it does not.
       place: how a person names the stage in an override: ``"stages.fp32"``.
     """
 
@@ -167,6 +169,12 @@ class Training:
     rate: Callable[[int], Any]
     keep: str
     place: str
+    patience: int | None = None
+
+    @property
+    def keeps_best(self) -> bool:
+        """Whether the best parameters are the result."""
+        return self.keep == "best" or self.patience is not None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -176,6 +184,7 @@ class Trained:
     params: Params
     scores: Scores
     seconds: float
+    steps: int
 
 
 def train(work: Training, state: TrainState, run: Journal) -> Trained:
@@ -196,13 +205,41 @@ def train(work: Training, state: TrainState, run: Journal) -> Trained:
         run.rewind(work.name, first)
         pauses = Pauses(signals, extra["seconds"])
         with run.progress(work.steps, work.name, first) as bar:
-            steps = _Steps(work, run, bar, saved, pauses)
+            patience = Patience(work.patience, *extra.get("patience", ()))
+            steps = _Steps(work, run, bar, saved, pauses, patience)
             state, scores = steps.take(
                 state, first, extra["scores"], extra.get("waiting", [])
             )
-        if work.keep == "best" and (best := saved.restore(state, best=True)):
+        taken = int(state.step)
+        if work.keeps_best and (best := saved.restore(state, best=True)):
             state, scores = best[0], best[1]["scores"]
-    return Trained(state.params, scores, pauses.seconds)
+    return Trained(state.params, scores, pauses.seconds, taken)
+
+
+@dataclasses.dataclass
+class Patience:
+    """Counts the evaluations in a row that were not better than the best one.
+
+    >>> patience = Patience(2)
+    >>> [patience.ends(score) for score in (0.5, 0.6, 0.6, 0.4)]
+    [False, False, False, True]
+    """
+
+    most: int | None
+    best: float | None = None
+    waited: int = 0
+
+    @property
+    def over(self) -> bool:
+        """Whether there were too many."""
+        return self.most is not None and self.waited >= self.most
+
+    def ends(self, score: float) -> bool:
+        """Whether this evaluation is one too many."""
+        better = score > (-math.inf if self.best is None else self.best)
+        self.waited = 0 if better else self.waited + 1
+        self.best = score if better else self.best
+        return self.over
 
 
 @dataclasses.dataclass
@@ -214,6 +251,7 @@ class _Steps:
     bar: Any
     saved: checkpoints.Checkpoints
     pauses: Pauses
+    patience: Patience
 
     def take(
         self, state: TrainState, first: int, scores: Scores, waiting: list[Any]
@@ -225,7 +263,7 @@ class _Steps:
         work = self.work
         # CPU devices that run ahead of each other can wait for each other for good.
         many = jax.default_backend() == "cpu" and jax.device_count() > 1
-        for number in range(first + 1, work.steps + 1):
+        for number in range(first + 1, 0 if self.patience.over else work.steps + 1):
             state, metrics = work.step(state, work.batch(number - 1))
             if many:
                 jax.block_until_ready(metrics)
@@ -238,7 +276,11 @@ class _Steps:
             scored = number % work.eval_every == 0 or last
             if scored:
                 scores = self._score(number, state)
-            better = scored and work.keep == "best"
+                last = self._ends(number, scores) or last
+                if last and waiting:
+                    self._log(number, _means(work, number, waiting))
+                    waiting = []
+            better = scored and work.keeps_best
             due, stop = self.pauses.at(number, last)
             if better or due or stop:
                 # A state that diverged is not worth saving.
@@ -246,11 +288,22 @@ class _Steps:
                 waiting = _numbers(waiting)
                 extra = {"seconds": self.pauses.seconds, "scores": scores}
                 extra["waiting"] = list(waiting)
+                extra["patience"] = [self.patience.best, self.patience.waited]
                 metric = scores.get(work.metric) if better else None
                 self.saved.save(number, state, extra, metric)
             if stop:
                 self._stop(number, stop)
+            if last:
+                break
         return state, scores
+
+    def _ends(self, number: int, scores: Scores) -> bool:
+        """Whether the dev score has not risen for too long."""
+        work, ends = self.work, self.patience.ends(scores[self.work.metric])
+        if ends and number < work.steps:
+            problem = f"the last {work.patience} evaluations were not better"
+            self.bar.write(f"ends at step {number} of {work.steps}: {problem}")
+        return ends
 
     def _log(self, number: int, values: Scores) -> None:
         rate = float(self.work.rate(number - 1))

@@ -144,6 +144,40 @@ def test_a_stopped_training_goes_on_to_the_same_bits(
     assert logged(tmp_path / "run") == whole[1]
 
 
+def falling(folder):
+    """Return an evaluation whose scores rise twice and then fall."""
+    scores = iter([0.5, 0.7, 0.6, 0.65, 0.9])
+    known = {}
+
+    def evaluate(params):
+        key = float(jnp.sum(jnp.abs(params["kernel"])))
+        if key not in known:
+            known[key] = next(scores)
+        return {"accuracy": known[key]}
+
+    return evaluate
+
+
+@pytest.mark.parametrize("at", [None, 2, 3, 4])
+def test_patience_ends_a_training_and_keeps_the_best(
+    at, step, sigterm, tmp_path, capsys
+):
+    changes = {"evaluate": falling(tmp_path), "eval_every": 1, "patience": 2}
+    if at is not None:
+        with pytest.raises(Stopped):
+            run(tmp_path, step, batch=stopping(signal.SIGTERM, at), **changes)
+    found = run(tmp_path, step, **changes)
+    assert "ends at step 4 of 9: the last 2 evaluations" in capsys.readouterr().err
+    assert (found.steps, found.scores) == (4, {"accuracy": 0.7})
+    two = first_state()
+    for number in range(2):
+        two, _ = step(two, a_batch(number))
+    np.testing.assert_array_equal(found.params["kernel"], two.params["kernel"])
+    lines = logged(tmp_path)
+    assert [x["step"] for x in lines if "dev/accuracy" in x] == [1, 2, 3, 4]
+    assert [x["step"] for x in lines if "loss/loss" in x] == [2, 4]
+
+
 def test_ctrl_c_stops_after_the_step(step, whole, tmp_path, capsys):
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "run", step, batch=stopping(signal.SIGINT, 3))

@@ -1,0 +1,48 @@
+"""How many steps a training has: as a recipe says, or as its data and bits ask for."""
+
+from bitflax.quantization import Rules, bits_of
+
+EPOCHS = {32: 3, 2: 6, 1: 6}
+LEAST = {32: 750, 2: 1500, 1: 1500}
+MOST_EPOCHS = {32: 40, 2: 80, 1: 80}
+
+
+def default_steps(steps_per_epoch: int, rules: Rules = ()) -> int:
+    """Return the steps of a training for which no length is given.
+
+    ``min(max(epochs x steps_per_epoch, least), most_epochs x steps_per_epoch)``: a few
+    epochs where they are many steps; where they are few, as many steps as a new
+    classifier needs, and 1-bit weights need twice, at any number of examples; but no
+    more epochs than help.
+
+    Args:
+      steps_per_epoch: how many batches show every example once.
+      rules: the stage's; ``()`` is FP32, as the teacher.
+
+    Source: measured; see the table in ``tests/benchmarks/README.md``.
+
+    >>> from bitflax.quantization import xtc_1bit
+    >>> [default_steps(n) for n in (16, 63, 257, 2105)]
+    [640, 750, 771, 6315]
+    >>> [default_steps(n, xtc_1bit()) for n in (16, 63, 257, 2105)]
+    [1280, 1500, 1542, 12630]
+    """
+    bits = min((bits_of(quantizer) or 1 for _, quantizer in rules), default=32)
+    kind = bits if bits in EPOCHS else 32 if bits > 2 else 1
+    steps = max(EPOCHS[kind] * steps_per_epoch, LEAST[kind])
+    return min(steps, MOST_EPOCHS[kind] * steps_per_epoch)
+
+
+def planned_steps(
+    steps: int | None, epochs: int | None, steps_per_epoch: int, rules: Rules = ()
+) -> int:
+    """Return the steps of a training: ``steps``, or ``epochs``, or the default.
+
+    >>> planned_steps(None, 2, 100), planned_steps(None, None, 100)
+    (200, 750)
+    """
+    if steps is not None:
+        return steps
+    if epochs is not None:
+        return epochs * steps_per_epoch
+    return default_steps(steps_per_epoch, rules)

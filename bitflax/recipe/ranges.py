@@ -1,0 +1,50 @@
+"""Checks of a recipe's fields beyond their types: what numbers may be."""
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from bitflax.errors import ConfigError
+from bitflax.types import Optim
+
+
+def need(holds: bool, place: str, expected: str, found: object) -> None:
+    """Raise a ``ConfigError`` of a field, unless what it needs holds."""
+    if not holds:
+        problem = f"expected {expected}, found {found!r:.200}"
+        raise ConfigError(place, problem, fix=f"give {expected}")
+
+
+def check_optim(optim: Optim, place: str) -> None:
+    """Check the ranges of an optimizer's settings."""
+    for name in ("lr", "act_lr", "eps"):
+        value = getattr(optim, name)
+        need(value > 0, f"{place}.{name}", "a number above 0", value)
+    for name in ("b1", "b2"):
+        value = getattr(optim, name)
+        need(0 <= value < 1, f"{place}.{name}", "a decay, from 0 to below 1", value)
+    check_rules([(regex, None) for regex in optim.frozen], f"{place}.frozen")
+    decay = optim.weight_decay
+    need(decay >= 0, f"{place}.weight_decay", "at least 0", decay)
+    warmup = 0 <= optim.warmup <= 1
+    need(warmup, f"{place}.warmup", "a share of the steps, 0 to 1", optim.warmup)
+    known = optim.schedule in ("linear", "cosine", "constant")
+    need(known, f"{place}.schedule", "linear, cosine or constant", optim.schedule)
+    clip = optim.clip is None or optim.clip > 0
+    need(clip, f"{place}.clip", "a norm above 0, or none", optim.clip)
+
+
+def check_rules(rules: Sequence[tuple[str, Any]], place: str) -> None:
+    """Check that every rule has a regular expression."""
+    for regex, _ in rules:
+        try:
+            re.compile(regex)
+        except re.error as error:
+            need(False, place, "a regular expression", f"{regex!r} ({error})")
+
+
+def check_counts(part: Any, place: str, fields: Sequence[str]) -> None:
+    """Check that these fields are at least 1, or None."""
+    for field in fields:
+        value = getattr(part, field)
+        need(value is None or value > 0, f"{place}.{field}", "at least 1", value)

@@ -1,0 +1,252 @@
+"""Several runs of one recipe, with other seeds or other settings, and their table.
+
+OUT/seed=0/, OUT/lr=1e-3,seed=0/, ...: a run's folder each; ``report.json`` beside them
+holds every run's rows. Runs of one seed share what is the same: the teacher, finished
+stages, the teacher's kept outputs and compiled steps.
+"""
+
+import dataclasses
+import itertools
+import json
+import math
+import re
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bitflax import files, progress, training
+from bitflax.errors import OutputError, UsageError
+from bitflax.recipe import Recipe, RecipeFile, check_until, resolved
+from bitflax.runs import fork, report, stages
+
+REPORT = "report.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Trial:
+    """One run: what is set besides the settings that all have, its seed, its recipe."""
+
+    settings: tuple[str, ...]
+    seed: int
+    recipe: Recipe
+
+    @property
+    def name(self) -> str:
+        """The name of its folder: ``lr=1e-3,seed=0``.
+
+        >>> Trial(("stages.onebit.optim.lr=1e-3",), 0, Recipe(data=None)).name
+        'lr=1e-3,seed=0'
+        """
+        parts = (*self.settings, f"seed={self.seed}")
+        short = [part.split("=")[0].rpartition(".")[2] for part in parts]
+        if len({*short}) < len(short):
+            short = [part.split("=")[0] for part in parts]
+        named = (
+            f"{s}={p.partition('=')[2]}" for s, p in zip(short, parts, strict=True)
+        )
+        return re.sub(r"[^\w.,=+-]", "_", ",".join(named))
+
+
+def choices(over: Sequence[str]) -> list[tuple[str, ...]]:
+    """Return every combination of what ``--over NAME=A,B`` says, as settings.
+
+    Values that have commas of their own are parted by semicolons.
+
+    Raises:
+      UsageError: there is no ``=``, or a value is missing or stands twice.
+
+    >>> choices(["lr=1e-3,1e-4", "layers=1,3,5;0,2,4"])[:2]
+    [('lr=1e-3', 'layers=1,3,5'), ('lr=1e-3', 'layers=0,2,4')]
+    """
+    found = []
+    for text in over:
+        key, equals, rest = text.partition("=")
+        values = [value.strip() for value in rest.split(";" if ";" in rest else ",")]
+        if not (key and equals and all(values)) or len({*values}) < len(values):
+            fix = "give --over NAME=VALUE,VALUE, each value once"
+            raise UsageError(f"--over {text}", "expected a name and values", fix=fix)
+        found.append([f"{key}={value}" for value in values])
+    return list(itertools.product(*found))
+
+
+def make_trials(
+    file: RecipeFile, settings: Sequence[str], over: Sequence[str], seeds: int
+) -> list[Trial]:
+    """Return the runs, seed after seed; every recipe is made, so that a typo is told.
+
+    The seeds count from the recipe's own.
+
+    Raises:
+      UsageError: ``over`` cannot be read, or ``seeds`` is below 1.
+      ConfigError: a setting names no dial and no field, or is not of its type.
+    """
+    if seeds < 1:
+        raise UsageError("--seeds", f"expected at least 1, found {seeds}", fix="3")
+    first, rest = file.build(settings).seed, _without_seed(settings)
+    return [
+        Trial(chosen, seed, file.build([*rest, *chosen, f"seed={seed}"]))
+        for seed in range(first, first + seeds)
+        for chosen in choices(over)
+    ]
+
+
+def _without_seed(settings: Sequence[str]) -> list[str]:
+    return [setting for setting in settings if setting.partition("=")[0] != "seed"]
+
+
+def run_trials(
+    file: RecipeFile,
+    out: str | Path,
+    settings: Sequence[str] = (),
+    over: Sequence[str] = (),
+    seeds: int = 1,
+    until: str | None = None,
+) -> list[dict[str, Any]]:
+    """Run every trial, or go on with them; print and write the table.
+
+    Args:
+      file: the recipe's, from ``bitflax.recipe.read_recipe``.
+      out: a folder for all of them.
+      settings: what all have.
+      over: ``"stages.onebit.optim.lr=2e-4,1e-3"``: each value is a run of its own.
+      seeds: how many runs of each, with seeds that count from the recipe's.
+      until: stop after this stage.
+
+    Returns:
+      A summary of each choice, the best one first: ``settings``, and for every row of
+      the run's table its scores' ``mean`` and sample ``deviation`` (None of one run).
+
+    Raises:
+      OutputError: ``out`` is a run's folder.
+      BitflaxError: as a run, or ``make_trials``, says.
+    """
+    trials = make_trials(file, settings, over, seeds)
+    check_until(trials[0].recipe, until)
+    out = files.given(out, OutputError)
+    if (out / "recipe.json").exists():
+        fix = "choose another --out: each run has a folder of its own in it"
+        raise OutputError(out, "is the folder of one run", fix=fix)
+    with files.disk(out):
+        out.mkdir(parents=True, exist_ok=True)
+    rows: list[list[report.Row]] = []
+    kept: list[Any] = []
+    with training.compiled_in(out / "cache"):
+        for trial in trials:
+            progress.tell(f"{len(rows) + 1} of {len(trials)}: {trial.name}")
+            rest = (*_without_seed(settings), *trial.settings, f"seed={trial.seed}")
+            made = stages.run(
+                trial.recipe,
+                out / trial.name,
+                until=until,
+                source=file.source,
+                overrides=rest,
+                fork=_begun(out, trial, trials[: len(rows)]),
+                kept=kept,
+            )
+            rows.append(made or _read_rows(out / trial.name))
+    return _told(file, out, _without_seed(settings), trials, rows)
+
+
+def _begun(out: Path, trial: Trial, before: Sequence[Trial]) -> Path | None:
+    """Return the folder of the earlier run that has most in common with this one."""
+    mine, best, most = resolved(trial.recipe), None, 0
+    for other in before:
+        same = len(fork.shared(resolved(other.recipe), mine))
+        if same > most:
+            best, most = out / other.name, same
+    return best
+
+
+def _read_rows(folder: Path) -> list[report.Row]:
+    """Return the rows of a run that was finished before."""
+    return [report.Row(**row) for row in files.read_json(folder / REPORT)["stages"]]
+
+
+def _told(
+    file: RecipeFile,
+    out: Path,
+    settings: Sequence[str],
+    trials: Sequence[Trial],
+    rows: Sequence[Sequence[report.Row]],
+) -> list[dict[str, Any]]:
+    """Print and write the table; return its lines, the best choice first."""
+    found = []
+    for choice in dict.fromkeys(trial.settings for trial in trials):
+        mine = [r for t, r in zip(trials, rows, strict=True) if t.settings == choice]
+        found.append({"settings": list(choice), "runs": len(mine), "rows": means(mine)})
+    # A recipe without a task is scored by its loss.
+    found.sort(key=_last_mean, reverse=trials[0].recipe.data is not None)
+    record = {
+        "recipe": file.name,
+        "settings": list(settings),
+        "choices": found,
+        "trials": [
+            {"name": t.name, "stages": report.records(r)}
+            for t, r in zip(trials, rows, strict=True)
+        ],
+    }
+    if training.is_main_process():
+        files.write_text(out / REPORT, json.dumps(record, indent=2) + "\n")
+        print(f"\n{trials_table(found)}")
+        if len(found) > 1:
+            chosen = [*settings, *found[0]["settings"]]
+            sets = " ".join(f"--set {shlex.quote(setting)}" for setting in chosen)
+            print(f"best: bitflax run {file.path} --out {out}-best {sets}")
+    return found
+
+
+def _last_mean(choice: dict[str, Any]) -> float:
+    scores = [row["mean"] for row in choice["rows"] if row["mean"] is not None]
+    return scores[-1] if scores else -math.inf
+
+
+def means(runs: Sequence[Sequence[report.Row]]) -> list[dict[str, Any]]:
+    """Return, for each row of equal runs' tables, ``name``, ``mean``, ``deviation``.
+
+    The deviation is the sample's, ``sqrt(sum (x - mean)^2 / (n - 1))``; None of one
+    run. ``kept`` is the mean of the shares of each run's own teacher.
+
+    >>> means([[report.Row("packed", x, x)] for x in (0.5, 0.7)])
+    [{'name': 'packed', 'mean': 0.6, 'deviation': 0.1414..., 'kept': 0.6}]
+    """
+    found = []
+    for same in zip(*runs, strict=True):
+        scores = [row.score for row in same if row.score is not None]
+        kept = [row.kept for row in same if row.kept is not None]
+        found.append(
+            {
+                "name": same[0].name,
+                "mean": float(np.mean(scores)) if scores else None,
+                "deviation": float(np.std(scores, ddof=1)) if scores[1:] else None,
+                "kept": float(np.mean(kept)) if kept else None,
+            }
+        )
+    return found
+
+
+def trials_table(choices: Sequence[dict[str, Any]]) -> str:
+    """Return the table: a line a choice, a column a row of the runs' own tables.
+
+    >>> row = {"name": "packed", "mean": 0.6, "deviation": 0.1414, "kept": 0.98}
+    >>> print(trials_table([{"settings": ["lr=1e-3"], "runs": 2, "rows": [row]}]))
+             runs           packed   kept
+    lr=1e-3     2  0.6000 +-0.1414  98.0%
+    """
+    names = [row["name"] for row in choices[0]["rows"]]
+    lines = [("", "runs", *names, "kept")]
+    for choice in choices:
+        rows = choice["rows"]
+        cells = [_cell(row) for row in rows]
+        kept = "-" if rows[-1]["kept"] is None else f"{rows[-1]['kept']:.1%}"
+        lines.append((", ".join(choice["settings"]), choice["runs"], *cells, kept))
+    return progress.columns(lines, "<>" + ">" * (len(names) + 1))
+
+
+def _cell(row: dict[str, Any]) -> str:
+    if row["mean"] is None:
+        return "-"
+    deviation = row["deviation"]
+    return f"{row['mean']:.4f}" + (f" +-{deviation:.4f}" if deviation else "")
