@@ -65,6 +65,7 @@ from bitflax.recipe import Recipe as Recipe
 from bitflax.recipe import Shape as Shape
 from bitflax.recipe import Stage as Stage
 from bitflax.recipe import Teacher as Teacher
+from bitflax.recipe import default_steps as default_steps
 from bitflax.recipe import load_recipe as load_recipe
 from bitflax.recipe import override as override
 from bitflax.runs import run as run

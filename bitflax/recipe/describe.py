@@ -161,8 +161,9 @@ def _schedule(part: Any, each: int | None = None) -> str:
     return f"{length}, lr {optim.lr:g} {optim.schedule}, {optim.warmup:.0%} warm-up"
 
 
-def _count(number: float, noun: str) -> str:
-    return f"{number:g} {noun}{'' if number == 1 else 's'}"
+def _count(number: int | float, noun: str) -> str:
+    shown = f"{number:,}" if isinstance(number, int) else f"{number:g}"
+    return f"{shown} {noun}{'' if number == 1 else 's'}"
 
 
 def _stage(index: int, stage: Stage, of: Recipe, examples: int | None) -> str:

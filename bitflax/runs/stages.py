@@ -123,7 +123,7 @@ def _teacher(experiment: Experiment) -> Result:
     elif data is not None:
         stage = Stage(
             name="teach",
-            loss=distillation.weighted(labels=(1.0, _label_loss(taught, data.task))),
+            loss=distillation.weighted(labels=(1.0, label_loss(taught, data.task))),
             optim=taught.optim,
             epochs=taught.epochs,
             steps=taught.steps,
@@ -143,7 +143,7 @@ def _teacher(experiment: Experiment) -> Result:
     return Result(found, scores, seconds, row)
 
 
-def _label_loss(taught: Teacher, task: Task) -> LossFn:
+def label_loss(taught: Teacher, task: Task) -> LossFn:
     """Return what a teacher's fine-tuning minimises."""
     if task.regression:
         return distillation.label_mse

@@ -19,6 +19,8 @@ LOSSES = {
     "soft-batch": part(bf.soft_cross_entropy, reduction="batch"),
     "logits": bf.logits_mse,
     "labels": bf.label_cross_entropy,
+    "labels-smooth": part(bf.label_cross_entropy, smoothing=0.2),
+    "labels-classes": part(bf.label_cross_entropy, class_weights=(0.5, 2.0, 1.0)),
     "real-labels": bf.label_mse,
     "hidden": part(bf.hidden_mse, pairs=PAIRS),
     "hidden-padding": part(bf.hidden_mse, pairs=PAIRS, count_padding=True),
@@ -29,7 +31,7 @@ LOSSES = {
 }
 # The peers' means over padding depend on how far a batch was padded.
 PADDED = {"hidden-padding", "scores-padding", "scores-mask"}
-UNTAUGHT = {"labels", "real-labels"}
+UNTAUGHT = {"labels", "labels-smooth", "labels-classes", "real-labels"}
 
 
 def outputs(seed, depth=3, rows=ROWS):
@@ -84,9 +86,13 @@ def numpy_loss(name, student, teacher, batch):
         elif name == "logits":
             total += ((s - t) ** 2).sum()
             count += CLASSES
-        elif name == "labels":
-            total -= np.log(softmax(s)[label])
-            count += 1
+        elif name.startswith("labels"):
+            aim = np.eye(CLASSES)[label]
+            if name == "labels-smooth":
+                aim = 0.8 * aim + 0.2 / CLASSES
+            share = {0: 0.5, 1: 2.0, 2: 1.0}[label] if name == "labels-classes" else 1
+            total -= share * (aim * np.log(softmax(s))).sum()
+            count += share
         elif name == "real-labels":
             total += (s[0] - label) ** 2
             count += 1

@@ -23,6 +23,11 @@ LOSS = bf.weighted(logits=(1.0, bf.soft_cross_entropy))
         (lambda: bf.Teacher(optim=bf.Optim(clip=float("nan"))), "Teacher.optim.clip"),
         (lambda: bf.Init(layers=(0, 0)), "Init.layers"),
         (lambda: bf.Stage(name="a" * 300, loss=LOSS), "name"),
+        (lambda: bf.Stage(name="a", loss=LOSS, patience=0), "patience"),
+        (lambda: bf.Teacher(patience=0), "Teacher.patience"),
+        (lambda: bf.Teacher(steps=0), "Teacher.steps"),
+        (lambda: bf.Teacher(epochs=-1), "Teacher.epochs"),
+        (lambda: bf.Teacher(smoothing=1.0), "Teacher.smoothing"),
     ],
 )
 def test_a_setting_beyond_its_bounds_is_refused(make, place):

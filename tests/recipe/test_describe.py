@@ -178,3 +178,10 @@ def test_a_student_of_rounded_activations_alone_is_packed_as_the_rest():
     whole = describe.describe_recipe(of, CONFIG).splitlines()[-2].split()
     # A random scale is a float16 exactly only by chance.
     assert int(whole[1].replace(",", "")) == pytest.approx(size, rel=0.01)
+
+
+def test_describe_says_steps_and_epochs_where_the_examples_are_counted():
+    text = describe.describe_recipe(made(bf.xtc_1bit()), rows=2000)
+    assert "fine-tuned: 750 steps (11.9 epochs)" in text
+    assert "1,500 steps (23.8 epochs)" in text
+    assert "as long as the data ask for" in describe.describe_recipe(made())

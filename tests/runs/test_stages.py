@@ -10,13 +10,13 @@ import pytest
 
 import bitflax as bf
 from bitflax import trees
-from bitflax.data import batches, metrics, tasks
+from bitflax.data import batches, examples, metrics, tasks
 from bitflax.errors import ConfigError, UsageError
 from bitflax.inference import predictor as inference_predictor
 from bitflax.inference import provenance
 from bitflax.model import pretrained
 from bitflax.packed import file, packing
-from bitflax.runs import log
+from bitflax.runs import log, stages
 from tests.helpers import tinyrun
 
 NAMES = ["teacher", "fp32", "onebit", "packed"]
@@ -194,6 +194,18 @@ def test_other_data_are_refused(whole, place, tmp_path):
     with pytest.raises(ConfigError, match=r"teacher: config\.json was '") as caught:
         start(place, tmp_path / "run", *settings)
     assert caught.value.place == str(tmp_path / "hf")
+
+
+def test_a_balanced_teacher_learns_every_class_as_much():
+    labels = np.array([0, 0, 0, 0, 1, 2], np.int32)
+    texts = (np.array(["a"] * 6, object),)
+    train = examples.Examples(texts, labels, np.arange(6))
+    task = examples.Task("t", train, train, ("x", "y", "z"), "accuracy")
+    loss = stages.label_loss(bf.Teacher(balanced=True, smoothing=0.1), task)
+    weights = loss.keywords["class_weights"]
+    assert [n * w for n, w in zip((4, 1, 1), weights, strict=True)] == [2.0, 2.0, 2.0]
+    assert loss.keywords["smoothing"] == 0.1
+    assert stages.label_loss(bf.Teacher(), task) is bf.label_cross_entropy
 
 
 def test_until_stops_and_the_next_run_goes_on(whole, place, tmp_path):
