@@ -15,7 +15,7 @@ def recipe(
     task: str = "icd10cm",
     data_dir: str | None = None,
     pretrained: str = "minilm",
-    epochs: int = 3,
+    epochs: int | None = None,
     lr: float = 1e-4,
     batch_size: int = 32,
     max_length: int = 128,
