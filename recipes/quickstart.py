@@ -44,7 +44,7 @@ def recipe(
     onebit_epochs: int | None = None,
     onebit_lr: float = 5e-4,
     per: str = "channel",
-    dtype: Literal["bfloat16"] | None = None,
+    dtype: Literal["auto", "bfloat16", "float32"] = "auto",
     seed: int = 0,
 ) -> bf.Recipe:
     hidden = bf.layer_pairs(layers, hidden=True)
@@ -56,7 +56,9 @@ def recipe(
     teach = bf.Teacher(folder=teacher)
     if teacher_epochs != 0:
         optim = bf.Optim(lr=teacher_lr)
-        teach = bf.Teacher(pretrained=teacher, epochs=teacher_epochs, optim=optim)
+        teach = bf.Teacher(
+            pretrained=teacher, epochs=teacher_epochs, optim=optim, dtype=dtype
+        )
     return bf.Recipe(
         data=bf.Data(
             task=task,

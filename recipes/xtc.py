@@ -47,7 +47,7 @@ def recipe(
     batch_size: int = 32,
     max_length: int = 128,
     limit: int | None = None,
-    dtype: Literal["bfloat16"] | None = None,
+    dtype: Literal["auto", "bfloat16", "float32"] = "float32",
     seed: int = 0,
 ) -> bf.Recipe:
     if bits not in RULES:
@@ -62,7 +62,9 @@ def recipe(
     teach = bf.Teacher(folder=teacher)
     if teacher_epochs:
         optim = bf.Optim(lr=teacher_lr)
-        teach = bf.Teacher(pretrained=teacher, epochs=teacher_epochs, optim=optim)
+        teach = bf.Teacher(
+            pretrained=teacher, epochs=teacher_epochs, optim=optim, dtype=dtype
+        )
     return bf.Recipe(
         data=bf.Data(
             task=task,

@@ -231,12 +231,19 @@ def _act_rows(act: Any) -> list[str]:
     ]
 
 
+def _precision(dtype: str | None) -> str:
+    if dtype == "auto":
+        return "bfloat16 where the device multiplies it, else float32"
+    return dtype or "float32"
+
+
 def _compute_rows(stage: Stage) -> list[str]:
     """Return what a stage computes with, where that is not the default."""
     rows = []
     if stage.dtype or stage.teacher_dtype:
-        names = (stage.dtype or "float32", stage.teacher_dtype or "float32")
-        rows.append("products    {}, the teacher's {}".format(*names))
+        names = [_precision(dtype) for dtype in (stage.dtype, stage.teacher_dtype)]
+        both = "{}, the teacher's {}" if len({*names}) > 1 else "{}"
+        rows.append(f"products    {both.format(*names)}")
     if stage.accumulate > 1:
         rows.append(f"gradients   added up over {stage.accumulate} parts of a batch")
     if stage.recompute:

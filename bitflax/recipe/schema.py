@@ -18,6 +18,7 @@ from bitflax.types import BertConfig, LossFn, Optim
 
 PACKAGED = "minilm"
 Keep = Literal["last", "best"]
+Dtype = Literal["bfloat16", "float32", "auto"] | None
 LATER = {"later": True}
 """Of fields that came later: a run folder names them where they are not the default."""
 
@@ -87,8 +88,9 @@ class Teacher:
     where neither is given); it is fine-tuned on the task by ``optim`` before the first
     stage, for so long, and scored and kept as ``Stage`` says. ``smoothing`` is the
     share of a label that all classes have alike; with ``balanced`` every class weighs
-    the same, however rare it is (``bitflax.label_cross_entropy``). Beside a ``folder``
-    it says what that was fine-tuned from, which teaches stages that have a corpus.
+    the same, however rare it is (``bitflax.label_cross_entropy``). ``dtype`` is that
+    of its fine-tuning. Beside a ``folder`` it says what that was fine-tuned from, which
+    teaches stages that have a corpus.
     """
 
     folder: str | None = None
@@ -101,6 +103,7 @@ class Teacher:
     patience: int | None = dataclasses.field(default=None, metadata=LATER)
     smoothing: float = dataclasses.field(default=0.0, metadata=LATER)
     balanced: bool = dataclasses.field(default=False, metadata=LATER)
+    dtype: Dtype = dataclasses.field(default=None, metadata=LATER)
 
     @property
     def model(self) -> str:
@@ -124,7 +127,6 @@ class Teacher:
 
 
 override = overrides.override
-Dtype = Literal["bfloat16"] | None
 Kept = Literal["int4", "int8", "float16", "float32"]
 
 
@@ -237,8 +239,9 @@ class Stage:
     if they fit into ``cache_bytes`` (None: a quarter of the memory, at most 4 GiB);
     else the teacher runs in every step, as it does with many processes. ``dtype`` and
     ``teacher_dtype`` are what the operands of matrix products are rounded to
-    (``bitflax.bert``; None: they stay float32); parameters, sums and the student's
-    scores on dev are float32 always. ``recompute`` saves memory for time, as for long
+    (``bitflax.bert``; None: they stay float32; ``"auto"``: bfloat16 where the device
+    multiplies it by itself); parameters, sums and the student's scores on dev are
+    float32 always. ``recompute`` saves memory for time, as for long
     texts; so does ``accumulate``, which cuts a batch into as many parts, with filler
     rows where need be, and adds up their gradients.
 

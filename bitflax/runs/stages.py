@@ -4,6 +4,7 @@ Everything that can be checked is checked before the first step.
 """
 
 import contextlib
+import dataclasses
 import functools
 import gc
 import time
@@ -76,6 +77,7 @@ def run(
     """
     check_until(recipe, until)
     with rare_collections(), files.threads_heard(out), RunFolder(out) as folder:
+        recipe = _precise(recipe)
         known = resolved(recipe)
         folder.write_recipe(source, known, overrides)
         if fork is not None:
@@ -88,6 +90,21 @@ def run(
             if kept is not None and experiment.student_data is not None:
                 experiment.student_data.kept_outputs = kept
             return _run(experiment, until)
+
+
+def _precise(recipe: Recipe) -> Recipe:
+    """Return the recipe with what its products are computed in on these devices.
+
+    It is kept with the run: it is no matter of where the run goes on.
+    """
+
+    def chosen(part: Any, *names: str) -> Any:
+        made = {name: training.chosen_dtype(getattr(part, name)) for name in names}
+        return dataclasses.replace(part, **made)
+
+    stages = tuple(chosen(each, "dtype", "teacher_dtype") for each in recipe.stages)
+    teacher = chosen(recipe.teacher, "dtype")
+    return dataclasses.replace(recipe, teacher=teacher, stages=stages)
 
 
 def _run(experiment: Experiment, until: str | None) -> list[report.Row]:
@@ -130,6 +147,7 @@ def _teacher(experiment: Experiment) -> Result:
             evals=taught.evals,
             keep=taught.keep,
             patience=taught.patience,
+            dtype=taught.dtype,
         )
         found, scores, seconds = _trained(
             experiment, data, 0, "teacher", stage, None, lambda: experiment.teacher

@@ -22,6 +22,7 @@ from bitflax.training.parallel import pmapped as pmapped
 from bitflax.training.parallel import replicate as replicate
 from bitflax.training.parallel import shard_batch as shard_batch
 from bitflax.training.parallel import to_local as to_local
+from bitflax.training.precision import chosen_dtype as chosen_dtype
 from bitflax.training.steps import init_state as init_state
 from bitflax.training.steps import make_eval_step as make_eval_step
 from bitflax.training.steps import make_train_step as make_train_step
