@@ -18,18 +18,21 @@ seconds, in which a small model computes some 10,000, and a stage has three epoc
 
 
 def buckets_for(
-    lengths: Integer[np.ndarray, "examples"], max_length: int
+    lengths: Integer[np.ndarray, "examples"],
+    max_length: int,
+    shape_tokens: int | None = None,
 ) -> tuple[int, ...]:
     """Choose the lengths that batches are padded to.
 
     The largest is the smallest length on offer that holds the longest example. Of the
-    others those are kept, at most seven, that make ``positions + COMPILE_TOKENS x
+    others those are kept, at most seven, that make ``positions + shape_tokens x
     buckets`` least, where positions are the padded tokens of one pass: a rare length
     joins the next longer one where that costs less than compiling one shape more.
 
     Args:
       lengths: of all examples that will be run, dev included, int [examples].
       max_length: the longest that was let through.
+      shape_tokens: what one shape more costs; None: ``COMPILE_TOKENS``.
 
     >>> buckets_for(np.repeat([5, 30, 100], [5000, 3000, 2]), 128)
     (8, 32, 128)
@@ -39,6 +42,7 @@ def buckets_for(
     top = next(n for n in offered if n >= min(longest, max_length))
     ends = np.searchsorted(np.sort(lengths), offered, side="right")
     up_to = dict(zip(offered, ends.tolist(), strict=True)) | {top: len(lengths)}
+    each = COMPILE_TOKENS if shape_tokens is None else shape_tokens
     before = 0
     filled = []
     for n in offered[: offered.index(top)]:
@@ -48,7 +52,7 @@ def buckets_for(
 
     def cost(chosen: Sequence[int]) -> int:
         counts = np.diff([0, *(up_to[n] for n in chosen)])
-        return int(counts @ np.array(chosen)) + COMPILE_TOKENS * len(chosen)
+        return int(counts @ np.array(chosen)) + each * len(chosen)
 
     return min(
         (

@@ -102,7 +102,9 @@ def _with_task(
         distillation.renumber_tokens(t, used) for t in (plain, tokens, dev)
     )
     lengths = np.concatenate([tokens.lengths, dev.lengths])
-    buckets = buckets_for(lengths, data.max_length)
+    encoder = sum(leaf.size for leaf in jax.tree.leaves(teacher.params["encoder"]))
+    shape = training.shape_tokens(encoder)
+    buckets = buckets_for(lengths, data.max_length, shape)
     measured = Batches(
         dev,
         batch_size=max(EVAL_ROWS, mesh.size),

@@ -2,6 +2,8 @@
 
 from bitflax.training.compile_cache import compiled_for_user as compiled_for_user
 from bitflax.training.compile_cache import compiled_in as compiled_in
+from bitflax.training.device_choices import chosen_dtype as chosen_dtype
+from bitflax.training.device_choices import shape_tokens as shape_tokens
 from bitflax.training.evaluation import Evaluator as Evaluator
 from bitflax.training.hosts import barrier as barrier
 from bitflax.training.hosts import broadcast as broadcast
@@ -22,7 +24,6 @@ from bitflax.training.parallel import pmapped as pmapped
 from bitflax.training.parallel import replicate as replicate
 from bitflax.training.parallel import shard_batch as shard_batch
 from bitflax.training.parallel import to_local as to_local
-from bitflax.training.precision import chosen_dtype as chosen_dtype
 from bitflax.training.steps import init_state as init_state
 from bitflax.training.steps import make_eval_step as make_eval_step
 from bitflax.training.steps import make_train_step as make_train_step

@@ -1,4 +1,4 @@
-"""What matrix products are computed in where a recipe leaves it to the device."""
+"""What a run leaves to its devices: what products are computed in, how many shapes."""
 
 from pathlib import Path
 from typing import Any
@@ -7,6 +7,12 @@ import jax
 
 from bitflax.training import parallel
 
+COMPILE_FLOP = 2e15
+"""What an accelerator could compute while one more shape compiles: half a minute of an
+H200 with autotuning on 16 cores, at the 1.5e14 FLOP/s of its float32 steps, is 4.5e15;
+a minute of a T4 at a third of its 65 TFLOP/s, on two cores, 1.3e15 (estimated)."""
+STEP_FLOP, EPOCHS = 6, 3
+"""A step's products a parameter and token, forward and back; epochs of a stage."""
 _CPU_FLAGS = ("amx_bf16", "avx512_bf16")
 _CPUINFO = Path("/proc/cpuinfo")
 
@@ -26,6 +32,21 @@ def chosen_dtype(dtype: str | None) -> str | None:
         devices = parallel.mesh().devices.flat
         return "bfloat16" if all(map(multiplies_bfloat16, devices)) else None
     return None if dtype == "float32" else dtype
+
+
+def shape_tokens(parameters: int) -> int | None:
+    """Return what one more length of batches costs, in token positions an epoch.
+
+    ``COMPILE_FLOP / (6 x parameters x epochs)`` on an accelerator, where a program
+    compiles for half a minute and runs for milliseconds: one to three lengths are then
+    best. None on a processor: as ``bitflax.data`` measured it there.
+
+    Args:
+      parameters: of the encoder, which every token goes through.
+    """
+    if parallel.mesh().devices.flat[0].platform == "cpu":
+        return None
+    return int(COMPILE_FLOP / (STEP_FLOP * EPOCHS * parameters))
 
 
 def multiplies_bfloat16(device: jax.Device | Any) -> bool:

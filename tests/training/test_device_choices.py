@@ -1,0 +1,86 @@
+"""What a run leaves to its devices."""
+
+import types
+
+import jax
+import numpy as np
+import pytest
+
+from bitflax.data import batches
+from bitflax.training import device_choices, parallel
+
+
+def device(platform, capability=None):
+    more = {} if capability is None else {"compute_capability": capability}
+    return types.SimpleNamespace(platform=platform, **more)
+
+
+@pytest.mark.parametrize(
+    ("found", "native"),
+    [
+        (device("tpu"), True),
+        (device("gpu", "9.0"), True),
+        (device("gpu", "12.0"), True),
+        (device("gpu", "8.0"), True),
+        (device("gpu", "7.5"), False),  # T4
+        (device("gpu", "7.0"), False),  # V100
+        (device("gpu", "gfx942"), False),
+        (device("other"), False),
+    ],
+)
+def test_what_an_accelerator_multiplies(found, native):
+    assert device_choices.multiplies_bfloat16(found) is native
+
+
+@pytest.mark.parametrize(
+    ("flags", "native"),
+    [
+        ("fpu avx512f avx512_bf16 avx512_fp16", True),
+        ("fpu amx_bf16 amx_tile", True),
+        ("fpu avx512f avx2", False),
+        ("fpu not_avx512_bf16", False),
+    ],
+)
+def test_what_a_processor_multiplies(flags, native, tmp_path, monkeypatch):
+    path = tmp_path / "cpuinfo"
+    path.write_text(f"processor : 0\nflags : {flags}\n\nprocessor : 1\n")
+    monkeypatch.setattr(device_choices, "_CPUINFO", path)
+    assert device_choices.multiplies_bfloat16(jax.devices()[0]) is native
+    assert device_choices.chosen_dtype("auto") == ("bfloat16" if native else None)
+
+
+def test_a_processor_that_says_nothing_multiplies_float32(tmp_path, monkeypatch):
+    monkeypatch.setattr(device_choices, "_CPUINFO", tmp_path / "none")
+    assert device_choices.chosen_dtype("auto") is None
+
+
+def accelerator(monkeypatch):
+    devices = np.array([device("gpu", "9.0")], object)
+    made = types.SimpleNamespace(devices=devices)
+    monkeypatch.setattr(parallel, "mesh", lambda: made)
+
+
+def test_an_accelerator_has_few_lengths(monkeypatch):
+    lengths = np.random.default_rng(0).gamma(4, 5, 60_000).astype(int) + 3
+    on_cpu = batches.buckets_for(lengths, 128, device_choices.shape_tokens(10_600_000))
+    assert on_cpu == batches.buckets_for(lengths, 128)
+    accelerator(monkeypatch)
+    few = batches.buckets_for(lengths, 128, device_choices.shape_tokens(10_600_000))
+    assert len(few) == 1 < len(on_cpu)
+    assert few[-1] == on_cpu[-1]
+
+
+def test_a_large_model_on_much_text_has_more_lengths_than_one(monkeypatch):
+    accelerator(monkeypatch)
+    lengths = np.repeat([20, 120], 400_000)
+    small, large = (
+        batches.buckets_for(lengths, 128, device_choices.shape_tokens(size))
+        for size in (10_600_000, 302_000_000)
+    )
+    assert (small, large) == ((24, 128), (24, 128))
+    lengths = np.repeat([20, 120], 40_000)
+    small, large = (
+        batches.buckets_for(lengths, 128, device_choices.shape_tokens(size))
+        for size in (10_600_000, 302_000_000)
+    )
+    assert (small, large) == ((128,), (24, 128))
