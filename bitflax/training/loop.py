@@ -40,9 +40,14 @@ class Signals:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        """Set the handlers that were there before; one who asked too late is heard."""
+        """Set the handlers that were there before; one who asked too late is heard.
+
+        So is one who asked a whole process group to stop, XLA's compiler too, in which
+        the step then failed.
+        """
         self._restore()
-        if self.caught is not None and exc[0] is None:
+        failed = isinstance(exc[1], jax.errors.JaxRuntimeError)
+        if self.caught is not None and (exc[0] is None or failed):
             signal.raise_signal(self.caught)
 
     def _restore(self) -> None:

@@ -199,6 +199,15 @@ def test_a_crash_falls_back_to_the_last_checkpoint(step, whole, tmp_path, monkey
     assert logged(tmp_path / "run") == whole[1]
 
 
+def test_a_step_that_fails_as_it_is_asked_to_stop_has_stopped(step, tmp_path, sigterm):
+    def batch(i):
+        os.kill(os.getpid(), signal.SIGTERM)
+        raise jax.errors.JaxRuntimeError("INTERNAL: ptxas exited with code 15")
+
+    with pytest.raises(Stopped):
+        run(tmp_path / "run", step, batch=batch)
+
+
 def test_a_training_logs_means_rates_and_scores(whole):
     lines = whole[1]
     losses = [x for x in lines if "loss/loss" in x]
