@@ -23,6 +23,7 @@ from bitflax.runs.experiment import Experiment, StageData, loaded_model
 from bitflax.runs.folder import RunFolder
 from bitflax.runs.fork import take_finished
 from bitflax.runs.prepare import prepare
+from bitflax.runs.quality import make_judge
 from bitflax.runs.results import (
     Result,
     check_order,
@@ -85,18 +86,26 @@ def run(
 
 def _run(experiment: Experiment, until: str | None) -> list[report.Row]:
     """Run what is left of all stages; return and print the table."""
+    judge = make_judge(experiment)
+    for simple in judge.baselines:
+        if simple.score is not None:
+            say_scores(simple.name, {judge.metric: simple.score})
     done = {"teacher": _teacher(experiment)}
     names = [stage.name for stage in experiment.recipe.stages]
     for number, name in enumerate(names, 1):
         if until in done:
             break
         done[name] = run_stage(experiment, number, done)
-    rows = [result.row for result in done.values()]
+    rows = judge.judged([result.row for result in done.values()])
+    warnings = [*judge.warnings(rows)]
     if len(done) > len(names) and (until is None or until in names[-1:]):
-        rows += finish(experiment, rows, list(done.values())[-1])
+        last = list(done.values())[-1]
+        rows, warnings = finish(experiment, rows, last, judge)
     metric = experiment.student_data.metric if experiment.student_data else "loss"
     if training.is_main_process():
-        print(report.table(rows, metric))
+        print(report.table(rows, metric, judge.baselines))
+        for warning in warnings:
+            progress.tell(warning)
     return rows
 
 
