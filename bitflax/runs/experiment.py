@@ -13,6 +13,7 @@ import numpy as np
 from bitflax import distillation, model, training
 from bitflax.data import Batches, CorpusBatches, Task, Tokenizer, Tokens
 from bitflax.errors import ConfigError
+from bitflax.packed import Rest, stored
 from bitflax.quantization import quantize
 from bitflax.recipe import Data, Recipe, Stage
 from bitflax.runs.folder import RunFolder
@@ -73,6 +74,7 @@ class TaskData:
       dev: batches of the dev examples.
       buckets: the lengths that batches are padded to.
       used: the ids of the words that the task uses; tokens number them from 0.
+      rest: how a student's parameters are packed that no rule quantises.
     """
 
     run: RunFolder
@@ -84,6 +86,7 @@ class TaskData:
     dev: Batches
     buckets: tuple[int, ...]
     used: np.ndarray
+    rest: Rest = "int8"
     _kept: list[tuple[Any, distillation.TeacherOutputs]] = dataclasses.field(
         default_factory=list
     )
@@ -119,7 +122,6 @@ class TaskData:
 
     def scorer(self, stage: Stage | None, student: BertConfig) -> training.Evaluator:
         """Return what scores a stage's parameters; without a stage, a plain model's."""
-        rules = stage.rules if stage else ()
         return training.Evaluator(
             model.bert(student, stage.act if stage else None),
             self.dev,
@@ -127,7 +129,7 @@ class TaskData:
             self.metric,
             self.task.regression,
             self.mesh,
-            functools.partial(quantize, rules=rules) if rules else None,
+            stored_values(stage, self.rest),
         )
 
     def kept(
@@ -185,6 +187,21 @@ class TaskData:
                 bar.update(number)
                 kept = filled
         return kept
+
+
+def stored_values(
+    stage: Stage | None, rest: Rest, *, lazy: bool = False
+) -> Callable[[Params], Params] | None:
+    """Return what maps a stage's latent weights to those that a packed file holds.
+
+    None where there is nothing to round: an FP32 stage, or a corpus, whose student
+    another stage goes on with.
+    """
+    if stage is None or not (stage.rules or stage.packs):
+        return None
+    if stage.corpus is not None:
+        return functools.partial(quantize, rules=stage.rules, lazy=lazy)
+    return functools.partial(stored, rules=stage.rules, rest=rest, lazy=lazy)
 
 
 def _memory() -> int:

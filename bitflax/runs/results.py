@@ -8,12 +8,13 @@ import time
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from bitflax import data, distillation, inference, progress, training, trees
 from bitflax.errors import InputMissing
 from bitflax.model import Split
-from bitflax.packed import pack, save_packed, size_report
+from bitflax.packed import pack, round_rest, save_packed, size_report
 from bitflax.quantization import bits_of
 from bitflax.recipe import Stage
 from bitflax.runs import report
@@ -175,7 +176,8 @@ def _packed(
     began = time.monotonic()
     recipe, task_data = experiment.recipe, experiment.task_data
     config, params = result.model
-    packed = pack(params, stage.rules, recipe.rest)
+    rounded = jax.jit(lambda whole: round_rest(whole, stage.rules, recipe.rest))
+    packed = pack(rounded(params), stage.rules, recipe.rest)
     bits = weight_bits(stage, params) if stage.rules else packed_bits(packed)
     if recipe.positions:
         config, packed = distillation.take_positions(config, packed, recipe.positions)

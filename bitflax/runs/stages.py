@@ -4,7 +4,6 @@ Everything that can be checked is checked before the first step.
 """
 
 import contextlib
-import functools
 import gc
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,10 +15,14 @@ import optax
 
 from bitflax import distillation, files, manifests, model, progress, training
 from bitflax.errors import DamagedFile, InputMissing
-from bitflax.quantization import quantize
 from bitflax.recipe import Recipe, Stage, check_until, resolved
 from bitflax.runs import initialization, report
-from bitflax.runs.experiment import Experiment, StageData, loaded_model
+from bitflax.runs.experiment import (
+    Experiment,
+    StageData,
+    loaded_model,
+    stored_values,
+)
 from bitflax.runs.folder import RunFolder
 from bitflax.runs.fork import take_finished
 from bitflax.runs.prepare import prepare
@@ -318,9 +321,7 @@ def _step(
         teach if kept is None else distillation.outputs_reader(kept.outputs),
         stage.loss,
         optimizer,
-        quantize=functools.partial(quantize, rules=stage.rules, lazy=True)
-        if stage.rules
-        else None,
+        quantize=stored_values(stage, experiment.recipe.rest, lazy=True),
         accumulate=stage.accumulate,
     )
 
