@@ -1,5 +1,7 @@
 """From texts to batches: files, named tasks, corpora, tokens, metrics."""
 
+from bitflax.data.baselines import Baseline as Baseline
+from bitflax.data.baselines import measure_baselines as measure_baselines
 from bitflax.data.batches import Batches as Batches
 from bitflax.data.batches import buckets_for as buckets_for
 from bitflax.data.columns import to_examples as to_examples

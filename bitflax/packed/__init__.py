@@ -18,6 +18,8 @@ from bitflax.packed.packing import pack_leaf as pack_leaf
 from bitflax.packed.packing import read_off_codes as read_off_codes
 from bitflax.packed.packing import rest_of as rest_of
 from bitflax.packed.packing import unpack as unpack
+from bitflax.packed.rounding import round_rest as round_rest
+from bitflax.packed.rounding import stored as stored
 from bitflax.packed.safetensors_file import read_header as read_header
 from bitflax.packed.safetensors_file import shown as shown
 from bitflax.packed.sizes import ExpectedSize as ExpectedSize

@@ -203,11 +203,11 @@ def pack_leaf(path: str, leaf: Any, chosen: bool, rest: str) -> Any:
         return _pack_quantised(path, values, rest)
     bits = rest_bits(values.shape, rest)
     if bits <= 8:
-        return eight_bits(values, _use(path, len(values)), 2 ** (bits - 1) - 1)
+        return eight_bits(values, row_use(path, len(values)), 2 ** (bits - 1) - 1)
     return jnp.asarray(values if bits == 32 else half(values))
 
 
-def _use(path: str, rows: int) -> np.ndarray | None:
+def row_use(path: str, rows: int) -> np.ndarray | None:
     """Return how often a table's rows are used; None where nothing is known.
 
     Every text has a first position, and few have a 500th: that of ``i`` counts

@@ -16,6 +16,7 @@ from bitflax.quantization.quantizers import shared_by as shared_by
 from bitflax.quantization.quantizers import straight_through as straight_through
 from bitflax.quantization.quantizers import symmetric as symmetric
 from bitflax.quantization.quantizers import ternarize as ternarize
+from bitflax.quantization.rules import WORD_TABLE as WORD_TABLE
 from bitflax.quantization.rules import Rules as Rules
 from bitflax.quantization.rules import binarybert_1bit as binarybert_1bit
 from bitflax.quantization.rules import binarybert_2bit as binarybert_2bit

@@ -14,6 +14,7 @@ import numpy as np
 from bitflax import distillation, model, training
 from bitflax.data import Batches, CorpusBatches, Task, Tokenizer, Tokens
 from bitflax.errors import ConfigError
+from bitflax.packed import Rest, stored
 from bitflax.quantization import quantize
 from bitflax.recipe import Data, Recipe, Stage, planned_steps
 from bitflax.runs.folder import RunFolder
@@ -74,6 +75,7 @@ class TaskData:
       dev: batches of the dev examples.
       buckets: the lengths that batches are padded to.
       used: the ids of the words that the task uses; tokens number them from 0.
+      rest: how a student's parameters are packed that no rule quantises.
       kept_outputs: what teachers said of the examples, by teacher and examples.
     """
 
@@ -86,6 +88,7 @@ class TaskData:
     dev: Batches
     buckets: tuple[int, ...]
     used: np.ndarray
+    rest: Rest = "int8"
     kept_outputs: list[tuple[Any, distillation.TeacherOutputs]] = dataclasses.field(
         default_factory=list
     )
@@ -122,7 +125,6 @@ class TaskData:
 
     def scorer(self, stage: Stage | None, student: BertConfig) -> training.Evaluator:
         """Return what scores a stage's parameters; without a stage, a plain model's."""
-        rules = stage.rules if stage else ()
         return training.Evaluator(
             model.bert(student, stage.act if stage else None),
             self.dev,
@@ -130,7 +132,7 @@ class TaskData:
             self.metric,
             self.task.regression,
             self.mesh,
-            functools.partial(quantize, rules=rules) if rules else None,
+            stored_values(stage, self.rest),
         )
 
     def kept(
@@ -196,6 +198,21 @@ def _source(stage: Stage, teacher: Model, batches: Batches) -> tuple[Any, ...]:
     for leaf in [*jax.tree.leaves(teacher.params), tokens.ids, tokens.offsets]:
         sha256.update(np.ascontiguousarray(leaf))
     return (sha256.hexdigest(), batches.buckets, stage.teacher_dtype)
+
+
+def stored_values(
+    stage: Stage | None, rest: Rest, *, lazy: bool = False
+) -> Callable[[Params], Params] | None:
+    """Return what maps a stage's latent weights to those that a packed file holds.
+
+    None where there is nothing to round: an FP32 stage, or a corpus, whose student
+    another stage goes on with.
+    """
+    if stage is None or not (stage.rules or stage.packs):
+        return None
+    if stage.corpus is not None:
+        return functools.partial(quantize, rules=stage.rules, lazy=lazy)
+    return functools.partial(stored, rules=stage.rules, rest=rest, lazy=lazy)
 
 
 def _memory() -> int:

@@ -113,7 +113,7 @@ def _with_task(
         multiple_of=mesh.size,
         pad_id=int(np.searchsorted(used, tokenizer.pad_id)),
     )
-    fixed = (measured, buckets, used)
+    fixed = (measured, buckets, used, recipe.rest)
     students, teachers = (
         TaskData(run, mesh, data, recipe.seed, t, x, *fixed)
         for t, x in ((wide, tokens), (task, plain))

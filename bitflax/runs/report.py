@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from bitflax import files, progress
+from bitflax.data import Baseline
 from bitflax.runs import log, svg
 from bitflax.runs.svg import Number
 
@@ -22,7 +23,8 @@ class Row:
 
     ``score`` and ``kept`` (the share of the teacher's score) are fractions; ``bits``
     is what a quantised weight takes; ``bytes`` is the size on the disk. None is
-    unknown or does not apply. ``extra`` holds more columns for the page.
+    unknown or does not apply. ``extra`` holds more columns for the page. ``above`` is
+    the share of what the teacher has above chance.
     """
 
     name: str
@@ -32,18 +34,24 @@ class Row:
     bytes: int | None = None
     seconds: Number | None = None
     extra: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    above: Number | None = None
 
 
-def table(rows: Sequence[Row], metric: str = "score") -> str:
-    """Return the table as lines of text.
+def table(
+    rows: Sequence[Row], metric: str = "score", baselines: Sequence[Baseline] = ()
+) -> str:
+    """Return the table as lines of text, what needs no network on top.
 
-    >>> print(table([Row("teacher", 0.8, 1.0, 32, 90_000_000, 158.2),
-    ...              Row("packed", 0.784, 0.98, 1, 3_000_000)], "accuracy"))
-    stage    accuracy    kept  bits       bytes  ratio  seconds
-    teacher    0.8000  100.0%    32  90,000,000   1.0x      158
-    packed     0.7840   98.0%     1   3,000,000  30.0x        -
+    >>> print(table([Row("teacher", 0.8, 1.0, 32, 9_000_000, 158.2, above=1.0),
+    ...              Row("packed", 0.76, 0.95, 1, 300_000, above=0.92)], "accuracy",
+    ...             [Baseline("TF-IDF + linear SVM", 0.7)]))
+    stage                accuracy    kept  above chance  bits      bytes  ratio  seconds
+    TF-IDF + linear SVM    0.7000       -             -     -          -      -        -
+    teacher                0.8000  100.0%        100.0%    32  9,000,000   1.0x      158
+    packed                 0.7600   95.0%         92.0%     1    300,000  30.0x        -
     """
-    return progress.columns([_head(metric), *_cells(rows)], "<>>>>>>")
+    lines = [_head(metric, baselines), *_cells(rows, baselines)]
+    return progress.columns(lines, "<" + ">" * (len(lines[0]) - 1))
 
 
 def write_report(
@@ -58,8 +66,9 @@ def write_report(
       folder: the run folder.
       rows: the teacher first, the packed student last.
       log_path: ``log.jsonl``; ``loss/...`` and ``dev/...`` are plotted by stage.
-      meta: ``task`` and ``metric``; whatever else it holds (name, command, versions,
-        a list of notes) is printed below the plots.
+      meta: ``task`` and ``metric``; ``baselines`` and ``warnings``, if any; whatever
+        else it holds (name, command, versions, a list of notes) is printed below the
+        plots.
 
     Raises:
       StorageError: the disk is full or broken.
@@ -68,6 +77,9 @@ def write_report(
         "task": meta["task"],
         "metric": meta["metric"],
         "stages": records(rows),
+        "kept_above_chance": [_finite(row.above) for row in rows],
+        "baselines": [each._asdict() for each in meta.get("baselines", ())],
+        "warnings": [*meta.get("warnings", ())],
     }
     folder = Path(folder)
     files.write_text(folder / "report.json", json.dumps(record, indent=2) + "\n")
@@ -86,11 +98,13 @@ def html(
 ) -> str:
     """Return the page; every text in it is escaped."""
     title = f"bitflax: {meta.get('name') or meta['task']}"
-    more = {k: v for k, v in meta.items() if k not in ("task", "metric", "name") and v}
+    known = ("task", "metric", "name", "baselines", "warnings")
+    more = {k: v for k, v in meta.items() if k not in known and v}
     body = [
         f"<h1>{escape(str(title))}</h1>",
         f"<p>{escape(_summary(rows, meta))}</p>",
-        _html_table(rows, str(meta["metric"])),
+        *map(_warning, meta.get("warnings", ())),
+        _html_table(rows, str(meta["metric"]), meta.get("baselines", ())),
         _sizes(rows),
         *_stages(rows, lines, str(meta["metric"])),
         _details(more),
@@ -104,23 +118,30 @@ def _finite(value: Any) -> Any:
     return None if bad else value
 
 
-def _head(metric: str) -> list[str]:
-    return ["stage", metric, "kept", "bits", "bytes", "ratio", "seconds"]
+def _warning(text: str) -> str:
+    return f'<p class="warning">{escape(text)}</p>'
 
 
-def _cells(rows: Sequence[Row]) -> list[list[str]]:
+def _head(metric: str, baselines: Sequence[Baseline]) -> list[str]:
+    above = ["above chance"] if baselines else []
+    return ["stage", metric, "kept", *above, "bits", "bytes", "ratio", "seconds"]
+
+
+def _cells(rows: Sequence[Row], baselines: Sequence[Baseline] = ()) -> list[list[str]]:
     whole = rows[0].bytes if rows else None
+    simple = [Row(each.name, each.score, bits=None) for each in baselines]
     return [
         [
             row.name,
             _show(row.score, ".4f"),
             _show(row.kept, ".1%"),
+            *([_show(row.above, ".1%")] if baselines else []),
             _show(row.bits, "g"),
             _show(row.bytes, ","),
             _show(whole and row.bytes and whole / row.bytes, ".1f", "x"),
             _show(row.seconds, ",.0f"),
         ]
-        for row in rows
+        for row in [*simple, *rows]
     ]
 
 
@@ -137,18 +158,21 @@ def _summary(rows: Sequence[Row], meta: Mapping[str, Any]) -> str:
     first, last = rows[0], rows[-1]
     if _finite(last.kept) is not None:
         text += f" Of the teacher's score, {last.name} keeps {last.kept:.1%}"
+        if _finite(last.above) is not None:
+            text += f" ({last.above:.1%} of what is above chance)"
         if first.bytes and last.bytes:
             text += f" in 1/{first.bytes / last.bytes:.0f} of its bytes"
         text += "."
     return text
 
 
-def _html_table(rows: Sequence[Row], metric: str) -> str:
+def _html_table(rows: Sequence[Row], metric: str, baselines: Sequence[Baseline]) -> str:
     extras = list(dict.fromkeys(name for row in rows for name in row.extra))
-    heads = "".join(f'<th scope="col">{escape(n)}</th>' for n in _head(metric) + extras)
-    lines = []
-    for row, (name, *numbers) in zip(rows, _cells(rows), strict=True):
-        numbers += [_show(row.extra.get(extra), ".4g") for extra in extras]
+    names = _head(metric, baselines) + extras
+    heads = "".join(f'<th scope="col">{escape(n)}</th>' for n in names)
+    lines, more = [], [*({} for _ in baselines), *(row.extra for row in rows)]
+    for of, (name, *numbers) in zip(more, _cells(rows, baselines), strict=True):
+        numbers += [_show(of.get(extra), ".4g") for extra in extras]
         cells = "".join(f"<td>{escape(number)}</td>" for number in numbers)
         lines.append(f'<tr><th scope="row">{escape(name)}</th>{cells}</tr>')
     inside = f"<thead><tr>{heads}</tr></thead><tbody>{''.join(lines)}</tbody>"
@@ -252,6 +276,8 @@ main { max-width: 1100px; margin: 0 auto; padding: 16px; }
 h1 { font-size: 1.5rem; margin: .5rem 0; overflow-wrap: anywhere; }
 h2 { font-size: 1.15rem; margin: 2rem 0 .75rem; overflow-wrap: anywhere; }
 .wide { overflow-x: auto; }
+.warning { white-space: pre-line; padding: .5rem .8rem; background: var(--card);
+  border-left: 4px solid var(--level); }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums;
   font-size: .9rem; }
 th, td { padding: .35rem .7rem; text-align: right; white-space: nowrap;

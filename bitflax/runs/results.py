@@ -8,16 +8,18 @@ import time
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from bitflax import data, distillation, inference, progress, training, trees
 from bitflax.errors import InputMissing
 from bitflax.model import Split
-from bitflax.packed import pack, save_packed, size_report
+from bitflax.packed import pack, round_rest, save_packed, size_report
 from bitflax.quantization import bits_of
 from bitflax.recipe import Stage
 from bitflax.runs import report
 from bitflax.runs.experiment import Experiment
+from bitflax.runs.quality import Judge
 from bitflax.types import Model, Params
 
 PACKED = "model.safetensors"
@@ -112,22 +114,24 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def finish(
-    experiment: Experiment, rows: list[report.Row], result: Result
-) -> list[report.Row]:
+    experiment: Experiment, rows: list[report.Row], result: Result, judge: Judge
+) -> tuple[list[report.Row], list[str]]:
     """Pack the last student, score the file, and write the report.
 
     Args:
       experiment: what all stages share.
       rows: the teacher's and every stage's.
       result: the last stage's.
+      judge: what scores are held against.
 
     Returns:
-      The packed file's row, or nothing where the last stage is FP32.
+      All rows, the packed file's as well unless the last stage is FP32; and what is
+      to be warned of.
     """
     recipe = experiment.recipe
     task = experiment.student_data and experiment.student_data.task
     notes = list(task.notes) if task else []
-    extra, moved, made = [], [], ["report.html", "report.json"]
+    moved, made = (0, 0), ["report.html", "report.json"]
     last = recipe.stages[-1] if recipe.stages else None
     if last is not None and last.packs:
         small = experiment.task_data.small(result.model)
@@ -136,22 +140,26 @@ def finish(
         values, moved = training.broadcast(
             lambda: _packed(experiment, last, rows, result, logits)
         )
-        extra, made = [report.Row(*values)], [PACKED, *made]
-    notes += moved
+        rows, made = [*rows, report.Row(*values)], [PACKED, *made]
+    rows = judge.judged(rows)
+    warnings = [*judge.warnings(rows, moved)]
+    if moved[1]:
+        notes.append(f"packing moves {moved[0]} of {moved[1]} labels")
+        say(f"note: {notes[-1]}")
     notes += experiment.run.changes
     meta = {
         "task": task.name if task else "general distillation",
         "metric": task.metric if task else "loss",
         "name": recipe.name,
         "notes": notes,
+        "baselines": judge.baselines,
+        "warnings": warnings,
     }
     if training.is_main_process():
         log = experiment.run.log_path
-        report.write_report(experiment.run.path, [*rows, *extra], log, meta)
-    for note in moved:
-        say(f"note: {note}")
+        report.write_report(experiment.run.path, rows, log, meta)
     experiment.run.finish(*made)
-    return extra
+    return rows, warnings
 
 
 def _packed(
@@ -160,15 +168,16 @@ def _packed(
     rows: list[report.Row],
     result: Result,
     logits: np.ndarray,
-) -> tuple[list[Any], list[str]]:
-    """Write the packed file; return its row, and a note on the labels that it moves.
+) -> tuple[list[Any], tuple[int, int]]:
+    """Write the packed file; return its row, and how many of how many labels it moves.
 
     ``logits`` are those of the student before it is packed.
     """
     began = time.monotonic()
     recipe, task_data = experiment.recipe, experiment.task_data
     config, params = result.model
-    packed = pack(params, stage.rules, recipe.rest)
+    rounded = jax.jit(lambda whole: round_rest(whole, stage.rules, recipe.rest))
+    packed = pack(rounded(params), stage.rules, recipe.rest)
     bits = weight_bits(stage, params) if stage.rules else packed_bits(packed)
     if recipe.positions:
         config, packed = distillation.take_positions(config, packed, recipe.positions)
@@ -198,5 +207,5 @@ def _packed(
     save([*rows, row])  # once more: a file carries its own score
     size, seconds = path.stat().st_size, time.monotonic() - began
     row = dataclasses.replace(row, bytes=size, seconds=seconds)
-    moved = f"packing moves {int(np.sum(said != before))} of {len(said)} labels"
-    return list(dataclasses.astuple(row)), [] if real else [moved]
+    moved = (0, 0) if real else (int(np.sum(said != before)), len(said))
+    return list(dataclasses.astuple(row)), moved

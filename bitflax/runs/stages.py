@@ -4,7 +4,6 @@ Everything that can be checked is checked before the first step.
 """
 
 import contextlib
-import dataclasses
 import functools
 import gc
 import time
@@ -19,13 +18,18 @@ import optax
 from bitflax import distillation, files, manifests, model, progress, training
 from bitflax.data import Task
 from bitflax.errors import DamagedFile, InputMissing
-from bitflax.quantization import quantize
 from bitflax.recipe import Recipe, Stage, Teacher, check_until, resolved
 from bitflax.runs import initialization, report
-from bitflax.runs.experiment import Experiment, StageData, loaded_model
+from bitflax.runs.experiment import (
+    Experiment,
+    StageData,
+    loaded_model,
+    stored_values,
+)
 from bitflax.runs.folder import RunFolder
 from bitflax.runs.fork import take_finished
 from bitflax.runs.prepare import prepare
+from bitflax.runs.quality import make_judge
 from bitflax.runs.results import (
     Result,
     check_order,
@@ -36,6 +40,7 @@ from bitflax.runs.results import (
     weight_bits,
     weight_files,
 )
+from bitflax.runs.surroundings import precise
 from bitflax.types import LossFn, Model
 
 
@@ -77,7 +82,7 @@ def run(
     """
     check_until(recipe, until)
     with rare_collections(), files.threads_heard(out), RunFolder(out) as folder:
-        recipe = _precise(recipe)
+        recipe = precise(recipe)
         known = resolved(recipe)
         folder.write_recipe(source, known, overrides)
         if fork is not None:
@@ -92,35 +97,28 @@ def run(
             return _run(experiment, until)
 
 
-def _precise(recipe: Recipe) -> Recipe:
-    """Return the recipe with what its products are computed in on these devices.
-
-    It is kept with the run: it is no matter of where the run goes on.
-    """
-
-    def chosen(part: Any, *names: str) -> Any:
-        made = {name: training.chosen_dtype(getattr(part, name)) for name in names}
-        return dataclasses.replace(part, **made)
-
-    stages = tuple(chosen(each, "dtype", "teacher_dtype") for each in recipe.stages)
-    teacher = chosen(recipe.teacher, "dtype")
-    return dataclasses.replace(recipe, teacher=teacher, stages=stages)
-
-
 def _run(experiment: Experiment, until: str | None) -> list[report.Row]:
     """Run what is left of all stages; return and print the table."""
+    judge = make_judge(experiment)
+    for simple in judge.baselines:
+        if simple.score is not None:
+            say_scores(simple.name, {judge.metric: simple.score})
     done = {"teacher": _teacher(experiment)}
     names = [stage.name for stage in experiment.recipe.stages]
     for number, name in enumerate(names, 1):
         if until in done:
             break
         done[name] = run_stage(experiment, number, done)
-    rows = [result.row for result in done.values()]
+    rows = judge.judged([result.row for result in done.values()])
+    warnings = [*judge.warnings(rows)]
     if len(done) > len(names) and (until is None or until in names[-1:]):
-        rows += finish(experiment, rows, list(done.values())[-1])
+        last = list(done.values())[-1]
+        rows, warnings = finish(experiment, rows, last, judge)
     metric = experiment.student_data.metric if experiment.student_data else "loss"
     if training.is_main_process():
-        print(report.table(rows, metric))
+        print(report.table(rows, metric, judge.baselines))
+        for warning in warnings:
+            progress.tell(warning)
     return rows
 
 
@@ -351,9 +349,7 @@ def _step(
         teach if kept is None else distillation.outputs_reader(kept.outputs),
         stage.loss,
         optimizer,
-        quantize=functools.partial(quantize, rules=stage.rules, lazy=True)
-        if stage.rules
-        else None,
+        quantize=stored_values(stage, experiment.recipe.rest, lazy=True),
         accumulate=stage.accumulate,
     )
 

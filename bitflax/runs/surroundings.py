@@ -1,5 +1,6 @@
 """What a run depends on besides its recipe, and what differs from the last time."""
 
+import dataclasses
 import importlib.metadata
 import os
 import platform
@@ -9,6 +10,7 @@ from typing import Any
 import jax
 
 from bitflax import training
+from bitflax.recipe import Recipe
 
 _PACKAGES = (
     *("bitflax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint"),
@@ -66,3 +68,18 @@ def differences(
         return
     for name, x, y in pairs:
         yield from differences(x, y, f"{path}.{name}" if path else str(name), free)
+
+
+def precise(recipe: Recipe) -> Recipe:
+    """Return the recipe with what its products are computed in on these devices.
+
+    It is kept with the run: it is no matter of where the run goes on.
+    """
+
+    def chosen(part: Any, *names: str) -> Any:
+        made = {name: training.chosen_dtype(getattr(part, name)) for name in names}
+        return dataclasses.replace(part, **made)
+
+    stages = tuple(chosen(each, "dtype", "teacher_dtype") for each in recipe.stages)
+    teacher = chosen(recipe.teacher, "dtype")
+    return dataclasses.replace(recipe, teacher=teacher, stages=stages)

@@ -8,6 +8,7 @@ import re
 import numpy as np
 import pytest
 
+from bitflax.data import Baseline
 from bitflax.runs import report
 from bitflax.runs.log import RunLog
 from bitflax.runs.report import Row
@@ -64,7 +65,9 @@ def test_report_json_has_the_fixed_form(tmp_path, log_path):
     report.write_report(tmp_path, ROWS, log_path, META)
     text = (tmp_path / "report.json").read_text()
     record = json.loads(text, parse_constant=pytest.fail)
-    assert list(record) == ["task", "metric", "stages"]
+    more = ["kept_above_chance", "baselines", "warnings"]
+    assert list(record) == ["task", "metric", "stages", *more]
+    assert [record[name] for name in more] == [[None] * 4, [], []]
     assert record["task"] == "icd10cm"
     assert record["metric"] == "accuracy"
     names = ["name", "score", "kept", "bits", "bytes", "seconds"]
@@ -78,6 +81,33 @@ def test_report_json_has_the_fixed_form(tmp_path, log_path):
         "seconds": 158.2,
     }
     assert record["stages"][-1]["seconds"] is None
+
+
+def test_baselines_and_warnings_stand_in_table_page_and_json(tmp_path, log_path):
+    found = [Baseline("majority class 'a'", 0.3), Baseline("mean", None)]
+    rows = [Row("teacher", 0.8, 1.0, above=1.0), Row("packed", 0.7, 0.875, above=0.8)]
+    meta = META | {"baselines": found, "warnings": ["too <little>\nfix: raise lr"]}
+    lines = report.table(rows, "accuracy", found).splitlines()
+    assert [line.rsplit(maxsplit=7)[0].strip() for line in lines[1:]] == [
+        "majority class 'a'",
+        "mean",
+        "teacher",
+        "packed",
+    ]
+    assert lines[-1].split() == ["packed", "0.7000", "87.5%", "80.0%", "32", *"---"]
+    report.write_report(tmp_path, rows, log_path, meta)
+    record = json.loads((tmp_path / "report.json").read_text())
+    assert record["kept_above_chance"] == [1.0, 0.8]
+    assert record["baselines"] == [
+        {"name": "majority class 'a'", "score": 0.3},
+        {"name": "mean", "score": None},
+    ]
+    assert record["warnings"] == meta["warnings"]
+    page = Page((tmp_path / "report.html").read_text(encoding="utf-8"))
+    assert "too <little>\nfix: raise lr" in page.texts
+    assert {"above chance", "80.0%", "majority class 'a'"} <= {*page.texts}
+    said = "packed keeps 87.5% (80.0% of what is above chance)."
+    assert any(text.endswith(said) for text in page.texts)
 
 
 def test_numpy_and_nan_become_json(tmp_path, log_path):

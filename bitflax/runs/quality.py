@@ -1,0 +1,152 @@
+"""Whether a run's scores are good: against chance, against a linear model, as packed.
+
+A share of the teacher's score is praise only where the teacher has learned something:
+beside it stands the share of what lies above chance,
+``(student - chance) / (teacher - chance)``.
+"""
+
+import dataclasses
+import math
+from collections.abc import Iterator, Sequence
+
+from bitflax import manifests, training
+from bitflax.data import Baseline, measure_baselines
+from bitflax.errors import DamagedFile
+from bitflax.runs.experiment import Experiment
+from bitflax.runs.report import Row
+
+MOST_MOVED = 0.01
+"""The share of labels that packing may move before that is a warning."""
+_FRACTIONS = ("accuracy", "f1_accuracy", "agreement")
+"""Metrics whose sampling error is that of a share of the examples."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Judge:
+    """What a run's scores are held against.
+
+    Attributes:
+      baselines: the majority class or the mean, and a linear model; none where nothing
+        has labels.
+      metric: what all of them are.
+      examples: how many the scores were measured on.
+      ready: whether the teacher came fine-tuned.
+    """
+
+    baselines: tuple[Baseline, ...] = ()
+    metric: str = "accuracy"
+    examples: int = 1
+    ready: bool = False
+
+    @property
+    def chance(self) -> float | None:
+        """The majority's score; 0 where a constant has none; None: unknown."""
+        return (self.baselines[0].score or 0.0) if self.baselines else None
+
+    def at_chance(self, score: float | None) -> bool:
+        """Whether a score is no more than a standard error above chance.
+
+        >>> judge = Judge((Baseline("majority class 'no'", 0.527),), examples=277)
+        >>> judge.at_chance(0.545), judge.at_chance(0.61)
+        (True, False)
+        """
+        if self.chance is None or score is None:
+            return False
+        error = 1.0
+        if self.metric in _FRACTIONS:
+            error = math.sqrt(self.chance * (1 - self.chance))
+        # A score that is no number is not above anything.
+        return not score > self.chance + error / math.sqrt(self.examples)
+
+    def judged(self, rows: Sequence[Row]) -> list[Row]:
+        """Return the rows with what they keep above chance.
+
+        Where the teacher is at chance nobody keeps anything of it.
+
+        >>> judge = Judge((Baseline("majority class 'no'", 0.5),), examples=400)
+        >>> [row.above for row in judge.judged([Row("t", 0.75), Row("s", 0.625)])]
+        [1.0, 0.5]
+        """
+        if self.chance is None or not rows:
+            return [*rows]
+        teacher = rows[0].score
+        if self.at_chance(teacher):
+            return [dataclasses.replace(row, kept=None, above=None) for row in rows]
+        span = teacher and teacher - self.chance
+        return [
+            dataclasses.replace(
+                row,
+                above=(row.score - self.chance) / span
+                if span and row.score is not None
+                else None,
+            )
+            for row in rows
+        ]
+
+    def warnings(
+        self, rows: Sequence[Row], moved: tuple[int, int] = (0, 0)
+    ) -> Iterator[str]:
+        """Yield what is wrong with the scores, and what to turn (``fix:``).
+
+        Args:
+          rows: the teacher first.
+          moved: how many labels packing moved, and of how many.
+        """
+        teacher, students = rows[0], rows[1:]
+        yield from self._of_teacher(teacher.score)
+        low = [row for row in students if self.at_chance(row.score)]
+        if low and not self.at_chance(teacher.score):
+            names = ", ".join(f"{row.name} ({row.score:.4f})" for row in low)
+            problem = f"no better than the {self.baselines[0].name}"
+            problem += f" ({self.chance:.4f}): {names}"
+            place = f"stages.{low[0].name}"
+            if low[0].name == "packed":
+                place = f"stages.{rows[-2].name}"
+            fix = f"raise {place}.epochs or {place}.optim.lr, or take more layers"
+            yield f"{problem}\nfix: {fix}"
+        count, whole = moved
+        if count > MOST_MOVED * whole:
+            share = f"{count} of {whole} labels ({100 * count / whole:.1f} %)"
+            fix = "--set rest=float16, or rest=float32, which rounds nothing more"
+            yield f"packing moves {share}\nfix: {fix}"
+
+    def _of_teacher(self, score: float | None) -> Iterator[str]:
+        """Yield that the teacher has learned too little."""
+        if score is None or not self.baselines:
+            return
+        constant, linear = self.baselines
+        fix = "raise teacher.epochs or teacher.optim.lr, or add training examples"
+        if self.ready:
+            fix = "give a teacher that was fine-tuned for longer, or on more examples"
+        if linear.score is not None and not score >= linear.score:
+            problem = f"the teacher scores {score:.4f}, under the {linear.score:.4f} "
+            yield f"{problem}of {linear.name} on the same examples\nfix: {fix}"
+        elif self.at_chance(score):
+            problem = f"the teacher scores {score:.4f}, no better than the "
+            yield f"{problem}{constant.name} ({self.chance:.4f})\nfix: {fix}"
+
+
+def make_judge(experiment: Experiment) -> Judge:
+    """Return what a run's scores are held against: measured once, then read."""
+    data = experiment.teacher_data
+    if data is None or data.task.train.labels is None or data.task.dev.labels is None:
+        return Judge()
+    found = training.broadcast(lambda: _kept_baselines(experiment))
+    ready = experiment.recipe.teacher.folder is not None
+    baselines = tuple(Baseline(*each) for each in found)
+    return Judge(baselines, data.metric, len(data.task.dev), ready)
+
+
+def _kept_baselines(experiment: Experiment) -> list[list]:
+    """Return the baselines of the run's folder; they are measured where it has none."""
+    assert experiment.teacher_data is not None
+    task, path = experiment.teacher_data.task, experiment.run.cache / "baselines.json"
+    try:
+        kept = manifests.read_sealed(path) if path.is_file() else {}
+    except DamagedFile:
+        kept = {}
+    if kept.get("data") != task.sha256:
+        found = [list(each) for each in measure_baselines(task)]
+        kept = {"data": task.sha256, "baselines": found}
+        manifests.write_sealed(path, kept)
+    return kept["baselines"]
