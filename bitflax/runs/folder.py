@@ -34,9 +34,8 @@ from bitflax.runs.surroundings import differences, machine, versions, with_appen
 
 _LOG = logging.getLogger(__name__)
 
-# What a stage costs, and not what it gives: a run that ran out of memory may go on
-# with other ones.
 _FINISHED = ".finished"
+# What a stage costs, not what it gives: a run that ran out of memory may change them.
 COSTS = {"recompute", "cache_teacher", "cache_bytes"}
 
 
@@ -49,6 +48,7 @@ class RunFolder:
 
     Args:
       path: new, empty, or the folder of an earlier run.
+      on_log: called with every logged line, flat, in process 0.
 
     Raises:
       OutputError: it is a file, cannot be made or written, or holds other things; or
@@ -56,10 +56,10 @@ class RunFolder:
       FolderBusy: another run is there.
     """
 
-    def __init__(self, path: str | Path):
+    def __init__(self, path: str | Path, on_log: log.OnLog | None = None):
         self.path = files.given(path, OutputError)
         self._lock: filelock.BaseFileLock | None = None
-        self._log = log.RunLog(self.path)
+        self._log = log.RunLog(self.path, on_log)
         self._written = False  # recipe.json, here
 
     def __enter__(self) -> "RunFolder":
@@ -234,14 +234,15 @@ class RunFolder:
             manifests.write_manifest(self.path, {}, _FINISHED, results)
 
     @property
-    def changes(self) -> list[str]:
-        """What changed between the runs that this folder saw: notes for the report."""
-        return (self._read() or {}).get("changes", [])
+    def record(self) -> dict[str, Any]:
+        """What ``recipe.json`` says; ``changes`` are those between the runs here."""
+        return self._read() or {"changes": []}
 
     def note(self, text: str) -> None:
         """Record a change, once."""
-        if training.is_main_process() and text not in self.changes:
-            self._write((self._read() or {}) | {"changes": [*self.changes, text]})
+        known = self.record
+        if training.is_main_process() and text not in known["changes"]:
+            self._write(known | {"changes": [*known["changes"], text]})
 
     def _check_there(self) -> None:
         """Refuse to make a folder anew, with holes, that vanished meanwhile."""
@@ -312,8 +313,7 @@ class RunFolder:
         return known | {"machine": here, "changes": list(dict.fromkeys(changes))}
 
 
-# What a run may have made before its recipe is written.
-OURS = {"cache", "tensorboard", "log.jsonl"}
+OURS = {"cache", "tensorboard", "log.jsonl"}  # made before the recipe is written
 SEEN_SECONDS = 10.0
 
 

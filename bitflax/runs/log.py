@@ -11,12 +11,14 @@ import json
 import math
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from bitflax import files
 
+OnLog = Callable[[Mapping[str, Any]], object]
+"""Called with every line, flat, besides: a logger of one's own."""
 FLUSH_SECONDS = 10.0
 """So often what TensorBoard shows is brought to the disk."""
 
@@ -33,8 +35,8 @@ class RunLog:
     0.5
     """
 
-    def __init__(self, folder: str | Path):
-        self.path = Path(folder) / "log.jsonl"
+    def __init__(self, folder: str | Path, on_log: OnLog | None = None):
+        self.path, self._on_log = Path(folder) / "log.jsonl", on_log
         self._board = Path(folder) / "tensorboard"
         self._file: io.FileIO | None = None
         self._writers: dict[str, Any] = {}
@@ -59,6 +61,8 @@ class RunLog:
             while data:  # a disk that fills up takes a part
                 data = data[self._file.write(data) :]
         self._to_tensorboard(flat)
+        if self._on_log is not None:
+            self._on_log(flat)
 
     def rewind(self, stage: str, step: int | None = None) -> None:
         """Drop a stage's lines after ``step`` (None: all), which a resume repeats.

@@ -13,7 +13,8 @@ from typing import Any
 
 from bitflax import files, progress
 from bitflax.data import Baseline
-from bitflax.runs import log, svg
+from bitflax.errors import DamagedFile, InputMissing
+from bitflax.runs import log, sections, svg
 from bitflax.runs.svg import Number
 
 
@@ -80,6 +81,10 @@ def write_report(
         "kept_above_chance": [_finite(row.above) for row in rows],
         "baselines": [each._asdict() for each in meta.get("baselines", ())],
         "warnings": [*meta.get("warnings", ())],
+        "name": meta.get("name"),
+        "notes": [*meta.get("notes", ())],
+        "repeat": meta.get("repeat", {}),
+        "findings": meta.get("findings", {}),
     }
     folder = Path(folder)
     files.write_text(folder / "report.json", json.dumps(record, indent=2) + "\n")
@@ -98,18 +103,65 @@ def html(
 ) -> str:
     """Return the page; every text in it is escaped."""
     title = f"bitflax: {meta.get('name') or meta['task']}"
-    known = ("task", "metric", "name", "baselines", "warnings")
+    known = ("task", "metric", "name", "baselines", "warnings", "findings", "repeat")
     more = {k: v for k, v in meta.items() if k not in known and v}
+    more |= {k: v for k, v in meta.get("repeat", {}).items() if v or v == 0}
+    baselines = meta.get("baselines", ())
+    levels = [(each.name, each.score) for each in baselines if each.score is not None]
+    if rows and _finite(rows[0].score) is not None:
+        levels = [("teacher", rows[0].score), *levels]
     body = [
         f"<h1>{escape(str(title))}</h1>",
         f"<p>{escape(_summary(rows, meta))}</p>",
         *map(_warning, meta.get("warnings", ())),
-        _html_table(rows, str(meta["metric"]), meta.get("baselines", ())),
+        _html_table(rows, str(meta["metric"]), baselines),
+        *sections.path_section(rows, str(meta["metric"])),
         _sizes(rows),
-        *_stages(rows, lines, str(meta["metric"])),
+        *_stages(lines, levels, str(meta["metric"])),
+        *sections.findings_sections(meta.get("findings", {})),
         _details(more),
     ]
     return _PAGE.format(title=escape(str(title)), style=_STYLE, body="\n".join(body))
+
+
+def rewrite(folder: str | Path) -> Path:
+    """Draw a finished run's page anew from what the run kept; return its path.
+
+    Raises:
+      InputMissing: there is no finished run.
+      DamagedFile: its ``report.json`` cannot be read.
+    """
+    folder = files.given(folder)
+    rows, meta = read_report(folder)
+    page = html(rows, log.read_log(folder / "log.jsonl"), meta)
+    files.write_text(folder / "report.html", page)
+    return folder / "report.html"
+
+
+def read_report(folder: Path) -> tuple[list[Row], dict[str, Any]]:
+    """Return the rows of a finished run and what else ``report.json`` says.
+
+    Raises:
+      InputMissing: there is no finished run.
+      DamagedFile: its ``report.json`` cannot be read, or is not one of a run.
+    """
+    path = folder / "report.json"
+    if not path.is_file():
+        fix = "give the folder of a run that is finished"
+        raise InputMissing(folder, "no report.json in it", fix=fix)
+    record = files.read_json(path)
+    try:
+        above = record.get("kept_above_chance") or [None] * len(record["stages"])
+        pairs = zip(record["stages"], above, strict=True)
+        rows = [Row(**row, above=share) for row, share in pairs]
+        record["baselines"] = [Baseline(**x) for x in record.get("baselines", ())]
+        return rows, {k: v for k, v in record.items() if k not in _ROWS}
+    except (KeyError, TypeError, ValueError) as error:
+        fix = "the run's same command writes it again"
+        raise DamagedFile(path, "it is no run's report", fix=fix) from error
+
+
+_ROWS = ("stages", "kept_above_chance")
 
 
 def _finite(value: Any) -> Any:
@@ -188,16 +240,15 @@ def _sizes(rows: Sequence[Row]) -> str:
 
 
 def _stages(
-    rows: Sequence[Row], lines: Sequence[Mapping[str, Any]], metric: str
+    lines: Sequence[Mapping[str, Any]], levels: Sequence[tuple[str, Any]], metric: str
 ) -> list[str]:
     parts = []
-    teacher = rows[0].score if rows else None
     for stage in dict.fromkeys(line["stage"] for line in lines if "stage" in line):
         mine = [line for line in lines if line.get("stage") == stage and "step" in line]
         names = sorted(dict.fromkeys(name for line in mine for name in line))
         figures = [
-            _figure(name, _points(mine, name), teacher, metric)
-            for start in ("dev/", "loss/")
+            _figure(name, _points(mine, name), levels, metric)
+            for start in ("dev/", "loss/", "lr", "flips/")
             for name in names
             if name.startswith(start) and _points(mine, name)
         ]
@@ -214,18 +265,23 @@ def _points(
     return [(x, y) for x, y in pairs if isinstance(y, (int, float))]
 
 
+_TITLES = {"lr": "learning rate", "flips": "share of signs that differ from the start"}
+
+
 def _figure(
     name: str,
     points: Sequence[tuple[Number, Number]],
-    teacher: Number | None,
+    levels: Sequence[tuple[str, Any]],
     metric: str,
 ) -> str:
-    dashed = None
-    if name == f"dev/{metric}" and teacher is not None and math.isfinite(teacher):
-        dashed = ("teacher", teacher)
     few = len(points) <= 40
-    plot = svg.line_plot(f"{name} by step", points, dashed=dashed, dots=few)
-    return f"<figure><figcaption>{escape(name)}</figcaption>{plot}</figure>"
+    mine = levels if name == f"dev/{metric}" else ()
+    kind, _, part = name.partition("/")
+    title = _TITLES.get(kind, name) + (f", {part}" if kind == "flips" else "")
+    y = part or title
+    axes = ("step", y if kind != "flips" else "share")
+    plot = svg.line_plot(f"{title} by step", points, levels=mine, dots=few, axes=axes)
+    return f"<figure><figcaption>{escape(title)}</figcaption>{plot}</figure>"
 
 
 def _details(more: Mapping[str, Any]) -> str:
@@ -300,6 +356,10 @@ svg { display: block; width: 100%; height: auto; font: 11px system-ui, sans-seri
   stroke-linejoin: round; }
 .dot { fill: var(--mark); }
 .dash { stroke: var(--level); stroke-width: 1.4; stroke-dasharray: 5 4; }
+.station { fill: var(--card); stroke: var(--soft); }
+.cell { fill: var(--mark); stroke: var(--line); stroke-width: .5; }
+.path, .one { max-width: 460px; }
+.words td, .words th { white-space: normal; text-align: left; vertical-align: top; }
 .bar { fill: var(--mark); } .back { fill: var(--line); opacity: .5; }
 @media (max-width: 600px) {
   main { padding: 10px; }

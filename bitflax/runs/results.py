@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import logging
 import math
+import shlex
 import time
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from bitflax.model import Split
 from bitflax.packed import pack, round_rest, save_packed, size_report
 from bitflax.quantization import bits_of
 from bitflax.recipe import Stage
-from bitflax.runs import report
+from bitflax.runs import findings, report
 from bitflax.runs.experiment import Experiment
 from bitflax.runs.quality import Judge
 from bitflax.types import Model, Params
@@ -114,7 +115,11 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def finish(
-    experiment: Experiment, rows: list[report.Row], result: Result, judge: Judge
+    experiment: Experiment,
+    rows: list[report.Row],
+    result: Result,
+    judge: Judge,
+    teacher: Model,
 ) -> tuple[list[report.Row], list[str]]:
     """Pack the last student, score the file, and write the report.
 
@@ -123,6 +128,7 @@ def finish(
       rows: the teacher's and every stage's.
       result: the last stage's.
       judge: what scores are held against.
+      teacher: the fine-tuned one.
 
     Returns:
       All rows, the packed file's as well unless the last stage is FP32; and what is
@@ -133,20 +139,23 @@ def finish(
     notes = list(task.notes) if task else []
     moved, made = (0, 0), ["report.html", "report.json"]
     last = recipe.stages[-1] if recipe.stages else None
-    if last is not None and last.packs:
-        small = experiment.task_data.small(result.model)
-        scorer = experiment.task_data.scorer(last, small.config)
-        logits = scorer.logits(small.params)
-        values, moved = training.broadcast(
-            lambda: _packed(experiment, last, rows, result, logits)
-        )
-        rows, made = [*rows, report.Row(*values)], [PACKED, *made]
+    found: dict[str, Any] = {}
+    if last is not None and last.corpus is None and task is not None:
+        logits = _logits(experiment, last, result.model)
+        if not task.regression:
+            first = _logits(experiment, None, teacher)
+            found["answers"] = findings.answers(task, first, logits)
+        if last.packs:
+            values, moved = training.broadcast(
+                lambda: _packed(experiment, last, rows, result, logits)
+            )
+            rows, made = [*rows, report.Row(*values)], [PACKED, *made]
     rows = judge.judged(rows)
     warnings = [*judge.warnings(rows, moved)]
     if moved[1]:
         notes.append(f"packing moves {moved[0]} of {moved[1]} labels")
         say(f"note: {notes[-1]}")
-    notes += experiment.run.changes
+    notes += experiment.run.record["changes"]
     meta = {
         "task": task.name if task else "general distillation",
         "metric": task.metric if task else "loss",
@@ -154,12 +163,48 @@ def finish(
         "notes": notes,
         "baselines": judge.baselines,
         "warnings": warnings,
+        "findings": found,
+        "repeat": _repeat(experiment),
     }
     if training.is_main_process():
+        if last is not None and last.packs:
+            found |= _of_file(experiment, last, result.model)
         log = experiment.run.log_path
         report.write_report(experiment.run.path, rows, log, meta)
     experiment.run.finish(*made)
     return rows, warnings
+
+
+def _logits(experiment: Experiment, stage: Stage | None, whole: Model) -> np.ndarray:
+    """Return a model's logits of the dev examples, as a stage computes them."""
+    small = experiment.task_data.small(whole)
+    scorer = experiment.task_data.scorer(stage, small.config)
+    return scorer.logits(small.params)
+
+
+def _of_file(experiment: Experiment, stage: Stage, student: Model) -> dict[str, Any]:
+    """Return what there is to say of the packed student's weights and its file."""
+    path, texts = experiment.run.path / PACKED, experiment.task_data.task.dev.texts
+    text = texts[0][0] if len(texts) == 1 else tuple(each[0] for each in texts)
+    return {
+        "weights": findings.latent_histogram(student.params, stage.rules),
+        "kinds": findings.bytes_by_kind(path),
+        "latency": findings.latencies(path, text),
+    }
+
+
+def _repeat(experiment: Experiment) -> dict[str, Any]:
+    """Return all that it takes to have the run again."""
+    record, recipe = experiment.run.record, experiment.recipe
+    sets = [f"--set {shlex.quote(each)}" for each in record.get("overrides", ())]
+    return {
+        "command": " ".join([f"bitflax run {recipe.name} --out DIR", *sets]),
+        "seed": recipe.seed,
+        "began": record.get("began"),
+        "versions": record.get("versions"),
+        "machine": record.get("machine"),
+        "SHA-256": record.get("hashes"),
+    }
 
 
 def _packed(

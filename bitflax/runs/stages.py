@@ -19,7 +19,7 @@ from bitflax import distillation, files, manifests, model, progress, training
 from bitflax.data import Task
 from bitflax.errors import DamagedFile, InputMissing
 from bitflax.recipe import Recipe, Stage, Teacher, check_until, resolved
-from bitflax.runs import initialization, report
+from bitflax.runs import findings, initialization, report
 from bitflax.runs.experiment import (
     Experiment,
     StageData,
@@ -28,6 +28,7 @@ from bitflax.runs.experiment import (
 )
 from bitflax.runs.folder import RunFolder
 from bitflax.runs.fork import take_finished
+from bitflax.runs.log import OnLog
 from bitflax.runs.prepare import prepare
 from bitflax.runs.quality import make_judge
 from bitflax.runs.results import (
@@ -54,6 +55,7 @@ def run(
     source: str = "",
     overrides: Sequence[str] = (),
     fork: str | Path | None = None,
+    on_log: OnLog | None = None,
     kept: list[Any] | None = None,
 ) -> list[report.Row]:
     """Run a recipe in a folder, or go on with it; print the table at the end.
@@ -71,6 +73,8 @@ def run(
       overrides: what was changed in it, kept too.
       fork: another run's folder: what it has finished is taken over, up to the first
         stage that differs.
+      on_log: called with every line of the log, a flat dict (``stage``, ``step``,
+        ``loss/loss``, ``dev/accuracy``, ``lr``), for a logger of your own.
       kept: teachers' outputs that other runs of this process kept, and these too then.
 
     Returns:
@@ -81,7 +85,7 @@ def run(
       KeyboardInterrupt: asked to stop; everything is saved.
     """
     check_until(recipe, until)
-    with rare_collections(), files.threads_heard(out), RunFolder(out) as folder:
+    with rare_collections(), files.threads_heard(out), RunFolder(out, on_log) as folder:
         recipe = precise(recipe)
         known = resolved(recipe)
         folder.write_recipe(source, known, overrides)
@@ -113,7 +117,7 @@ def _run(experiment: Experiment, until: str | None) -> list[report.Row]:
     warnings = [*judge.warnings(rows)]
     if len(done) > len(names) and (until is None or until in names[-1:]):
         last = list(done.values())[-1]
-        rows, warnings = finish(experiment, rows, last, judge)
+        rows, warnings = finish(experiment, rows, last, judge, done["teacher"].model)
     metric = experiment.student_data.metric if experiment.student_data else "loss"
     if training.is_main_process():
         print(report.table(rows, metric, judge.baselines))
@@ -281,6 +285,7 @@ def _trained(
         rate=training.learning_rate(stage.optim, steps),
         keep=stage.keep,
         patience=stage.patience,
+        watch=findings.watch(small.params, stage.rules),
         place=f"stages.{name}" if number else "teacher",
     )
     trained = training.train(work, state, experiment.run)

@@ -8,37 +8,38 @@ import math
 from collections.abc import Sequence
 from html import escape
 
-WIDTH, HEIGHT = 340, 190
+WIDTH, HEIGHT = 340, 202
 Number = float | int
-_LEFT, _RIGHT, _TOP, _BOTTOM = 46, 10, 20, 24
+_LEFT, _RIGHT, _TOP, _BOTTOM = 46, 10, 22, 36
 
 
 def line_plot(
     label: str,
     points: Sequence[tuple[Number, Number]],
     *,
-    dashed: tuple[str, Number] | None = None,
+    levels: Sequence[tuple[str, Number]] = (),
     dots: bool = False,
+    axes: tuple[str, str] = ("step", ""),
 ) -> str:
     """Return a plot of y over x from 0 on; y is logarithmic over a factor of 30.
 
     Args:
       label: what a screen reader says.
       points: (x, y), at least one, finite.
-      dashed: a level line's name and value.
+      levels: names and values of dashed lines.
       dots: draw each point with its numbers as a tooltip; for few points.
+      axes: the names of x and y.
 
     >>> line_plot("loss", [(1, 2.0), (2, 1.0)]).count('class="line"')
     1
     """
     xs, ys = zip(*points, strict=True)
-    levels = [*ys, dashed[1]] if dashed else list(ys)
-    log = min(levels) > 0 and max(levels) > 30 * min(levels)
+    every = [*ys, *(value for _, value in levels)]
+    log = min(every) > 0 and max(every) > 30 * min(every)
     x_axis = _Axis(min(0, *xs), max(xs), _LEFT, WIDTH - _RIGHT)
-    y_axis = _Axis(min(levels), max(levels), HEIGHT - _BOTTOM, _TOP, log=log, room=0.06)
-    parts = [_grid(x_axis, y_axis)]
-    if dashed:
-        parts.append(_level(dashed[0], y_axis.at(dashed[1])))
+    y_axis = _Axis(min(every), max(every), HEIGHT - _BOTTOM, _TOP, log=log, room=0.06)
+    parts = [_grid(x_axis, y_axis), _names(*axes)]
+    parts += [_level(name, y_axis.at(value)) for name, value in levels]
     shown = points if dots else thin(points)
     way = " L".join(f"{x_axis.at(x):.1f} {y_axis.at(y):.1f}" for x, y in shown)
     parts.append(f'<path class="line" d="M{way}"/>')
@@ -47,6 +48,75 @@ def line_plot(
         at = f'cx="{x_axis.at(x):.1f}" cy="{y_axis.at(y):.1f}"'
         parts.append(f'<circle class="dot" {at} r="3.5">{tip}</circle>')
     return _svg(label, HEIGHT, parts)
+
+
+def histogram(
+    label: str,
+    edges: Sequence[Number],
+    counts: Sequence[int],
+    levels: Sequence[tuple[str, Number]] = (),
+    axes: tuple[str, str] = ("", ""),
+) -> str:
+    """Return bars of counts between edges, and dashed upright lines at levels.
+
+    >>> histogram("w", [-1, 0, 1], [3, 1]).count('class="bar"')
+    2
+    """
+    x_axis = _Axis(edges[0], edges[-1], _LEFT, WIDTH - _RIGHT)
+    y_axis = _Axis(0, max(counts) or 1, HEIGHT - _BOTTOM, _TOP)
+    parts, bottom = [_grid(x_axis, y_axis), _names(*axes)], HEIGHT - _BOTTOM
+    for low, high, count in zip(edges, edges[1:], counts, strict=False):
+        x, y = x_axis.at(low), y_axis.at(count)
+        box = f'x="{x:.1f}" y="{y:.1f}" width="{x_axis.at(high) - x:.1f}"'
+        parts.append(f'<rect class="bar" {box} height="{bottom - y:.1f}"/>')
+    for name, value in levels:
+        x = x_axis.at(value)
+        parts.append(f'<path class="dash" d="M{x:.1f} {_TOP}V{bottom}"/>')
+        parts.append(_text(x + 4, _TOP + 8, name, "start"))
+    return _svg(label, HEIGHT, parts)
+
+
+def matrix(label: str, counts: Sequence[Sequence[int]], names: Sequence[str]) -> str:
+    """Return a square of cells, the darker the larger their share of their row.
+
+    A cell's names and count are its tooltip.
+
+    >>> matrix("confusion", [[3, 1], [0, 2]], ["a", "b"]).count("<title>")
+    4
+    """
+    size, parts = WIDTH / len(counts), []
+    for i, row in enumerate(counts):
+        for j, count in enumerate(row):
+            share = count / (sum(row) or 1)
+            tip = f"<title>{escape(names[i])}, said {escape(names[j])}: {count}</title>"
+            box = f'x="{j * size:.1f}" y="{i * size:.1f}" width="{size:.1f}"'
+            box += f' height="{size:.1f}" fill-opacity="{share:.3f}"'
+            parts.append(f'<rect class="cell" {box}>{tip}</rect>')
+            if size > 22 and count:
+                x, y = (j + 0.5) * size, (i + 0.5) * size + 4
+                parts.append(_text(x, y, f"{count}", "middle"))
+    return _svg(label, WIDTH, parts)
+
+
+def stations(label: str, boxes: Sequence[Sequence[str]]) -> str:
+    """Return boxes one under the other, joined by arrows; the first line is a name.
+
+    >>> stations("way", [("teacher", "0.80"), ("packed", "0.79")]).count("<rect")
+    2
+    """
+    height, gap, parts = 44, 22, []
+    for i, (name, *lines) in enumerate(boxes):
+        y = i * (height + gap)
+        box = f'x="0.5" y="{y + 0.5}" width="{WIDTH - 1}" height="{height - 1}" rx="6"'
+        parts.append(f'<rect class="station" {box}/>')
+        parts.append(f'<text class="name" x="12" y="{y + 18}">{escape(name)}</text>')
+        said = "   ".join(line for line in lines if line)
+        parts.append(_text(12, y + 35, said, "start"))
+        if i:
+            x, low = WIDTH / 2, y - 2
+            head = f"M{x - 4} {low - 5}L{x} {low}L{x + 4} {low - 5}"
+            parts.append(f'<path class="line" d="M{x} {y - gap + 2}V{low}{head}"/>')
+    return _svg(label, len(boxes) * (height + gap) - gap, parts)
 
 
 def bar_chart(label: str, bars: Sequence[tuple[str, Number, str]]) -> str:
@@ -146,6 +216,12 @@ def _grid(x_axis: _Axis, y_axis: _Axis) -> str:
         anchor = "end" if x > WIDTH - _RIGHT - 12 else "middle"
         parts.append(_text(x, bottom + 16, _tick(value), anchor))
     return "".join(parts)
+
+
+def _names(x: str, y: str) -> str:
+    """Return the axes' names: x's below on the right, y's above on the left."""
+    right = _text(WIDTH - _RIGHT, HEIGHT - 4, x, "end") if x else ""
+    return right + (_text(0, 10, y, "start") if y else "")
 
 
 def _level(name: str, y: Number) -> str:

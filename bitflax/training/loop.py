@@ -160,6 +160,7 @@ class Training:
       keep: ``"last"`` or ``"best"``.
       patience: after so many evaluations in a row that are not better than the best,
         training ends, and the best is kept; None: it does not.
+      watch: what the log's line of an evaluation tells of the parameters besides.
       place: how a person names the stage in an override: ``"stages.fp32"``.
     """
 
@@ -175,6 +176,7 @@ class Training:
     keep: str
     place: str
     patience: int | None = None
+    watch: Callable[[Params], Mapping[str, Any]] | None = None
 
     @property
     def keeps_best(self) -> bool:
@@ -318,7 +320,9 @@ class _Steps:
 
     def _score(self, number: int, state: TrainState) -> Scores:
         scores, metric = self.work.evaluate(state.params), self.work.metric
-        self.run.log({"stage": self.work.name, "step": number, "dev": scores})
+        seen = self.work.watch(state.params) if self.work.watch else {}
+        line = {"stage": self.work.name, "step": number, "dev": scores}
+        self.run.log({**line, **seen})
         self.bar.update(number, {metric: scores[metric]})
         return scores
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from bitflax.data import Baseline
+from bitflax.errors import DamagedFile, InputMissing
 from bitflax.runs import report
 from bitflax.runs.log import RunLog
 from bitflax.runs.report import Row
@@ -66,7 +67,8 @@ def test_report_json_has_the_fixed_form(tmp_path, log_path):
     text = (tmp_path / "report.json").read_text()
     record = json.loads(text, parse_constant=pytest.fail)
     more = ["kept_above_chance", "baselines", "warnings"]
-    assert list(record) == ["task", "metric", "stages", *more]
+    rest = ["name", "notes", "repeat", "findings"]
+    assert list(record) == ["task", "metric", "stages", *more, *rest]
     assert [record[name] for name in more] == [[None] * 4, [], []]
     assert record["task"] == "icd10cm"
     assert record["metric"] == "accuracy"
@@ -121,7 +123,7 @@ def test_numpy_and_nan_become_json(tmp_path, log_path):
 class Page(html.parser.HTMLParser):
     """Checks that tags nest; collects texts, attributes and counts."""
 
-    VOID = ("meta", "path", "circle", "rect", "br")
+    VOID = ("meta", "br")
 
     def __init__(self, text):
         super().__init__()
@@ -132,7 +134,7 @@ class Page(html.parser.HTMLParser):
     def handle_starttag(self, tag, attrs):
         self.tags.append(tag)
         self.links += [v for k, v in attrs if k in ("href", "src", "xlink:href")]
-        if tag not in self.VOID or (tag == "circle"):
+        if tag not in self.VOID:
             self.open.append(tag)
 
     def handle_startendtag(self, tag, attrs):
@@ -154,8 +156,8 @@ def test_the_page_is_whole_and_needs_nothing_else(tmp_path, log_path):
     assert not re.search(r"https?:|url\(|@import|<script", text)
     assert 'name="viewport"' in text
     assert "prefers-color-scheme: dark" in text
-    # One chart of sizes, and for each of the two stages three losses and a metric.
-    assert page.tags.count("svg") == 1 + 2 * 4
+    # The way and the sizes; for each of the two stages three losses, a metric, a rate.
+    assert page.tags.count("svg") == 2 + 2 * 5
     for shown in ("90,866,404", "31.0x", "98.1%", "1-fp32", "2-1bit", "loss/hidden"):
         assert shown in page.texts
     assert "0.9123" in page.texts
@@ -164,6 +166,54 @@ def test_the_page_is_whole_and_needs_nothing_else(tmp_path, log_path):
     assert META["command"] in page.texts
     assert text.count('class="dash"') == 2  # the teacher, on each metric plot
     assert len(text) < 100_000
+
+
+FOUND = {
+    "answers": {
+        "classes": [
+            {"label": n, "examples": 2, "teacher_f1": 1.0, "student_f1": 0.5}
+            for n in ("cat", "<dog>")
+        ],
+        "confusion": {"teacher": [[2, 0], [0, 2]], "student": [[1, 1], [1, 1]]},
+        "disagreements": [
+            {
+                "text": "<b>",
+                "label": "cat",
+                "teacher": ["cat", 0.9],
+                "student": ["<dog>", 0.8],
+            }
+        ],
+    },
+    "weights": {"edges": [-1.0, 0.0, 1.0], "counts": [3, 5], "levels": [-1.0, 1.0]},
+    "kinds": [{"kind": "encoder, 1 bit", "bytes": 1234}],
+    "latency": [{"engine": "native", "milliseconds": 0.923}],
+}
+
+
+def test_the_page_shows_what_was_found_and_is_drawn_again_from_json(tmp_path, log_path):
+    meta = META | {"findings": FOUND, "repeat": {"seed": 0, "versions": {"jax": "1"}}}
+    meta["baselines"] = [Baseline("TF-IDF + linear SVM", 0.7)]
+    report.write_report(tmp_path, ROWS, log_path, meta)
+    text = (tmp_path / "report.html").read_text("utf-8")
+    page = Page(text)
+    for shown in ("<dog>", "cat (90%)", "<dog> (80%)", "1,234 bytes", "0.92", "native"):
+        assert shown in page.texts
+    assert text.count('class="cell"') == 8
+    assert "<dog>" not in text
+    # The teacher and the SVM on each metric's plot; both levels of the weights.
+    assert text.count('class="dash"') == 2 * 2 + 2
+    (tmp_path / "report.html").unlink()
+    again = report.rewrite(tmp_path).read_text("utf-8")
+    drop = {META["command"], "jax 0.10.2", "per row", "0.9123", "agreement", "note"}
+    assert set(page.texts) - set(Page(again).texts) <= drop | {"command", "versions"}
+
+
+def test_a_folder_without_a_report_is_refused(tmp_path):
+    with pytest.raises(InputMissing, match="no report"):
+        report.rewrite(tmp_path)
+    (tmp_path / "report.json").write_text("{}")
+    with pytest.raises(DamagedFile, match="no run's report"):
+        report.rewrite(tmp_path)
 
 
 def test_every_text_is_escaped(tmp_path):

@@ -75,7 +75,7 @@ def test_ticks_are_round_numbers(low, high, ticks):
 
 def test_a_level_line_is_inside_even_above_the_curve():
     root = parse(
-        svg.line_plot("a", [(0, 0.1), (9, 0.2)], dashed=("teacher", 0.9), dots=True)
+        svg.line_plot("a", [(0, 0.1), (9, 0.2)], levels=[("teacher", 0.9)], dots=True)
     )
     (dash,) = of_class(root, "dash")
     y = float(re.findall(r"[\d.]+", dash.get("d"))[1])
@@ -113,9 +113,29 @@ def test_texts_are_escaped():
     nasty = '<script>alert("1 & 2")</script>'
     for text in (
         svg.bar_chart(nasty, [(nasty, 1, nasty)]),
-        svg.line_plot(nasty, [(0, 1.0)], dashed=(nasty, 1.0)),
+        svg.line_plot(nasty, [(0, 1.0)], levels=[(nasty, 1.0)]),
     ):
         root = parse(text)
         assert root.get("aria-label") == nasty
         assert nasty in [node.text for node in root.iter()]
         assert "<script" not in text
+
+
+def test_a_matrix_names_each_cell_and_escapes_it():
+    drawn = svg.matrix("m", [[8, 2], [0, 0]], ["<a>", "b"])
+    assert "<title>&lt;a&gt;, said b: 2</title>" in drawn
+    assert 'fill-opacity="0.800"' in drawn
+    assert drawn.count('fill-opacity="0.000"') == 2  # a class without examples
+
+
+def test_a_histogram_is_as_high_as_its_counts():
+    drawn = svg.histogram("h", [-1, 0, 1], [4, 2], [("+1", 1)])
+    high, low = re.findall(r'class="bar".*?height="([\d.]+)"', drawn)
+    assert float(high) == pytest.approx(2 * float(low), abs=0.2)
+    assert ">+1</text>" in drawn
+
+
+def test_stations_stand_in_their_order():
+    drawn = svg.stations("way", [("teacher", "0.80", ""), ("<x>", "0.79", "1 bit")])
+    assert drawn.index("teacher") < drawn.index("&lt;x&gt;")
+    assert "0.79   1 bit" in drawn

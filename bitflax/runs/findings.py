@@ -1,0 +1,204 @@
+"""What teacher and student say of the dev examples, and what became of the weights.
+
+Everything is plain JSON: ``report.json`` keeps it, and the page is drawn from that.
+"""
+
+import re
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bitflax import data, inference, trees
+from bitflax.data import Task
+from bitflax.errors import BitflaxError
+from bitflax.model import Split
+from bitflax.packed import size_report
+from bitflax.quantization import Rules, bits_of
+from bitflax.types import Params
+
+EXAMPLES = 20
+MOST_CLASSES = 40
+"""Above, a matrix of classes is no picture any more."""
+BINS, WIDEST = 60, 3.0
+ANSWERS = 20
+
+
+def answers(task: Task, teacher: np.ndarray, student: np.ndarray) -> dict[str, Any]:
+    """Return how two models' logits [examples, classes] answer a task's dev set.
+
+    Returns:
+      ``classes``: for each, its name, its examples and both F1 scores; ``confusion``:
+      both matrices [true][said] where there are few classes; ``disagreements``: the
+      examples of different answers, the surest first, with both probabilities.
+    """
+    from sklearn.metrics import confusion_matrix, f1_score
+
+    true, names = np.asarray(task.dev.labels), list(task.labels)
+    said = [data.predictions(logits) for logits in (teacher, student)]
+    every = range(len(names))
+    scores = [
+        f1_score(true, s, labels=every, average=None, zero_division=0) for s in said
+    ]
+    counts = np.bincount(true, minlength=len(names))
+    columns = zip(
+        names, counts.tolist(), *(each.tolist() for each in scores), strict=True
+    )
+    found: dict[str, Any] = {
+        "classes": [
+            {"label": name, "examples": n, "teacher_f1": t, "student_f1": s}
+            for name, n, t, s in columns
+        ],
+        "disagreements": _disagreements(task, teacher, student),
+    }
+    if len(names) <= MOST_CLASSES:
+        matrices = [confusion_matrix(true, s, labels=every).tolist() for s in said]
+        found["confusion"] = dict(zip(("teacher", "student"), matrices, strict=True))
+    return found
+
+
+def _disagreements(
+    task: Task, teacher: np.ndarray, student: np.ndarray
+) -> list[dict[str, Any]]:
+    shares = [np.asarray(jax.nn.softmax(x, axis=-1)) for x in (teacher, student)]
+    first, second = (share.argmax(axis=1) for share in shares)
+    surest = np.minimum(shares[0].max(axis=1), shares[1].max(axis=1))
+    rows = np.flatnonzero(first != second)
+    rows = rows[np.argsort(-surest[rows], kind="stable")][:EXAMPLES]
+    assert task.dev.labels is not None
+    return [
+        {
+            "text": " | ".join(str(texts[row]) for texts in task.dev.texts),
+            "label": task.labels[task.dev.labels[row]],
+            "teacher": [task.labels[first[row]], float(shares[0][row].max())],
+            "student": [task.labels[second[row]], float(shares[1][row].max())],
+        }
+        for row in rows
+    ]
+
+
+def latent_histogram(params: Params, rules: Rules) -> dict[str, Any] | None:
+    """Return how latent weights lie about the levels that they are quantised to.
+
+    Each matrix of 1 or 2 bits is divided by its scale, so that the levels are -1 and 1
+    (and 0); what lies beyond ``WIDEST`` counts at the edge.
+
+    Returns:
+      ``edges`` [BINS + 1], ``counts`` [BINS] and ``levels``; None where no weights have
+      levels.
+    """
+    edges = np.linspace(-WIDEST, WIDEST, BINS + 1)
+    counts, levels = np.zeros(BINS, np.int64), set()
+    flat = trees.flatten(params)
+    for path, quantizer in trees.match(rules, flat).items():
+        if bits_of(quantizer) not in (1, 2):
+            continue
+        leaf = flat[path]
+        for half in (leaf.a, leaf.b) if isinstance(leaf, Split) else (leaf,):
+            values = np.asarray(jax.jit(quantizer)(half))
+            scale = np.abs(values)
+            scale = np.where(scale == 0, scale.max(initial=0.0), scale)
+            kept = scale > 0
+            ratio = np.asarray(half)[kept] / scale[kept]
+            counts += np.histogram(np.clip(ratio, -WIDEST, WIDEST), edges)[0]
+            levels |= {*np.unique(np.sign(values)).tolist()}
+    if not levels:
+        return None
+    return {
+        "edges": edges.tolist(),
+        "counts": counts.tolist(),
+        "levels": sorted(levels),
+    }
+
+
+def watch(start: Params, rules: Rules) -> Callable[[Params], dict[str, Any]] | None:
+    """Return what a stage's log tells of its weights; None where none are quantised."""
+    flips = sign_flips(start, rules)
+    return None if flips is None else lambda params: {"flips": flips(params)}
+
+
+def sign_flips(
+    start: Params, rules: Rules
+) -> Callable[[Params], dict[str, float]] | None:
+    """Return what tells the share of signs that differ from those at a stage's start.
+
+    The shares are of the weights that the rules quantise, by layer (``layer_0``, ...,
+    ``embeddings``). None where they quantise none.
+
+    >>> tree = {"encoder": {"layer_0": {"kernel": jnp.array([1.0, -1.0, 1.0, 1.0])}}}
+    >>> flips = sign_flips(tree, [(".*kernel", jnp.sign)])
+    >>> flips(jax.tree.map(lambda w: -abs(w), tree))
+    {'layer_0': 0.75}
+    """
+    chosen = [*trees.match(rules, trees.flatten(start))]
+    if not chosen:
+        return None
+
+    def signs(params: Params) -> dict[str, Any]:
+        flat = trees.flatten(params)
+        return {path: jax.tree.map(lambda w: w >= 0, flat[path]) for path in chosen}
+
+    begun, places = jax.jit(signs)(start), {path: _layer(path) for path in chosen}
+
+    @jax.jit
+    def counted(params: Params, begun: Mapping[str, Any]) -> dict[str, jax.Array]:
+        found: dict[str, list[Any]] = {}
+        for path, now in signs(params).items():
+            both = zip(jax.tree.leaves(now), jax.tree.leaves(begun[path]), strict=True)
+            found.setdefault(places[path], []).extend(a != b for a, b in both)
+        return {
+            place: sum(jnp.sum(each) for each in parts) / sum(x.size for x in parts)
+            for place, parts in found.items()
+        }
+
+    def flips(params: Params) -> dict[str, float]:
+        found = jax.device_get(counted(params, begun))
+        return {place: float(share) for place, share in found.items()}
+
+    return flips
+
+
+def _layer(path: str) -> str:
+    found = re.search(r"layer_\d+", path)
+    return found[0] if found else path.split("/")[0]
+
+
+def bytes_by_kind(path: Path) -> list[dict[str, Any]]:
+    """Return the bytes of a packed file by the kind of its parts, the most first."""
+    sizes: dict[str, int] = {}
+    for row in size_report(path):
+        place = _layer(row.name)
+        kind = "encoder" if place.startswith("layer_") else place
+        kind = f"{kind}, {row.bits:g} bit"
+        sizes[kind] = sizes.get(kind, 0) + row.bytes
+    return [
+        {"kind": kind, "bytes": size}
+        for kind, size in sorted(sizes.items(), key=lambda pair: -pair[1])
+    ]
+
+
+def latencies(path: Path, text: Any) -> list[dict[str, Any]]:
+    """Return the milliseconds of one text's answer by the engines that are here.
+
+    The median of ``ANSWERS`` answers, text to label, one after the other, all cores.
+    """
+    found = []
+    for engine in inference.ENGINES:
+        if engine in ("auto", "onnx"):
+            continue
+        try:
+            predictor = inference.load(path, engine)
+            predictor.logits([text])
+        except BitflaxError:  # it is not here, or does not compute what the model has
+            continue
+        times = []
+        for _ in range(ANSWERS):
+            began = time.perf_counter()
+            predictor.logits([text])
+            times.append(time.perf_counter() - began)
+        found.append({"engine": engine, "milliseconds": 1e3 * float(np.median(times))})
+    return found
