@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from bitflax import files
-from bitflax.data.examples import kind_of
-from bitflax.errors import DataError, InputMissing, nearest
+from bitflax.errors import DataError, InputMissing, check_text, nearest
 from bitflax.files import open_file
 
 SUFFIXES = (".tsv", ".csv", ".jsonl")
@@ -142,9 +141,7 @@ def _decoded(path: Path) -> str:
     except OSError as error:
         problem = f"cannot be read: {error.strerror}"
         raise InputMissing(path, problem, fix="name a file that you may read") from None
-    if kind := kind_of(data):
-        what, _, fix = kind.partition("; ")
-        raise DataError(path, f"expected a text, found {what}", fix=fix)
+    check_text(data, path)
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:

@@ -17,7 +17,7 @@ import safetensors
 import safetensors.numpy
 
 from bitflax import files, trees
-from bitflax.errors import ConfigError, DamagedFile, InputMissing, StorageError
+from bitflax.errors import ConfigError, DamagedFile, InputMissing
 from bitflax.model import names, torch_bin
 from bitflax.model.leaves import Split
 from bitflax.types import BertConfig, Params
@@ -66,26 +66,15 @@ def read_weights(path: Path) -> dict[str, np.ndarray]:
     """Return the tensors of one ``.safetensors`` or ``.bin`` file."""
     if path.suffix == ".bin":
         return torch_bin.read(path)
-    try:
-        # Read, not mapped: a mapped file that shrinks meanwhile kills the process.
-        with files.open_file(path) as file:
-            found = safetensors.deserialize(file.read())
+    broken = (safetensors.SafetensorError, KeyError, TypeError, ValueError)
+    # Read, not mapped: a mapped file that shrinks meanwhile kills the process.
+    with files.reading(path, "not a whole safetensors file", broken=broken) as file:
         return {
             name: np.frombuffer(tensor["data"], _TYPES[tensor["dtype"]]).reshape(
                 tensor["shape"]
             )
-            for name, tensor in found
+            for name, tensor in safetensors.deserialize(file.read())
         }
-    except InputMissing:
-        raise
-    except OSError as error:
-        raise StorageError(
-            path, f"cannot read it ({error})", fix="check rights and disk"
-        ) from None
-    except (safetensors.SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise DamagedFile(
-            path, f"not a whole safetensors file ({error})", fix="fetch the file again"
-        ) from None
 
 
 def write_state(path: Path, state: Mapping[str, np.ndarray]) -> None:

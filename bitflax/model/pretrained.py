@@ -193,7 +193,7 @@ def _packaged() -> Path:
     seen: list[str] = []
     for folder in _candidates():
         weights = folder / "model.safetensors"
-        found = files.sha256(weights)
+        found = manifests.sha256(weights)
         if found == _MINILM_SHA256:
             return folder
         seen.append(f"{weights} has {found}")

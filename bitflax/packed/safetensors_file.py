@@ -17,7 +17,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from bitflax import files
-from bitflax.files import open_file as open_file
 
 MAX_HEADER = 1 << 20
 _BLOCK = 1 << 18

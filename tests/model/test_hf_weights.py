@@ -125,5 +125,5 @@ def test_a_folder_without_weights_says_what_it_has(tmp_path):
 
 
 def test_what_cannot_be_read_is_said(tmp_path):
-    with pytest.raises(StorageError, match="cannot read it"):
+    with pytest.raises(StorageError, match="cannot be read: Is a dir"):
         hf_weights.read_weights(tmp_path)
