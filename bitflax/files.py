@@ -27,7 +27,6 @@ from bitflax.errors import (
 )
 
 MANIFEST = "MANIFEST.json"
-_ELSEWHERE = "give another folder"
 MOST_BYTES = 1 << 25
 MOST_PARTS = 1 << 22
 """Of a text or JSON file of somebody else's; lines and the marks of a JSON's parts
@@ -228,9 +227,7 @@ def read_json(path: Path) -> dict[str, Any]:
     with reading(path, "not JSON", broken=(ValueError, RecursionError)) as file:
         fields = json.loads(_text(file), object_pairs_hook=unique_pairs)
         if not isinstance(fields, dict):
-            raise DamagedFile(
-                path, "expected a JSON object", fix="fetch the file again"
-            )
+            raise DamagedFile(path, "expected a JSON object", fix="fetch it again")
     return fields
 
 
@@ -327,7 +324,7 @@ def check_model_folder(folder: Path, also: Set[str] = frozenset()) -> None:
     above = _made(folder.absolute().parent)
     if above.is_dir() and not os.access(above, os.W_OK):
         problem = f"{above} cannot be written"
-        raise OutputError(folder, problem, fix=_ELSEWHERE)
+        raise OutputError(folder, problem, fix="give another folder")
     try:
         names = sorted(path.name for path in folder.iterdir())
         # What a write that was killed left behind may go.
@@ -336,7 +333,7 @@ def check_model_folder(folder: Path, also: Set[str] = frozenset()) -> None:
     except FileNotFoundError:
         foreign = []
     except OSError as error:
-        raise OutputError(folder, f"{error.strerror}", fix=_ELSEWHERE) from None
+        raise OutputError(folder, f"{error.strerror}", fix="give another") from None
     if foreign:
         problem = f"holds what is no part of a model: {', '.join(foreign[:3])}"
         raise OutputError(folder, problem, fix="give a new folder")
@@ -364,7 +361,7 @@ def replacing_folder(folder: Path, also: Set[str] = frozenset()) -> Iterator[Pat
     try:
         new.mkdir(parents=True)
     except OSError as error:
-        raise OutputError(folder, f"{error.strerror}", fix=_ELSEWHERE) from None
+        raise OutputError(folder, f"{error.strerror}", fix="give another") from None
     try:
         with disk(folder):
             yield new
