@@ -26,8 +26,9 @@ class BitflaxError(Exception):
         super().__init__(self.place, problem, fix)
 
     def __str__(self) -> str:
-        """Return place, problem and mend on two lines."""
-        return f"{self.place}: {self.problem}\nfix: {self.fix}"
+        """Return place, problem and mend on two lines, control characters escaped."""
+        text = f"{self.place}: {self.problem}\nfix: {self.fix}"
+        return re.sub(r"[^\n -~\xa0-\U0010ffff]", lambda m: repr(m[0])[1:-1], text)
 
 
 class UsageError(BitflaxError, ValueError):
@@ -126,6 +127,7 @@ _KINDS = {
     rb"PAR1|ARROW1|\x89HDF": ("Parquet, Arrow or HDF5", _CSV, _FOLDER),
     rb"\x80[\x02-\x05]": ("pickle, which may run code", _CSV, _FOLDER),
     rb"GGUF": ("GGUF, a model", "give data", _FOLDER),
+    rb"(?s:.{6})\0\0\{": ("safetensors, a model", "give data", "name it .safetensors"),
 }
 """By its first bytes: what a file is, and the mend where data and where a model is
 wanted; one mend where it is the same."""

@@ -177,7 +177,7 @@ def reading(
     *,
     broken: tuple[type[Exception], ...] = (ValueError,),
     fix: str = "fetch the file again",
-    but: str = "$",
+    but: str = "safetensors",
 ) -> Iterator[BufferedReader]:
     """Open a model's file, and turn what is raised inside into our errors.
 
@@ -203,7 +203,8 @@ def reading(
     except BitflaxError:
         raise
     except (FileNotFoundError, NotADirectoryError):
-        raise InputMissing(path, "no such file", fix="check the path") from None
+        fix = "give a packed file, or the folder of a Hugging Face model"
+        raise InputMissing(path, "no such file", fix=fix) from None
     except (OSError, *broken) as error:
         # A seek to before the start, as a broken zip file asks for, is EINVAL.
         if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):

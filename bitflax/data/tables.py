@@ -4,6 +4,7 @@ A reader goes through a whole file and notes every fault, so that a person mends
 of them at once and nothing starts on half-good data.
 """
 
+import contextlib
 import csv
 import dataclasses
 import io
@@ -102,6 +103,8 @@ def read_table(
     """
     name, kind = str(path), Path(path).suffix.lower()
     if kind not in SUFFIXES:
+        with contextlib.suppress(OSError), open_file(Path(path)) as file:
+            check_text(file.read(64), name)
         raise DataError(
             name,
             f"expected one of {', '.join(SUFFIXES)}, found {kind or 'none'!r}",
@@ -151,7 +154,8 @@ def _decoded(path: Path) -> str:
             f"expected UTF-8, found the byte 0x{data[error.start]:02x}",
             fix=f"save the file as UTF-8 (iconv -f ENCODING -t UTF-8 {path.name})",
         ) from None
-    return text.replace("\r\n", "\n").rstrip("\r\n")
+    text = text.replace("\r\n", "\n").rstrip("\r\n")
+    return text if "\n" in text else text.replace("\r", "\n")
 
 
 def _tsv(text: str) -> Iterator[tuple[int, list[str]]]:

@@ -25,7 +25,6 @@ from bitflax.types import BertConfig, Params
 _LOG = logging.getLogger(__name__)
 
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
-_OTHERS = ("tf_model.h5", "flax_model.msgpack", "model.ckpt.index")
 _TYPES = {
     "BF16": ml_dtypes.bfloat16,
     "BOOL": np.bool_,
@@ -53,7 +52,8 @@ def read_state(folder: Path) -> tuple[dict[str, np.ndarray], Path]:
             return read_weights(path), path
         if index.is_file():
             return _read_shards(index), index
-    other = [name for name in _OTHERS if (folder / name).exists()]
+    known = (".json", ".txt", ".md")
+    other = sorted(p.name for p in folder.iterdir() if p.suffix not in known)[:6]
     raise InputMissing(
         folder,
         f"expected {' or '.join(WEIGHTS)}, found "

@@ -47,6 +47,28 @@ def test_another_kind_of_file_is_named(kind, name, tmp_path):
         assert fix in caught.value.fix
 
 
+def test_a_state_of_safetensors_by_torch_s_name_is_told_its_own(tmp_path):
+    path = tmp_path / "pytorch_model.bin"
+    hf_weights.write_state(path, {"w": np.zeros(3, np.float32)})
+    with pytest.raises(DamagedFile, match="found safetensors") as caught:
+        hf_weights.read_weights(path)
+    assert caught.value.fix == "name it .safetensors"
+    path.rename(tmp_path / "model.safetensors")
+    assert hf_weights.read_weights(tmp_path / "model.safetensors")["w"].shape == (3,)
+
+
+@pytest.mark.parametrize("start", [b"text\tlabel\n", b"\x08\x0a\x12\x07bitflax"])
+def test_a_text_or_a_graph_is_no_packed_student(start, tmp_path):
+    (tmp_path / "model").write_bytes(start + b"the rest")
+    with pytest.raises(DamagedFile, match="no packed student: another kind of file"):
+        packed.read_packed(tmp_path / "model")
+
+
+def test_names_from_a_file_do_nothing_to_a_terminal():
+    error = DamagedFile("a", "found \x1b[2J, \x9b and caf\u00e9", fix="none\tneeded")
+    assert str(error) == "a: found \\x1b[2J, \\x9b and caf\u00e9\nfix: none\\tneeded"
+
+
 def test_a_length_that_reads_like_gzip_is_a_length(tmp_path):
     header = {"w": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}
     raw = json.dumps(header).encode().ljust(0x8B1F)
