@@ -295,7 +295,7 @@ def _tokenizer_files(
 
     The class is the one that takes that file as it is. ``BertTokenizer`` makes the
     tokenizer anew of the vocabulary and of settings that it has words for: other ids
-    (transformers 5.15) for a pre-tokenizer or ``max_input_chars_per_word`` of its own.
+    (transformers 5.24) for a pre-tokenizer or ``max_input_chars_per_word`` of its own.
     """
     import tokenizers
 
