@@ -7,6 +7,7 @@ The command line prints one as two lines and exits with its status::
 """
 
 import difflib
+import re
 from collections.abc import Iterable
 
 
@@ -25,8 +26,9 @@ class BitflaxError(Exception):
         super().__init__(self.place, problem, fix)
 
     def __str__(self) -> str:
-        """Return place, problem and mend on two lines."""
-        return f"{self.place}: {self.problem}\nfix: {self.fix}"
+        """Return place, problem and mend on two lines, control characters escaped."""
+        text = f"{self.place}: {self.problem}\nfix: {self.fix}"
+        return re.sub(r"[^\n -~\xa0-\U0010ffff]", lambda m: repr(m[0])[1:-1], text)
 
 
 class UsageError(BitflaxError, ValueError):
@@ -104,3 +106,54 @@ def nearest(name: str, names: Iterable[str], what: str = "names") -> str:
     if not names:
         return f"there are no {what}"
     return f"the {what} are: {', '.join(names[:20])}"
+
+
+_CSV = "write it as .csv or .jsonl (pandas: to_json(lines=True))"
+_FOLDER = "give a packed file, or a folder that transformers saved as safetensors"
+_KINDS = {
+    rb"\x1f\x8b|BZh\d|\xfd7zXZ|\x28\xb5\x2f\xfd|7z\xbc\xaf": (
+        "a compressed file (gzip, xz or the like)",
+        "unpack it (gunzip, xz -d)",
+    ),
+    rb"version https://git-lfs": ("a Git LFS pointer", "fetch the file: git lfs pull"),
+    rb"\s*<(?i:!doctype html|html)": ("HTML, a web page", "fetch the file itself"),
+    rb"PK\x03\x04": (
+        "zip, as .xlsx or PyTorch has it",
+        "unpack it, or save the sheet as CSV",
+        _FOLDER,
+    ),
+    rb"\xd0\xcf\x11\xe0": ("an old .xls or .doc", "save it as CSV", _FOLDER),
+    rb"%PDF-": ("PDF", "give its texts, as .csv or .txt", _FOLDER),
+    rb"PAR1|ARROW1|\x89HDF": ("Parquet, Arrow or HDF5", _CSV, _FOLDER),
+    rb"\x80[\x02-\x05]": ("pickle, which may run code", _CSV, _FOLDER),
+    rb"GGUF": ("GGUF, a model", "give data", _FOLDER),
+    rb"(?s:.{6})\0\0\{": ("safetensors, a model", "give data", "name it .safetensors"),
+}
+"""By its first bytes: what a file is, and the mend where data and where a model is
+wanted; one mend where it is the same."""
+
+
+def kind_of(start: bytes, model: bool = False) -> tuple[str, str] | None:
+    """Return what a file is that is neither text nor a model, and the mend.
+
+    Args:
+      start: its first bytes.
+      model: whether a model is wanted, and not data.
+
+    >>> kind_of(b"GGUF\\3"), kind_of(b"A text")
+    (('GGUF, a model', 'give data'), None)
+    """
+    for pattern, (what, *fixes) in _KINDS.items():
+        if re.match(pattern, start):
+            return what, fixes[-1 if model else 0]
+    return None
+
+
+def check_text(start: bytes, place: object) -> None:
+    """Check by a data file's first bytes that it is no other kind of file.
+
+    Raises:
+      DataError: it is; says which.
+    """
+    if kind := kind_of(start):
+        raise DataError(place, f"expected a text, found {kind[0]}", fix=kind[1])

@@ -1,7 +1,7 @@
 """Files that are whole or not used: atomic writes, models' folders, a disk's errors."""
 
 import contextlib
-import hashlib
+import errno
 import importlib.util
 import json
 import logging
@@ -12,7 +12,7 @@ import shutil
 import stat
 import sys
 import threading
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Iterator, Set
 from io import BufferedReader
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -23,11 +23,10 @@ from bitflax.errors import (
     InputMissing,
     OutputError,
     StorageError,
+    kind_of,
 )
 
 MANIFEST = "MANIFEST.json"
-_AGAIN = "fetch the file again"
-_ELSEWHERE = "give another folder"
 MOST_BYTES = 1 << 25
 MOST_PARTS = 1 << 22
 """Of a text or JSON file of somebody else's; lines and the marks of a JSON's parts
@@ -68,10 +67,10 @@ def disk(
 
 def _free(place: str | Path, error: Exception) -> str:
     """Return the mend of a disk that is full, and how much room it has."""
-    full = "ENOSPC" in str(error) or "No space left" in str(error)
-    with contextlib.suppress(OSError):
-        free = shutil.disk_usage(_made(place)).free
-        return f"make room there ({free / 1e6:,.1f} MB are free)" if full else ""
+    if "ENOSPC" in str(error) or "No space left" in str(error):
+        with contextlib.suppress(OSError):
+            free = shutil.disk_usage(_made(place)).free
+            return f"make room there ({free / 1e6:,.1f} MB are free)"
     return ""
 
 
@@ -171,42 +170,76 @@ def open_file(path: Path) -> BufferedReader:
     return file
 
 
-def read_text(path: Path) -> str:
-    """Return the text of a file of somebody else's, UTF-8.
+@contextlib.contextmanager
+def reading(
+    path: Path,
+    what: str = "",
+    *,
+    broken: tuple[type[Exception], ...] = (ValueError,),
+    fix: str = "fetch the file again",
+    but: str = "safetensors",
+) -> Iterator[BufferedReader]:
+    """Open a model's file, and turn what is raised inside into our errors.
+
+    One that cannot be read is called what it is instead, but only then: the length that
+    safetensors begins with may be any bytes, 35,615 those of gzip.
+
+    Args:
+      path: the file.
+      what: what it is not where ``broken`` is raised, by what reads it.
+      fix: the mend of such a file.
+      but: the kinds that it may be, a regex.
 
     Raises:
-      InputMissing: there is no such file.
+      InputMissing: there is no such file, or it is a pipe or a device.
       StorageError: it cannot be read.
-      DamagedFile: it is too large, or not UTF-8.
+      DamagedFile: ``broken`` was raised inside.
     """
+    start = b""
     try:
         with open_file(path) as file:
-            data = file.read(MOST_BYTES + 1)
-        if len(data) > MOST_BYTES or sum(map(data.count, b"\n,[{:")) > MOST_PARTS:
-            problem = f"over {MOST_BYTES:,} bytes or {MOST_PARTS:,} parts"
-            raise DamagedFile(path, problem, fix="do not use this file")
-        return data.decode()
-    except InputMissing:
+            start = file.peek()
+            yield file
+    except BitflaxError:
         raise
-    except FileNotFoundError:
-        fix = "give the folder of a Hugging Face model"
+    except (FileNotFoundError, NotADirectoryError):
+        fix = "give a packed file, or the folder of a Hugging Face model"
         raise InputMissing(path, "no such file", fix=fix) from None
-    except OSError as error:
-        problem = f"cannot read it ({error.strerror})"
-        raise StorageError(path, problem, fix="check rights and disk") from None
-    except UnicodeDecodeError as error:
-        raise DamagedFile(path, f"not UTF-8 ({error})", fix=_AGAIN) from None
+    except (OSError, *broken) as error:
+        # A seek to before the start, as a broken zip file asks for, is EINVAL.
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
+            problem = f"cannot be read: {error.strerror}"
+            raise StorageError(path, problem, fix="check rights and disk") from error
+        problem = f"{what} ({error})" if what else str(error)
+        kind = kind_of(start, model=True)
+        if kind and not re.match(but, kind[0]):
+            problem, fix = f"expected a file of a model, found {kind[0]}", kind[1]
+        raise DamagedFile(path, problem, fix=fix) from error
+
+
+def read_text(path: Path) -> str:
+    """Return the text of a file of somebody else's, UTF-8; errors are ``reading``'s."""
+    with reading(path, "not UTF-8") as file:
+        return _text(file)
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Return the JSON object in a file: as ``read_text``, and damaged if it is none."""
-    try:
-        fields = json.loads(read_text(path), object_pairs_hook=unique_pairs)
-    except (ValueError, RecursionError) as error:
-        raise DamagedFile(path, f"not JSON ({error})", fix=_AGAIN) from None
-    if not isinstance(fields, dict):
-        raise DamagedFile(path, "expected a JSON object", fix=_AGAIN)
+    """Return the JSON object in a file; errors are ``reading``'s."""
+    with reading(path, "not JSON", broken=(ValueError, RecursionError)) as file:
+        fields = json.loads(_text(file), object_pairs_hook=unique_pairs)
+        if not isinstance(fields, dict):
+            raise DamagedFile(path, "expected a JSON object", fix="fetch it again")
     return fields
+
+
+def _text(file: BufferedReader) -> str:
+    data = file.read(MOST_BYTES + 1)
+    if len(data) > MOST_BYTES or sum(map(data.count, b"\n,[{:")) > MOST_PARTS:
+        problem = f"over {MOST_BYTES:,} bytes or {MOST_PARTS:,} parts"
+        raise DamagedFile(file.name, problem, fix="do not use this file")
+    if kind_of(data):
+        raise ValueError("no text")
+    return data.decode()
 
 
 def unique_pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -261,31 +294,6 @@ def atomic(path: str | Path) -> Iterator[BinaryIO]:
         raise
 
 
-def sha256(path: str | Path) -> str:
-    """Return the SHA-256 of a file's bytes, in hexadecimal."""
-    with open_file(Path(path)) as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def model_sums(folder: Path) -> dict[str, str]:
-    """Return the SHA-256 of each file that says something of a model, by its name."""
-    kinds = (".json", ".txt", ".safetensors", ".bin")
-    found = sorted(path for path in folder.iterdir() if path.suffix in kinds)
-    return {path.name: sha256(path) for path in found}
-
-
-def sum_of(sums: Mapping[str, str], *, names: bool = True) -> str:
-    """Return the SHA-256 of all that a model's folder says, in hexadecimal.
-
-    Args:
-      sums: as ``model_sums`` gives them.
-      names: whether a file's name counts too: it does in what a run pins, not in the
-        record of an augmentation.
-    """
-    lines = [f"{name} {each}\n" if names else each for name, each in sums.items()]
-    return hashlib.sha256("".join(lines).encode()).hexdigest()
-
-
 def package_files(package: str, pattern: str) -> list[Path]:
     """Return the files of an installed package, sorted, without running the package.
 
@@ -317,7 +325,7 @@ def check_model_folder(folder: Path, also: Set[str] = frozenset()) -> None:
     above = _made(folder.absolute().parent)
     if above.is_dir() and not os.access(above, os.W_OK):
         problem = f"{above} cannot be written"
-        raise OutputError(folder, problem, fix=_ELSEWHERE)
+        raise OutputError(folder, problem, fix="give another folder")
     try:
         names = sorted(path.name for path in folder.iterdir())
         # What a write that was killed left behind may go.
@@ -326,7 +334,7 @@ def check_model_folder(folder: Path, also: Set[str] = frozenset()) -> None:
     except FileNotFoundError:
         foreign = []
     except OSError as error:
-        raise OutputError(folder, f"{error.strerror}", fix=_ELSEWHERE) from None
+        raise OutputError(folder, f"{error.strerror}", fix="give another") from None
     if foreign:
         problem = f"holds what is no part of a model: {', '.join(foreign[:3])}"
         raise OutputError(folder, problem, fix="give a new folder")
@@ -354,16 +362,12 @@ def replacing_folder(folder: Path, also: Set[str] = frozenset()) -> Iterator[Pat
     try:
         new.mkdir(parents=True)
     except OSError as error:
-        raise OutputError(folder, f"{error.strerror}", fix=_ELSEWHERE) from None
+        raise OutputError(folder, f"{error.strerror}", fix="give another") from None
     try:
-        yield new
-        _flush(new)
-        _swap(new, folder, old)
-    except BitflaxError:  # some of them are OSErrors too
-        raise
-    except OSError as error:
-        problem = f"cannot write ({error.strerror or error})"
-        raise StorageError(folder, problem, fix="free some space") from None
+        with disk(folder):
+            yield new
+            _flush(new)
+            _swap(new, folder, old)
     finally:
         shutil.rmtree(new, ignore_errors=True)
 

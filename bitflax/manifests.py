@@ -53,6 +53,31 @@ def read_sealed(path: Path, *, must: bool = True) -> dict[str, Any]:
     return fields
 
 
+def sha256(path: str | Path) -> str:
+    """Return the SHA-256 of a file's bytes, in hexadecimal."""
+    with files.open_file(Path(path)) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def model_sums(folder: Path) -> dict[str, str]:
+    """Return the SHA-256 of each file that says something of a model, by its name."""
+    kinds = (".json", ".txt", ".safetensors", ".bin")
+    found = sorted(path for path in folder.iterdir() if path.suffix in kinds)
+    return {path.name: sha256(path) for path in found}
+
+
+def sum_of(sums: Mapping[str, str], *, names: bool = True) -> str:
+    """Return the SHA-256 of all that a model's folder says, in hexadecimal.
+
+    Args:
+      sums: as ``model_sums`` gives them.
+      names: whether a file's name counts too: it does in what a run pins, not in the
+        record of an augmentation.
+    """
+    lines = [f"{name} {each}\n" if names else each for name, each in sums.items()]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
 def write_manifest(
     folder: Path,
     head: Mapping[str, Any],
@@ -72,7 +97,7 @@ def write_manifest(
 
 
 def _state(path: Path) -> dict[str, Any]:
-    return {"bytes": path.stat().st_size, "sha256": files.sha256(path)}
+    return {"bytes": path.stat().st_size, "sha256": sha256(path)}
 
 
 def read_manifest(folder: Path, name: str = MANIFEST) -> dict[str, Any]:

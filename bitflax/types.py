@@ -74,6 +74,8 @@ class BertConfig:
         ):
             if getattr(self, name) < 1:
                 raise ValueError(f"BertConfig.{name} must be at least 1")
+        if self.num_hidden_layers > 1000:  # each is a tree of parameters, made first
+            raise ValueError("BertConfig.num_hidden_layers must be at most 1000")
         if self.head_size is not None and self.head_size < 1:
             raise ValueError("BertConfig.head_size must be at least 1, or None")
         if self.head_size is None and self.hidden_size % self.num_attention_heads:

@@ -95,7 +95,9 @@ def class_labels(
         named = ", ".join(f"{i} is {value!r}" for i, value in enumerate(values[:20]))
         fix = f"write names for the numbers; as the model counts, {named}"
         offers |= {str(i): fix for i in range(len(values))}
-    known = ", ".join(values[:6]) + (", ..." if len(values) > 6 else "")
+    known = ", ".join(repr(value)[1:-1] for value in values[:6]) + (
+        ", ..." if len(values) > 6 else ""
+    )
     labels = np.zeros(len(table.rows), np.int32)
     for i, value in enumerate(table.columns[name]):
         label = _label(value)

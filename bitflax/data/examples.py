@@ -108,22 +108,6 @@ class NamedTask:
     passages: Callable[[], list[str]] | None = None
 
 
-_STARTS = {
-    b"\x1f\x8b": "gzip; unpack it (gunzip)",
-    b"PK\x03\x04": "zip, as .xlsx is; unpack it, or save the sheet as CSV",
-    b"PAR1": "Parquet; write it as .csv or .jsonl (pandas: to_json(lines=True))",
-    b"GGUF": "GGUF, a model; give data",
-    b"\x80": "pickle, which may run code; write .csv or .jsonl",
-    b"version https://git-lfs": "a Git LFS pointer; fetch the file (git lfs pull)",
-    b"<!DOCTYPE": "HTML; fetch the file itself",
-}
-
-
-def kind_of(data: bytes) -> str | None:
-    """Return what a file that is no text is, and what to do; by its first bytes."""
-    return next((said for s, said in _STARTS.items() if data.startswith(s)), None)
-
-
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 LONGEST = 1 << 20
 """Characters of a text: a tokenizer takes seconds and much memory for more."""

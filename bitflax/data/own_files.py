@@ -122,7 +122,8 @@ def _text_columns(place: str, header, text) -> tuple[str, ...]:
             f"{place}:1",
             f"expected a first row of names, with text among them, found "
             f"{_listed(header)}",
-            fix=f"say which column holds the texts: text={header[0][:30]!r}",
+            fix="put a row of names first (text, label), or say which column of these "
+            f"holds the texts: text={header[0][:30]!r}",
         )
     wanted = (text,) if isinstance(text, str) else tuple(text)
     if len(wanted) not in (1, 2):

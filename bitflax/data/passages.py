@@ -11,7 +11,7 @@ from typing import BinaryIO, Protocol, runtime_checkable
 
 import numpy as np
 
-from bitflax.errors import DataError, InputMissing, StorageError
+from bitflax.errors import DataError, InputMissing, StorageError, check_text
 from bitflax.files import given, open_file
 
 WINDOW = 1 << 22
@@ -224,7 +224,7 @@ def _seen(path: Path) -> File:
     """Return a file as it is now, once it is seen that it can be read."""
     try:
         with open_file(path) as stream:
-            stream.read(1)
+            check_text(stream.read(64), path)
         state = path.stat()
     except OSError as error:
         raise InputMissing(

@@ -4,6 +4,7 @@ A reader goes through a whole file and notes every fault, so that a person mends
 of them at once and nothing starts on half-good data.
 """
 
+import contextlib
 import csv
 import dataclasses
 import io
@@ -14,8 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from bitflax import files
-from bitflax.data.examples import kind_of
-from bitflax.errors import DataError, InputMissing, nearest
+from bitflax.errors import DataError, InputMissing, check_text, nearest
 from bitflax.files import open_file
 
 SUFFIXES = (".tsv", ".csv", ".jsonl")
@@ -103,6 +103,8 @@ def read_table(
     """
     name, kind = str(path), Path(path).suffix.lower()
     if kind not in SUFFIXES:
+        with contextlib.suppress(OSError), open_file(Path(path)) as file:
+            check_text(file.read(64), name)
         raise DataError(
             name,
             f"expected one of {', '.join(SUFFIXES)}, found {kind or 'none'!r}",
@@ -142,9 +144,7 @@ def _decoded(path: Path) -> str:
     except OSError as error:
         problem = f"cannot be read: {error.strerror}"
         raise InputMissing(path, problem, fix="name a file that you may read") from None
-    if kind := kind_of(data):
-        what, _, fix = kind.partition("; ")
-        raise DataError(path, f"expected a text, found {what}", fix=fix)
+    check_text(data, path)
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -154,7 +154,8 @@ def _decoded(path: Path) -> str:
             f"expected UTF-8, found the byte 0x{data[error.start]:02x}",
             fix=f"save the file as UTF-8 (iconv -f ENCODING -t UTF-8 {path.name})",
         ) from None
-    return text.replace("\r\n", "\n").rstrip("\r\n")
+    text = text.replace("\r\n", "\n").rstrip("\r\n")
+    return text if "\n" in text else text.replace("\r", "\n")
 
 
 def _tsv(text: str) -> Iterator[tuple[int, list[str]]]:

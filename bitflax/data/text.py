@@ -134,12 +134,17 @@ class Tokenizer:
         """Whether both number the same words alike."""
         return self._backend.get_vocab() == other._backend.get_vocab()
 
-    def unreached(self) -> int:
-        """Count the words with capitals that lower-casing leaves to no text."""
+    def unreached(self) -> int | None:
+        """Count the words with capitals that lower-casing leaves to no text.
+
+        None: no word has capitals, and texts keep theirs.
+        """
         words = self._backend.get_vocab(with_added_tokens=False)
         words = [w for w in words if w != w.lower() and not _MARK.fullmatch(w)]
         normal = self._backend.normalizer
         read = normal.normalize_str if normal else str
+        if not words and read("A") != read("a"):
+            return None
         return sum(read(word) == read(word.lower()) for word in words)
 
     def to_json(self) -> str:

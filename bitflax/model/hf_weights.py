@@ -17,7 +17,7 @@ import safetensors
 import safetensors.numpy
 
 from bitflax import files, trees
-from bitflax.errors import ConfigError, DamagedFile, InputMissing, StorageError
+from bitflax.errors import ConfigError, DamagedFile, InputMissing
 from bitflax.model import names, torch_bin
 from bitflax.model.leaves import Split
 from bitflax.types import BertConfig, Params
@@ -25,7 +25,6 @@ from bitflax.types import BertConfig, Params
 _LOG = logging.getLogger(__name__)
 
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
-_OTHERS = ("tf_model.h5", "flax_model.msgpack", "model.ckpt.index")
 _TYPES = {
     "BF16": ml_dtypes.bfloat16,
     "BOOL": np.bool_,
@@ -53,7 +52,8 @@ def read_state(folder: Path) -> tuple[dict[str, np.ndarray], Path]:
             return read_weights(path), path
         if index.is_file():
             return _read_shards(index), index
-    other = [name for name in _OTHERS if (folder / name).exists()]
+    known = (".json", ".txt", ".md")
+    other = sorted(p.name for p in folder.iterdir() if p.suffix not in known)[:6]
     raise InputMissing(
         folder,
         f"expected {' or '.join(WEIGHTS)}, found "
@@ -66,26 +66,15 @@ def read_weights(path: Path) -> dict[str, np.ndarray]:
     """Return the tensors of one ``.safetensors`` or ``.bin`` file."""
     if path.suffix == ".bin":
         return torch_bin.read(path)
-    try:
-        # Read, not mapped: a mapped file that shrinks meanwhile kills the process.
-        with files.open_file(path) as file:
-            found = safetensors.deserialize(file.read())
+    broken = (safetensors.SafetensorError, KeyError, TypeError, ValueError)
+    # Read, not mapped: a mapped file that shrinks meanwhile kills the process.
+    with files.reading(path, "not a whole safetensors file", broken=broken) as file:
         return {
             name: np.frombuffer(tensor["data"], _TYPES[tensor["dtype"]]).reshape(
                 tensor["shape"]
             )
-            for name, tensor in found
+            for name, tensor in safetensors.deserialize(file.read())
         }
-    except InputMissing:
-        raise
-    except OSError as error:
-        raise StorageError(
-            path, f"cannot read it ({error})", fix="check rights and disk"
-        ) from None
-    except (safetensors.SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise DamagedFile(
-            path, f"not a whole safetensors file ({error})", fix="fetch the file again"
-        ) from None
 
 
 def write_state(path: Path, state: Mapping[str, np.ndarray]) -> None:

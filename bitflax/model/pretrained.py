@@ -193,7 +193,7 @@ def _packaged() -> Path:
     seen: list[str] = []
     for folder in _candidates():
         weights = folder / "model.safetensors"
-        found = files.sha256(weights)
+        found = manifests.sha256(weights)
         if found == _MINILM_SHA256:
             return folder
         seen.append(f"{weights} has {found}")
@@ -293,8 +293,9 @@ def _tokenizer_files(
 ) -> dict[str, str]:
     """Return ``{file name: text}`` of a tokenizer's files, of its ``tokenizer.json``.
 
-    The class is the one that takes that file as it is: ``BertTokenizer`` makes the
-    tokenizer anew of the vocabulary and of settings that it has words for.
+    The class is the one that takes that file as it is. ``BertTokenizer`` makes the
+    tokenizer anew of the vocabulary and of settings that it has words for: other ids
+    (transformers 5.24) for a pre-tokenizer or ``max_input_chars_per_word`` of its own.
     """
     import tokenizers
 

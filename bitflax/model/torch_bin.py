@@ -6,7 +6,6 @@ offsets are held against the bytes that are there before an array is made of the
 Source: ``torch/serialization.py``, both formats.
 """
 
-import errno
 import io
 import math
 import mmap
@@ -22,7 +21,7 @@ import ml_dtypes
 import numpy as np
 
 from bitflax import files
-from bitflax.errors import DamagedFile, InputMissing, StorageError
+from bitflax.errors import DamagedFile
 
 _DTYPES = {
     "torch FloatStorage": np.dtype("<f4"),
@@ -275,30 +274,18 @@ def read(path: Path) -> dict[str, np.ndarray]:
       InputMissing: there is no such file.
       DamagedFile: it is damaged, hostile, or no flat ``{name: tensor}``.
     """
-    try:
-        with files.open_file(path) as file:
+    whole = "not a whole PyTorch state"
+    with files.reading(path, whole, broken=_BROKEN, but="zip|pickle") as file:
+        try:
             read_format = _read_zip if _is_zip(file) else _read_legacy
             state, storages = read_format(file)
-        return {name: _array(tensor, storages) for name, tensor in _items(state)}
-    except InputMissing:
-        raise
-    except FileNotFoundError:
-        raise InputMissing(path, "no such file", fix="give another file") from None
-    except HostilePickleError as error:
-        raise DamagedFile(
-            path,
-            f"hostile pickle refused: {error}",
-            fix="do not use this file; a state saved as safetensors holds no code",
-        ) from None
-    except (*_BROKEN, OSError) as error:
-        # Seeking to before the start, as a broken zip file asks for, is EINVAL.
-        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
-            raise StorageError(
-                path, f"cannot read it ({error.strerror})", fix="check rights and disk"
+            return {name: _array(tensor, storages) for name, tensor in _items(state)}
+        except HostilePickleError as error:
+            raise DamagedFile(
+                path,
+                f"hostile pickle refused: {error}",
+                fix="do not use this file; a state saved as safetensors holds no code",
             ) from None
-        raise DamagedFile(
-            path, f"not a whole PyTorch state ({error})", fix="fetch the file again"
-        ) from None
 
 
 def _is_zip(file: BinaryIO) -> bool:

@@ -18,8 +18,6 @@ import numpy as np
 from bitflax import files, trees
 from bitflax.errors import (
     ConfigError,
-    DamagedFile,
-    InputMissing,
     OutputError,
     StorageError,
 )
@@ -197,21 +195,9 @@ def guarded(read: Callable[[BufferedReader], T], path: Path) -> T:
       StorageError: reading failed.
       DamagedFile: ``read`` raised a ValueError.
     """
-    try:
-        with safetensors_file.open_file(path) as file:
-            return read(file)
-    except InputMissing:
-        raise
-    except (FileNotFoundError, NotADirectoryError):
-        raise InputMissing(path, "no such file", fix="check the path") from None
-    except OSError as error:
-        raise StorageError(
-            path, f"cannot be read: {error.strerror}", fix="give a packed file"
-        ) from error
-    except ValueError as error:
-        raise DamagedFile(
-            path, str(error), fix="fetch the file again, or pack the student again"
-        ) from error
+    fix = "fetch the file again, or pack the student again"
+    with files.reading(path, fix=fix) as file:
+        return read(file)
 
 
 def _is_new(path: str, leaf: Any) -> bool:

@@ -17,7 +17,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from bitflax import files
-from bitflax.files import open_file as open_file
 
 MAX_HEADER = 1 << 20
 _BLOCK = 1 << 18
@@ -207,7 +206,7 @@ def read_header(file: BufferedReader) -> Header:
         raise ValueError(f"the file ends after {len(raw)} bytes")
     (length,) = struct.unpack("<Q", raw)
     if length > MAX_HEADER:
-        problem = f"it would begin with a header of {length} bytes, over {MAX_HEADER}"
+        problem = f"another kind of file, or a header of over {MAX_HEADER} bytes"
         raise ValueError(f"no packed student: {problem}")
     raw = file.read(length)
     if len(raw) < length:

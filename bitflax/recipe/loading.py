@@ -214,7 +214,7 @@ class _Located:
         return None
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
-        if not isinstance(error, Exception):
+        if not isinstance(error, Exception | SystemExit):
             return
         if isinstance(error, SyntaxError) and error.filename == str(self.path):
             line = (error.text or "").strip()
@@ -236,7 +236,7 @@ class _Located:
         raise ConfigError(place, problem, fix=fix) from error
 
 
-def _explained(error: Exception) -> tuple[str, str]:
+def _explained(error: BaseException) -> tuple[str, str]:
     """Return problem and mend of an exception that a recipe's own code raised."""
     text = str(error)
     found = re.search(r"(\w+)(?:\.__init__)?\(\) got an unexpected .*?'(\w+)'", text)

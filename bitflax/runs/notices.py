@@ -11,6 +11,7 @@ from bitflax.data import Task, Tokenizer, Tokens
 
 MOST_CUT = 0.1
 MOST_UNKNOWN = 0.01
+MOST_UNKNOWN_TOKENS = 0.02
 MOST_SHARED = 0.05
 MOST_UNREACHED = 0.01
 """Shares from which on a notice is a warning: GLUE's tasks at 128 tokens lie below."""
@@ -51,7 +52,13 @@ def data_notices(
     yield from _counted(cut, count, *what, fix, MOST_CUT)
     yield from _unknown(tokens, tokenizer)
     lost, words = tokenizer.unreached(), tokenizer.vocab_size
-    if lost >= MOST_UNREACHED * words:
+    if lost is None:
+        texts = [t for part in (task.train, task.dev) for x in part.texts for t in x]
+        lost, words = sum(text != text.lower() for text in texts), len(texts)
+        what = "texts", "have capitals, which no word of the tokenizer has"
+        fix = "in tokenizer_config.json, do_lower_case: true, if the model is uncased"
+        yield from _counted(lost, words, *what, fix)
+    elif lost >= MOST_UNREACHED * words:
         what = "words", "have capitals, but the tokenizer lower-cases texts"
         fix = "in tokenizer_config.json, do_lower_case: false, if the model is cased"
         yield from _counted(lost, words, *what, fix)
@@ -89,12 +96,20 @@ def _class_notices(task: Task) -> Iterator[str]:
 
 
 def _unknown(tokens: Sequence[Tokens], tokenizer: Tokenizer) -> Iterator[str]:
-    """Yield how many texts have no token that the tokenizer knows."""
-    marks = {tokenizer.cls_id, tokenizer.sep_id, tokenizer.pad_id, tokenizer.unk_id}
-    alone = 0
+    """Yield how many tokens the tokenizer does not know, and texts of no other."""
+    marks = {tokenizer.cls_id, tokenizer.sep_id, tokenizer.pad_id} - {None}
+    alone = unknown = known = 0
     for part in tokens:
-        known = ~np.isin(part.ids, [*marks - {None}])
-        alone += int(np.sum(~np.logical_or.reduceat(known, part.offsets[:-1])))
-    count, what = sum(map(len, tokens)), ("texts", "are [UNK] alone")
+        missing = part.ids == (-1 if tokenizer.unk_id is None else tokenizer.unk_id)
+        knows = ~missing & ~np.isin(part.ids, [*marks])
+        alone += int(np.sum(~np.logical_or.reduceat(knows, part.offsets[:-1])))
+        unknown, known = unknown + int(missing.sum()), known + int(knows.sum())
     fix = "look at these texts, or give a teacher of their language"
-    yield from _counted(alone, count, *what, fix, MOST_UNKNOWN)
+    what = (
+        unknown + known,
+        "tokens",
+        "are [UNK]: words that the teacher's tokenizer lacks",
+    )
+    yield from _counted(unknown, *what, fix, MOST_UNKNOWN_TOKENS)
+    what = sum(map(len, tokens)), "texts", "are [UNK] alone"
+    yield from _counted(alone, *what, fix, MOST_UNKNOWN)

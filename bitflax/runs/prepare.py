@@ -7,7 +7,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from bitflax import distillation, files, model, progress, training
+from bitflax import distillation, files, manifests, model, progress, training
 from bitflax.data import (
     TASKS,
     Batches,
@@ -262,8 +262,8 @@ def _pin_others(experiment: Experiment) -> None:
 
 
 def _pin_model(run: RunFolder, name: str, folder: Path) -> None:
-    sums = files.model_sums(folder)
-    run.pin(name, files.sum_of(sums), folder, {n: s[:12] for n, s in sums.items()})
+    sums = manifests.model_sums(folder)
+    run.pin(name, manifests.sum_of(sums), folder, {n: s[:12] for n, s in sums.items()})
 
 
 def _pin_task(run: RunFolder, data: Data, task: Task) -> None:

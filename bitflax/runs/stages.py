@@ -296,7 +296,7 @@ def _trained(
             folder / "params", start.config, params, experiment.tokenizer, extra=True
         )
         manifests.write_manifest(folder / "params", {})
-        whole = files.sha256(folder / "params" / files.MANIFEST)
+        whole = manifests.sha256(folder / "params" / files.MANIFEST)
         record = {"scores": trained.scores, "seconds": seconds, "steps": trained.steps}
         manifests.write_sealed(done, record | {"params": whole})
     training.barrier()
@@ -309,7 +309,9 @@ def _finished(folder: Path, done: Path) -> tuple[Model, dict[str, Any]]:
         record = manifests.read_sealed(done, must=False)
         manifest = folder / files.MANIFEST
         written = record.get("params")  # none of an earlier bitflax
-        if written and not (manifest.is_file() and files.sha256(manifest) == written):
+        if written and not (
+            manifest.is_file() and manifests.sha256(manifest) == written
+        ):
             raise DamagedFile(manifest, "it is not what was written", fix="")
         return Model(*model.load_pretrained(folder)), record
     except (DamagedFile, InputMissing) as error:

@@ -42,12 +42,13 @@ def test_a_row_is_refused_by_its_number(write, row, problem):
         (b"PK\x03\x04", "zip"),
         (b"PAR1", "Parquet"),
         (b"GGUF", "GGUF"),
+        (b"\xc8\x03\x00\x00\x00\x00\x00\x00{}", "safetensors"),
         (b"\x80\x04\x95", "pickle"),
         (b"version https://git-lfs.github.com/spec/v1\n", "Git LFS"),
         (b"<!DOCTYPE html>\n<html>", "HTML"),
     ],
 )
-@pytest.mark.parametrize("suffix", ["csv", "tsv", "jsonl"])
+@pytest.mark.parametrize("suffix", ["csv", "tsv", "jsonl", "xlsx", "tsv.gz"])
 def test_a_file_of_another_kind_is_named(write, start, kind, suffix):
     path = write(f"own.{suffix}", start + b"\x00rest")
     with pytest.raises(DataError, match=kind) as caught:
@@ -69,3 +70,15 @@ def test_logits_that_are_no_numbers_predict_nothing(value):
     logits = np.array([[0.0, 1.0], [value, 1.0]])
     with pytest.raises(Diverged, match="row 2"):
         metrics.predictions(logits)
+
+
+def test_rows_that_end_as_on_an_old_mac_are_rows(write):
+    path = write("own.tsv", "text\tlabel\ra cat\tx\ra dog\ty\r")
+    assert len(tasks.load_task(path).train) == 1
+
+
+def test_a_file_without_names_is_told_to_have_some(write):
+    path = write("own.tsv", "a cat\tx\na dog\ty\n")
+    with pytest.raises(DataError) as caught:
+        tasks.load_task(path)
+    assert caught.value.fix.startswith("put a row of names first (text, label), or ")

@@ -99,6 +99,7 @@ def test_a_new_task_has_its_own_labels(own, overrides, expected):
         ({"layer_norm_eps": "small"}, "layer_norm_eps", "expected a number"),
         ({"num_attention_heads": 5}, "", "not a multiple"),
         ({"num_hidden_layers": 0}, "", "at least 1"),
+        ({"num_hidden_layers": 10**9}, "", "at most 1000"),
         ({"hidden_act": "gelu_new"}, "hidden_act", "gelu or relu, found 'gelu_new'"),
         ({"hidden_act": ["gelu"]}, "hidden_act", "gelu or relu"),
         ({"id2label": {"1": "a", "2": "b"}}, "id2label", "each of 0, 1"),

@@ -119,11 +119,13 @@ def test_a_cut_file_is_refused(tmp_path, cut):
 def test_a_folder_without_weights_says_what_it_has(tmp_path):
     with pytest.raises(InputMissing, match="found no weights"):
         hf_weights.read_state(tmp_path)
-    (tmp_path / "tf_model.h5").touch()
-    with pytest.raises(InputMissing, match=r"found tf_model.h5"):
+    for name in ("config.json", "tf_model.h5", "adapter_model.safetensors"):
+        (tmp_path / name).touch()
+    found = "found adapter_model.safetensors, tf_model.h5"
+    with pytest.raises(InputMissing, match=found):
         hf_weights.read_state(tmp_path)
 
 
 def test_what_cannot_be_read_is_said(tmp_path):
-    with pytest.raises(StorageError, match="cannot read it"):
+    with pytest.raises(StorageError, match="cannot be read: Is a dir"):
         hf_weights.read_weights(tmp_path)

@@ -101,6 +101,7 @@ MISTAKES = [
     ("loss=bf.soft", "loss=bf.sof", 11, "no 'sof_cross", "'soft_cross_entropy'"),
     ("    stage =", "    1 / 0\n    stage =", 8, "ZeroDivisionError", "--debug"),
     ("    stage =", "    raise ValueError('no')\n    stage =", 8, "no", "correct"),
+    ("    stage =", "    exit(0)\n    stage =", 8, "SystemExit: 0", "correct"),
     ("stages=(stage,)", "stages=stage", 15, "expected a tuple", "give a tuple"),
 ]
 LOCATE = """

@@ -105,9 +105,15 @@ def test_texts_that_the_tokenizer_does_not_know():
     assert texts.startswith("2 of 10 texts (20 %) are [UNK] alone\nfix: ")
 
 
-def test_a_single_unknown_word_is_no_notice():
-    texts = ["red cat dog cow soup xyz", *WORDS]
-    assert told((texts, [i % 3 for i in range(8)]), (["a dog", "my cat"], [0, 1])) == []
+@pytest.mark.parametrize(("count", "warned"), [(7, True), (77, False)])
+def test_single_words_that_the_tokenizer_does_not_know(count, warned):
+    texts = ["red xyz", *(WORDS * 11)[:count]]
+    train = texts, [i % 3 for i in range(count + 1)]
+    (found,) = told(train, (["a dog", "my cat"], [0, 1]))
+    words = 2 * count + 6
+    share = f"1 of {words} tokens ({100 / words:.3g} %) are [UNK]"
+    assert found.startswith(share)
+    assert ("\nfix: " in found) is warned
 
 
 @pytest.mark.parametrize("lowercase", [True, False])
@@ -138,6 +144,22 @@ def test_a_cased_vocabulary_that_is_lower_cased(lowercase):
     )
 
 
+@pytest.mark.parametrize("lowercase", [True, False])
+def test_texts_with_capitals_that_no_word_has(lowercase):
+    uncased = Tokenizer(tokenizers.Tokenizer.from_str(tinyrun.tokenizer().to_json()))
+    normal = tokenizers.normalizers.BertNormalizer(lowercase=lowercase)
+    uncased._backend.normalizer = normal
+    texts = ["Red cat", "old DOG", *WORDS]
+    train = texts, [i % 3 for i in range(9)]
+    found = told(train, (["a dog"], [0]), tokenizer=uncased)
+    assert uncased.unreached() == (0 if lowercase else None)
+    said = (
+        "2 of 10 texts (20 %) have capitals, which no word of the tokenizer has\n"
+        "fix: in tokenizer_config.json, do_lower_case: true, if the model is uncased"
+    )
+    assert (said in found) is not lowercase
+
+
 def test_notices_come_before_the_first_step_and_into_the_report(tmp_path, capsys):
     tinyrun.write_recipe(tmp_path)
     tinyrun.write_teacher(tmp_path / "pretrained")
@@ -162,5 +184,5 @@ def test_notices_come_before_the_first_step_and_into_the_report(tmp_path, capsys
 
 def test_offsets_of_one_token_a_text_are_read():
     unknown = Tokens(np.array([1, 7], np.int32), np.zeros(2, np.uint8), np.arange(3))
-    (found,) = notices._unknown([unknown], tinyrun.tokenizer())
+    *_, found = notices._unknown([unknown], tinyrun.tokenizer())
     assert found.startswith("1 of 2 texts")

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from bitflax import data, files, model, progress
+from bitflax import data, files, manifests, model, progress
 from bitflax.data import Examples, NamedTask, Task
 from bitflax.data.augmentation import word_vectors, words
 from bitflax.data.augmentation.masked_lm import load_masked_lm
@@ -126,11 +126,11 @@ def _settings(task: Task, how: Augment, copies: int) -> dict[str, Any]:
     settings = dataclasses.asdict(how) | {"copies": copies}
     if how.masked_lm is not None:
         folder = model.resolve_folder(how.masked_lm)
-        sums = files.model_sums(folder)
-        settings["masked_lm"] = f"sha256 {files.sum_of(sums, names=False)}"
+        sums = manifests.model_sums(folder)
+        settings["masked_lm"] = f"sha256 {manifests.sum_of(sums, names=False)}"
     if how.vectors is not None:
         path = word_vectors.path_of(how.vectors)
-        settings["vectors"] = f"sha256 {files.sha256(path)}"
+        settings["vectors"] = f"sha256 {manifests.sha256(path)}"
     return settings | {"task": task.name, "data": f"sha256 {task.sha256}"}
 
 

@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 
 import filelock
 
-from bitflax import files
+from bitflax import files, manifests
 from bitflax.errors import InputMissing, StorageError
 
 NAME = "libbitflax.so"
@@ -183,7 +183,7 @@ def find_built() -> Built | None:
 def _read(place: Path) -> Built | None:
     try:
         record = json.loads((place / _RECORD).read_bytes())
-        if files.sha256(place / NAME) == record["sha256"]:
+        if manifests.sha256(place / NAME) == record["sha256"]:
             return Built(place / NAME, record)
     except (OSError, ValueError, KeyError, TypeError):
         pass
@@ -244,7 +244,7 @@ def _compile_into(place: Path, compiler: Compiler) -> None:
             "compiler": compiler.identity,
             "date": time.strftime("%Y-%m-%d %H:%M:%S"),
             "seconds": round(time.monotonic() - begin, 1),
-            "sha256": files.sha256(folder / NAME),
+            "sha256": manifests.sha256(folder / NAME),
         }
         (folder / _RECORD).write_text(json.dumps(record), "utf-8")
         shutil.rmtree(place, ignore_errors=True)  # a damaged one
