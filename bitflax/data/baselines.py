@@ -40,7 +40,7 @@ def measure_baselines(task: Task) -> tuple[Baseline, Baseline]:
     >>> labels = np.array([1, 0, 1, 0, 1], np.int32)
     >>> rows = Examples((texts,), labels, np.arange(1, 6))
     >>> measure_baselines(Task("t", rows, rows, ("no", "yes"), "accuracy"))[0]
-    Baseline(name="majority class 'yes'", score=0.6)
+    Baseline(name='majority class', score=0.6)
     """
     return _constant(task), _linear(task)
 
@@ -50,8 +50,7 @@ def _constant(task: Task) -> Baseline:
     if task.regression:
         return Baseline("mean", None)  # a constant correlates with nothing
     most = int(np.bincount(_labels(task.train)).argmax())
-    name = f"majority class {task.labels[most]!r:.24}"
-    return Baseline(name, _scored(task, most * rows))
+    return Baseline("majority class", _scored(task, most * rows))
 
 
 def _linear(task: Task) -> Baseline:
