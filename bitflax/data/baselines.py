@@ -112,4 +112,5 @@ def _model(task: Task, rows: int) -> Any:
         return linear_model.Ridge(solver="lsqr")
     if rows * len(task.labels) <= MOST_FITS:
         return svm.LinearSVC(tol=0.01, random_state=0)
-    return linear_model.SGDClassifier(alpha=1e-5, max_iter=5, tol=None, random_state=0)
+    none: Any = None  # of scikit-learn's tolerance, which stops early
+    return linear_model.SGDClassifier(alpha=1e-5, max_iter=5, tol=none, random_state=0)
