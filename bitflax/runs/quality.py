@@ -46,7 +46,7 @@ class Judge:
     def at_chance(self, score: float | None) -> bool:
         """Whether a score is no more than a standard error above chance.
 
-        >>> judge = Judge((Baseline("majority class 'no'", 0.527),), examples=277)
+        >>> judge = Judge((Baseline("majority class", 0.527),), examples=277)
         >>> judge.at_chance(0.545), judge.at_chance(0.61)
         (True, False)
         """
@@ -63,7 +63,7 @@ class Judge:
 
         Where the teacher is at chance nobody keeps anything of it.
 
-        >>> judge = Judge((Baseline("majority class 'no'", 0.5),), examples=400)
+        >>> judge = Judge((Baseline("majority class", 0.5),), examples=400)
         >>> [row.above for row in judge.judged([Row("t", 0.75), Row("s", 0.625)])]
         [1.0, 0.5]
         """

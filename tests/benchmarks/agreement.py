@@ -1,7 +1,8 @@
 """How many labels an engine changes: every engine against the student as trained.
 
-The last stage's latent weights are quantised by the run's own rules, and JAX runs them
-with the run's activation quantizers: that is the student. It is packed anew, by today's
+The last stage's latent weights are quantised by the run's own rules, the rest is rounded
+as the file holds it, and JAX runs them with the run's activation quantizers: that is
+the student. It is packed anew, by today's
 code, and every engine answers the task's whole dev set from what was packed.
 
     python -m tests.benchmarks.agreement RUN [RUN ...] > agreement.json
@@ -21,7 +22,7 @@ from bitflax.data.text import Tokenizer
 from bitflax.inference import onnx_bert
 from bitflax.inference.engines import run_onnx
 from bitflax.model import pretrained
-from bitflax.packed import packing
+from bitflax.packed import packing, rounding
 from bitflax.recipe import loading
 from bitflax.types import label_places
 from tests.benchmarks import common
@@ -51,9 +52,11 @@ def answers(
             made._engine = run_onnx(graph.SerializeToString())
         return made.logits(texts)
 
-    packed = packing.pack(latent, stage.rules)
+    given = rounding.round_rest(latent, stage.rules, recipe.rest)
+    packed = packing.pack(given, stage.rules, recipe.rest)
     plain = packing.unpack(packed)
-    found = {"as trained": logits(bf.quantize(latent, stage.rules), stage.act)}
+    student = rounding.stored(latent, stage.rules, recipe.rest)
+    found = {"as trained": logits(student, stage.act)}
     found["jax, packed"] = logits(packed, stage.act)
     found["native, packed"] = logits(packed, stage.act, engine="native")
     for kind in kinds:

@@ -86,12 +86,12 @@ def test_report_json_has_the_fixed_form(tmp_path, log_path):
 
 
 def test_baselines_and_warnings_stand_in_table_page_and_json(tmp_path, log_path):
-    found = [Baseline("majority class 'a'", 0.3), Baseline("mean", None)]
+    found = [Baseline("majority class", 0.3), Baseline("mean", None)]
     rows = [Row("teacher", 0.8, 1.0, above=1.0), Row("packed", 0.7, 0.875, above=0.8)]
     meta = META | {"baselines": found, "warnings": ["too <little>\nfix: raise lr"]}
     lines = report.table(rows, "accuracy", found).splitlines()
     assert [line.rsplit(maxsplit=7)[0].strip() for line in lines[1:]] == [
-        "majority class 'a'",
+        "majority class",
         "mean",
         "teacher",
         "packed",
@@ -101,13 +101,13 @@ def test_baselines_and_warnings_stand_in_table_page_and_json(tmp_path, log_path)
     record = json.loads((tmp_path / "report.json").read_text())
     assert record["kept_above_chance"] == [1.0, 0.8]
     assert record["baselines"] == [
-        {"name": "majority class 'a'", "score": 0.3},
+        {"name": "majority class", "score": 0.3},
         {"name": "mean", "score": None},
     ]
     assert record["warnings"] == meta["warnings"]
     page = Page((tmp_path / "report.html").read_text(encoding="utf-8"))
     assert "too <little>\nfix: raise lr" in page.texts
-    assert {"above chance", "80.0%", "majority class 'a'"} <= {*page.texts}
+    assert {"above chance", "80.0%", "majority class"} <= {*page.texts}
     said = "packed keeps 87.5% (80.0% of what is above chance)."
     assert any(text.endswith(said) for text in page.texts)
 

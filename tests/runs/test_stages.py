@@ -15,7 +15,7 @@ from bitflax.errors import ConfigError, UsageError
 from bitflax.inference import predictor as inference_predictor
 from bitflax.inference import provenance
 from bitflax.model import pretrained
-from bitflax.packed import file, packing
+from bitflax.packed import file, packing, rounding
 from bitflax.runs import log, stages
 from tests.helpers import tinyrun
 
@@ -123,7 +123,7 @@ def test_the_packed_file_predicts_what_the_last_stage_does(whole, place):
     assert predictor.score(task)["accuracy"] == rows[-1].score
     assert predictor.max_length == 16
     config, params = pretrained.load_pretrained(out / "2-onebit" / "params")
-    values = bf.quantize(params, bf.xtc_1bit())
+    values = rounding.stored(params, bf.xtc_1bit())
     plain = inference_predictor.Predictor(
         config, values, tinyrun.tokenizer(), bf.symmetric(bits=8)
     )
