@@ -12,10 +12,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bitflax import data, errors, inference, model, packed, recipe, runs, training
+from bitflax import data, inference, model, packed, recipe, runs, training
 from bitflax.data import augmentation
 from bitflax.errors import (
-    ConfigError,
     DamagedFile,
     DataError,
     InputMissing,
@@ -49,13 +48,12 @@ def _print_pairs(pairs: Mapping[str, str]) -> None:
 
 
 def show_command(args: Namespace) -> None:
-    """Print a recipe's docstring, dials, stages, bits and expected bytes."""
+    """Print a recipe's docstring, data, dials, stages, bits and expected bytes."""
     file = recipe.read_recipe(args.recipe)
     made = file.build(args.settings)
-    if made.data is not None:
-        _check_task(made.data.task)
-    config, where = recipe.teacher_config(made)
-    text = recipe.describe_recipe(made, config)
+    task = _read(made)
+    config, where = recipe.teacher_config(made, task)
+    text = recipe.describe_recipe(made, config, task)
     print(f"{file.path}\n\n{file.doc}\n\ndials (--set NAME=VALUE)")
     _print_pairs({name: _dial(default) for name, (_, default) in file.dials.items()})
     print(f"\n{text}")
@@ -63,12 +61,14 @@ def show_command(args: Namespace) -> None:
         print(f"\nbits and bytes need the teacher's shape: {where}")
 
 
-def _check_task(name: str) -> None:
-    """Refuse a name that is no task's; a file may lie on another machine."""
-    path = given(name)
-    if name not in data.TASKS and not path.suffix and not path.exists():
-        fix = errors.nearest(name, data.TASKS, "tasks")
-        raise ConfigError("Data.task", f"no task {name!r}", fix=fix)
+def _read(made: recipe.Recipe) -> data.Task | None:
+    """Return the data of a recipe; of a named task, whose classes are known, none."""
+    named = made.data is not None and made.data.task in data.TASKS
+    if made.data is None or (named and made.data.data_dir is None):
+        return None
+    ready = made.teacher.folder is not None
+    known = recipe.teacher_config(made)[0] if ready else None
+    return runs.read_task(made.data, known, ready=ready)[1]
 
 
 def _dial(default: Any) -> str:
@@ -112,6 +112,7 @@ def eval_command(args: Namespace) -> None:
         text=_columns(args.text),
         label=args.label,
         dev=None if named or given(args.task).is_dir() else args.task,
+        labelled=True,
         **known,
     )
     for note in task.notes:

@@ -14,7 +14,7 @@ from bitflax import cli, commands, inference, runs, signals
 from bitflax.inference import predictor
 from bitflax.model import pretrained
 from bitflax.packed import file, packing
-from tests.helpers import small
+from tests.helpers import small, tinyrun
 
 
 class Echo:
@@ -76,6 +76,24 @@ def test_show_follows_set(capsys):
 def test_mistakes_have_their_statuses(capsys, argv, status):
     assert cli.main(argv) == status
     assert len(capsys.readouterr().err.splitlines()) == 2
+
+
+@pytest.mark.parametrize("name", ["quickstart", "xtc", "finetune"])
+def test_show_reads_the_data(capsys, tmp_path, name):
+    teacher = tinyrun.write_teacher(tmp_path / "bert", layers=12)
+    rows = "".join(f"{text},{kind},{kind}\n" for text, kind in tinyrun.texts())
+    (tmp_path / "own.csv").write_text(f"body,kind,other\n{rows}")
+    taught = "pretrained" if name == "finetune" else "teacher"
+    argv = ["show", name, "--set", f"{taught}={teacher}"]
+    dials = ["--set", "text=body", "--set", "label=kind"]
+    own = ["--set", f"task={tmp_path}/own.csv"]
+    assert cli.main([*argv, *dials, *own]) == 0
+    said = capsys.readouterr().out
+    assert "own.csv: texts from 'body', labels from 'kind', left out: 'other'" in said
+    assert "54 examples to learn from, 6 to measure accuracy on; 3 classes" in said
+    assert ("classifier/kernel [32, 3]" in said) == (name != "finetune")
+    assert cli.main([*argv, *dials, *own, "--set", f"dev={tmp_path}/no.csv"]) == 66
+    assert f"error: {tmp_path}/no.csv: there is no" in capsys.readouterr().err
 
 
 def test_predict_prints_label_probability_and_text(capsys, echo):

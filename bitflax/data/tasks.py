@@ -28,6 +28,7 @@ def load_task(
     limit: int | None = None,
     regression: bool | None = None,
     classes: Sequence[str] | None = None,
+    labelled: bool = False,
 ) -> Task:
     """Return a task with every row read and checked.
 
@@ -44,6 +45,7 @@ def load_task(
       regression: own files: whether the labels are real numbers; None: seen from them.
       classes: own files: the classes in the order of their numbers, where a teacher
         knows them already; None: those that occur, sorted.
+      labelled: own files: whether one without labels is refused.
 
     Raises:
       ConfigError: an unknown name, or a setting that does not belong to the task.
@@ -61,7 +63,8 @@ def load_task(
         name = str(files.given(name))
         _check_path(name)
         _refuse(name, {"data_dir": data_dir})
-        return _finished(own_files.load_own(name, **own), seed, limit)
+        made = own_files.load_own(name, **own, labelled=labelled)
+        return _finished(made, seed, limit)
     _refuse(name, own if named.takes_data_dir else {**own, "data_dir": data_dir})
     return _finished(named.load(name, data_dir), seed, limit)
 
