@@ -6,6 +6,7 @@ two lines on stderr; a traceback comes only with ``--debug``.
 
 import argparse
 import contextlib
+import difflib
 import errno
 import importlib.metadata
 import io
@@ -36,22 +37,31 @@ class _Parser(argparse.ArgumentParser):
         return re.findall(r"--[a-z][\w-]+", self.format_usage())
 
     def error(self, message: str) -> NoReturn:
-        """Raise a usage error that names the nearest command or option."""
+        """Raise a usage error that names the nearest command, or option of its own."""
         fix = f"see `{self.prog} --help`"
         choice = re.search(r"COMMAND: invalid choice: '(.*?)'", message)
-        option = re.search(r"unrecognized arguments: (--[\w-]+)", message)
+        option = re.search(r"unrecognized arguments:.*? (--[\w-]+)", message)
         if choice:
             message = f"no such command: {choice[1]}"
             fix = errors.nearest(choice[1], self.commands, "commands")
         elif option:
             message = f"no such option: {option[1]}"
-            fix = errors.nearest(option[1], self.options(), "options")
-            its = [n for n, c in self.commands.items() if option[1] in c.options()]
-            if its:
-                fix = f"leave it out: it is an option of {' and '.join(its)}"
+            fix = self._mend(option[1])
         elif "invalid choice: 'onnx-2bit'" in message:
             message, fix = "onnx-2bit is gone", "onnx-int8, smaller and faster"
         raise UsageError(self.prog, message, fix=fix)
+
+    def _mend(self, option: str) -> str:
+        """Return the mend of an option that it has not: what it has comes first."""
+        own, name = self.options(), option.removeprefix("--")
+        bare = [each.removeprefix("--") for each in own]
+        if close := difflib.get_close_matches(name, bare, n=1, cutoff=0.6):
+            return f"did you mean '--{close[0]}'?"
+        if "--set" in own:
+            return f"a dial is turned by --set {name}=...; `bitflax show` lists them"
+        if its := [n for n, c in self.commands.items() if option in c.options()]:
+            return f"leave it out: it is an option of {' and '.join(its)}"
+        return f"the options are: {', '.join(own)}"
 
 
 def make_parser() -> _Parser:
