@@ -106,12 +106,12 @@ def make_parser() -> _Parser:
     fork += "finished and the same is taken over from it"
     run.add_argument("--fork", metavar="DIR", help=fork)
     _add_hosts(run)
+    clean = add("clean", help="remove what only a resume needs of a finished run")
+    clean.add_argument("run", metavar="DIR", help="the run's folder")
     _add_eval(add("eval", help="measure a model on a task"))
     predict = add("predict", help="print label, probability and text")
     predict.add_argument("model", metavar="DIR|FILE", help=_MODEL)
-    texts = "texts; a pair has a tab between; none: a text a line from stdin"
-    predict.add_argument("texts", nargs="*", metavar="TEXT", help=texts)
-    _add_engine(predict)
+    _add_predict(predict)
     inspect = add("inspect", help="print every tensor's bits and bytes")
     inspect.add_argument("model", metavar="DIR|FILE", help=_MODEL)
     _add_verify(add("verify", help="read all of a packed file strictly, and say so"))
@@ -150,6 +150,8 @@ def _add_eval(parser: _Parser) -> None:
     parser.add_argument(
         "--task", required=True, metavar="T", help="a named task or a data file"
     )
+    out = "a .jsonl file for every example's text, label, what is right, probabilities"
+    parser.add_argument("--out", metavar="FILE", help=out)
     _add_data(parser)
     _add_engine(parser)
 
@@ -162,6 +164,22 @@ def _add_engine(parser: _Parser) -> None:
     )
     threads = "that native or onnx computes with; by default all cores"
     parser.add_argument("--threads", type=int, metavar="N", help=threads)
+
+
+def _add_predict(parser: _Parser) -> None:
+    texts = "texts; a pair has a tab between; none: a text a line from stdin"
+    parser.add_argument("texts", nargs="*", metavar="TEXT", help=texts)
+    pair = "the second text of a pair; once for each TEXT"
+    parser.add_argument("--pair", action="append", default=[], metavar="T", help=pair)
+    table = "a .csv, .tsv or .jsonl file of texts"
+    parser.add_argument("--csv", metavar="FILE", help=table)
+    column = "the column of --csv that holds the texts, or two for pairs"
+    parser.add_argument("--column", metavar="COLUMN[,COLUMN]", help=column)
+    top = "the K likeliest labels of each text, a line each"
+    parser.add_argument("--top", type=int, metavar="K", help=top)
+    lines = "a line of JSON a text: text, label, probabilities (of all, or of --top)"
+    parser.add_argument("--json", action="store_true", help=lines)
+    _add_engine(parser)
 
 
 def _add_verify(parser: _Parser) -> None:

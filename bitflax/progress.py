@@ -122,8 +122,8 @@ def _floats(values: Mapping[str, Any] | None) -> dict[str, float]:
 
 def _is_terminal(stream: Any) -> bool:
     with contextlib.suppress(OSError):
-        # One that does not know its width says 0, and tqdm would draw nothing.
-        return stream.isatty() and os.get_terminal_size(stream.fileno()).columns > 0
+        # One that does not know its size says 0, and tqdm would draw nothing.
+        return stream.isatty() and min(os.get_terminal_size(stream.fileno())) > 0
     return False
 
 
@@ -219,6 +219,16 @@ class _Told(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         text, level = super().format(record), record.levelname.lower()
         return text if level == "info" else f"bitflax: {level}: {text}"
+
+
+def escaped(text: str) -> str:
+    r"""Escape what moves a cursor, ends a line, or turns the direction of letters.
+
+    >>> print(escaped("red \x1b[2J"))
+    red \x1b[2J
+    """
+    unseen = r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]"
+    return re.sub(unseen, lambda found: ascii(found[0])[1:-1], text)
 
 
 def columns(rows: Iterable[Sequence[Any]], sides: str) -> str:

@@ -45,10 +45,10 @@ def test_ten_seconds_lie_between_two_lines():
     assert len(stream.getvalue().splitlines()) == 2  # the first and the last
 
 
-def on_a_terminal(script, columns):
+def on_a_terminal(script, columns, rows=24):
     """Run a script whose stderr is a terminal; return what it shows."""
     master, slave = pty.openpty()
-    size = struct.pack("HHHH", 24 if columns else 0, columns, 0, 0)
+    size = struct.pack("HHHH", rows if columns else 0, columns, 0, 0)
     fcntl.ioctl(slave, termios.TIOCSWINSZ, size)
     process = subprocess.Popen(
         [sys.executable, "-c", textwrap.dedent(script)],
@@ -70,8 +70,8 @@ def on_a_terminal(script, columns):
     return shown.decode()
 
 
-@pytest.mark.parametrize("columns", [0, 120])
-def test_a_bar_on_a_terminal(columns):
+@pytest.mark.parametrize(("columns", "rows"), [(0, 0), (120, 0), (120, 24)])
+def test_a_bar_on_a_terminal(columns, rows):
     shown = on_a_terminal(
         """
         from bitflax.progress import Progress
@@ -81,13 +81,14 @@ def test_a_bar_on_a_terminal(columns):
             bar.update(30, {"logits": 0.25, "accuracy": 0.785})
         """,
         columns,
+        rows,
     )
     assert "step 20: saved\r\n" in shown
     last = [part for part in shown.split("\r") if "2-1bit" in part][-1]
     assert "30/30" in last
     assert "logits 0.25, accuracy 0.785" in last
     assert "00:00 left" in last
-    assert ("|████|" in last) == (columns > 0)
+    assert ("|████|" in last) == (rows > 0)
 
 
 def test_80_columns_hold_what_matters():

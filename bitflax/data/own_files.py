@@ -63,7 +63,7 @@ def load_own(
     def choose(place: str, header: Sequence[str]) -> tuple[str, ...]:
         first = next(iter(names.values()))[0] if names else None
         wanted = first if text is None else text
-        found = _text_columns(place, header, wanted)
+        found = choose_texts(place, header, wanted)
         names[place] = found, _label_column(place, header, label, found)
         if labelled and names[place][1] is None:
             raise _unlabelled(place, [name for name in header if name not in found])
@@ -112,8 +112,17 @@ def _files(path: Path, dev: str | Path | None) -> tuple[Path, Path | None]:
     return found["train"][0], Path(dev) if dev else next(iter(found["dev"]), None)
 
 
-def _text_columns(place: str, header, text) -> tuple[str, ...]:
-    """Return the one or two text columns of a file."""
+def choose_texts(place: str, header, text) -> tuple[str, ...]:
+    """Return the one or two text columns of a file.
+
+    Args:
+      place: the file, for errors.
+      header: its columns' names.
+      text: one of them, or a pair; None: the usual names are looked for.
+
+    Raises:
+      DataError: it has no such column.
+    """
     for mark, kind in ((";", ".csv"), ("\t", ".csv"), (",", ".tsv")):
         if place.lower().endswith(kind) and len(header) == 1 and mark in header[0]:
             raise DataError(

@@ -124,7 +124,7 @@ class TaskData:
             model.bert(student, stage.act if stage else None),
             self.dev,
             self.task.dev.labels,
-            self.metric,
+            self.task.scores,
             self.task.regression,
             self.mesh,
             functools.partial(quantize, rules=rules) if rules else None,

@@ -157,6 +157,7 @@ def _load_task(data: Data, known: BertConfig | None, ready: bool) -> Task:
         regression=regression,
         classes=classes,
         labelled=not ready,
+        metric=data.metric,
     )
     bare = task.train.labels is None and task.dev.labels is None
     if known is not None and bare:

@@ -19,6 +19,7 @@ from bitflax.errors import DamagedFile, InputMissing
 from bitflax.quantization import quantize
 from bitflax.recipe import Recipe, Stage, check_until, resolved
 from bitflax.runs import initialization, report
+from bitflax.runs.ending import ending
 from bitflax.runs.experiment import Experiment, StageData, loaded_model
 from bitflax.runs.folder import RunFolder
 from bitflax.runs.fork import take_finished
@@ -92,11 +93,16 @@ def _run(experiment: Experiment, until: str | None) -> list[report.Row]:
             break
         done[name] = run_stage(experiment, number, done)
     rows = [result.row for result in done.values()]
-    if len(done) > len(names) and (until is None or until in names[-1:]):
+    ended = len(done) > len(names) and (until is None or until in names[-1:])
+    if ended:
         rows += finish(experiment, rows, list(done.values())[-1])
     metric = experiment.student_data.metric if experiment.student_data else "loss"
     if training.is_main_process():
         print(report.table(rows, metric))
+        if ended:
+            data = experiment.student_data
+            where, task = experiment.run.path, data and data.task
+            print(f"\n{ending(where, experiment.recipe.data, task)}")
     return rows
 
 
