@@ -6,6 +6,7 @@ two lines on stderr; a traceback comes only with ``--debug``.
 
 import argparse
 import contextlib
+import difflib
 import errno
 import importlib.metadata
 import io
@@ -36,22 +37,31 @@ class _Parser(argparse.ArgumentParser):
         return re.findall(r"--[a-z][\w-]+", self.format_usage())
 
     def error(self, message: str) -> NoReturn:
-        """Raise a usage error that names the nearest command or option."""
+        """Raise a usage error that names the nearest command, or option of its own."""
         fix = f"see `{self.prog} --help`"
         choice = re.search(r"COMMAND: invalid choice: '(.*?)'", message)
-        option = re.search(r"unrecognized arguments: (--[\w-]+)", message)
+        option = re.search(r"unrecognized arguments:.*? (--[\w-]+)", message)
         if choice:
             message = f"no such command: {choice[1]}"
             fix = errors.nearest(choice[1], self.commands, "commands")
         elif option:
             message = f"no such option: {option[1]}"
-            fix = errors.nearest(option[1], self.options(), "options")
-            its = [n for n, c in self.commands.items() if option[1] in c.options()]
-            if its:
-                fix = f"leave it out: it is an option of {' and '.join(its)}"
+            fix = self._mend(option[1])
         elif "invalid choice: 'onnx-2bit'" in message:
             message, fix = "onnx-2bit is gone", "onnx-int8, smaller and faster"
         raise UsageError(self.prog, message, fix=fix)
+
+    def _mend(self, option: str) -> str:
+        """Return the mend of an option that it has not: what it has comes first."""
+        own, name = self.options(), option.removeprefix("--")
+        bare = [each.removeprefix("--") for each in own]
+        if close := difflib.get_close_matches(name, bare, n=1, cutoff=0.6):
+            return f"did you mean '--{close[0]}'?"
+        if "--set" in own:
+            return f"a dial is turned by --set {name}=...; `bitflax show` lists them"
+        if its := [n for n, c in self.commands.items() if option in c.options()]:
+            return f"leave it out: it is an option of {' and '.join(its)}"
+        return f"the options are: {', '.join(own)}"
 
 
 def make_parser() -> _Parser:
@@ -99,12 +109,18 @@ def make_parser() -> _Parser:
     run.add_argument("--seeds", type=int, metavar="N", help=many)
     _add_hosts(run)
     _add_tune(add("tune", help="compare settings: a run of each, a table, the best"))
+    drawn = add("report", help="draw a run's report.html anew; of several, a page")
+    drawn.add_argument(
+        "runs", nargs="+", metavar="DIR", help="folders of finished runs"
+    )
+    page = "the page of several runs (comparison.html)"
+    drawn.add_argument("--out", default="comparison.html", metavar="FILE", help=page)
+    clean = add("clean", help="remove what only a resume needs of a finished run")
+    clean.add_argument("run", metavar="DIR", help="the run's folder")
     _add_eval(add("eval", help="measure a model on a task"))
     predict = add("predict", help="print label, probability and text")
     predict.add_argument("model", metavar="DIR|FILE", help=_MODEL)
-    texts = "texts; a pair has a tab between; none: a text a line from stdin"
-    predict.add_argument("texts", nargs="*", metavar="TEXT", help=texts)
-    _add_engine(predict)
+    _add_predict(predict)
     inspect = add("inspect", help="print every tensor's bits and bytes")
     inspect.add_argument("model", metavar="DIR|FILE", help=_MODEL)
     _add_verify(add("verify", help="read all of a packed file strictly, and say so"))
@@ -160,6 +176,8 @@ def _add_eval(parser: _Parser) -> None:
     parser.add_argument(
         "--task", required=True, metavar="T", help="a named task or a data file"
     )
+    out = "a .jsonl file for every example's text, label, what is right, probabilities"
+    parser.add_argument("--out", metavar="FILE", help=out)
     _add_data(parser)
     _add_engine(parser)
 
@@ -172,6 +190,22 @@ def _add_engine(parser: _Parser) -> None:
     )
     threads = "that native or onnx computes with; by default all cores"
     parser.add_argument("--threads", type=int, metavar="N", help=threads)
+
+
+def _add_predict(parser: _Parser) -> None:
+    texts = "texts; a pair has a tab between; none: a text a line from stdin"
+    parser.add_argument("texts", nargs="*", metavar="TEXT", help=texts)
+    pair = "the second text of a pair; once for each TEXT"
+    parser.add_argument("--pair", action="append", default=[], metavar="T", help=pair)
+    table = "a .csv, .tsv or .jsonl file of texts"
+    parser.add_argument("--csv", metavar="FILE", help=table)
+    column = "the column of --csv that holds the texts, or two for pairs"
+    parser.add_argument("--column", metavar="COLUMN[,COLUMN]", help=column)
+    top = "the K likeliest labels of each text, a line each"
+    parser.add_argument("--top", type=int, metavar="K", help=top)
+    lines = "a line of JSON a text: text, label, probabilities (of all, or of --top)"
+    parser.add_argument("--json", action="store_true", help=lines)
+    _add_engine(parser)
 
 
 def _add_verify(parser: _Parser) -> None:

@@ -2,35 +2,29 @@
 
 import contextlib
 import inspect
-import itertools
 import logging
-import os
-import re
 import sys
 from argparse import Namespace
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from bitflax import data, errors, inference, model, packed, recipe, runs, training
+from bitflax import data, inference, model, packed, recipe, runs, training
 from bitflax.data import augmentation
 from bitflax.errors import (
-    ConfigError,
     DamagedFile,
-    DataError,
     InputMissing,
+    OutputError,
     StorageError,
     UsageError,
 )
-from bitflax.files import given
+from bitflax.files import given, write_text
 from bitflax.inference import native
 from bitflax.progress import columns, tell, throughput
 
 _LOG = logging.getLogger(__name__)
 
 BASES = {"binary": 2, "ternary": 3}
-PIECE = 1024
-"""Texts that are answered at once; a pipe of any length is answered as it comes."""
 
 
 def ls_command(args: Namespace) -> None:
@@ -49,13 +43,12 @@ def _print_pairs(pairs: Mapping[str, str]) -> None:
 
 
 def show_command(args: Namespace) -> None:
-    """Print a recipe's docstring, dials, stages, bits and expected bytes."""
+    """Print a recipe's docstring, data, dials, stages, bits and expected bytes."""
     file = recipe.read_recipe(args.recipe)
     made = file.build(args.settings)
-    if made.data is not None:
-        _check_task(made.data.task)
-    config, where = recipe.teacher_config(made)
-    text = recipe.describe_recipe(made, config)
+    task = _read(made)
+    config, where = recipe.teacher_config(made, task)
+    text = recipe.describe_recipe(made, config, task)
     print(f"{file.path}\n\n{file.doc}\n\ndials (--set NAME=VALUE)")
     _print_pairs({name: _dial(default) for name, (_, default) in file.dials.items()})
     print(f"\n{text}")
@@ -63,12 +56,14 @@ def show_command(args: Namespace) -> None:
         print(f"\nbits and bytes need the teacher's shape: {where}")
 
 
-def _check_task(name: str) -> None:
-    """Refuse a name that is no task's; a file may lie on another machine."""
-    path = given(name)
-    if name not in data.TASKS and not path.suffix and not path.exists():
-        fix = errors.nearest(name, data.TASKS, "tasks")
-        raise ConfigError("Data.task", f"no task {name!r}", fix=fix)
+def _read(made: recipe.Recipe) -> data.Task | None:
+    """Return the data of a recipe; of a named task, whose classes are known, none."""
+    named = made.data is not None and made.data.task in data.TASKS
+    if made.data is None or (named and made.data.data_dir is None):
+        return None
+    ready = made.teacher.folder is not None
+    known = recipe.teacher_config(made)[0] if ready else None
+    return runs.read_task(made.data, known, ready=ready)[1]
 
 
 def _dial(default: Any) -> str:
@@ -86,6 +81,11 @@ def tune_command(args: Namespace) -> None:
     recipe.check_until(made[0].recipe, args.until)
     training.initialize(args.coordinator, args.processes, args.process)
     runs.run_trials(file, args.out, args.settings, args.over, args.seeds, args.until)
+
+
+def report_command(args: Namespace) -> None:
+    """Draw the page of a finished run anew, or one of several runs side by side."""
+    print(runs.draw_report(args.runs, args.out))
 
 
 def run_command(args: Namespace) -> None:
@@ -110,9 +110,19 @@ def run_command(args: Namespace) -> None:
     )
 
 
+def clean_command(args: Namespace) -> None:
+    """Remove what only a resume needs of a finished run; print how much that was."""
+    size = runs.clean(args.run)
+    print(f"{args.run}\t{size / 1e6:,.1f} MB removed: checkpoints and cache")
+
+
 @training.compiled_for_user()
 def eval_command(args: Namespace) -> None:
-    """Print a model's scores on a task's dev examples; of an own file, on all."""
+    """Print a model's scores on a task's dev examples; of an own file, on all.
+
+    Of classes: each one's precision, recall and F1, and what it is taken for.
+    """
+    out = None if args.out is None else _new_file(args.out, args.model, args.task)
     named = args.task in data.TASKS
     predictor = inference.load(args.model, args.engine, args.threads)
     config, known = predictor.config, {}
@@ -126,15 +136,34 @@ def eval_command(args: Namespace) -> None:
         text=_columns(args.text),
         label=args.label,
         dev=None if named or given(args.task).is_dir() else args.task,
+        labelled=True,
         **known,
     )
     for note in task.notes:
         tell(note)
     with throughput(len(task.dev), "eval") as done:
-        scores = predictor.score(task, done=done)
-    for name, value in scores.items():
-        print(f"{name}\t{value:.4f}")
-    print(f"examples\t{len(task.dev)}")
+        found = predictor.evaluate(task, done=done)
+    print(found.table())
+    if out is not None:
+        write_text(out, "".join(f"{line}\n" for line in found.lines()))
+        _LOG.info("%s: %s examples, a line each", out, len(task.dev))
+
+
+def _new_file(name: str, *others: str) -> Path:
+    """Return the path of a file that can be written and is none of the others.
+
+    Raises:
+      UsageError: it is one of them.
+      OutputError: it is a folder, or its own folder is not there.
+    """
+    out = given(name, OutputError)
+    if any(out.resolve() == given(other).resolve() for other in others):
+        fix = "name a new file"
+        raise UsageError("--out", f"{name} is what is read", fix=fix)
+    if out.is_dir() or not out.parent.is_dir():
+        problem = "is a folder" if out.is_dir() else "its folder is not there"
+        raise OutputError(out, problem, fix="name a file in a folder that is there")
+    return out
 
 
 def _columns(text: str | None) -> str | tuple[str, ...] | None:
@@ -171,29 +200,39 @@ def augment_command(args: Namespace) -> None:
 
 @training.compiled_for_user()
 def predict_command(args: Namespace) -> None:
-    """Print label, probability and text, a line each.
+    """Print label, probability and text, a line each; or each as a line of JSON.
 
     Of many texts, stderr says how far they are and how many a second there were.
 
     Raises:
-      UsageError: a text is the name of a file, or there is none and no stdin.
+      UsageError: a text is the name of a file, there is none and no stdin, or texts
+        come from two places.
       DataError: a line is no text, or no pair as the first is; names its number.
     """
-    _check_texts(args.texts)
+    asked = _asked(args)
     predictor = inference.load(args.model, args.engine, args.threads)
-    place, lines = "TEXT", enumerate(map(os.fsencode, args.texts), 1)
-    total: int | None = len(args.texts)
-    if not args.texts:
-        place, lines, total = "stdin", _stdin(), _lines_left()
-    with throughput(total, "predict", shown=not sys.stdout.isatty()) as done:
-        width = 0
-        while piece := list(itertools.islice(lines, PIECE)):
-            width = width or piece[0][1].count(b"\t") + 1
-            asked = [_line_text(f"{place}:{n}", line, width) for n, line in piece]
-            for label, probability, text in predictor.predict(asked):
-                _print(label, probability, text)
-            sys.stdout.flush()
-            done(len(asked))
+    shown = not sys.stdout.isatty()
+    with throughput(asked.total, "predict", shown=shown) as done:
+        for count, lines in inference.answers(
+            predictor, asked, top=args.top, as_json=args.json
+        ):
+            print("\n".join(lines), flush=True)
+            done(count)
+
+
+def _asked(args: Namespace) -> inference.Asked:
+    """Return the texts that a command line asks about."""
+    place = "bitflax predict"
+    if args.column and not args.csv:
+        raise UsageError(place, "--column, and no --csv", fix="give --csv FILE too")
+    if args.csv and (args.texts or args.pair):
+        fix = "leave one of the two out"
+        raise UsageError(place, "texts and a file of texts are given", fix=fix)
+    if args.csv:
+        return inference.from_table(args.csv, _columns(args.column))
+    if args.texts or args.pair:
+        return inference.from_arguments(args.texts, args.pair)
+    return inference.from_stdin()
 
 
 def export_command(args: Namespace) -> None:
@@ -282,72 +321,6 @@ def _weights(path: Path) -> Path:
     raise InputMissing(path, "no packed model.safetensors in it", fix=fix)
 
 
-def _lines_left() -> int | None:
-    """Return how many lines stdin has; None where it is no file."""
-    stdin, count, last = sys.stdin.buffer, 0, b"\n"
-    try:
-        start = stdin.tell()
-        while block := stdin.read(1 << 20):
-            count, last = count + block.count(b"\n"), block[-1:]
-        stdin.seek(start)
-    except OSError:  # a pipe or a terminal
-        return None
-    return count + (last != b"\n")
-
-
-def _check_texts(texts: Sequence[str]) -> None:
-    """Refuse a file's name as a text, and the lack of any text."""
-    if file := next(filter(os.path.isfile, texts), None):
-        problem = f"{file!r} is a file: texts are expected, or none and them on stdin"
-        fix = "give the file's lines by `< FILE`; its name as a text by `echo NAME |`"
-        raise UsageError("bitflax predict", problem, fix=fix)
-    if not texts and sys.stdin is None:
-        fix = "give texts, or a text a line on stdin"
-        raise UsageError("bitflax predict", "no texts, and stdin is closed", fix=fix)
-
-
-def _line_text(place: str, raw: bytes, width: int) -> str | tuple[str, ...]:
-    try:
-        line = raw.decode("utf-8")
-    except UnicodeDecodeError as error:
-        problem, fix = f"not UTF-8 ({error.reason})", "convert it to UTF-8"
-        raise DataError(place, problem, fix=fix) from error
-    if found := data.text_fault(line):
-        fix = "clean the text, or shorten it"
-        raise DataError(place, f"expected a text, found {found}", fix=fix)
-    parts = line.split("\t")
-    if len(parts) == width <= 2:
-        return line if width == 1 else tuple(parts)
-    found = len(parts)
-    if width > 2:
-        problem = f"expected a text or a pair, found {found} fields"
-    else:
-        problem = f"expected {'a text' if width == 1 else 'a pair'} as in the first"
-        problem += f" line, found {found} field{'' if found == 1 else 's'}"
-    raise DataError(place, problem, fix="a tab parts the two texts of a pair")
-
-
-def _shown(text: str) -> str:
-    """Escape what moves a cursor, ends a line, or turns the direction of letters."""
-    unseen = r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]"
-    return re.sub(unseen, lambda found: ascii(found[0])[1:-1], text)
-
-
-def _print(label: str | float, probability: float, text: Any) -> None:
-    shown = "\t".join(map(_shown, [text] if isinstance(text, str) else text))
-    if isinstance(label, float):
-        print(f"{label:.4f}\t-\t{shown}")
-    else:
-        print(f"{_shown(str(label))}\t{probability:.4f}\t{shown}")
-
-
-def _stdin() -> Iterator[tuple[int, bytes]]:
-    if sys.stdin.isatty():
-        _LOG.info("one text a line; Ctrl-D ends")
-    for number, raw in enumerate(sys.stdin.buffer, 1):
-        yield number, raw.rstrip(b"\r\n")
-
-
 def _verified(found: inference.Verified) -> str:
     """Return what a verified file is, a fact a line."""
     config, rows, known = found.model.config, found.rows, found.model.tokenizer
@@ -356,9 +329,12 @@ def _verified(found: inference.Verified) -> str:
     shape += f"{config.num_attention_heads} heads, {config.intermediate_size} inside, "
     shape += f"{config.max_position_embeddings} positions"
     says = "a number" if config.regression else f"{config.num_labels} labels"
+    older = ""
+    if found.version != packed.VERSIONS[-1]:
+        older = f"; readers of version {found.version} know all of it too"
     facts = {
         "file": packed.shown(str(found.path)),
-        "format": f"bitflax-packed, version {found.version}",
+        "format": f"bitflax-packed, version {packed.VERSIONS[-1]}{older}",
         "bytes": f"{size:,}",
         "sha256": found.sha256,
         "shape": f"{shape}, {config.vocab_size:,} words; {says}",

@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -11,15 +12,16 @@ from typing import Any
 FEW = 1000
 """So many texts are done before anybody asks how far they are."""
 
-_BAR = "{desc} {percentage:3.0f}%|{bar:20}| {n_fmt}/{total_fmt} "
-_BAR += "[{elapsed}, {remaining} left{postfix}]"
+# What a terminal is too narrow for is cut at the right: what matters comes first.
+_BAR = "{desc} {n_fmt}/{total_fmt}|{bar:4}| {remaining} left{postfix}, "
+_BAR += "{rate_noinv_fmt}, {elapsed}"
 _LINE = "{desc} {n_fmt}/{total_fmt} {percentage:.0f}%{postfix} "
-_LINE += "({elapsed}, {remaining} left)"
+_LINE += "({elapsed}, {remaining} left, {rate_noinv_fmt})"
 _LOG = logging.getLogger(__name__)
 
 
 class Progress:
-    """Shows step, losses, metric and the time left; a context manager.
+    """Shows step, time left, loss, metric and steps a second; a context manager.
 
     On a terminal it is tqdm's bar; elsewhere every state is a line of its own.
 
@@ -33,8 +35,8 @@ class Progress:
     >>> with Progress(4, "1-fp32", stream=sys.stdout) as bar:
     ...     for step in range(1, 5):
     ...         bar.update(step, {"logits": 1 / step, "accuracy": 0.8})
-    1-fp32 0/4 0% (00:00, ? left)
-    1-fp32 4/4 100%, logits 0.25, accuracy 0.8 (00:00, 00:00 left)
+    1-fp32 0/4 0% (00:00, ? left, ?/s)
+    1-fp32 4/4 100%, logits 0.25, accuracy 0.8 (00:00, 00:00 left, .../s)
     """
 
     def __init__(
@@ -50,16 +52,20 @@ class Progress:
 
         self._stream = stream = sys.stderr if stream is None else stream
         terminal = _is_terminal(stream)
-        self._values: dict[str, Any] = {}
+        self._values: dict[str, float] = {}
+        self._more: dict[str, float] = {}
+        self._doing = ""
+        self._form = _BAR if terminal else _LINE
         self._bar = tqdm(
             total=total,
             desc=desc,
             initial=initial,
+            unit="",
             file=stream if terminal else _Lines(stream),
             mininterval=0.1 if terminal else every,
             miniters=1,
             dynamic_ncols=terminal,
-            bar_format=_BAR if terminal else _LINE,
+            bar_format=self._form,
         )
 
     def __enter__(self) -> "Progress":
@@ -70,29 +76,54 @@ class Progress:
         """Leave the last state on the screen."""
         self._bar.close()
 
-    def update(self, step: int, values: Mapping[str, Any] | None = None) -> None:
+    def update(
+        self,
+        step: int,
+        values: Mapping[str, Any] | None = None,
+        more: Mapping[str, Any] | None = None,
+    ) -> None:
         """Say that ``step`` steps are done.
 
         Args:
           step: counted from the stage's beginning.
-          values: name to number: loss parts, metric. They stay shown until they are
-            given again.
+          values: name to number: loss, metric. They stay shown until they are given
+            again.
+          more: what is shown behind all of these, where there is room: loss parts.
         """
-        if values:
-            self._values |= {name: float(value) for name, value in values.items()}
-            shown = (f"{name} {value:.4g}" for name, value in self._values.items())
-            self._bar.set_postfix_str(", ".join(shown), refresh=False)
+        self._values |= _floats(values)
+        self._more |= _floats(more)
+        if values or more or self._doing:
+            self._doing = ""
+            self._show()
         self._bar.update(step - self._bar.n)
+
+    def doing(self, what: str) -> None:
+        """Say at once what the next step waits for; the next update takes it away."""
+        self._doing = what
+        self._show()
+        self._bar.refresh()
+
+    def _show(self) -> None:
+        parts = [f", {n} {x:.4g}" for n, x in self._more.items()]
+        more = re.sub(r"([{}])", r"\1\1", "".join(parts))  # it goes into a format
+        self._bar.bar_format = self._form + more
+        shown = [f"{n} {x:.4g}" for n, x in self._values.items()]
+        shown = [self._doing, *shown] if self._doing else shown
+        self._bar.set_postfix_str(", ".join(shown), refresh=False)
 
     def write(self, text: str) -> None:
         """Print a line without tearing the bar."""
         self._bar.write(text, file=self._stream)
 
 
+def _floats(values: Mapping[str, Any] | None) -> dict[str, float]:
+    return {name: float(value) for name, value in (values or {}).items()}
+
+
 def _is_terminal(stream: Any) -> bool:
     with contextlib.suppress(OSError):
-        # One that does not know its width says 0, and tqdm would draw nothing.
-        return stream.isatty() and os.get_terminal_size(stream.fileno()).columns > 0
+        # One that does not know its size says 0, and tqdm would draw nothing.
+        return stream.isatty() and min(os.get_terminal_size(stream.fileno())) > 0
     return False
 
 
@@ -104,8 +135,9 @@ class _Lines:
 
     def write(self, text: str) -> None:
         line = text.strip()
-        if line not in ("", self._last):
-            self._last = line
+        state = line.rpartition(" (")[0] or line  # the time is another at each look
+        if state not in ("", self._last):
+            self._last = state
             self._stream.write(f"{line}\n")
 
     def flush(self) -> None:
@@ -187,6 +219,16 @@ class _Told(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         text, level = super().format(record), record.levelname.lower()
         return text if level == "info" else f"bitflax: {level}: {text}"
+
+
+def escaped(text: str) -> str:
+    r"""Escape what moves a cursor, ends a line, or turns the direction of letters.
+
+    >>> print(escaped("red \x1b[2J"))
+    red \x1b[2J
+    """
+    unseen = r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]"
+    return re.sub(unseen, lambda found: ascii(found[0])[1:-1], text)
 
 
 def columns(rows: Iterable[Sequence[Any]], sides: str) -> str:

@@ -38,6 +38,8 @@ def fails(monkeypatch):
         (["run"], "required: RECIPE, --out", "bitflax run --help"),
         (["show", "quickstart", "--sett", "a=b"], "no such option", "'--set'"),
         (["run", "quickstart", "--ou", "x"], "required: --out", "--help"),
+        (["run", "a", "--out", "b", "--label", "c"], "option: --label", "--set label="),
+        (["show", "a", "extra", "--top", "3"], "option: --top", "--set top=..."),
         (["predict", "x", "--text", "a"], "option: --text", "of eval and augment"),
         (["eval", "x", "--task", "y", "--tex", "a"], "option: --tex", "'--text'"),
         (["show", "quickstart", "more"], "unrecognized arguments: more", "--help"),

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 import bitflax as bf
-from bitflax import cli, commands, inference, runs, signals
-from bitflax.inference import predictor
+from bitflax import cli, inference, runs, signals
+from bitflax.inference import asking, predictor
 from bitflax.model import pretrained
 from bitflax.packed import file, packing
-from tests.helpers import small
+from tests.helpers import small, tinyrun
 
 
 class Echo:
@@ -78,6 +78,24 @@ def test_mistakes_have_their_statuses(capsys, argv, status):
     assert len(capsys.readouterr().err.splitlines()) == 2
 
 
+@pytest.mark.parametrize("name", ["quickstart", "xtc", "finetune"])
+def test_show_reads_the_data(capsys, tmp_path, name):
+    teacher = tinyrun.write_teacher(tmp_path / "bert", layers=12)
+    rows = "".join(f"{text},{kind},{kind}\n" for text, kind in tinyrun.texts())
+    (tmp_path / "own.csv").write_text(f"body,kind,other\n{rows}")
+    taught = "pretrained" if name == "finetune" else "teacher"
+    argv = ["show", name, "--set", f"{taught}={teacher}"]
+    dials = ["--set", "text=body", "--set", "label=kind"]
+    own = ["--set", f"task={tmp_path}/own.csv"]
+    assert cli.main([*argv, *dials, *own]) == 0
+    said = capsys.readouterr().out
+    assert "own.csv: texts from 'body', labels from 'kind', left out: 'other'" in said
+    assert "54 examples to learn from, 6 to measure accuracy on; 3 classes" in said
+    assert ("classifier/kernel [32, 3]" in said) == (name != "finetune")
+    assert cli.main([*argv, *dials, *own, "--set", f"dev={tmp_path}/no.csv"]) == 66
+    assert f"error: {tmp_path}/no.csv: there is no" in capsys.readouterr().err
+
+
 def test_predict_prints_label_probability_and_text(capsys, echo):
     assert cli.main(["predict", "m", "one", "-", "two words"]) == 0
     out, err = capsys.readouterr()
@@ -128,6 +146,7 @@ def test_predict_reads_stdin_in_pieces(capsys, echo, monkeypatch):
         (b"a\nb\tc\n", "stdin:2", "expected a text as in the first line, found 2"),
         (b"a\tb\tc\n", "stdin:1", "expected a text or a pair, found 3 fields"),
         (b"a\nb\n\xff\n", "stdin:3", "not UTF-8"),
+        (b"a\n\nb\n", "stdin:2", "expected a text, found a blank line"),
     ],
 )
 def test_bad_lines_are_named(capsys, echo, monkeypatch, data, place, problem):
@@ -193,6 +212,31 @@ def test_what_moves_the_cursor_is_escaped_in_label_and_text(capsys, echo):
     )
 
 
+@pytest.mark.parametrize(
+    ("argv", "problem"),
+    [
+        (["a", "--csv", "b.csv"], "texts and a file of texts"),
+        (["--column", "a"], "--column, and no --csv"),
+        (["--pair", "a"], "0 texts and 1 of them"),
+    ],
+)
+def test_texts_come_from_one_place(capsys, echo, argv, problem):
+    assert cli.main(["predict", "m", *argv]) == 2
+    assert problem in capsys.readouterr().err
+    assert echo.asked == []
+
+
+def test_predict_reads_a_table_in_pieces(capsys, echo, tmp_path):
+    rows = [f"text {i}" for i in range(1500)]
+    (tmp_path / "a.csv").write_text("\n".join(["id,body", *(f"1,{r}" for r in rows)]))
+    argv = ["predict", "m", "--csv", f"{tmp_path}/a.csv", "--column", "body"]
+    assert cli.main(argv) == 0
+    out, err = capsys.readouterr()
+    assert [text for piece in echo.asked for text in piece] == rows
+    assert out.splitlines()[-1] == "LABEL\t0.5000\ttext 1499"
+    assert "predict 1500/1500 100%" in err
+
+
 def test_a_text_of_another_width_is_named(capsys, echo):
     assert cli.main(["predict", "m", "a", "b\tc"]) == 65
     assert "TEXT:2: expected a text as in the first line" in capsys.readouterr().err
@@ -214,7 +258,7 @@ def test_many_lines_are_counted_before_and_timed_after(capsys, echo, monkeypatch
 def test_what_stdin_has_given_before_is_not_counted(monkeypatch):
     stdin(monkeypatch, b"a\nb\nc\n")
     sys.stdin.buffer.readline()
-    assert commands._lines_left() == 2
+    assert asking.lines_left() == 2
     assert sys.stdin.buffer.readline() == b"b\n"
 
 

@@ -281,6 +281,10 @@ def test_public_names_stand_one_a_line():
     assert not set(names) & {path.rpartition("/")[2][:-3] for path in FILES}
 
 
+def test_the_package_says_that_it_is_typed():
+    assert (PACKAGE / "py.typed").is_file()
+
+
 def test_nothing_else_lies_at_the_top():
     if not (ROOT / ".git").exists():
         pytest.skip("not a checkout: there is no list of the project's files")

@@ -28,11 +28,13 @@ def test_a_line_a_state_that_is_no_terminal():
         bar.write("a note")
         bar.update(100)
     first, second, third, note, last = stream.getvalue().splitlines()
-    assert first == "1-fp32 50/100 50% (00:00, ? left)"
+    assert first == "1-fp32 50/100 50% (00:00, ? left, ?/s)"
     assert second.startswith("1-fp32 51/100 51%, logits 0.25 (00:00, ")
     assert third.startswith("1-fp32 60/100 60%, logits 0.25, accuracy 0.75 (00:00, ")
     assert note == "a note"
-    assert last == "1-fp32 100/100 100%, logits 0.25, accuracy 0.75 (00:00, 00:00 left)"
+    said = "1-fp32 100/100 100%, logits 0.25, accuracy 0.75 (00:00, 00:00 left, "
+    assert last.startswith(said)
+    assert last.endswith("/s)")
 
 
 def test_ten_seconds_lie_between_two_lines():
@@ -43,10 +45,10 @@ def test_ten_seconds_lie_between_two_lines():
     assert len(stream.getvalue().splitlines()) == 2  # the first and the last
 
 
-def on_a_terminal(script, columns):
+def on_a_terminal(script, columns, rows=24):
     """Run a script whose stderr is a terminal; return what it shows."""
     master, slave = pty.openpty()
-    size = struct.pack("HHHH", 24 if columns else 0, columns, 0, 0)
+    size = struct.pack("HHHH", rows if columns else 0, columns, 0, 0)
     fcntl.ioctl(slave, termios.TIOCSWINSZ, size)
     process = subprocess.Popen(
         [sys.executable, "-c", textwrap.dedent(script)],
@@ -68,8 +70,8 @@ def on_a_terminal(script, columns):
     return shown.decode()
 
 
-@pytest.mark.parametrize("columns", [0, 120])
-def test_a_bar_on_a_terminal(columns):
+@pytest.mark.parametrize(("columns", "rows"), [(0, 0), (120, 0), (120, 24)])
+def test_a_bar_on_a_terminal(columns, rows):
     shown = on_a_terminal(
         """
         from bitflax.progress import Progress
@@ -79,14 +81,59 @@ def test_a_bar_on_a_terminal(columns):
             bar.update(30, {"logits": 0.25, "accuracy": 0.785})
         """,
         columns,
+        rows,
     )
     assert "step 20: saved\r\n" in shown
     last = [part for part in shown.split("\r") if "2-1bit" in part][-1]
-    assert "100%" in last
     assert "30/30" in last
     assert "logits 0.25, accuracy 0.785" in last
     assert "00:00 left" in last
-    assert ("|████" in last) == (columns > 0)
+    assert ("|████|" in last) == (rows > 0)
+
+
+def test_80_columns_hold_what_matters():
+    shown = on_a_terminal(
+        """
+        import time
+        from bitflax.progress import Progress
+        with Progress(1542, "2-onebit", initial=700) as bar:
+            bar.doing("compiling")
+            time.sleep(0.2)
+            bar.update(750, {"loss": 0.31234}, {"logits{": 0.1, "hidden": 0.2})
+            bar.update(800, {"dev accuracy": 0.7854})
+        """,
+        80,
+    )
+    states = [part for part in shown.split("\r") if "2-onebit" in part]
+    assert any("compiling" in state for state in states)
+    assert "compiling" not in states[-1]
+    for word in ("800/1542", " left, ", "loss 0.3123, dev accuracy 0.7854", "/s"):
+        assert word in states[-1]
+    assert len(states[-1].rstrip()) <= 80
+
+
+def test_on_a_wide_terminal_the_parts_of_a_loss_come_last():
+    shown = on_a_terminal(
+        """
+        from bitflax.progress import Progress
+        with Progress(4, "a") as bar:
+            bar.update(2, {"loss": 0.3}, {"log{its": 0.1, "hidden": 0.2})
+        """,
+        120,
+    )
+    last = [part for part in shown.split("\r") if "loss" in part][-1]
+    assert last.rstrip().endswith("00:00, log{its 0.1, hidden 0.2")
+
+
+def test_what_a_step_waits_for_is_said_at_once():
+    stream = io.StringIO()
+    with Progress(100, "a", stream=stream) as bar:
+        bar.doing("compiling")
+        bar.update(1)
+    assert (
+        stream.getvalue().splitlines()[1]
+        == "a 0/100 0%, compiling (00:00, ? left, ?/s)"
+    )
 
 
 @pytest.mark.parametrize("count", [0, 1, 1000])

@@ -11,8 +11,12 @@ from bitflax.data.examples import NamedTask as NamedTask
 from bitflax.data.examples import Task as Task
 from bitflax.data.examples import digest as digest
 from bitflax.data.examples import text_fault as text_fault
+from bitflax.data.metrics import METRICS as METRICS
+from bitflax.data.metrics import ByClass as ByClass
+from bitflax.data.metrics import by_class as by_class
 from bitflax.data.metrics import predictions as predictions
 from bitflax.data.metrics import score as score
+from bitflax.data.own_files import choose_texts as choose_texts
 from bitflax.data.tables import Faults as Faults
 from bitflax.data.tables import read_table as read_table
 from bitflax.data.tasks import TASKS as TASKS

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from bitflax.data import metrics
 from bitflax.errors import DataError
 
 
@@ -64,11 +65,11 @@ class Task:
         ``load_task`` splits some off.
       labels: the classes' names in the order of their numbers; empty for a regression
         and where no file has labels (the teacher knows the classes then).
-      metric: what ``bitflax.data.score`` is called with; its entry of the same name
-        is the task's score.
+      metric: the name of the task's score among all ``scores``.
       regression: whether the labels are real numbers.
       notes: sentences that a report should repeat ("dev was split off ...").
       sha256: of the texts, labels and class names, whatever format they came in.
+      own_metric: the function that ``metric`` is the name of, where it is one's own.
     """
 
     name: str
@@ -79,6 +80,16 @@ class Task:
     regression: bool = False
     notes: tuple[str, ...] = ()
     sha256: str = ""
+    own_metric: Callable[..., Any] | None = None
+
+    def scores(self, predictions: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+        """Return how good predictions are: ``metric``, and what stands beside it."""
+        return metrics.score(self.own_metric or self.metric, predictions, labels)
+
+    @property
+    def pairs(self) -> bool:
+        """Whether an example has two texts."""
+        return len(self.train.texts) == 2
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

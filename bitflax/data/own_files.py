@@ -1,6 +1,7 @@
 """A person's own .tsv, .csv and .jsonl files as training and dev examples."""
 
 import itertools
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,6 +20,9 @@ PAIR_NAMES = (
 LABEL_NAMES = ("label", "labels", "class", "score", "target")
 """The names that are looked for where none is given."""
 _MORE_TEXTS = ("title", "body", "context", "answer", "passage")
+_LIKE_TEXTS = (*_MORE_TEXTS, "message", "content", "comment", "description", "query")
+_LIKE_LABELS = ("category", "kind", "type", "topic", "intent", "sentiment", "rating")
+_NEITHER = ("id", "idx", "index", "uid", "date", "")
 
 
 def load_own(
@@ -29,6 +33,7 @@ def load_own(
     label: str | None = None,
     regression: bool | None = None,
     classes: Sequence[str] | None = None,
+    labelled: bool = False,
 ) -> Task:
     """Read and check every row of own files; without a dev file ``dev`` is empty.
 
@@ -43,6 +48,7 @@ def load_own(
         some are not whole.
       classes: in the order of their numbers, where a model knows them; None: those
         that occur, sorted.
+      labelled: whether a file without a column of labels is refused.
 
     Raises:
       DataError: bad rows (all files are read before it is raised), a wrong column.
@@ -57,17 +63,19 @@ def load_own(
     def choose(place: str, header: Sequence[str]) -> tuple[str, ...]:
         first = next(iter(names.values()))[0] if names else None
         wanted = first if text is None else text
-        found = _text_columns(place, header, wanted)
+        found = choose_texts(place, header, wanted)
         names[place] = found, _label_column(place, header, label, found)
+        if labelled and names[place][1] is None:
+            raise _unlabelled(place, [name for name in header if name not in found])
         notes.append(_note(place, header, *names[place], chosen=wanted is not None))
         return tuple(n for n in (*found, names[place][1]) if n is not None)
 
     files = dict.fromkeys(p for p in (path, dev) if p is not None)
     read = [tables.read_table(p, choose, faults) for p in files]
-    labelled = [(table, names[table.path][1]) for table in read]
-    values = _classes(labelled, regression, classes)
+    pairs = [(table, names[table.path][1]) for table in read]
+    values = _classes(pairs, regression, classes)
     parts = [columns.to_examples(t, *names[t.path], values, faults) for t in read]
-    column = labelled[0][1] if classes is None else None
+    column = pairs[0][1] if classes is None else None
     if column is not None and values is not None:
         notes += columns.check_spelling(read[0], column, faults)
     faults.check()
@@ -104,8 +112,17 @@ def _files(path: Path, dev: str | Path | None) -> tuple[Path, Path | None]:
     return found["train"][0], Path(dev) if dev else next(iter(found["dev"]), None)
 
 
-def _text_columns(place: str, header, text) -> tuple[str, ...]:
-    """Return the one or two text columns of a file."""
+def choose_texts(place: str, header, text) -> tuple[str, ...]:
+    """Return the one or two text columns of a file.
+
+    Args:
+      place: the file, for errors.
+      header: its columns' names.
+      text: one of them, or a pair; None: the usual names are looked for.
+
+    Raises:
+      DataError: it has no such column.
+    """
     for mark, kind in ((";", ".csv"), ("\t", ".csv"), (",", ".tsv")):
         if place.lower().endswith(kind) and len(header) == 1 and mark in header[0]:
             raise DataError(
@@ -122,8 +139,8 @@ def _text_columns(place: str, header, text) -> tuple[str, ...]:
             f"{place}:1",
             f"expected a first row of names, with text among them, found "
             f"{_listed(header)}",
-            fix="put a row of names first (text, label), or say which column of these "
-            f"holds the texts: text={header[0][:30]!r}",
+            fix="put a row of names first (text, label), if there is none; or "
+            + _name_it("text", _likeliest(header, _LIKE_TEXTS, _LIKE_LABELS)),
         )
     wanted = (text,) if isinstance(text, str) else tuple(text)
     if len(wanted) not in (1, 2):
@@ -168,6 +185,37 @@ def _note(
     if left and label is None:
         fixes.append("name the labels' column (data.label, or --label), if it is there")
     return note + (f"\nfix: {'; '.join(fixes)}" if fixes else "")
+
+
+def _likeliest(
+    header: Sequence[str], like: Sequence[str], unlike: Sequence[str]
+) -> str:
+    """Return the column that most likely is what nobody named.
+
+    >>> _likeliest(["id", "category", "message"], _LIKE_TEXTS, _LIKE_LABELS)
+    'message'
+    """
+    named = [name for name in header if name.lower() in like]
+    free = [n for n in header if n.lower() not in (*unlike, *LABEL_NAMES, *_NEITHER)]
+    return (named or free or list(header))[0]
+
+
+def _name_it(what: str, column: str) -> str:
+    """Return how a recipe and a command are told a column."""
+    shown = column[:30]
+    if re.search(r"[^\w.-]", shown):
+        shown = f"'{shown}'"
+    return f"name its column: --set data.{what}={shown}, or --{what} {shown}"
+
+
+def _unlabelled(place: str, left: Sequence[str]) -> DataError:
+    """Return the refusal of a file without labels; ``left`` may hold them."""
+    found = f"found {_listed(left)} beside the texts" if left else "found texts alone"
+    fix = "add one; texts alone teach with a ready teacher (teacher.folder)"
+    if left:
+        fix = _name_it("label", _likeliest(left[::-1], _LIKE_LABELS, _LIKE_TEXTS))
+    expected = "expected a column of labels, as 'label' or 'class'"
+    return DataError(f"{place}:1", f"{expected}, {found}", fix=fix)
 
 
 def _must_have(place: str, header: Sequence[str], name: str) -> None:

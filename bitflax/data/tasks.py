@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from bitflax import files
-from bitflax.data import glue, icd10, own_files, tables
+from bitflax.data import glue, icd10, metrics, own_files, tables
 from bitflax.data.examples import NamedTask, Task, digest, shuffled, split_off
 from bitflax.errors import ConfigError, DataError, nearest
 
@@ -28,6 +28,8 @@ def load_task(
     limit: int | None = None,
     regression: bool | None = None,
     classes: Sequence[str] | None = None,
+    labelled: bool = False,
+    metric: metrics.Metric | None = None,
 ) -> Task:
     """Return a task with every row read and checked.
 
@@ -44,6 +46,8 @@ def load_task(
       regression: own files: whether the labels are real numbers; None: seen from them.
       classes: own files: the classes in the order of their numbers, where a teacher
         knows them already; None: those that occur, sorted.
+      labelled: own files: whether one without labels is refused.
+      metric: what is measured in place of the task's own metric.
 
     Raises:
       ConfigError: an unknown name, or a setting that does not belong to the task.
@@ -61,9 +65,35 @@ def load_task(
         name = str(files.given(name))
         _check_path(name)
         _refuse(name, {"data_dir": data_dir})
-        return _finished(own_files.load_own(name, **own), seed, limit)
+        made = own_files.load_own(name, **own, labelled=labelled)
+        return _measured(_finished(made, seed, limit), metric)
     _refuse(name, own if named.takes_data_dir else {**own, "data_dir": data_dir})
-    return _finished(named.load(name, data_dir), seed, limit)
+    return _measured(_finished(named.load(name, data_dir), seed, limit), metric)
+
+
+def _measured(task: Task, metric: metrics.Metric | None) -> Task:
+    """Return the task with another metric, if it fits."""
+    if metric is None:
+        return task
+    place, name = "data.metric", metrics.metric_name(metric)
+    if task.dev.labels is None:
+        problem = f"{name} needs labels, and the dev examples have none"
+        raise ConfigError(place, problem, fix="leave it out: agreement is measured")
+    if not isinstance(metric, str):
+        return dataclasses.replace(task, metric=name, own_metric=metric)
+    fits = [n for n in metrics.METRICS if _fits(n, task)]
+    if name not in fits:
+        kind = "real numbers" if task.regression else f"{len(task.labels)} classes"
+        problem = f"{name!r} does not measure {kind}"
+        fix = f"give {' or '.join(fits)}, or a function in a recipe of your own"
+        raise ConfigError(place, problem, fix=fix)
+    return dataclasses.replace(task, metric=name, own_metric=None)
+
+
+def _fits(metric: str, task: Task) -> bool:
+    if metric == "f1_accuracy":
+        return not task.regression and len(task.labels) == 2
+    return metric != "agreement" and (metric == "pearson_spearman") == task.regression
 
 
 def _finished(task: Task, seed: int, limit: int | None) -> Task:

@@ -1,5 +1,10 @@
 """What a stored model says: predictor, engines, exports."""
 
+from bitflax.inference.asking import Asked as Asked
+from bitflax.inference.asking import answers as answers
+from bitflax.inference.asking import from_arguments as from_arguments
+from bitflax.inference.asking import from_stdin as from_stdin
+from bitflax.inference.asking import from_table as from_table
 from bitflax.inference.engines import ENGINES as ENGINES
 from bitflax.inference.exporting import EXPORT_FORMATS as EXPORT_FORMATS
 from bitflax.inference.exporting import export as export

@@ -16,7 +16,7 @@ from jaxtyping import Float32
 from bitflax import data, files
 from bitflax.data import Task, Tokenizer
 from bitflax.errors import ConfigError, DataError, InputMissing
-from bitflax.inference import engines, native, stored_model
+from bitflax.inference import engines, evaluation, native, stored_model
 from bitflax.types import INPUTS, BertConfig, Params, label_places
 
 Text = str | tuple[str, str]
@@ -44,6 +44,7 @@ class Predictor:
       max_length: longer texts are cut; None: as many as the model has positions.
       engine: what computes, one of ``bitflax.inference.ENGINES``.
       threads: that compute together, in ``"native"`` and ``"onnx"``; None: all cores.
+      pairs: whether it was trained on pairs of texts, which then are asked for.
 
     Raises:
       ConfigError: the tokenizer knows more tokens than the model, ``max_length`` is
@@ -60,10 +61,12 @@ class Predictor:
         max_length: int | None = None,
         engine: str = "jax",
         threads: int | None = None,
+        pairs: bool = False,
     ):
         positions = config.max_position_embeddings
         tokenizer.check(config, max_length or positions)
         self.config, self.tokenizer, self.act = config, tokenizer, act
+        self.pairs = pairs
         self.max_length = max_length or positions
         self._engine = engines.make_engine(engine, config, params, act, threads)
         self._ragged = isinstance(self._engine, native.NativeModel)
@@ -81,7 +84,26 @@ class Predictor:
         """
         if isinstance(texts, str):
             raise TypeError("expected a list of texts, found one: put it in a list")
-        return self._logits(_columns(list(texts)), batch_size)
+        columns = _columns(list(texts))
+        if self.pairs and len(columns) == 1 and columns[0]:
+            problem = "the model was trained on pairs of texts, found one"
+            fix = "give the second too: (first, second), or `bitflax predict DIR FIRST "
+            raise DataError("text 1", problem, fix=f"{fix}--pair SECOND`")
+        return self._logits(columns, batch_size)
+
+    def probabilities(
+        self, texts: Sequence[Any], batch_size: int = 32
+    ) -> Float32[np.ndarray, "texts labels"]:
+        """Return the probability of each label for each text, or pair of texts.
+
+        Raises:
+          DataError: a text is not a string, or not every one is a pair.
+          ConfigError: the model gives a real number.
+        """
+        if self.config.regression:
+            fix = "use predict: its label is the number"
+            raise ConfigError("probabilities", "a regression has none", fix=fix)
+        return _softmax(self.logits(texts, batch_size))
 
     def predict(self, texts: Sequence[Any], batch_size: int = 32) -> list[Prediction]:
         """Return the label and its probability for each text, or pair of texts.
@@ -96,9 +118,8 @@ class Predictor:
             return [
                 Prediction(v, math.nan, t) for v, t in zip(values, texts, strict=True)
             ]
-        shifted = np.exp(logits - logits.max(axis=1, keepdims=True, initial=-np.inf))
         best = data.predictions(logits) if len(texts) else []
-        top = [float(row[i] / row.sum()) for row, i in zip(shifted, best, strict=True)]
+        top = [float(row[i]) for row, i in zip(_softmax(logits), best, strict=True)]
         known = self.config.labels
         names = [known[i] for i in best]
         return [Prediction(*said) for said in zip(names, top, texts, strict=True)]
@@ -111,6 +132,20 @@ class Predictor:
     ) -> dict[str, float]:
         """Return the task's metrics on its dev examples.
 
+        Raises:
+          ConfigError: the model's labels are not the task's.
+          DataError: the dev examples have no labels.
+        """
+        return self.evaluate(task, batch_size, done).scores
+
+    def evaluate(
+        self,
+        task: Task,
+        batch_size: int = 32,
+        done: Callable[[int], None] | None = None,
+    ) -> evaluation.Evaluation:
+        """Return what the model says of the task's dev examples, and how good that is.
+
         Classes are matched by their names, where the model has names.
 
         Args:
@@ -122,15 +157,15 @@ class Predictor:
           ConfigError: the model's labels are not the task's.
           DataError: the dev examples have no labels.
         """
-        if task.dev.labels is None:
-            raise DataError(
-                task.name, "the dev examples have no labels", fix="give a labelled file"
-            )
+        evaluation.check_labelled(task)
         order = self._label_order(task)
         logits = self._logits(task.dev.texts, batch_size, done)
         said = data.predictions(logits, regression=order is None)
-        said = said if order is None else order[said]
-        return data.score(task.metric, said, task.dev.labels)
+        if order is None:
+            return evaluation.Evaluation(task, said, None)
+        shares = np.empty_like(logits)
+        shares[:, order] = _softmax(logits)
+        return evaluation.Evaluation(task, order[said], shares)
 
     def _label_order(self, task: Task) -> np.ndarray | None:
         """Return the task's class of each of the model's; None for a regression."""
@@ -185,6 +220,12 @@ class Predictor:
             buckets=buckets,
             pad_id=self.tokenizer.pad_id,
         )
+
+
+def _softmax(logits: np.ndarray) -> np.ndarray:
+    data.predictions(logits)  # refuses what is no number
+    shifted = np.exp(logits - logits.max(axis=1, keepdims=True, initial=-np.inf))
+    return shifted / shifted.sum(axis=1, keepdims=True)
 
 
 def _some(labels: Sequence[str]) -> str:
@@ -248,4 +289,5 @@ def load(
         found.max_length,
         engine,
         threads,
+        found.extras.get("pairs") is True,
     )

@@ -3,6 +3,7 @@
 from bitflax.packed.bitfields import fields_to_bytes as fields_to_bytes
 from bitflax.packed.bitfields import fields_to_values as fields_to_values
 from bitflax.packed.file import FORMAT as FORMAT
+from bitflax.packed.file import VERSIONS as VERSIONS
 from bitflax.packed.file import StoredModel as StoredModel
 from bitflax.packed.file import check_header as check_header
 from bitflax.packed.file import guarded as guarded

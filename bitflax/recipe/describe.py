@@ -11,7 +11,7 @@ import re
 from typing import Any
 
 from bitflax import distillation, files, model, packed, quantization
-from bitflax.data import TASKS
+from bitflax.data import TASKS, Task
 from bitflax.errors import BitflaxError, ConfigError
 from bitflax.progress import columns
 from bitflax.recipe import schema
@@ -23,17 +23,22 @@ Shape = tuple[int, ...]
 _ARROW = "      |\n      v"
 
 
-def teacher_config(of: Recipe) -> tuple[BertConfig | None, str]:
+def teacher_config(
+    of: Recipe, task: Task | None = None
+) -> tuple[BertConfig | None, str]:
     """Return the configuration of a recipe's teacher and where it lies.
 
     Only folders and installed packages are looked at: a hub's model has no
     configuration here (None), and neither has one that is not there; then the text
-    says why.
+    says why. A teacher that is yet to be fine-tuned has the classes of its ``task``.
     """
     fresh = of.data is not None and of.teacher.folder is None
-    return _config(
-        of.teacher.model, _labels(of.data.task) if of.data and fresh else None
-    )
+    labels = None
+    if fresh and task is not None:
+        labels = max(1, len(task.labels))
+    elif of.data and fresh:
+        labels = _labels(of.data.task)
+    return _config(of.teacher.model, labels)
 
 
 def _config(name: str, labels: int | None) -> tuple[BertConfig | None, str]:
@@ -76,7 +81,7 @@ def student_config(of: Recipe, teacher: BertConfig) -> BertConfig:
 
 
 def describe_recipe(
-    of: Recipe, config: BertConfig | None = None, rows: int | None = None
+    of: Recipe, config: BertConfig | None = None, task: Task | None = None
 ) -> str:
     """Return a recipe in words: data, teacher and stages, drawn as a column.
 
@@ -84,12 +89,13 @@ def describe_recipe(
       of: the recipe.
       config: the teacher's shape; with it come every parameter's bits and the bytes
         of the packed file.
-      rows: how many training examples there are; with it, steps and epochs.
+      task: the data that students learn, where they were read.
 
     Raises:
       ConfigError: a rule matches no parameter, or a layer is not there.
     """
-    blocks = [*_data(of), _teacher(of, config, rows)]
+    rows = None if task is None else len(task.train)
+    blocks = [*_data(of, task), _teacher(of, config, rows)]
     blocks += [_stage(i, stage, of, rows) for i, stage in enumerate(of.stages)]
     if of.stages and of.stages[-1].packs:
         blocks.append(f"model.safetensors  packed; the rest as {_rest(of.rest)}")
@@ -111,7 +117,7 @@ def _rows(title: str, rows: list[str]) -> str:
     )
 
 
-def _data(of: Recipe) -> list[str]:
+def _data(of: Recipe, task: Task | None) -> list[str]:
     data = of.data
     if data is None:
         return []
@@ -121,6 +127,11 @@ def _data(of: Recipe) -> list[str]:
         rows.append(f"from {data.data_dir}")
     if data.augment:
         rows.append(f"augmented by {data.augment}")
+    if task is not None:
+        kinds = "real numbers" if task.regression else f"{len(task.labels)} classes"
+        read = f"{len(task.train):,} examples to learn from, {len(task.dev):,} to "
+        rows.append(f"{read}measure {task.metric} on; {kinds}")
+        rows += [line for note in task.notes for line in note.splitlines()]
     return [_rows("data", rows)]
 
 

@@ -6,9 +6,11 @@ ranges of its fields when it is made, so that no run starts with a typo in it.
 
 import dataclasses
 import re
-from typing import Literal
+from collections.abc import Callable
+from typing import Any, Literal
 
 from bitflax import errors
+from bitflax.data import METRICS
 from bitflax.errors import ConfigError, UsageError
 from bitflax.model import Act
 from bitflax.quantization import Rules
@@ -32,7 +34,9 @@ class Data:
     pairs), ``label`` and ``dev`` (another file) say what is in it. ``data_dir`` is a
     folder in GLUE's own layout. ``limit`` keeps that many training examples;
     ``augment`` is what ``bitflax augment`` made of them: students learn it, the
-    teacher is fine-tuned on the examples alone.
+    teacher is fine-tuned on the examples alone. ``metric`` is measured in place of the
+    task's own: a name, such as ``macro_f1``, or a function ``(predictions, labels) ->
+    number``; ``keep="best"`` keeps the highest.
     """
 
     task: str = "icd10cm"
@@ -45,6 +49,7 @@ class Data:
     batch_size: int = 32
     limit: int | None = None
     augment: str | None = None
+    metric: str | Callable[..., Any] | None = None
     seed: int = 0
 
     def __post_init__(self):
@@ -55,6 +60,9 @@ class Data:
         limit = self.limit is None or self.limit > 0
         need(limit, "Data.limit", "at least 1, or none", self.limit)
         need(self.seed >= 0, "Data.seed", "at least 0", self.seed)
+        known = not isinstance(self.metric, str) or self.metric in METRICS
+        names = f"one of {', '.join(METRICS)}, or a function"
+        need(known, "Data.metric", names, self.metric)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

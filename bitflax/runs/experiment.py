@@ -129,7 +129,7 @@ class TaskData:
             model.bert(student, stage.act if stage else None),
             self.dev,
             self.task.dev.labels,
-            self.metric,
+            self.task.scores,
             self.task.regression,
             self.mesh,
             stored_values(stage, self.rest),
@@ -196,7 +196,7 @@ def _source(stage: Stage, teacher: Model, batches: Batches) -> tuple[Any, ...]:
     """Return what a teacher's outputs depend on, for this run and others."""
     tokens, sha256 = batches.tokens, hashlib.sha256()
     for leaf in [*jax.tree.leaves(teacher.params), tokens.ids, tokens.offsets]:
-        sha256.update(np.ascontiguousarray(leaf))
+        sha256.update(memoryview(np.ascontiguousarray(leaf)))
     return (sha256.hexdigest(), batches.buckets, stage.teacher_dtype)
 
 

@@ -72,11 +72,10 @@ def _with_task(
     """Read the task and its teacher."""
     if recipe.teacher.folder is not None:
         teacher = Model(*model.load_pretrained(folder, seed=None))
-        task = _load_task(data, teacher.config)
+        task, wide = read_task(data, teacher.config, ready=True)
     else:
-        task = _load_task(data)
+        task, wide = read_task(data)
         teacher = _load_untaught(recipe, folder, task)
-    wide = _augmented(data, task)
     _pin_task(run, data, wide)
     tokenizer.check(teacher.config, data.max_length)
     tokenizer.max_length = data.max_length
@@ -121,16 +120,28 @@ def _with_task(
     return Experiment(recipe, run, mesh, tokenizer, teacher, students, teachers)
 
 
-def _augmented(data: Data, task: Task) -> Task:
-    """Return the task as students learn it; its teacher learns the examples alone."""
+def read_task(
+    data: Data, known: BertConfig | None = None, *, ready: bool = False
+) -> tuple[Task, Task]:
+    """Return the task as a teacher is fine-tuned on it, and as students learn it.
+
+    Args:
+      data: the recipe's.
+      known: of a ready teacher: its classes, in their order.
+      ready: whether the teacher is; else labels have to be there.
+
+    Raises:
+      BitflaxError: the data are missing or bad.
+    """
+    task = _load_task(data, known, ready)
     if data.augment is None:
-        return task
+        return task, task
     more = augmentation.load_augmented(data.augment, task)
     sha256 = digest(more, task.dev, task.labels)
-    return dataclasses.replace(task, train=more, sha256=sha256)
+    return task, dataclasses.replace(task, train=more, sha256=sha256)
 
 
-def _load_task(data: Data, known: BertConfig | None = None) -> Task:
+def _load_task(data: Data, known: BertConfig | None, ready: bool) -> Task:
     """Read the task; a ready teacher knows the classes of own files and their order."""
     regression, classes = data.regression, None
     if known is not None and data.task not in TASKS:
@@ -147,6 +158,8 @@ def _load_task(data: Data, known: BertConfig | None = None) -> Task:
         limit=data.limit,
         regression=regression,
         classes=classes,
+        labelled=not ready,
+        metric=data.metric,
     )
     bare = task.train.labels is None and task.dev.labels is None
     if known is not None and bare:
@@ -181,19 +194,6 @@ def _load_untaught(recipe: Recipe, folder: Path, task: Task) -> Model:
             "Teacher",
             "neither an already fine-tuned folder nor epochs to fine-tune it are given",
             fix="set teacher.folder, or teacher.epochs to 3",
-        )
-    if task.train.labels is None:
-        raise ConfigError(
-            "Teacher",
-            f"{task.name} has no labels, so that no teacher can be fine-tuned on it",
-            fix="name the labels' column: data.label; or give an already fine-tuned "
-            "teacher: teacher.folder",
-        )
-    if task.dev.labels is None:
-        raise ConfigError(
-            "Data.dev",
-            "the dev examples have no labels to score a new teacher by",
-            fix="give a labelled file, or leave it out; or a ready teacher.folder",
         )
     config, params = model.load_pretrained(
         folder,

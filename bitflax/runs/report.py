@@ -111,8 +111,7 @@ def html(
     if rows and _finite(rows[0].score) is not None:
         levels = [("teacher", rows[0].score), *levels]
     body = [
-        f"<h1>{escape(str(title))}</h1>",
-        f"<p>{escape(_summary(rows, meta))}</p>",
+        sections.paragraph(_summary(rows, meta)),
         *map(_warning, meta.get("warnings", ())),
         _html_table(rows, str(meta["metric"]), baselines),
         *sections.path_section(rows, str(meta["metric"])),
@@ -121,7 +120,13 @@ def html(
         *sections.findings_sections(meta.get("findings", {})),
         _details(more),
     ]
-    return _PAGE.format(title=escape(str(title)), style=_STYLE, body="\n".join(body))
+    return page(title, body)
+
+
+def page(title: str, body: Sequence[str]) -> str:
+    """Return a whole page that needs nothing else."""
+    inside = "\n".join([f"<h1>{escape(title)}</h1>", *body])
+    return _PAGE.format(title=escape(title), style=_STYLE, body=inside)
 
 
 def rewrite(folder: str | Path) -> Path:
@@ -281,7 +286,7 @@ def _figure(
     y = part or title
     axes = ("step", y if kind != "flips" else "share")
     plot = svg.line_plot(f"{title} by step", points, levels=mine, dots=few, axes=axes)
-    return f"<figure><figcaption>{escape(title)}</figcaption>{plot}</figure>"
+    return sections.figure(title, plot)
 
 
 def _details(more: Mapping[str, Any]) -> str:

@@ -234,7 +234,8 @@ def _packed(
         source = inference.make_provenance(
             recipe.name, task.name, task.metric, recipe.teacher.model, rows
         )
-        extras = {"max_length": task_data.data.max_length} | source.to_extras()
+        extras = {"max_length": task_data.data.max_length, "pairs": task.pairs}
+        extras |= source.to_extras()
         save_packed(path, config, packed, stage.act, text, extras)
 
     save(rows)
@@ -247,7 +248,7 @@ def _packed(
     real = task.regression
     said = data.predictions(predictor.logits(texts), regression=real)
     before = data.predictions(logits, regression=real)
-    score = data.score(task.metric, said, dev.labels)[task.metric]
+    score = task.scores(said, dev.labels)[task.metric]
     row = report.Row("packed", score, kept_share(score, rows[0].score), bits)
     save([*rows, row])  # once more: a file carries its own score
     size, seconds = path.stat().st_size, time.monotonic() - began

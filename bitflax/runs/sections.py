@@ -106,6 +106,16 @@ def _latency(found: Sequence[Mapping[str, Any]]) -> list[str]:
     return ["<h2>Latency</h2>", f"<p>{text}</p>", table(heads, rows)]
 
 
+def paragraph(text: str) -> str:
+    """Return a paragraph; its text is escaped."""
+    return f"<p>{escape(text)}</p>"
+
+
+def figure(caption: str, picture: str) -> str:
+    """Return a picture with its caption, which is escaped."""
+    return f"<figure><figcaption>{escape(caption)}</figcaption>{picture}</figure>"
+
+
 def table(
     heads: Sequence[Any], rows: Sequence[Sequence[Any]], *, words: bool = False
 ) -> str:

@@ -20,12 +20,8 @@ from bitflax.data import Task
 from bitflax.errors import DamagedFile, InputMissing
 from bitflax.recipe import Recipe, Stage, Teacher, check_until, resolved
 from bitflax.runs import findings, initialization, report
-from bitflax.runs.experiment import (
-    Experiment,
-    StageData,
-    loaded_model,
-    stored_values,
-)
+from bitflax.runs.ending import ending
+from bitflax.runs.experiment import Experiment, StageData, loaded_model, stored_values
 from bitflax.runs.folder import RunFolder
 from bitflax.runs.fork import take_finished
 from bitflax.runs.log import OnLog
@@ -115,7 +111,8 @@ def _run(experiment: Experiment, until: str | None) -> list[report.Row]:
         done[name] = run_stage(experiment, number, done)
     rows = judge.judged([result.row for result in done.values()])
     warnings = [*judge.warnings(rows)]
-    if len(done) > len(names) and (until is None or until in names[-1:]):
+    ended = len(done) > len(names) and (until is None or until in names[-1:])
+    if ended:
         last = list(done.values())[-1]
         rows, warnings = finish(experiment, rows, last, judge, done["teacher"].model)
     metric = experiment.student_data.metric if experiment.student_data else "loss"
@@ -123,6 +120,8 @@ def _run(experiment: Experiment, until: str | None) -> list[report.Row]:
         print(report.table(rows, metric, judge.baselines))
         for warning in warnings:
             progress.tell(warning)
+        if ended:
+            print(f"\n{ending(experiment)}")
     return rows
 
 

@@ -2,7 +2,8 @@
 
 OUT/seed=0/, OUT/lr=1e-3,seed=0/, ...: a run's folder each; ``report.json`` beside them
 holds every run's rows. Runs of one seed share what is the same: the teacher, finished
-stages, the teacher's kept outputs and compiled steps.
+stages, the teacher's kept outputs and compiled steps. A finished one keeps no
+checkpoints.
 """
 
 import dataclasses
@@ -21,6 +22,7 @@ from bitflax import files, progress, training
 from bitflax.errors import OutputError, UsageError
 from bitflax.recipe import Recipe, RecipeFile, check_until, resolved
 from bitflax.runs import fork, report, stages
+from bitflax.runs.cleaning import clean
 
 REPORT = "report.json"
 
@@ -147,6 +149,8 @@ def run_trials(
                 kept=kept,
             )
             rows.append(made or _read_rows(out / trial.name))
+            if until is None and training.is_main_process():
+                clean(out / trial.name)
     return _told(file, out, _without_seed(settings), trials, rows)
 
 
@@ -162,7 +166,7 @@ def _begun(out: Path, trial: Trial, before: Sequence[Trial]) -> Path | None:
 
 def _read_rows(folder: Path) -> list[report.Row]:
     """Return the rows of a run that was finished before."""
-    return [report.Row(**row) for row in files.read_json(folder / REPORT)["stages"]]
+    return report.read_report(folder)[0]
 
 
 def _told(

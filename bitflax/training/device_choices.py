@@ -3,8 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-import jax
-
 from bitflax.training import parallel
 
 COMPILE_FLOP = 2e15
@@ -49,7 +47,7 @@ def shape_tokens(parameters: int) -> int | None:
     return int(COMPILE_FLOP / (STEP_FLOP * EPOCHS * parameters))
 
 
-def multiplies_bfloat16(device: jax.Device | Any) -> bool:
+def multiplies_bfloat16(device: Any) -> bool:
     """Whether a device has an instruction for products of bfloat16."""
     if device.platform == "cpu":
         try:

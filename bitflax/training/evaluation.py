@@ -19,7 +19,7 @@ class Evaluator:
       batches: the dev examples.
       labels: [examples] class numbers in the order of the logits, or real numbers;
         None: there are logits, and no scores.
-      metric: a name that ``bitflax.data.score`` knows.
+      scores: ``(predictions, labels) -> {name: value}``, as ``Task.scores``.
       regression: whether labels are real numbers.
       mesh: the devices that share a batch.
       quantize: maps latent parameters to what the model computes with, once.
@@ -30,12 +30,12 @@ class Evaluator:
         apply: ApplyFn,
         batches: Batches,
         labels: np.ndarray | None,
-        metric: str,
+        scores: Callable[[np.ndarray, np.ndarray], dict[str, float]],
         regression: bool,
         mesh: jax.sharding.Mesh,
         quantize: Callable[[Params], Params] | None = None,
     ):
-        self._batches, self._labels, self._metric = batches, labels, metric
+        self._batches, self._labels, self._scores = batches, labels, scores
         self._regression, self._mesh = regression, mesh
         self._quantize = None if quantize is None else jax.jit(quantize)
         self._step = steps.make_eval_step(apply)
@@ -64,4 +64,4 @@ class Evaluator:
         """Return ``{name: value}`` of the metric and what stands beside it."""
         assert self._labels is not None
         said = data.predictions(self.logits(params), regression=self._regression)
-        return data.score(self._metric, said, self._labels)
+        return self._scores(said, self._labels)

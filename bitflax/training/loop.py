@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import jax
+import numpy as np
 
 from bitflax import signals
 from bitflax.errors import Diverged
@@ -140,7 +141,7 @@ class Journal(Protocol):
         """Drop a stage's lines after ``step`` (None: all): they come again."""
 
     def progress(self, total: int, desc: str, initial: int = 0) -> Any:
-        """Return a bar with ``update(number, values)`` and ``write(text)``."""
+        """Return a bar: ``update(number, values, more)``, ``doing``, ``write``."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -270,8 +271,14 @@ class _Steps:
         work = self.work
         # CPU devices that run ahead of each other can wait for each other for good.
         many = jax.default_backend() == "cpu" and jax.device_count() > 1
+        compiled = set()
         for number in range(first + 1, 0 if self.patience.over else work.steps + 1):
-            state, metrics = work.step(state, work.batch(number - 1))
+            batch = work.batch(number - 1)
+            shapes = tuple((name, np.shape(x)) for name, x in batch.items())
+            if shapes not in compiled:
+                compiled.add(shapes)
+                self.bar.doing("compiling")
+            state, metrics = work.step(state, batch)
             if many:
                 jax.block_until_ready(metrics)
             waiting.append(metrics)
@@ -316,14 +323,15 @@ class _Steps:
         rate = float(self.work.rate(number - 1))
         name = self.work.name
         self.run.log({"stage": name, "step": number, "loss": values, "lr": rate})
-        self.bar.update(number, values)
+        self.bar.update(number, {"loss": values["loss"]}, _without(values, "loss"))
 
     def _score(self, number: int, state: TrainState) -> Scores:
+        self.bar.doing("scoring dev")
         scores, metric = self.work.evaluate(state.params), self.work.metric
         seen = self.work.watch(state.params) if self.work.watch else {}
         line = {"stage": self.work.name, "step": number, "dev": scores}
         self.run.log({**line, **seen})
-        self.bar.update(number, {metric: scores[metric]})
+        self.bar.update(number, {f"dev {metric}": scores[metric]})
         return scores
 
     def _stop(self, number: int, stop: int) -> None:
@@ -331,6 +339,10 @@ class _Steps:
         self.bar.write(f"saved at step {number}; the same command goes on from here")
         lost_process.stop_together()
         self.pauses.signals.deliver(stop)
+
+
+def _without(values: Scores, name: str) -> Scores:
+    return {each: value for each, value in values.items() if each != name}
 
 
 def _numbers(waiting: list[Any]) -> list[dict[str, float]]:

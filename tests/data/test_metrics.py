@@ -1,11 +1,13 @@
 """The metrics against their formulas."""
 
+import functools
 import math
 
 import numpy as np
 import pytest
 
 from bitflax.data import metrics
+from bitflax.errors import ConfigError
 
 LABELS = np.array([1, 1, 1, 0, 0, 1, 0, 0, 1, 1])
 SAID = np.array([1, 0, 1, 0, 1, 1, 0, 0, 0, 1])
@@ -31,6 +33,52 @@ def test_f1_and_accuracy_and_their_mean():
     assert found["f1"] == pytest.approx(f1, abs=1e-12)
     assert found["accuracy"] == 0.7
     assert found["f1_accuracy"] == pytest.approx((f1 + 0.7) / 2, abs=1e-12)
+
+
+def test_macro_f1_is_the_mean_over_the_classes():
+    ones, zeros = 2 * TP / (2 * TP + FP + FN), 2 * TN / (2 * TN + FN + FP)
+    found = metrics.score("macro_f1", SAID, LABELS)
+    assert found["macro_f1"] == pytest.approx((ones + zeros) / 2, abs=1e-12)
+    assert found["accuracy"] == 0.7
+
+
+def test_classes_are_scored_one_by_one():
+    found = metrics.by_class(SAID, LABELS, 3)
+    assert found.confusion.tolist() == [[TN, FP, 0], [FN, TP, 0], [0, 0, 0]]
+    assert found.precision == pytest.approx([TN / (TN + FN), TP / (TP + FP), 0])
+    assert found.recall == pytest.approx([TN / (TN + FP), TP / (TP + FN), 0])
+
+
+def recall_of_ones(said, labels):
+    return np.mean(said[labels == 1])
+
+
+def several(said, labels):
+    return {"several": 0.5, "more": np.float32(0.25)}
+
+
+def nothing(said, labels):
+    return None
+
+
+def of_another_name(said, labels):
+    return {"several": 0.5}
+
+
+def test_a_metric_of_ones_own():
+    found = metrics.score(recall_of_ones, SAID, LABELS)
+    assert found == {"recall_of_ones": pytest.approx(TP / (TP + FN))}
+    bound = functools.partial(recall_of_ones)
+    assert [*metrics.score(bound, SAID, LABELS)] == ["recall_of_ones"]
+    both = {"several": 0.5, "more": 0.25}
+    assert metrics.score(several, SAID, LABELS) == both
+    assert metrics.metric_name(lambda said, labels: 0) == "metric"
+
+
+@pytest.mark.parametrize("metric", [nothing, of_another_name])
+def test_a_metric_that_gives_no_number_is_refused(metric):
+    with pytest.raises(ConfigError, match=metric.__name__):
+        metrics.score(metric, SAID, LABELS)
 
 
 def test_correlations_and_their_mean():

@@ -93,6 +93,25 @@ def test_what_is_taken_and_left_out_is_said(write, header, settings, note, fix):
     assert (fix in said) if fix else ("fix:" not in said)
 
 
+@pytest.mark.parametrize(
+    ("header", "settings", "found", "fix"),
+    [
+        ("id,text,category", {}, "'id', 'category' beside", "data.label=category"),
+        ("text,n,mood,id", {}, "'n', 'mood', 'id' beside", "--label mood"),
+        ("text,my label", {}, "'my label' beside", "data.label='my label'"),
+        ("text", {}, "found texts alone", "teacher.folder"),
+        ("id,label,message", {}, "first row of names", "--text message"),
+    ],
+)
+def test_the_column_that_is_missed_is_offered(write, header, settings, found, fix):
+    path = write("a.csv", f"{header}\n" + header.replace("id", "1") + "\n")
+    with pytest.raises(DataError) as caught:
+        own_files.load_own(path, labelled=True, **settings)
+    assert caught.value.place == f"{path}:1"
+    assert found in caught.value.problem
+    assert fix in caught.value.fix
+
+
 def test_a_dev_file_warns_of_no_column_that_was_chosen_in_train(write):
     train, dev = (
         write(f"{name}.csv", "question,sentence,label\na,b,x\nc,d,y\n")

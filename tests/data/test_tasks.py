@@ -43,6 +43,33 @@ def test_a_missing_dev_file_is_split_off_and_said(own):
     assert task.sha256 == load_task(own, seed=3).sha256 != load_task(own).sha256
 
 
+def always(said, labels):
+    return 1.0
+
+
+def test_another_metric_takes_the_place_of_the_tasks(own):
+    task = load_task(own, metric="macro_f1")
+    assert task.metric == "macro_f1"
+    assert task.scores(task.dev.labels, task.dev.labels)["macro_f1"] == 1.0
+    task = load_task(own, metric=always)
+    assert (task.metric, task.own_metric) == ("always", always)
+    assert task.scores(1 - task.dev.labels, task.dev.labels) == {"always": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("content", "metric", "problem"),
+    [
+        ("text\tlabel\na\tx\nb\ty\nc\tx\n", "pearson_spearman", "2 classes"),
+        ("text\tlabel\na\tx\nb\ty\nc\tz\n", "f1_accuracy", "3 classes"),
+        ("text\tscore\na\t0.5\nb\t1\nc\t2\n", "macro_f1", "real numbers"),
+        ("text\na\nb\nc\n", "macro_f1", "needs labels"),
+    ],
+)
+def test_a_metric_that_does_not_fit_is_refused(write, content, metric, problem):
+    with pytest.raises(ConfigError, match=problem):
+        load_task(write("own.tsv", content), metric=metric)
+
+
 def test_limit_takes_examples_by_seed_and_says_so(own):
     task = load_task(own, limit=7)
     assert len(task.train) == 7

@@ -3,6 +3,7 @@
 import hashlib
 import lzma
 import os
+import pathlib
 
 import pytest
 
@@ -43,6 +44,22 @@ def test_a_file_is_said(file):
     assert said["activations"].count("clipped") == 1
     ternary = next(row for row in found.rows if row.bits == 1.6)
     assert said["1.6 bits"] == f"{ternary.values} weights in {ternary.bytes} bytes"
+
+
+def test_the_version_is_that_of_the_format_and_the_changelog(tmp_path):
+    config = small.config(1)
+    params = small.params(config)
+    packed_file.save_packed(tmp_path / "m", config, packing.pack(params, ()))
+    found = stored_model.verify(tmp_path / "m")
+    assert found.version == "1"
+    said = commands._verified(found)
+    assert "bitflax-packed, version 3; readers of version 1 know all of it too" in said
+    package = pathlib.Path(commands.__file__).parent
+    first, last = packed_file.VERSIONS[0], packed_file.VERSIONS[-1]
+    title = (package / "FORMAT.md").read_text("utf-8").splitlines()[0]
+    assert title == f"# The packed file, versions {first} to {last}"
+    changes = (package / "CHANGELOG.md").read_text("utf-8")
+    assert f"The packed file, version {last}" in changes
 
 
 def test_a_file_without_act_and_tokenizer_is_said(tmp_path):

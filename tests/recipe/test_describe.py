@@ -4,9 +4,11 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 import bitflax as bf
+from bitflax.data import examples
 from bitflax.errors import ConfigError
 from bitflax.packed import sizes as packed_sizes
 from bitflax.recipe import describe
@@ -181,7 +183,11 @@ def test_a_student_of_rounded_activations_alone_is_packed_as_the_rest():
 
 
 def test_describe_says_steps_and_epochs_where_the_examples_are_counted():
-    text = describe.describe_recipe(made(bf.xtc_1bit()), rows=2000)
+    rows = examples.Examples(
+        (np.array(["a"] * 2000, object),), np.zeros(2000, np.int32), np.arange(2000)
+    )
+    task = examples.Task("t", rows, rows, ("x", "y"), "accuracy")
+    text = describe.describe_recipe(made(bf.xtc_1bit()), task=task)
     assert "fine-tuned: 750 steps (11.9 epochs)" in text
     assert "1,500 steps (23.8 epochs)" in text
     assert "as long as the data ask for" in describe.describe_recipe(made())

@@ -295,7 +295,7 @@ def test_the_log_goes_on_after_a_resume(tmp_path):
 def test_a_bar_for_the_stage(tmp_path, capsys):
     with RunFolder(tmp_path) as folder, folder.progress(3, "1-fp32", initial=1) as bar:
         bar.update(3, {"logits": 0.5})
-    assert "1-fp32 3/3 100%, logits 0.5 (00:00, 00:00 left)" in capsys.readouterr().err
+    assert "1-fp32 3/3 100%, logits 0.5 (00:00, 00:00 left, " in capsys.readouterr().err
 
 
 def test_nan_is_no_difference():

@@ -2,10 +2,13 @@
 
 import functools
 import json
+import re
+import shlex
 
 import pytest
 
 import bitflax as bf
+from bitflax import cli
 from bitflax.recipe import loading
 from bitflax.runs import log as runs_log
 from tests.helpers import tinyrun
@@ -21,7 +24,7 @@ NARROW = ["hidden_size=24", "heads=2", "ffn=40"]
 SHRUNK = {
     "quickstart": (
         ["teacher=TEACHER", "layers=1,", "teacher_epochs=1", "fp32_epochs=1"],
-        ["onebit_epochs=1"],
+        ["onebit_epochs=1", "data.metric=macro_f1", "stages.onebit.keep=best"],
         ["teacher", "fp32", "onebit", "packed"],
     ),
     "xtc": (
@@ -77,8 +80,23 @@ def test_recipe_runs(name, tmp_path, capsys):
     assert [row.name for row in found] == rows
     report = json.loads((tmp_path / "run" / "report.json").read_text())
     assert [stage["name"] for stage in report["stages"]] == rows
-    assert rows[-1] in capsys.readouterr().out
+    assert report["metric"] == ("macro_f1" if name == "quickstart" else "accuracy")
+    said = capsys.readouterr().out
+    assert rows[-1] in said
+    check_next(tmp_path / "run", said)
+    bf.run(made, tmp_path / "run")  # is done, and needs nothing of what is gone
     assert bf.load(tmp_path / "run").predict(["the old cat"])[0].label in tinyrun.KINDS
+
+
+def check_next(run, said):
+    """The files and commands that a run ends with are there, and clean leaves them."""
+    assert re.search(f"report +{run}/report.html\n", said)
+    (predict,) = re.findall("bitflax (predict .*)", said)
+    (spare,) = re.findall("bitflax (clean .*)", said)
+    assert cli.main(shlex.split(spare)) == 0
+    assert cli.main(shlex.split(predict)) == 0
+    assert f"eval {run} --task TEST.tsv\n" in said
+    assert not list(run.glob("*/checkpoints"))
 
 
 def write_corpus(folder):

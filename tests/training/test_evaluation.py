@@ -1,10 +1,13 @@
 """Scores of a task's dev examples over many devices."""
 
+import functools
+
 import jax
 import numpy as np
 import pytest
 
 import bitflax as bf
+from bitflax.data import metrics
 from bitflax.data.batches import Batches
 from bitflax.data.text import Tokens
 from bitflax.training import evaluation
@@ -32,7 +35,8 @@ def test_cpu_devices_end_a_batch_before_the_next(devices, waits, monkeypatch):
     batches = Batches(tokens(), batch_size=16, seed=0, buckets=(16,), multiple_of=8)
     apply = bf.bert(CONFIG, bf.symmetric(8, axis=None))
     labels = np.zeros(EXAMPLES, int)
-    scores = evaluation.Evaluator(apply, batches, labels, "accuracy", False, mesh)
+    score = functools.partial(metrics.score, "accuracy")
+    scores = evaluation.Evaluator(apply, batches, labels, score, False, mesh)
     step, queued = scores._step, []
 
     def watched(params, batch):

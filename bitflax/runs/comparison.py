@@ -1,0 +1,95 @@
+"""Several runs on one page: their tables side by side, their scores over time."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from bitflax import files
+from bitflax.errors import OutputError, UsageError
+from bitflax.runs import log, report, sections, svg
+from bitflax.runs.trials import means
+
+
+def draw_report(folders: Sequence[str | Path], out: str | Path) -> Path:
+    """Draw one run's ``report.html`` anew, or a page of several runs at ``out``.
+
+    Returns:
+      The page's path.
+
+    Raises:
+      InputMissing: a folder has no finished run.
+      DamagedFile: a ``report.json`` cannot be read.
+      UsageError: a folder is given twice, or the runs have other tasks.
+      OutputError: ``out`` cannot be written.
+    """
+    paths = [files.given(folder) for folder in folders]
+    if len(paths) == 1:
+        return report.rewrite(paths[0])
+    if len({path.resolve() for path in paths}) < len(paths):
+        raise UsageError("report", "a run is given twice", fix="name each run once")
+    found = [report.read_report(path) for path in paths]
+    kinds = {(meta["task"], meta["metric"]) for _, meta in found}
+    if len(kinds) > 1:
+        said = " and ".join(f"{task} by {metric}" for task, metric in sorted(kinds))
+        fix = "give runs of one task, or draw them one by one"
+        raise UsageError("report", f"scores do not compare: {said}", fix=fix)
+    out = files.given(out, OutputError)
+    task, metric = kinds.pop()
+    page = report.page(f"bitflax: {len(paths)} runs", _body(paths, found, task, metric))
+    files.write_text(out, page)
+    return out
+
+
+def _body(
+    paths: Sequence[Path], found: Sequence[Any], task: str, metric: str
+) -> list[str]:
+    """Return the page's parts: table, what differs, curves."""
+    names = [path.name for path in paths]
+    parts = [f"Task {task}, scored by {metric} on its dev split."]
+    body = [sections.paragraph(parts[0]), _scores(names, [rows for rows, _ in found])]
+    sets = [
+        (name, meta.get("repeat", {}).get("command", "-"))
+        for name, (_, meta) in zip(names, found, strict=True)
+    ]
+    body += [
+        "<h2>What was run</h2>",
+        sections.table(("run", "command"), sets, words=True),
+    ]
+    figures = []
+    for name, path in zip(names, paths, strict=True):
+        lines = [x for x in log.read_log(path / "log.jsonl") if f"dev/{metric}" in x]
+        for stage in dict.fromkeys(line["stage"] for line in lines):
+            points = [
+                (line["step"], line[f"dev/{metric}"])
+                for line in lines
+                if line["stage"] == stage and line[f"dev/{metric}"] is not None
+            ]
+            if points:
+                label = f"{name}, {stage}"
+                axes = ("step", metric)
+                plot = svg.line_plot(label, points, dots=len(points) <= 40, axes=axes)
+                figures.append(sections.figure(label, plot))
+    return [*body, "<h2>Scores</h2>", f'<div class="plots">{"".join(figures)}</div>']
+
+
+def _scores(names: Sequence[str], runs: Sequence[Sequence[report.Row]]) -> str:
+    """Return the table: a line a stage, a column a run; the mean where all have it."""
+    stages = list(dict.fromkeys(row.name for rows in runs for row in rows))
+    known = [{row.name: row for row in rows} for rows in runs]
+    lines = []
+    for stage in stages:
+        rows = [each.get(stage) for each in known]
+        cells = [_cell(row) for row in rows]
+        mean = means([[row] for row in rows if row is not None])[0]
+        both = "-"
+        if mean["mean"] is not None and all(rows):
+            spread = mean["deviation"]
+            both = f"{mean['mean']:.4f}" + (f" \u00b1 {spread:.4f}" if spread else "")
+        lines.append((stage, *cells, both))
+    return sections.table(("stage", *names, "mean \u00b1 deviation"), lines)
+
+
+def _cell(row: report.Row | None) -> str:
+    if row is None or row.score is None:
+        return "-"
+    return f"{row.score:.4f}" + (f" ({row.kept:.1%})" if row.kept is not None else "")

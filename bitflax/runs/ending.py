@@ -1,0 +1,55 @@
+"""What a person is told when a run is done: its files, and what to do with them."""
+
+import shlex
+
+from bitflax import files
+from bitflax.data import TASKS, Task
+from bitflax.progress import columns, escaped
+from bitflax.recipe import Data
+from bitflax.runs.cleaning import resume_bytes
+from bitflax.runs.experiment import Experiment
+
+PACKED = "model.safetensors"
+
+
+def ending(experiment: Experiment) -> str:
+    """Return the run's files and the next commands, as lines."""
+    path, data = experiment.run.path, experiment.recipe.data
+    task = experiment.student_data and experiment.student_data.task
+    rows, packed = [], path / PACKED
+    if packed.is_file():
+        size = f"{packed.stat().st_size / 1e6:,.2f} MB"
+        rows.append(("packed file", f"{packed}, {size}"))
+    rows.append(("report", str(path / "report.html")))
+    where = shlex.quote(str(path))
+    if data is not None and task is not None:
+        rows.append(("next", f"bitflax predict {where} {_example(task)}"))
+        rows.append(("", f"bitflax eval {where} {_task(data)}"))
+        form = "onnx-int8" if packed.is_file() else "hf"
+        rows.append(("", f"bitflax export {where} --format {form}"))
+    spare = f"{resume_bytes(path) / 1e6:,.1f} MB"
+    rows.append(("to spare", f"{spare} that a resume needs: bitflax clean {where}"))
+    return columns(rows, "<<")
+
+
+def _example(task: Task) -> str:
+    """Return the shortest dev example as a command line gives it."""
+    texts = [*zip(*task.dev.texts, strict=True)]
+    first, *second = min(texts, key=lambda text: sum(map(len, text)))
+    said = [shlex.quote(escaped(text[:80])) for text in (first, *second)]
+    return " --pair ".join(said)
+
+
+def _task(data: Data) -> str:
+    """Return how ``bitflax eval`` is told the task; its dev file, where it has one."""
+    if data.task in TASKS:
+        folder = f" --data-dir {shlex.quote(data.data_dir)}" if data.data_dir else ""
+        return f"--task {data.task}{folder}"
+    own = files.given(data.task)
+    # A file whose dev examples were split off holds the others too.
+    name = data.dev or ("TEST" + (own.suffix or ".csv"))
+    text = data.text if isinstance(data.text, str) else ",".join(data.text or ())
+    options = {"--text": text, "--label": data.label}
+    said = [f"--task {shlex.quote(name)}"]
+    said += [f"{name} {shlex.quote(value)}" for name, value in options.items() if value]
+    return " ".join(said)
