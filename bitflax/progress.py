@@ -107,7 +107,8 @@ class Progress:
         parts = [f", {n} {x:.4g}" for n, x in self._more.items()]
         more = re.sub(r"([{}])", r"\1\1", "".join(parts))  # it goes into a format
         self._bar.bar_format = self._form + more
-        shown = [f"{n} {x:.4g}" for n, x in self._values.items()]
+        values = sorted(self._values.items(), key=lambda value: value[0] != "loss")
+        shown = [f"{n} {x:.4g}" for n, x in values]
         shown = [self._doing, *shown] if self._doing else shown
         self._bar.set_postfix_str(", ".join(shown), refresh=False)
 

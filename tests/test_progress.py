@@ -99,8 +99,8 @@ def test_80_columns_hold_what_matters():
         with Progress(1542, "2-onebit", initial=700) as bar:
             bar.doing("compiling")
             time.sleep(0.2)
-            bar.update(750, {"loss": 0.31234}, {"logits{": 0.1, "hidden": 0.2})
-            bar.update(800, {"dev accuracy": 0.7854})
+            bar.update(750, {"dev accuracy": 0.7854})
+            bar.update(800, {"loss": 0.31234}, {"logits{": 0.1, "hidden": 0.2})
         """,
         80,
     )

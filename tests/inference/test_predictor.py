@@ -360,6 +360,19 @@ def test_a_score_needs_labels(predictor):
         predictor.score(task(None, ("no", "yes", "perhaps")))
 
 
+def test_one_text_for_a_model_of_pairs_is_refused():
+    one = small.config(2)
+    found = inference_predictor.Predictor(one, params(), tokenizer(), pairs=True)
+    with pytest.raises(DataError, match="trained on pairs of texts") as caught:
+        found.predict(["a"])
+    assert "--pair" in caught.value.fix
+    assert found.predict([]) == []
+    (said,) = found.predict([("a", "b")])
+    (shares,) = found.probabilities([("a", "b")])
+    assert shares.sum() == pytest.approx(1, abs=1e-6)
+    assert said.probability == shares.max()
+
+
 def test_one_text_is_no_list_of_letters(predictor):
     for ask in (predictor.predict, predictor.logits):
         with pytest.raises(TypeError, match="put it in a list"):
