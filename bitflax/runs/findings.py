@@ -36,27 +36,27 @@ def answers(task: Task, teacher: np.ndarray, student: np.ndarray) -> dict[str, A
       both matrices [true][said] where there are few classes; ``disagreements``: the
       examples of different answers, the surest first, with both probabilities.
     """
-    from sklearn.metrics import confusion_matrix, f1_score
-
-    true, names = np.asarray(task.dev.labels), list(task.labels)
-    said = [data.predictions(logits) for logits in (teacher, student)]
-    every = range(len(names))
-    scores = [
-        f1_score(true, s, labels=every, average=None, zero_division=0) for s in said
+    assert task.dev.labels is not None
+    true, names = task.dev.labels, list(task.labels)
+    both = [
+        data.by_class(data.predictions(logits), true, len(names))
+        for logits in (teacher, student)
     ]
-    counts = np.bincount(true, minlength=len(names))
-    columns = zip(
-        names, counts.tolist(), *(each.tolist() for each in scores), strict=True
-    )
+    counts, scores = np.bincount(true, minlength=len(names)), [x.f1 for x in both]
     found: dict[str, Any] = {
         "classes": [
-            {"label": name, "examples": n, "teacher_f1": t, "student_f1": s}
-            for name, n, t, s in columns
+            {
+                "label": name,
+                "examples": int(counts[i]),
+                "teacher_f1": float(scores[0][i]),
+                "student_f1": float(scores[1][i]),
+            }
+            for i, name in enumerate(names)
         ],
         "disagreements": _disagreements(task, teacher, student),
     }
     if len(names) <= MOST_CLASSES:
-        matrices = [confusion_matrix(true, s, labels=every).tolist() for s in said]
+        matrices = [x.confusion.tolist() for x in both]
         found["confusion"] = dict(zip(("teacher", "student"), matrices, strict=True))
     return found
 
@@ -151,7 +151,8 @@ def sign_flips(
             both = zip(jax.tree.leaves(now), jax.tree.leaves(begun[path]), strict=True)
             found.setdefault(places[path], []).extend(a != b for a, b in both)
         return {
-            place: sum(jnp.sum(each) for each in parts) / sum(x.size for x in parts)
+            place: jnp.sum(jnp.stack([jnp.sum(each) for each in parts]))
+            / sum(each.size for each in parts)
             for place, parts in found.items()
         }
 
