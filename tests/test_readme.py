@@ -148,7 +148,7 @@ def test_command_lines_are_found_and_their_faults_told(tmp_path):
     page = tmp_path / "page.md"
     page.write_text(
         "`bitflax ls` and `bitflax show\nquickstart --set nothing=1`\n"
-        "```bash\na && bitflax run quikstart --out a  # why\n"
+        "```bash\na && bitflax run quikstart --out a > b  # why\n"
         'host$ bitflax predict a "b # c" --nothing\nssh --command="bitflax ls"\n```\n'
     )
     found = list(pages.commands(page))

@@ -1,5 +1,6 @@
 """The README and the pages of ``bitflax/docs``, taken apart."""
 
+import collections
 import functools
 import pathlib
 import re
@@ -38,23 +39,23 @@ def commands(path: pathlib.Path) -> Iterator[str]:
     """Yield every command line of a page that calls bitflax.
 
     It begins a line, or a span, or follows a prompt, ``&&`` or a quotation mark; it
-    ends there too, or where a comment begins.
+    ends there too, or where a comment or a file of its output begins.
     """
     lines = "\n".join(blocks(path, "bash")).replace("\\\n", " ").splitlines()
     for line in [*lines, *spans(path)]:
         found = re.search(r"""(?:^|\$ |&& |=")(bitflax [a-z-].*)""", line)
         if found:
-            yield re.split(r"\s+#|\"$" if '="' in line else r"\s+#", found[1])[0]
+            yield re.split(r"\s+[#>]|\"$" if '="' in line else r"\s+[#>]", found[1])[0]
 
 
 def anchors(path: pathlib.Path) -> set[str]:
     """Return the names that a link may give to a page's headings, as GitHub does."""
-    found: set[str] = set()
+    found, seen = set(), collections.Counter()
     for heading in re.findall(r"^#+ (.+)$", prose(path), re.M):
         plain = re.sub(r"[^\w\- ]", "", heading.replace("`", "").lower())
         slug = plain.strip().replace(" ", "-")
-        twice = sum(name == slug or name.startswith(f"{slug}-") for name in found)
-        found.add(f"{slug}-{twice}" if slug in found else slug)
+        found.add(f"{slug}-{seen[slug]}" if seen[slug] else slug)
+        seen[slug] += 1
     return found
 
 
