@@ -96,10 +96,11 @@ class Lazy:
 class Split:
     """A matrix or table as the sum of two halves of its shape, each a leaf of its own.
 
-    The halves are of one kind: two latent arrays, which ``rules.quantize`` quantises
-    each by itself, or two ``Lazy`` or ``Packed`` leaves. ``splitting.split`` makes it
-    of a ternary matrix, so that the sum of two 1-bit matrices is the ternary one
-    (Bai et al. 2021, BinaryBERT, section 3, arXiv:2012.15701).
+    The halves are of one kind: two latent arrays, which ``bitflax.quantize`` quantises
+    each by itself, or two ``bitflax.model.Lazy`` or ``bitflax.model.Packed`` leaves.
+    ``bitflax.split`` makes it of a ternary matrix, so that the sum of two 1-bit
+    matrices is the ternary one (Bai et al. 2021, BinaryBERT, section 3,
+    arXiv:2012.15701).
 
     >>> float(matmul(jnp.ones((1, 1)), Split(jnp.eye(1), 2 * jnp.eye(1)))[0, 0])
     3.0

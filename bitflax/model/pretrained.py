@@ -50,7 +50,7 @@ def load_pretrained(
     a manifest lies in the folder, as in a stage's ``params/``, it is checked.
 
     Args:
-      folder: whatever ``resolve_folder`` takes.
+      folder: a folder; ``minilm``, which a package ships; or ``org/name`` of a hub.
       num_labels: the number of labels; by default the folder's own.
       id2label: the labels' names in the order of the logits.
       problem_type: ``"regression"`` or ``"single_label_classification"``.

@@ -112,7 +112,7 @@ def load_packed(path: str | Path) -> tuple[BertConfig, Params]:
 def size_report(packed: Params | str | Path) -> list[SizeRow]:
     """Account for every byte of a packed file, or of a packed tree's tensors.
 
-    ``size_table`` makes a text of it.
+    ``bitflax.packed.size_table`` makes a text of it.
 
     Returns:
       A row a parameter, codes and scales together; two halves of a split matrix are

@@ -254,10 +254,10 @@ def pack(params: Params, rules: Rules, rest: Rest = "int8") -> Params:
         match decides; ``"int8"`` where none does.
 
     Returns:
-      The tree with ``Packed`` for matrices that are codes (a ``Split`` of two where it
-      was split), float32 arrays else; the model function takes it in place of
-      ``params``. Of a quantised matrix whose rest is not float32, the scales of rows
-      are rounded to float16 (one part in 2048).
+      The tree with ``bitflax.model.Packed`` for matrices that are codes (a ``Split``
+      of two where it was split), float32 arrays else; the model function takes it in
+      place of ``params``. Of a quantised matrix whose rest is not float32, the scales
+      of rows are rounded to float16 (one part in 2048).
 
     Raises:
       ValueError: ``rest`` is none of these, or a rule matches no path.

@@ -48,7 +48,8 @@ def data_parallel(step: Callable, mesh: Mesh) -> Callable:
 
     The batch is global and its rows are shared out; state and teacher are on every
     device. The state is donated: use the one that comes back. A teacher that is not
-    yet on all devices is sent there in every step: ``replicate`` it once.
+    yet on all devices is sent there in every step: once, before the first, by
+    ``bitflax.training.replicate(params, mesh)``, is quicker.
 
     Args:
       step: from ``make_train_step``, un-jitted.
