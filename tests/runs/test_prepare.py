@@ -241,9 +241,9 @@ def test_more_bits_after_fewer_are_warned_of(place, tmp_path, caplog):
             folder.write_recipe("", describe.resolved(recipe))
             prepare.prepare(recipe, folder)
             said = [text for text in caplog.messages if text.startswith("stage ")]
-            assert len(said) == len(folder.changes) == warned
+            assert len(said) == len(folder.record["changes"]) == warned
     problem, fix = said[0].splitlines()
     words = "stage fp32: 32-bit weights that go on from the 1-bit ones of stage onebit"
     assert problem == f"{words}: training for fewer bits is undone"
     assert fix == "fix: put stages of fewer bits last, or give this one an init.source"
-    assert folder.changes == [f"{problem} ({fix})"]
+    assert folder.record["changes"] == [f"{problem} ({fix})"]

@@ -85,6 +85,7 @@ def test_a_run_writes_its_folder(whole):
 def test_the_report_is_of_the_form_that_others_read(whole):
     found = report(whole[0])
     more = {"kept_above_chance", "baselines", "warnings"}
+    more |= {"name", "notes", "repeat", "findings"}
     assert found.keys() == {"task", "metric", "stages"} | more
     assert found["metric"] == "accuracy"
     fields = {"name", "score", "kept", "bits", "bytes", "seconds"}
