@@ -113,8 +113,8 @@ def make_parser() -> _Parser:
     drawn.add_argument(
         "runs", nargs="+", metavar="DIR", help="folders of finished runs"
     )
-    page = "the page of several runs (comparison.html)"
-    drawn.add_argument("--out", default="comparison.html", metavar="FILE", help=page)
+    page = "the page (report.html in the run's folder; of several: comparison.html)"
+    drawn.add_argument("--out", metavar="FILE", help=page)
     clean = add("clean", help="remove what only a resume needs of a finished run")
     clean.add_argument("run", metavar="DIR", help="the run's folder")
     _add_eval(add("eval", help="measure a model on a task"))

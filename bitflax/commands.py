@@ -46,9 +46,9 @@ def show_command(args: Namespace) -> None:
     """Print a recipe's docstring, data, dials, stages, bits and expected bytes."""
     file = recipe.read_recipe(args.recipe)
     made = file.build(args.settings)
-    task = _read(made)
+    taught, task = _read(made)
     config, where = recipe.teacher_config(made, task)
-    text = recipe.describe_recipe(made, config, task)
+    text = recipe.describe_recipe(made, config, task, taught)
     print(f"{file.path}\n\n{file.doc}\n\ndials (--set NAME=VALUE)")
     _print_pairs({name: _dial(default) for name, (_, default) in file.dials.items()})
     print(f"\n{text}")
@@ -56,14 +56,14 @@ def show_command(args: Namespace) -> None:
         print(f"\nbits and bytes need the teacher's shape: {where}")
 
 
-def _read(made: recipe.Recipe) -> data.Task | None:
-    """Return the data of a recipe; of a named task, whose classes are known, none."""
-    named = made.data is not None and made.data.task in data.TASKS
-    if made.data is None or (named and made.data.data_dir is None):
-        return None
+def _read(made: recipe.Recipe) -> tuple[data.Task, data.Task] | tuple[None, None]:
+    """Return what a recipe's teacher learns, and its students; none of a download."""
+    named = data.TASKS.get(made.data.task) if made.data is not None else None
+    if made.data is None or (named and named.dataset and made.data.data_dir is None):
+        return None, None
     ready = made.teacher.folder is not None
     known = recipe.teacher_config(made)[0] if ready else None
-    return runs.read_task(made.data, known, ready=ready)[1]
+    return runs.read_task(made.data, known, ready=ready)
 
 
 def _dial(default: Any) -> str:

@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from bitflax.data import metrics
 from bitflax.data.examples import Examples, Task, shuffled
 
 MOST_CHARACTERS = 10_000_000
@@ -78,7 +77,7 @@ def _labels(examples: Examples) -> np.ndarray:
 
 
 def _scored(task: Task, said: np.ndarray) -> float | None:
-    score = metrics.score(task.metric, said, _labels(task.dev))[task.metric]
+    score = task.scores(said, _labels(task.dev))[task.metric]
     return score if np.isfinite(score) else None
 
 

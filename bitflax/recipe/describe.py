@@ -81,7 +81,10 @@ def student_config(of: Recipe, teacher: BertConfig) -> BertConfig:
 
 
 def describe_recipe(
-    of: Recipe, config: BertConfig | None = None, task: Task | None = None
+    of: Recipe,
+    config: BertConfig | None = None,
+    task: Task | None = None,
+    taught: Task | None = None,
 ) -> str:
     """Return a recipe in words: data, teacher and stages, drawn as a column.
 
@@ -90,12 +93,14 @@ def describe_recipe(
       config: the teacher's shape; with it come every parameter's bits and the bytes
         of the packed file.
       task: the data that students learn, where they were read.
+      taught: those that the teacher learns, where they are not the same.
 
     Raises:
       ConfigError: a rule matches no parameter, or a layer is not there.
     """
     rows = None if task is None else len(task.train)
-    blocks = [*_data(of, task), _teacher(of, config, rows)]
+    plain = rows if taught is None else len(taught.train)
+    blocks = [*_data(of, task), _teacher(of, config, plain)]
     blocks += [_stage(i, stage, of, rows) for i, stage in enumerate(of.stages)]
     if of.stages and of.stages[-1].packs:
         blocks.append(f"model.safetensors  packed; the rest as {_rest(of.rest)}")

@@ -3,7 +3,7 @@
 import shutil
 from pathlib import Path
 
-from bitflax import files, manifests
+from bitflax import files, manifests, training
 from bitflax.errors import InputMissing, UsageError
 from bitflax.runs.folder import RunFolder
 
@@ -34,10 +34,12 @@ def clean(path: str | Path) -> int:
         if not run.finished:
             fix = "finish it, by the same `bitflax run`; or remove the folder itself"
             raise UsageError(path, f"the run is not finished: {_lost(path)}", fix=fix)
-        size = resume_bytes(path)
-        with files.disk(path):
-            for part in _parts(path):
-                shutil.rmtree(part)
+        size = training.broadcast(lambda: resume_bytes(path))
+        if training.is_main_process():
+            with files.disk(path):
+                for part in _parts(path):
+                    shutil.rmtree(part)
+        training.barrier()
     return size
 
 

@@ -7,11 +7,16 @@ from typing import Any
 from bitflax import files
 from bitflax.errors import OutputError, UsageError
 from bitflax.runs import log, report, sections, svg
-from bitflax.runs.trials import means
+from bitflax.runs.trials import REPORT, means
 
 
-def draw_report(folders: Sequence[str | Path], out: str | Path) -> Path:
-    """Draw one run's ``report.html`` anew, or a page of several runs at ``out``.
+def draw_report(folders: Sequence[str | Path], out: str | Path | None) -> Path:
+    """Draw one run's page anew, or a page of several runs.
+
+    Args:
+      folders: of finished runs; one that ``tune`` or ``--seeds`` made is all of its.
+      out: the page; None: ``report.html`` in the one run's folder, else
+        ``comparison.html`` here.
 
     Returns:
       The page's path.
@@ -22,9 +27,9 @@ def draw_report(folders: Sequence[str | Path], out: str | Path) -> Path:
       UsageError: a folder is given twice, or the runs have other tasks.
       OutputError: ``out`` cannot be written.
     """
-    paths = [files.given(folder) for folder in folders]
+    paths = [run for folder in folders for run in _runs(files.given(folder))]
     if len(paths) == 1:
-        return report.rewrite(paths[0])
+        return report.rewrite(paths[0], out)
     if len({path.resolve() for path in paths}) < len(paths):
         raise UsageError("report", "a run is given twice", fix="name each run once")
     found = [report.read_report(path) for path in paths]
@@ -33,11 +38,18 @@ def draw_report(folders: Sequence[str | Path], out: str | Path) -> Path:
         said = " and ".join(f"{task} by {metric}" for task, metric in sorted(kinds))
         fix = "give runs of one task, or draw them one by one"
         raise UsageError("report", f"scores do not compare: {said}", fix=fix)
-    out = files.given(out, OutputError)
+    out = files.given(out or "comparison.html", OutputError)
     task, metric = kinds.pop()
     page = report.page(f"bitflax: {len(paths)} runs", _body(paths, found, task, metric))
     files.write_text(out, page)
     return out
+
+
+def _runs(folder: Path) -> list[Path]:
+    """Return a run's folder, or those of all finished runs of a ``tune``."""
+    if not (folder / REPORT).is_file():
+        return [folder]
+    return sorted(path.parent for path in folder.glob("*/report.json"))
 
 
 def _body(
@@ -45,6 +57,8 @@ def _body(
 ) -> list[str]:
     """Return the page's parts: table, what differs, curves."""
     names = [path.name for path in paths]
+    if len({*names}) < len(names):
+        names = [str(path) for path in paths]
     parts = [f"Task {task}, scored by {metric} on its dev split."]
     body = [sections.paragraph(parts[0]), _scores(names, [rows for rows, _ in found])]
     sets = [

@@ -35,7 +35,8 @@ def ending(experiment: Experiment) -> str:
 def _example(task: Task) -> str:
     """Return the shortest dev example as a command line gives it."""
     texts = [*zip(*task.dev.texts, strict=True)]
-    first, *second = min(texts, key=lambda text: sum(map(len, text)))
+    plain = [text for text in texts if not any(part[:1] == "-" for part in text)]
+    first, *second = min(plain or texts, key=lambda text: sum(map(len, text)))
     said = [shlex.quote(escaped(text[:80])) for text in (first, *second)]
     return " --pair ".join(said)
 

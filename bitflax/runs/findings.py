@@ -5,7 +5,7 @@ Everything is plain JSON: ``report.json`` keeps it, and the page is drawn from t
 
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -161,6 +161,17 @@ def sign_flips(
         return {place: float(share) for place, share in found.items()}
 
     return flips
+
+
+def last_flips(lines: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Return the shares of signs that a log's last stage ended with, by layer.
+
+    >>> last_flips([{"flips/layer_0": 0.1}, {"flips/layer_0": 0.2}, {"step": 3}])
+    {'layer_0': 0.2}
+    """
+    found = [{n: x for n, x in line.items() if "flips/" in n} for line in lines]
+    last = next((each for each in reversed(found) if each), {})
+    return {name.removeprefix("flips/"): share for name, share in last.items()}
 
 
 def _layer(path: str) -> str:

@@ -57,16 +57,18 @@ def take_finished(old: Path, run: RunFolder, recipe: Mapping[str, Any]) -> None:
         taken.append(stage)
     if not taken:
         raise ConfigError(place, "nothing of it is finished and the same", fix=fix)
-    for name in {"data", "teacher"} & set(record["hashes"]):
-        facts = record.get("facts", {}).get(name, {})
-        run.pin(name, record["hashes"][name], old, facts)
+    for name in ("data", "teacher"):  # in one order on all hosts
+        if name in record["hashes"]:
+            facts = record.get("facts", {}).get(name, {})
+            run.pin(name, record["hashes"][name], old, facts)
     if training.is_main_process():
         new = [stage for stage in taken if _copied(old / stage, run.path / stage)]
         for line in log.read_log(old / "log.jsonl") if new else ():
             if line.get("stage") in new:
                 run.log(line)
-        run.note(f"{', '.join(taken)}: taken over from {old}")
-    say(f"taken over from {old}: {', '.join(taken)}")
+        if new:
+            run.note(f"{', '.join(new)}: taken over from {old}")
+            say(f"taken over from {old}: {', '.join(new)}")
 
 
 def _copied(stage: Path, place: Path) -> bool:

@@ -102,7 +102,7 @@ class Judge:
             place = f"stages.{low[0].name}"
             if low[0].name == "packed":
                 place = f"stages.{rows[-2].name}"
-            fix = f"raise {place}.epochs or {place}.optim.lr, or take more layers"
+            fix = f"raise {place}.epochs (or steps) or optim.lr, or take more layers"
             yield f"{problem}\nfix: {fix}"
         count, whole = moved
         if count > MOST_MOVED * whole:
@@ -145,8 +145,9 @@ def _kept_baselines(experiment: Experiment) -> list[list]:
         kept = manifests.read_sealed(path) if path.is_file() else {}
     except DamagedFile:
         kept = {}
-    if kept.get("data") != task.sha256:
+    of = {"data": task.sha256, "metric": task.metric}
+    if {name: kept.get(name) for name in of} != of:
         found = [list(each) for each in measure_baselines(task)]
-        kept = {"data": task.sha256, "baselines": found}
+        kept = {**of, "baselines": found}
         manifests.write_sealed(path, kept)
     return kept["baselines"]

@@ -13,7 +13,7 @@ from typing import Any
 
 from bitflax import files, progress
 from bitflax.data import Baseline
-from bitflax.errors import DamagedFile, InputMissing
+from bitflax.errors import DamagedFile, InputMissing, OutputError
 from bitflax.runs import log, sections, svg
 from bitflax.runs.svg import Number
 
@@ -78,7 +78,7 @@ def write_report(
         "task": meta["task"],
         "metric": meta["metric"],
         "stages": records(rows),
-        "kept_above_chance": [_finite(row.above) for row in rows],
+        "kept_above_chance": [finite(row.above) for row in rows],
         "baselines": [each._asdict() for each in meta.get("baselines", ())],
         "warnings": [*meta.get("warnings", ())],
         "name": meta.get("name"),
@@ -95,7 +95,7 @@ def write_report(
 def records(rows: Sequence[Row]) -> list[dict[str, Any]]:
     """Return rows as ``report.json`` holds them."""
     names = ("name", "score", "kept", "bits", "bytes", "seconds")
-    return [{n: _finite(getattr(row, n)) for n in names} for row in rows]
+    return [{n: finite(getattr(row, n)) for n in names} for row in rows]
 
 
 def html(
@@ -108,7 +108,7 @@ def html(
     more |= {k: v for k, v in meta.get("repeat", {}).items() if v or v == 0}
     baselines = meta.get("baselines", ())
     levels = [(each.name, each.score) for each in baselines if each.score is not None]
-    if rows and _finite(rows[0].score) is not None:
+    if rows and finite(rows[0].score) is not None:
         levels = [("teacher", rows[0].score), *levels]
     body = [
         sections.paragraph(_summary(rows, meta)),
@@ -129,8 +129,12 @@ def page(title: str, body: Sequence[str]) -> str:
     return _PAGE.format(title=escape(title), style=_STYLE, body=inside)
 
 
-def rewrite(folder: str | Path) -> Path:
+def rewrite(folder: str | Path, out: str | Path | None = None) -> Path:
     """Draw a finished run's page anew from what the run kept; return its path.
+
+    Args:
+      folder: the run's.
+      out: the page; None: ``report.html`` in the folder.
 
     Raises:
       InputMissing: there is no finished run.
@@ -139,8 +143,9 @@ def rewrite(folder: str | Path) -> Path:
     folder = files.given(folder)
     rows, meta = read_report(folder)
     page = html(rows, log.read_log(folder / "log.jsonl"), meta)
-    files.write_text(folder / "report.html", page)
-    return folder / "report.html"
+    place = files.given(out or folder / "report.html", OutputError)
+    files.write_text(place, page)
+    return place
 
 
 def read_report(folder: Path) -> tuple[list[Row], dict[str, Any]]:
@@ -169,7 +174,8 @@ def read_report(folder: Path) -> tuple[list[Row], dict[str, Any]]:
 _ROWS = ("stages", "kept_above_chance")
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """Return a number as JSON has it: None where it is not finite."""
     value = value.item() if hasattr(value, "item") else value
     bad = isinstance(value, float) and not math.isfinite(value)
     return None if bad else value
@@ -213,9 +219,9 @@ def _summary(rows: Sequence[Row], meta: Mapping[str, Any]) -> str:
     if len(rows) < 2:
         return text
     first, last = rows[0], rows[-1]
-    if _finite(last.kept) is not None:
+    if finite(last.kept) is not None:
         text += f" Of the teacher's score, {last.name} keeps {last.kept:.1%}"
-        if _finite(last.above) is not None:
+        if finite(last.above) is not None:
             text += f" ({last.above:.1%} of what is above chance)"
         if first.bytes and last.bytes:
             text += f" in 1/{first.bytes / last.bytes:.0f} of its bytes"

@@ -18,7 +18,7 @@ from bitflax.model import Split
 from bitflax.packed import pack, round_rest, save_packed, size_report
 from bitflax.quantization import bits_of
 from bitflax.recipe import Stage
-from bitflax.runs import findings, report
+from bitflax.runs import findings, log, report
 from bitflax.runs.experiment import Experiment
 from bitflax.runs.quality import Judge
 from bitflax.types import Model, Params
@@ -137,7 +137,7 @@ def finish(
     recipe = experiment.recipe
     task = experiment.student_data and experiment.student_data.task
     notes = list(task.notes) if task else []
-    moved, made = (0, 0), ["report.html", "report.json"]
+    moved, made = (0, 0), ["report.json"]
     last = recipe.stages[-1] if recipe.stages else None
     found: dict[str, Any] = {}
     if last is not None and last.corpus is None and task is not None:
@@ -169,8 +169,8 @@ def finish(
     if training.is_main_process():
         if last is not None and last.packs:
             found |= _of_file(experiment, last, result.model)
-        log = experiment.run.log_path
-        report.write_report(experiment.run.path, rows, log, meta)
+        where = experiment.run
+        report.write_report(where.path, rows, where.log_path, meta)
     experiment.run.finish(*made)
     return rows, warnings
 
@@ -186,7 +186,9 @@ def _of_file(experiment: Experiment, stage: Stage, student: Model) -> dict[str, 
     """Return what there is to say of the packed student's weights and its file."""
     path, texts = experiment.run.path / PACKED, experiment.task_data.task.dev.texts
     text = texts[0][0] if len(texts) == 1 else tuple(each[0] for each in texts)
+    lines = log.read_log(experiment.run.log_path)
     return {
+        "flips": findings.last_flips(lines),
         "weights": findings.latent_histogram(student.params, stage.rules),
         "kinds": findings.bytes_by_kind(path),
         "latency": findings.latencies(path, text),
@@ -197,8 +199,11 @@ def _repeat(experiment: Experiment) -> dict[str, Any]:
     """Return all that it takes to have the run again."""
     record, recipe = experiment.run.record, experiment.recipe
     sets = [f"--set {shlex.quote(each)}" for each in record.get("overrides", ())]
+    source = experiment.run.path / "recipe.py"
+    command = f"bitflax run {shlex.quote(str(source))} --out DIR"
     return {
-        "command": " ".join([f"bitflax run {recipe.name} --out DIR", *sets]),
+        "recipe": recipe.name,
+        "command": " ".join([command, *sets]) if source.is_file() else None,
         "seed": recipe.seed,
         "began": record.get("began"),
         "versions": record.get("versions"),

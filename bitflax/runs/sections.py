@@ -53,7 +53,8 @@ def _answers(found: Mapping[str, Any]) -> list[str]:
         figures = [
             f"<figure><figcaption>{who}: a row a true class, a column what was said"
             f"</figcaption>{svg.matrix(who, counts, names)}</figure>"
-            for who, counts in found["confusion"].items()
+            for who in ("teacher", "student")
+            for counts in [found["confusion"][who]]
         ]
         parts.append(f'<div class="plots">{"".join(figures)}</div>')
     rows = [

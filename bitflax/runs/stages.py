@@ -82,7 +82,8 @@ def run(
     """
     check_until(recipe, until)
     with rare_collections(), files.threads_heard(out), RunFolder(out, on_log) as folder:
-        recipe = precise(recipe)
+        began = training.broadcast(lambda: folder.record.get("recipe", {}))
+        recipe = precise(recipe, began)
         known = resolved(recipe)
         folder.write_recipe(source, known, overrides)
         if fork is not None:

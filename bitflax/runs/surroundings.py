@@ -70,16 +70,27 @@ def differences(
         yield from differences(x, y, f"{path}.{name}" if path else str(name), free)
 
 
-def precise(recipe: Recipe) -> Recipe:
-    """Return the recipe with what its products are computed in on these devices.
+def precise(recipe: Recipe, began: dict[str, Any]) -> Recipe:
+    """Return the recipe with what its products are computed in.
 
-    It is kept with the run: it is no matter of where the run goes on.
+    Where it leaves that to the devices (``"auto"``), a run goes on as it ``began``, by
+    its resolved recipe (``{}``: it begins), whatever devices it goes on with.
     """
 
-    def chosen(part: Any, *names: str) -> Any:
-        made = {name: training.chosen_dtype(getattr(part, name)) for name in names}
+    def chosen(part: Any, before: dict[str, Any] | None, *names: str) -> Any:
+        made = {}
+        for name in names:
+            asked = getattr(part, name)
+            if asked == "auto" and before is not None:
+                made[name] = before.get(name)
+            else:
+                made[name] = training.chosen_dtype(asked)
         return dataclasses.replace(part, **made)
 
-    stages = tuple(chosen(each, "dtype", "teacher_dtype") for each in recipe.stages)
-    teacher = chosen(recipe.teacher, "dtype")
+    known = {stage["name"]: stage for stage in began.get("stages", ())}
+    stages = tuple(
+        chosen(stage, known.get(stage.name), "dtype", "teacher_dtype")
+        for stage in recipe.stages
+    )
+    teacher = chosen(recipe.teacher, began.get("teacher"), "dtype")
     return dataclasses.replace(recipe, teacher=teacher, stages=stages)

@@ -1,12 +1,13 @@
 """Several runs of one recipe, with other seeds or other settings, and their table.
 
-OUT/seed=0/, OUT/lr=1e-3,seed=0/, ...: a run's folder each; ``report.json`` beside them
+OUT/seed=0/, OUT/lr=1e-3,seed=0/, ...: a run's folder each; ``trials.json`` beside them
 holds every run's rows. Runs of one seed share what is the same: the teacher, finished
 stages, the teacher's kept outputs and compiled steps. A finished one keeps no
 checkpoints.
 """
 
 import dataclasses
+import hashlib
 import itertools
 import json
 import math
@@ -23,8 +24,10 @@ from bitflax.errors import OutputError, UsageError
 from bitflax.recipe import Recipe, RecipeFile, check_until, resolved
 from bitflax.runs import fork, report, stages
 from bitflax.runs.cleaning import clean
+from bitflax.runs.results import say
 
-REPORT = "report.json"
+REPORT = "trials.json"
+LONGEST = 100
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +52,11 @@ class Trial:
         named = (
             f"{s}={p.partition('=')[2]}" for s, p in zip(short, parts, strict=True)
         )
-        return re.sub(r"[^\w.,=+-]", "_", ",".join(named))
+        whole = ",".join(named)
+        plain = re.sub(r"[^\w.,=+-]", "_", whole)
+        if plain == whole and len(plain) <= LONGEST:
+            return plain
+        return f"{plain[:LONGEST]}-{hashlib.sha256(whole.encode()).hexdigest()[:8]}"
 
 
 def choices(over: Sequence[str]) -> list[tuple[str, ...]]:
@@ -86,7 +93,9 @@ def make_trials(
       ConfigError: a setting names no dial and no field, or is not of its type.
     """
     if seeds < 1:
-        raise UsageError("--seeds", f"expected at least 1, found {seeds}", fix="3")
+        raise UsageError(
+            "--seeds", f"expected at least 1, found {seeds}", fix="give --seeds 3"
+        )
     first, rest = file.build(settings).seed, _without_seed(settings)
     return [
         Trial(chosen, seed, file.build([*rest, *chosen, f"seed={seed}"]))
@@ -137,7 +146,7 @@ def run_trials(
     kept: list[Any] = []
     with training.compiled_in(out / "cache"):
         for trial in trials:
-            progress.tell(f"{len(rows) + 1} of {len(trials)}: {trial.name}")
+            say(f"{len(rows) + 1} of {len(trials)}: {trial.name}")
             rest = (*_without_seed(settings), *trial.settings, f"seed={trial.seed}")
             made = stages.run(
                 trial.recipe,
@@ -148,8 +157,8 @@ def run_trials(
                 fork=_begun(out, trial, trials[: len(rows)]),
                 kept=kept,
             )
-            rows.append(made or _read_rows(out / trial.name))
-            if until is None and training.is_main_process():
+            rows.append(made or _read_rows(out / trial.name, until))
+            if until is None:
                 clean(out / trial.name)
     return _told(file, out, _without_seed(settings), trials, rows)
 
@@ -164,9 +173,11 @@ def _begun(out: Path, trial: Trial, before: Sequence[Trial]) -> Path | None:
     return best
 
 
-def _read_rows(folder: Path) -> list[report.Row]:
-    """Return the rows of a run that was finished before."""
-    return report.read_report(folder)[0]
+def _read_rows(folder: Path, until: str | None) -> list[report.Row]:
+    """Return the rows of a run that was finished before, up to a stage."""
+    rows = report.read_report(folder)[0]
+    names = [row.name for row in rows]
+    return rows if until is None else rows[: names.index(until) + 1]
 
 
 def _told(
@@ -198,7 +209,8 @@ def _told(
         if len(found) > 1:
             chosen = [*settings, *found[0]["settings"]]
             sets = " ".join(f"--set {shlex.quote(setting)}" for setting in chosen)
-            print(f"best: bitflax run {file.path} --out {out}-best {sets}")
+            where, best = (shlex.quote(str(x)) for x in (file.path, f"{out}-best"))
+            print(f"best: bitflax run {where} --out {best} {sets}")
     return found
 
 
@@ -218,8 +230,8 @@ def means(runs: Sequence[Sequence[report.Row]]) -> list[dict[str, Any]]:
     """
     found = []
     for same in zip(*runs, strict=True):
-        scores = [row.score for row in same if row.score is not None]
-        kept = [row.kept for row in same if row.kept is not None]
+        scores = [x for row in same if (x := report.finite(row.score)) is not None]
+        kept = [x for row in same if (x := report.finite(row.kept)) is not None]
         found.append(
             {
                 "name": same[0].name,
@@ -239,11 +251,12 @@ def trials_table(choices: Sequence[dict[str, Any]]) -> str:
              runs           packed   kept
     lr=1e-3     2  0.6000 +-0.1414  98.0%
     """
-    names = [row["name"] for row in choices[0]["rows"]]
+    names = list(dict.fromkeys(r["name"] for each in choices for r in each["rows"]))
     lines = [("", "runs", *names, "kept")]
     for choice in choices:
         rows = choice["rows"]
-        cells = [_cell(row) for row in rows]
+        known = {row["name"]: _cell(row) for row in rows}
+        cells = [known.get(name, "-") for name in names]
         kept = "-" if rows[-1]["kept"] is None else f"{rows[-1]['kept']:.1%}"
         lines.append((", ".join(choice["settings"]), choice["runs"], *cells, kept))
     return progress.columns(lines, "<>" + ">" * (len(names) + 1))

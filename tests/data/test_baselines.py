@@ -91,3 +91,12 @@ def test_matthews_of_one_class_is_0(kinds):
 def test_what_a_linear_model_cannot_learn(texts, labels, score):
     found = measure_baselines(task_of([texts], np.array(labels, np.int32)))
     assert found[1].score == score
+
+
+def test_an_own_metric_scores_the_baselines_too():
+    texts = np.array(["a cat", "a dog", "cats", "a dog"], object)
+    rows = Examples((texts,), np.array([1, 0, 1, 0], np.int32), np.arange(4))
+    task = Task(
+        "t", rows, rows, ("no", "yes"), "half", own_metric=lambda said, true: 0.5
+    )
+    assert [each.score for each in baselines.measure_baselines(task)] == [0.5, 0.5]

@@ -43,7 +43,7 @@ def test_runs_stand_side_by_side_with_their_mean(two, tmp_path):
 
 def test_one_run_is_drawn_anew_in_its_folder(two):
     (two[0] / "report.html").unlink()
-    assert comparison.draw_report(two[:1], "unused.html") == two[0] / "report.html"
+    assert comparison.draw_report(two[:1], None) == two[0] / "report.html"
     assert (two[0] / "report.html").is_file()
 
 
@@ -56,3 +56,10 @@ def test_runs_that_do_not_compare_are_refused(two, tmp_path):
         comparison.draw_report(two, tmp_path / "x.html")
     with pytest.raises(InputMissing):
         comparison.draw_report([two[0], tmp_path / "no"], tmp_path / "x.html")
+
+
+def test_a_folder_of_trials_is_all_of_its_runs(two, tmp_path):
+    (tmp_path / "trials.json").write_text("{}")
+    text = comparison.draw_report([tmp_path], tmp_path / "p.html").read_text("utf-8")
+    assert "0.7850 (98.1%)" in text
+    assert "0.7750 (96.9%)" in text
