@@ -35,7 +35,7 @@ class Data:
     folder in GLUE's own layout. ``limit`` keeps that many training examples;
     ``augment`` is what ``bitflax augment`` made of them: students learn it, the
     teacher is fine-tuned on the examples alone. ``metric`` is measured in place of the
-    task's own: a name, such as ``macro_f1``, or a function ``(predictions, labels) ->
+    task's own: a name, such as ``"macro_f1"``, or a function ``(predictions, labels) ->
     number``; ``keep="best"`` keeps the highest.
     """
 

@@ -81,4 +81,4 @@ def test_a_file_without_names_is_told_to_have_some(write):
     path = write("own.tsv", "a cat\tx\na dog\ty\n")
     with pytest.raises(DataError) as caught:
         tasks.load_task(path)
-    assert caught.value.fix.startswith("put a row of names first (text, label), or ")
+    assert caught.value.fix.startswith("put a row of names first (text, label), ")

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from bitflax import files
 from bitflax.packed import safetensors_file
 
 TENSORS = {
@@ -25,7 +26,7 @@ def path(tmp_path):
 
 
 def test_what_is_written_is_read(path):
-    with safetensors_file.open_file(path) as file:
+    with files.open_file(path) as file:
         header = safetensors_file.read_header(file)
         found = safetensors_file.read_tensors(file, header)
     assert header.metadata["who"] == "\u2603"
@@ -36,7 +37,7 @@ def test_what_is_written_is_read(path):
 
 
 def test_what_is_read_lies_where_jax_can_take_it_over(path):
-    with safetensors_file.open_file(path) as file:
+    with files.open_file(path) as file:
         found = safetensors_file.read_tensors(file, safetensors_file.read_header(file))
     for array in found.values():
         assert array.ctypes.data % 64 == 0
@@ -49,7 +50,7 @@ def test_reading_takes_the_memory_of_its_result(tmp_path):
     safetensors_file.write(path, safetensors_file.encode({"a": halves}, {}))
     tracemalloc.start()
     try:
-        with safetensors_file.open_file(path) as file:
+        with files.open_file(path) as file:
             safetensors_file.read_tensors(file, safetensors_file.read_header(file))
         _, peak = tracemalloc.get_traced_memory()
     finally:
@@ -69,7 +70,7 @@ def test_a_file_that_changes_while_it_is_read_is_refused(path):
         (raw + b"!", None),
     ):
         path.write_bytes(raw)
-        with safetensors_file.open_file(path) as file:
+        with files.open_file(path) as file:
             header = safetensors_file.read_header(file)
             path.write_bytes(changed)
             if problem is None:  # what is read is what was there
@@ -80,7 +81,7 @@ def test_a_file_that_changes_while_it_is_read_is_refused(path):
 
 
 def test_a_file_that_is_replaced_is_read_as_it_was(path):
-    with safetensors_file.open_file(path) as file:
+    with files.open_file(path) as file:
         header = safetensors_file.read_header(file)
         safetensors_file.write(
             path, safetensors_file.encode({"z": np.zeros(3, np.uint8)}, {})
@@ -94,19 +95,19 @@ def test_a_pipe_or_a_device_is_no_file(tmp_path):
     os.mkfifo(pipe)  # nobody writes to it: opened like a file, it would block
     for odd in (pipe, pathlib.Path(os.devnull), pathlib.Path("/dev/zero")):
         with pytest.raises(OSError, match="found a pipe or a device"):
-            safetensors_file.open_file(odd)
+            files.open_file(odd)
     with pytest.raises(IsADirectoryError):
-        safetensors_file.open_file(tmp_path)
+        files.open_file(tmp_path)
 
 
 def test_a_link_is_followed(path, tmp_path):
     link = tmp_path / "link"
     link.symlink_to(path)
-    safetensors_file.open_file(link).close()
+    files.open_file(link).close()
     link.unlink()
     link.symlink_to(link)
     with pytest.raises(OSError, match="symbolic links"):
-        safetensors_file.open_file(link)
+        files.open_file(link)
 
 
 def test_every_tensor_is_aligned(tmp_path):

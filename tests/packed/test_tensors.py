@@ -203,7 +203,7 @@ HOSTILE = {
         "the configuration asks for",
     ),
     "a tall config": (
-        meta("config", lambda c: c.update(num_hidden_layers=10**9)),
+        meta("config", lambda c: c.update(num_hidden_layers=999)),
         "more layers than there are tensors",
     ),
     "a config of text": (
