@@ -102,7 +102,8 @@ class Judge:
             place = f"stages.{low[0].name}"
             if low[0].name == "packed":
                 place = f"stages.{rows[-2].name}"
-            fix = f"raise {place}.epochs (or steps) or optim.lr, or take more layers"
+            fix = f"raise {place}.epochs (or .steps) or {place}.optim.lr, or take more"
+            fix += " layers"
             yield f"{problem}\nfix: {fix}"
         count, whole = moved
         if count > MOST_MOVED * whole:

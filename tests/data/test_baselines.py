@@ -96,7 +96,9 @@ def test_what_a_linear_model_cannot_learn(texts, labels, score):
 def test_an_own_metric_scores_the_baselines_too():
     texts = np.array(["a cat", "a dog", "cats", "a dog"], object)
     rows = Examples((texts,), np.array([1, 0, 1, 0], np.int32), np.arange(4))
-    task = Task(
-        "t", rows, rows, ("no", "yes"), "half", own_metric=lambda said, true: 0.5
-    )
+
+    def half(said, true):
+        return 0.5
+
+    task = Task("t", rows, rows, ("no", "yes"), "half", own_metric=half)
     assert [each.score for each in baselines.measure_baselines(task)] == [0.5, 0.5]

@@ -56,7 +56,7 @@ def test_students_at_chance_are_named_with_the_stage_to_mend():
     found = judge().judged(rows(0.9, 0.88, 0.54, 0.53))
     (said,) = judge().warnings(found)
     assert said.startswith("no better than the majority class (0.5270): onebit")
-    assert "raise stages.onebit.epochs (or steps) or optim.lr" in said
+    assert "stages.onebit.epochs (or .steps) or stages.onebit.optim.lr" in said
     (said,) = judge().warnings(rows(0.9, 0.88, 0.7, 0.53))
     assert "stages.onebit.optim.lr" in said
 
