@@ -360,7 +360,7 @@ figcaption { font-size: .9rem; font-weight: 600; margin-bottom: 4px;
   overflow-wrap: anywhere; }
 .bars { max-width: 460px; padding: 14px 14px 4px; }
 svg { display: block; width: 100%; height: auto; font: 11px system-ui, sans-serif; }
-.axis-text { fill: var(--soft); }
+.axis-text { fill: var(--soft); } .on .axis-text { fill: var(--back); }
 .name { fill: var(--text); font-size: 12px; }
 .axis { stroke: var(--soft); } .grid { stroke: var(--line); }
 .line { fill: none; stroke: var(--mark); stroke-width: 1.8;

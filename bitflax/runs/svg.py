@@ -39,7 +39,7 @@ def line_plot(
     x_axis = _Axis(min(0, *xs), max(xs), _LEFT, WIDTH - _RIGHT)
     y_axis = _Axis(min(every), max(every), HEIGHT - _BOTTOM, _TOP, log=log, room=0.06)
     parts = [_grid(x_axis, y_axis), _names(*axes)]
-    parts += [_level(name, y_axis.at(value)) for name, value in levels]
+    parts += _levels([(name, y_axis.at(value)) for name, value in levels])
     shown = points if dots else thin(points)
     way = " L".join(f"{x_axis.at(x):.1f} {y_axis.at(y):.1f}" for x, y in shown)
     parts.append(f'<path class="line" d="M{way}"/>')
@@ -94,7 +94,8 @@ def matrix(label: str, counts: Sequence[Sequence[int]], names: Sequence[str]) ->
             parts.append(f'<rect class="cell" {box}>{tip}</rect>')
             if size > 22 and count:
                 x, y = (j + 0.5) * size, (i + 0.5) * size + 4
-                parts.append(_text(x, y, f"{count}", "middle"))
+                kind = ' class="on"' if share > 0.5 else ""
+                parts.append(f"<g{kind}>{_text(x, y, str(count), 'middle')}</g>")
     return _svg(label, WIDTH, parts)
 
 
@@ -224,16 +225,27 @@ def _names(x: str, y: str) -> str:
     return right + (_text(0, 10, y, "start") if y else "")
 
 
-def _level(name: str, y: Number) -> str:
-    line = f'<path class="dash" d="M{_LEFT} {y:.1f}H{WIDTH - _RIGHT}"/>'
+def _levels(levels: Sequence[tuple[str, Number]]) -> list[str]:
+    """Return dashed lines with their names; near lines share a row of names."""
+    parts, rows = [], []
+    for name, y in levels:
+        parts.append(f'<path class="dash" d="M{_LEFT} {y:.1f}H{WIDTH - _RIGHT}"/>')
+        near = next((row for row in rows if abs(row[0] - y) < 12), None)
+        if near is None:
+            rows.append((y, [name]))
+        else:
+            near[1].append(name)
     # Curves rise from the lower left: the upper left is free.
-    return line + _text(_LEFT + 4, y - 5, name, "start")
+    parts += [_text(_LEFT + 4, y - 5, ", ".join(names), "start") for y, names in rows]
+    return parts
 
 
 def _tick(value: Number) -> str:
     value = round(value, 10)
     if abs(value) >= 10_000:
         return f"{value / 1000:g}k"
+    if 0 < abs(value) < 0.001:
+        return f"{value:.2g}" if value < 1e-4 else f"{value * 1e4:.3g}e-4"
     return f"{value:.4g}"
 
 
