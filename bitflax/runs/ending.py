@@ -33,10 +33,10 @@ def ending(experiment: Experiment) -> str:
 
 
 def _example(task: Task) -> str:
-    """Return the shortest dev example as a command line gives it."""
+    """Return a dev example of some words as a command line gives it."""
     texts = [*zip(*task.dev.texts, strict=True)]
     plain = [text for text in texts if not any(part[:1] == "-" for part in text)]
-    first, *second = min(plain or texts, key=lambda text: sum(map(len, text)))
+    first, *second = min(plain or texts, key=lambda text: abs(sum(map(len, text)) - 40))
     said = [shlex.quote(escaped(text[:80])) for text in (first, *second)]
     return " --pair ".join(said)
 
