@@ -47,7 +47,9 @@ def _answers(found: Mapping[str, Any]) -> list[str]:
         )
         for one in found["classes"]
     ]
-    parts.append(table(("class", "examples", "teacher's F1", "student's F1"), rows))
+    parts.append(
+        table(("class", "examples", "teacher's F1", "student's F1"), rows, words=True)
+    )
     if found.get("confusion"):
         names = [one["label"] for one in found["classes"]]
         figures = [
