@@ -160,7 +160,7 @@ def run_trials(
             rows.append(made or _read_rows(out / trial.name, until))
             if until is None:
                 clean(out / trial.name)
-    return _told(file, out, _without_seed(settings), trials, rows)
+    return _told(file, out, settings, trials, rows)
 
 
 def _begun(out: Path, trial: Trial, before: Sequence[Trial]) -> Path | None:
