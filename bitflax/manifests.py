@@ -109,6 +109,16 @@ def read_manifest(folder: Path, name: str = MANIFEST) -> dict[str, Any]:
     return read_sealed(folder / name)
 
 
+def write_listed(path: Path, text: str, name: str) -> None:
+    """Write a file anew, and what a manifest beside it, if any, says of this file."""
+    manifest = path.parent / name
+    fields = read_manifest(path.parent, name) if manifest.is_file() else {"files": {}}
+    files.write_text(path, text)
+    if path.name in fields["files"]:
+        fields["files"][path.name] = _state(path)
+        write_sealed(manifest, fields)
+
+
 def check_manifest(folder: Path, name: str = MANIFEST, fix: str = _FIX) -> None:
     """Check every listed file against its size and SHA-256.
 

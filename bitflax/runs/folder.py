@@ -34,7 +34,7 @@ from bitflax.runs.surroundings import differences, machine, versions, with_appen
 
 _LOG = logging.getLogger(__name__)
 
-_FINISHED = ".finished"
+FINISHED = ".finished"
 # What a stage costs, not what it gives: a run that ran out of memory may change them.
 COSTS = {"recompute", "cache_teacher", "cache_bytes"}
 
@@ -159,7 +159,7 @@ class RunFolder:
             if differ:
                 raise self._another(differ)
             if began != known["recipe"]:
-                (self.path / _FINISHED).unlink(missing_ok=True)
+                (self.path / FINISHED).unlink(missing_ok=True)
                 known |= {"recipe": mine, "overrides": list(overrides)}
             self._write(self._compared(known))
         else:
@@ -212,14 +212,14 @@ class RunFolder:
         return training.broadcast(self._finished)
 
     def _finished(self) -> bool:
-        marker = self.path / _FINISHED
+        marker = self.path / FINISHED
         try:
-            names = manifests.read_manifest(self.path, _FINISHED)["files"]
+            names = manifests.read_manifest(self.path, FINISHED)["files"]
         except DamagedFile:  # or none; the results are made again
             names = {"": {}}
         if all((self.path / name).is_file() for name in names):
             fix = "remove it: the same command makes it again"
-            manifests.check_manifest(self.path, _FINISHED, fix)
+            manifests.check_manifest(self.path, FINISHED, fix)
             return True
         marker.unlink(missing_ok=True)
         return False
@@ -231,7 +231,7 @@ class RunFolder:
           results: the files, relative to the folder, that make it done.
         """
         if training.is_main_process():
-            manifests.write_manifest(self.path, {}, _FINISHED, results)
+            manifests.write_manifest(self.path, {}, FINISHED, results)
 
     @property
     def record(self) -> dict[str, Any]:

@@ -11,10 +11,11 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from bitflax import files, progress
+from bitflax import files, manifests, progress
 from bitflax.data import Baseline
 from bitflax.errors import DamagedFile, InputMissing, OutputError
 from bitflax.runs import log, sections, svg
+from bitflax.runs.folder import FINISHED
 from bitflax.runs.svg import Number
 
 
@@ -144,7 +145,7 @@ def rewrite(folder: str | Path, out: str | Path | None = None) -> Path:
     rows, meta = read_report(folder)
     page = html(rows, log.read_log(folder / "log.jsonl"), meta)
     place = files.given(out or folder / "report.html", OutputError)
-    files.write_text(place, page)
+    manifests.write_listed(place, page, FINISHED)
     return place
 
 

@@ -137,7 +137,7 @@ def finish(
     recipe = experiment.recipe
     task = experiment.student_data and experiment.student_data.task
     notes = list(task.notes) if task else []
-    moved, made = (0, 0), ["report.json"]
+    moved, made = (0, 0), ["report.html", "report.json"]
     last = recipe.stages[-1] if recipe.stages else None
     found: dict[str, Any] = {}
     if last is not None and last.corpus is None and task is not None:

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 import bitflax as bf
-from bitflax import trees
+from bitflax import runs, trees
 from bitflax.data import batches, examples, metrics, tasks
-from bitflax.errors import ConfigError, UsageError
+from bitflax.errors import ConfigError, DamagedFile, UsageError
 from bitflax.inference import predictor as inference_predictor
 from bitflax.inference import provenance
 from bitflax.model import pretrained
@@ -455,3 +455,22 @@ def test_a_stage_that_does_not_exist_is_said(place, tmp_path):
     with pytest.raises(UsageError, match="no such stage"):
         start(place, tmp_path / "run", until="onebits")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_page_that_is_drawn_anew_leaves_the_run_finished(
+    whole, place, tmp_path, capsys
+):
+    out = tmp_path / "run"
+    shutil.copytree(whole[0], out)
+    page = out / "report.html"
+    page.write_text(page.read_text() + " ")
+    with pytest.raises(DamagedFile, match="not what was written"):
+        start(place, out)
+    runs.draw_report([out], None)
+    assert start(place, out) == []
+    assert "is finished" in capsys.readouterr().err
+    json_ = out / "report.json"
+    json_.write_text(json_.read_text() + " ")
+    runs.draw_report([out], None)
+    with pytest.raises(DamagedFile, match=r"report\.json"):
+        start(place, out)
