@@ -7,7 +7,7 @@ from typing import Any
 from bitflax import files
 from bitflax.errors import OutputError, UsageError
 from bitflax.runs import log, report, sections, svg
-from bitflax.runs.trials import REPORT, means
+from bitflax.runs.trials import REPORT, means, shown_mean
 
 
 def draw_report(folders: Sequence[str | Path], out: str | Path | None) -> Path:
@@ -95,12 +95,8 @@ def _scores(names: Sequence[str], runs: Sequence[Sequence[report.Row]]) -> str:
         rows = [each.get(stage) for each in known]
         cells = [_cell(row) for row in rows]
         mean = means([[row] for row in rows if row is not None])[0]
-        both = "-"
-        if mean["mean"] is not None and all(rows):
-            spread = mean["deviation"]
-            both = f"{mean['mean']:.4f}" + (f" \u00b1 {spread:.4f}" if spread else "")
-        lines.append((stage, *cells, both))
-    return sections.table(("stage", *names, "mean \u00b1 deviation"), lines)
+        lines.append((stage, *cells, shown_mean(mean) if all(rows) else "-"))
+    return sections.table(("stage", *names, "mean +-deviation"), lines)
 
 
 def _cell(row: report.Row | None) -> str:

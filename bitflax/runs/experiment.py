@@ -195,7 +195,8 @@ class TaskData:
 def _source(stage: Stage, teacher: Model, batches: Batches) -> tuple[Any, ...]:
     """Return what a teacher's outputs depend on, for this run and others."""
     tokens, sha256 = batches.tokens, hashlib.sha256()
-    for leaf in [*jax.tree.leaves(teacher.params), tokens.ids, tokens.offsets]:
+    texts = (tokens.ids, tokens.types, tokens.offsets)
+    for leaf in [*jax.tree.leaves(teacher.params), *texts]:
         sha256.update(np.asarray(leaf).tobytes())
     shape = (batches.rows, batches.buckets, stage.teacher_dtype)
     return (sha256.hexdigest(), *shape)

@@ -54,15 +54,13 @@ def _answers(found: Mapping[str, Any]) -> list[str]:
         names = [one["label"] for one in found["classes"]]
         figures = [
             f"<figure><figcaption>{who}: a row a true class, a column what was said"
-            f"</figcaption>{svg.matrix(who, counts, names)}</figure>"
+            f"</figcaption>{svg.matrix(who, found['confusion'][who], names)}</figure>"
             for who in ("teacher", "student")
-            for counts in [found["confusion"][who]]
         ]
         parts.append(f'<div class="plots">{"".join(figures)}</div>')
     rows = [
-        (one["text"], one["label"], *(f"{n} ({p:.0%})" for n, p in both))
+        (one["text"], one["label"], _sure(*one["teacher"]), _sure(*one["student"]))
         for one in found["disagreements"]
-        for both in [(one["teacher"], one["student"])]
     ]
     parts.append("<h2>Where teacher and student disagree</h2>")
     if not rows:
@@ -70,6 +68,10 @@ def _answers(found: Mapping[str, Any]) -> list[str]:
     said = "The examples in which both were the surest, with their probabilities."
     heads = ("text", "true class", "teacher", "student")
     return [*parts, f"<p>{said}</p>", table(heads, rows, words=True)]
+
+
+def _sure(label: str, probability: float) -> str:
+    return f"{label} ({probability:.0%})"
 
 
 def _weights(found: Mapping[str, Any]) -> list[str]:

@@ -255,14 +255,15 @@ def trials_table(choices: Sequence[dict[str, Any]]) -> str:
     lines = [("", "runs", *names, "kept")]
     for choice in choices:
         rows = choice["rows"]
-        known = {row["name"]: _cell(row) for row in rows}
+        known = {row["name"]: shown_mean(row) for row in rows}
         cells = [known.get(name, "-") for name in names]
         kept = "-" if rows[-1]["kept"] is None else f"{rows[-1]['kept']:.1%}"
         lines.append((", ".join(choice["settings"]), choice["runs"], *cells, kept))
     return progress.columns(lines, "<>" + ">" * (len(names) + 1))
 
 
-def _cell(row: dict[str, Any]) -> str:
+def shown_mean(row: dict[str, Any]) -> str:
+    """Return a row's mean and its deviation, as ``means`` gives them."""
     if row["mean"] is None:
         return "-"
     deviation = row["deviation"]

@@ -33,7 +33,7 @@ def test_runs_stand_side_by_side_with_their_mean(two, tmp_path):
     for shown in (
         "0.7850 (98.1%)",
         "0.7750 (96.9%)",
-        "0.7800 \u00b1 0.0071",
+        "0.7800 +-0.0071",
         "<run b>",
     ):
         assert shown in page.texts
