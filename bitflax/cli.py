@@ -21,7 +21,8 @@ from typing import Any, NoReturn
 from bitflax import commands, errors, inference, progress, signals, training
 from bitflax.errors import BitflaxError, InputMissing, StorageError, UsageError
 
-_MODEL = "a run's folder, a model's folder, or a packed model.safetensors"
+_MODEL = "a run's folder, a model's folder, a packed model.safetensors, or OWNER/NAME "
+_MODEL += "of a hub"
 
 
 class _Parser(argparse.ArgumentParser):
@@ -209,7 +210,7 @@ def _add_predict(parser: _Parser) -> None:
 
 
 def _add_verify(parser: _Parser) -> None:
-    model = "a packed model.safetensors, or a run's folder"
+    model = "a packed model.safetensors, a run's folder, or OWNER/NAME of a hub"
     parser.add_argument("model", metavar="DIR|FILE", help=model)
     sha256 = "what the whole file's SHA-256 has to be"
     parser.add_argument("--sha256", metavar="HEX", help=sha256)
@@ -224,6 +225,10 @@ def _add_export(parser: _Parser) -> None:
     )
     out = "the file or folder to write; by default beside the model"
     parser.add_argument("--out", metavar="PATH", help=out)
+    push = "send the folder (hf) to a hub too, as who `hf auth login` made you"
+    parser.add_argument("--push", metavar="OWNER/NAME", help=push)
+    private = "seen by its owner alone, where --push makes a new one"
+    parser.add_argument("--private", action="store_true", default=None, help=private)
 
 
 def _add_data(parser: _Parser) -> None:

@@ -237,18 +237,21 @@ def _asked(args: Namespace) -> inference.Asked:
 
 def export_command(args: Namespace) -> None:
     """Write a model for others to run; print path and bytes."""
-    out = inference.export(args.model, args.out, args.format)
+    out = inference.export(
+        args.model, args.out, args.format, push=args.push, private=args.private
+    )
     written = [path for path in (out, *out.glob("*")) if path.is_file()]
     print(f"{out}\t{sum(path.stat().st_size for path in written)}")
 
 
 def inspect_command(args: Namespace) -> None:
     """Print every tensor's bits and bytes."""
-    path = given(args.model)
+    path = inference.given_model(args.model)
     file = _weights(path)
     named = path.is_file()
     # A packed file may lie in any folder, a dense model's too.
-    if not (file.parent / "config.json").is_file() or (named and _is_packed(file)):
+    shared = named or file.name == inference.SHARED
+    if not (file.parent / "config.json").is_file() or (shared and _is_packed(file)):
         rows = packed.size_report(file)
     else:
         own = named and file.suffix != ".json"  # an index stands for its folder
@@ -311,6 +314,8 @@ def _weights(path: Path) -> Path:
     """Return the file of weights of a packed model, a run or a model's folder."""
     if path.is_file():
         return path
+    if (path / inference.SHARED).is_file():
+        return path / inference.SHARED
     if (path / "config.json").is_file() or (path / "model.safetensors").is_file():
         return path / "model.safetensors"
     if not path.is_dir():

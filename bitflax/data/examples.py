@@ -70,6 +70,8 @@ class Task:
       notes: sentences that a report should repeat ("dev was split off ...").
       sha256: of the texts, labels and class names, whatever format they came in.
       own_metric: the function that ``metric`` is the name of, where it is one's own.
+      dev_from: where dev comes from, in words ("examples of dev.csv"); empty: it is the
+        named task's own.
     """
 
     name: str
@@ -81,6 +83,13 @@ class Task:
     notes: tuple[str, ...] = ()
     sha256: str = ""
     own_metric: Callable[..., Any] | None = None
+    dev_from: str = ""
+
+    @property
+    def measured_on(self) -> str:
+        """What scores are measured on, in words."""
+        said = self.dev_from or f"dev examples of {self.name}"
+        return f"the {len(self.dev):,} {said}"
 
     def scores(self, predictions: np.ndarray, labels: np.ndarray) -> dict[str, float]:
         """Return how good predictions are: ``metric``, and what stands beside it."""

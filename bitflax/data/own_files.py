@@ -91,6 +91,7 @@ def load_own(
         metric="agreement" if measured.labels is None else metric,
         regression=values is None,
         notes=tuple(notes),
+        dev_from=f"examples of {dev.name}" if dev else "",
     )
 
 

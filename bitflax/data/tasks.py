@@ -99,6 +99,7 @@ def _fits(metric: str, task: Task) -> bool:
 def _finished(task: Task, seed: int, limit: int | None) -> Task:
     """Split dev off if need be, cut train to the limit, and say so."""
     train, dev, notes = task.train, task.dev, list(task.notes)
+    dev_from = task.dev_from
     if not len(dev):
         if len(set(zip(*train.texts, strict=True))) < 2:
             raise DataError(
@@ -111,12 +112,18 @@ def _finished(task: Task, seed: int, limit: int | None) -> Task:
             f"no dev file: {len(dev)} of {len(train) + len(dev)} examples were split "
             f"off by seed {seed}"
         )
+        dev_from = f"examples that seed {seed} split off {Path(task.name).name}"
     if limit is not None and limit < len(train):
         notes.append(f"{limit} of {len(train)} training examples, by seed {seed}")
         train = shuffled(train, limit, seed)
     sha256 = digest(train, dev, task.labels)
     return dataclasses.replace(
-        task, train=train, dev=dev, notes=tuple(notes), sha256=sha256
+        task,
+        train=train,
+        dev=dev,
+        notes=tuple(notes),
+        sha256=sha256,
+        dev_from=dev_from,
     )
 
 

@@ -13,5 +13,7 @@ from bitflax.inference.native_check import self_test as self_test
 from bitflax.inference.predictor import Predictor as Predictor
 from bitflax.inference.predictor import load as load
 from bitflax.inference.provenance import make_provenance as make_provenance
+from bitflax.inference.stored_model import SHARED as SHARED
 from bitflax.inference.stored_model import Verified as Verified
+from bitflax.inference.stored_model import given_model as given_model
 from bitflax.inference.stored_model import verify as verify

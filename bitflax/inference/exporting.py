@@ -26,25 +26,49 @@ Runtime and tokenizers::
 
 import importlib.metadata
 import json
+import logging
 import os
 import re
+import shutil
 from pathlib import Path
 
 from bitflax import files, packed, trees
-from bitflax.errors import ConfigError, OutputError
+from bitflax.errors import ConfigError, OutputError, UsageError
 from bitflax.inference import engines, model_card, native, onnx_bert, provenance
-from bitflax.inference.stored_model import locate_model, open_model
-from bitflax.model import ACT_PARAMS, config_to_hf, save_pretrained
+from bitflax.inference.stored_model import (
+    SHARED,
+    given_model,
+    locate_model,
+    open_model,
+)
+from bitflax.model import (
+    ACT_PARAMS,
+    check_push,
+    config_to_hf,
+    is_hub_name,
+    save_pretrained,
+)
+from bitflax.model import push as send
 from bitflax.packed import StoredModel
 from bitflax.types import Params
 
+_LOG = logging.getLogger(__name__)
+
 EXPORT_FORMATS = ("native", "onnx-int8", "onnx-fp32", "hf")
 CARD = "README.md"
+_ALSO = {CARD, SHARED}
 # A ModelProto's fields in the order of their numbers: version, producer's name, ...
 _OURS = re.compile(rb"\x08.\x12\x07bitflax|bitflax\0", re.DOTALL)
 
 
-def export(model: str | Path, out: str | Path | None = None, kind: str = "hf") -> Path:
+def export(
+    model: str | Path,
+    out: str | Path | None = None,
+    kind: str = "hf",
+    *,
+    push: str | None = None,
+    private: bool | None = None,
+) -> Path:
     """Write a model for other programs, whole or not at all.
 
     Args:
@@ -53,8 +77,11 @@ def export(model: str | Path, out: str | Path | None = None, kind: str = "hf") -
         export wrote there is replaced, nothing else.
       kind: ``"native"``: the flat file that the native engine runs, from C too;
         ``"onnx-fp32"``; ``"onnx-int8"``: integer matrix products, for a student with
-        8-bit activations; or ``"hf"``: a folder of dense float32 weights and a model
-        card, without what activation quantizers do.
+        8-bit activations; or ``"hf"``: a folder of dense float32 weights, without
+        what activation quantizers do, with a model card and the packed file.
+      push: of ``"hf"``: a hub's ``OWNER/NAME``, where the folder is sent too; it is
+        made, where it is new.
+      private: whether a new one there is its owner's alone; None: the account's way.
 
     Returns:
       The file or folder.
@@ -62,30 +89,34 @@ def export(model: str | Path, out: str | Path | None = None, kind: str = "hf") -
     Raises:
       ConfigError: there is no such kind, or it cannot hold this model.
       InputMissing: there is no model, or ONNX is not installed.
-      OutputError: it cannot be written there, or something else lies there.
+      UsageError: a file is to be pushed.
+      OutputError: it cannot be written there, or something else lies there; or the hub
+        does not take it.
       DamagedFile: a file is damaged.
       StorageError: the disk is full.
     """
-    if kind == "onnx-2bit":
-        fix = "onnx-int8, smaller and faster"
-        raise ConfigError("format", "onnx-2bit is gone", fix=fix)
-    if kind not in EXPORT_FORMATS:
-        raise ConfigError(
-            "format", f"no format {kind!r}", fix=f"one of {', '.join(EXPORT_FORMATS)}"
-        )
-    if kind.startswith("onnx"):
-        engines.need_packages("onnx")
-    model = files.given(model)
+    _check_kind(kind, push)
+    model, named = given_model(model), model
     place = locate_model(model)
-    out = _beside(model, place, kind) if out is None else files.given(out, OutputError)
+    if out is None and is_hub_name(named):  # not into the hub's cache
+        model = Path(str(named).partition("/")[2])
+        out = _beside(model, model, kind)
+    elif out is None:
+        out = _beside(model, place, kind)
+    out = files.given(out, OutputError)
     (_check_folder if kind == "hf" else _check_file)(out)
+    if push is not None:
+        check_push(push)
     found = open_model(place)
     if kind == "hf":
         config_to_hf(found.config)  # before the work: does this BERT fit there?
         origin = provenance.from_run(model) if model != place else None
         size = place.stat().st_size if place.is_file() else None
         origin = origin or provenance.from_extras(found.extras)
-        _write_folder(out, found, model_card.card(found, origin, size))
+        card = model_card.card(found, origin, size, push)
+        _write_folder(out, found, card, place if size is not None else None)
+        if push is not None:
+            _LOG.info("%s", send(out, push, private))
     elif kind == "native":
         _write_native(out, found)
     else:
@@ -93,10 +124,25 @@ def export(model: str | Path, out: str | Path | None = None, kind: str = "hf") -
     return out
 
 
+def _check_kind(kind: str, push: str | None) -> None:
+    """Refuse a format that is none, or cannot be pushed, or lacks its packages."""
+    if kind == "onnx-2bit":
+        fix = "onnx-int8, smaller and faster"
+        raise ConfigError("format", "onnx-2bit is gone", fix=fix)
+    if kind not in EXPORT_FORMATS:
+        raise ConfigError(
+            "format", f"no format {kind!r}", fix=f"one of {', '.join(EXPORT_FORMATS)}"
+        )
+    if push is not None and kind != "hf":
+        raise UsageError("--push", "sends a folder", fix="give --format hf")
+    if kind.startswith("onnx"):
+        engines.need_packages("onnx")
+
+
 def _beside(model: Path, place: Path, kind: str) -> Path:
     """Return where an export goes that nobody said a place for."""
     stem = model.absolute()
-    if model != place:  # a run
+    if model != place and place.name != SHARED:  # a run
         stem = stem / "model"
     elif place.is_file():
         stem = stem.with_suffix("")
@@ -127,7 +173,7 @@ def _check_file(path: Path) -> None:
 
 def _check_folder(path: Path) -> None:
     """Refuse a folder that holds anything but an earlier export."""
-    files.check_model_folder(path, also={CARD})
+    files.check_model_folder(path, also=_ALSO)
     card = path / CARD
     if path.exists() and any(path.iterdir()):
         if card.is_file() and model_card.MARK in card.read_text("utf-8", "replace"):
@@ -162,10 +208,12 @@ def _write_onnx(out: Path, model: StoredModel, kind: str) -> None:
         file.write(graph.SerializeToString())
 
 
-def _write_folder(out: Path, model: StoredModel, card: str) -> None:
-    with files.replacing_folder(out, also={CARD}) as new:
+def _write_folder(out: Path, model: StoredModel, card: str, file: Path | None) -> None:
+    with files.replacing_folder(out, also=_ALSO) as new:
         save_pretrained(new, model.config, _dense(model), model.tokenizer)
         (new / CARD).write_text(card, "utf-8")
+        if file is not None:
+            shutil.copyfile(file, new / SHARED)
 
 
 def _dense(model: StoredModel) -> Params:

@@ -12,6 +12,7 @@ from bitflax import trees
 from bitflax.data import TASKS
 from bitflax.inference import engines
 from bitflax.inference.provenance import PACKAGED, Provenance, Scored
+from bitflax.inference.stored_model import SHARED
 from bitflax.model import Packed, Split, at_sites
 from bitflax.model import learns as model_learns
 from bitflax.packed import StoredModel, size_report
@@ -28,33 +29,40 @@ _METRICS = {
 }
 _MOST_LABELS = 60
 
-_TRANSFORMERS = """With transformers, in this folder:
+_TRANSFORMERS = """With transformers:
 
 ```python
 from transformers import pipeline
 
-classify = pipeline("text-classification", "."{options})
+classify = pipeline("text-classification", {name}{options})
 classify("a text")
 ```"""
 
-_BITFLAX = """With bitflax{where}:
+_BITFLAX = """With bitflax ({how}):
 
 ```python
 import bitflax as bf
 
-bf.load({path}).predict(["a text"])
+bf.load({name}).predict(["a text"])
 ```"""
 
-_ONNX = "With ONNX Runtime, as one file: `bitflax export {path} --format {kind}`."
+_ONNX = "With ONNX Runtime, as one file: `bitflax export {name} --format {kind}`."
 
 
-def card(model: StoredModel, origin: Provenance, size: int | None = None) -> str:
+def card(
+    model: StoredModel,
+    origin: Provenance,
+    size: int | None = None,
+    repo: str | None = None,
+) -> str:
     """Return the card of a folder with a model's dense weights.
 
     Args:
       model: what was exported.
       origin: where it comes from.
-      size: the bytes of the packed file; None: it was none.
+      size: the bytes of the packed file, which lies in the folder as ``SHARED``; None:
+        it was none.
+      repo: the name that the folder will have on a hub.
     """
     counts = _counts(model)
     bits, scores = _bits(model.params, counts), [*_scores(origin, size)]
@@ -67,7 +75,7 @@ def card(model: StoredModel, origin: Provenance, size: int | None = None) -> str
         *_labels(model.config),
         *scores,
         "\n".join(["## Limitations", "", *(f"- {text}" for text in limits)]),
-        *_loading(model, packed=size is not None),
+        *_loading(model, repo or ".", packed=size is not None),
     ]
     return "\n\n".join(part.rstrip("\n") for part in parts) + "\n"
 
@@ -149,12 +157,16 @@ def _scores(origin: Provenance, size: int | None) -> Iterator[str]:
         f"| | {_plain(origin.metric or 'score')} | of the teacher's | bits | MB |",
         "| --- | --- | --- | --- | --- |",
     ]
+    for name, score in origin.baselines:
+        simple = Scored(f"for comparison: {name}", score, None, None)
+        lines.append(f"| {' | '.join(_cells(simple, None))} |")
     for row in rows:
         if row.name == "packed" and size:
             row = row._replace(bytes=size)
         lines.append(f"| {' | '.join(_cells(row, first))} |")
     task = f" of {_code(origin.task)}" if origin.task else ""
-    yield f"## Scores\n\nOn the dev examples{task}, as the run measured them:"
+    measured = _plain(origin.dev) or f"the dev examples{task}"
+    yield f"## Scores\n\nOn {measured}, as the run measured them:"
     yield "\n".join(lines)
 
 
@@ -172,7 +184,8 @@ def _packed(counts: Counter[int | float], size: int | None) -> Iterator[str]:
             for bits, count in sorted(counts.items())
         )
         yield (
-            f"The packed file has {size:,} bytes: {shares}. This folder holds the same "
+            f"The packed file, `{SHARED}`, has {size:,} bytes: {shares}. "
+            f"`model.safetensors`, which transformers loads, holds the same "
             f"{sum(counts.values()):,} values as float32: it is as large and as fast "
             "as any other BERT of this shape."
         )
@@ -199,18 +212,16 @@ def _limits(model: StoredModel, scored: bool) -> Iterator[str]:
     yield "No licence is stated here: those of the teacher and of the data apply."
 
 
-def _loading(model: StoredModel, packed: bool) -> Iterator[str]:
+def _loading(model: StoredModel, name: str, packed: bool) -> Iterator[str]:
     yield "## How to load"
     options = ""
     if model.max_length is not None:
         options = f", truncation=True, max_length={model.max_length}"
-    yield _TRANSFORMERS.format(options=options)
-    # Not by its name: a model.safetensors lies here too, the dense one.
-    place = "path/to/the/packed/model.safetensors" if packed else "."
-    where = ' (this folder is `bf.load(".")`)' if packed else ""
-    yield _BITFLAX.format(where=where, path=f'"{place}"')
+    yield _TRANSFORMERS.format(name=json.dumps(name), options=options)
+    how = f"which takes the packed file, `{SHARED}`" if packed else "the same weights"
+    yield _BITFLAX.format(how=how, name=json.dumps(name))
     kind = engines.onnx_kind(model.config, model.act)
-    yield _ONNX.format(path=place, kind=kind)
+    yield _ONNX.format(name=name, kind=kind)
 
 
 def _plain(text: str | None) -> str:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float32
 
-from bitflax import data, files
+from bitflax import data
 from bitflax.data import Task, Tokenizer
 from bitflax.errors import ConfigError, DataError, InputMissing
 from bitflax.inference import engines, evaluation, native, stored_model
@@ -256,10 +256,13 @@ def _columns(texts: Sequence[Any]) -> tuple[list[Any], ...]:
 def load(
     path: str | Path, engine: str = "auto", threads: int | None = None
 ) -> Predictor:
-    """Return a predictor of a packed file, a run's folder or a Hugging Face folder.
+    """Return a predictor of a packed file, a run, a Hugging Face folder, a hub's name.
 
     Args:
-      path: as ``bitflax.inference.stored_model.open_model`` takes it.
+      path: a packed ``model.safetensors``; the folder of a run, whose packed model is
+        taken, or the last stage's ``params/`` where that stage is not quantised; a
+        Hugging Face folder with a tokenizer, whose ``packed.safetensors`` is taken, if
+        it has one; or ``OWNER/NAME``, such a folder on a hub, where no such path is.
       engine: ``"native"`` (``pip install 'bitflax[native]'``, or a C++ compiler),
         ``"jax"``, ``"onnx"`` (``pip install 'bitflax[onnx]'``), or ``"auto"``: native
         where it is the faster one, else jax.
@@ -273,7 +276,7 @@ def load(
       StorageError: the native engine does not compile.
     """
     engines.check_engine(engine, threads)
-    place = stored_model.locate_model(files.given(path))
+    place = stored_model.locate_model(stored_model.given_model(path))
     found = stored_model.open_model(place)
     if found.tokenizer is None:
         raise InputMissing(

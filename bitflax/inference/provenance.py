@@ -6,17 +6,16 @@ on trust: what is not of the kind that it should be is left out.
 
 import dataclasses
 import math
-import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from bitflax import files
 from bitflax.data import TASKS
+from bitflax.model import is_hub_name
 
 PACKAGED = {"minilm": "sentence-transformers/all-MiniLM-L6-v2"}
 """Hub names of the models that packages ship."""
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.\-]*/[A-Za-z0-9][\w.\-]*")
 _MOST_STAGES = 50
 
 
@@ -39,6 +38,8 @@ class Provenance:
       metric: what the scores are.
       teacher: the name of a packaged model or of a hub's, no local path.
       stages: the teacher first, the packed student last.
+      dev: what the scores were measured on, in words.
+      baselines: names and scores of what needs no network.
     """
 
     recipe: str | None = None
@@ -46,6 +47,8 @@ class Provenance:
     metric: str | None = None
     teacher: str | None = None
     stages: tuple[Scored, ...] = ()
+    dev: str | None = None
+    baselines: tuple[tuple[str, float], ...] = ()
 
     def to_extras(self) -> dict[str, Any]:
         """Return it as JSON has it, without what is unknown.
@@ -53,7 +56,9 @@ class Provenance:
         >>> Provenance("xtc", stages=(Scored("onebit", 0.8, 1, None),)).to_extras()
         {'recipe': 'xtc', 'stages': [['onebit', 0.8, 1, None]]}
         """
-        found = {**dataclasses.asdict(self), "stages": [list(s) for s in self.stages]}
+        found = dataclasses.asdict(self)
+        for name in ("stages", "baselines"):
+            found[name] = [list(each) for each in getattr(self, name)]
         return {name: value for name, value in found.items() if value}
 
 
@@ -63,6 +68,8 @@ def make_provenance(
     metric: str,
     teacher: str,
     rows: Iterable[Any],
+    dev: str | None = None,
+    baselines: Iterable[tuple[str, float | None]] = (),
 ) -> Provenance:
     """Return what a run knows of its student.
 
@@ -72,26 +79,37 @@ def make_provenance(
       metric: its metric.
       teacher: the name, hub id or folder of what the run began with.
       rows: what has ``name``, ``score``, ``bits`` and ``bytes`` (``report.Row``).
+      dev: what the scores were measured on, in words.
+      baselines: names and scores of what needs no network.
     """
     stages = (_scored([r.name, r.score, r.bits, r.bytes]) for r in rows)
     known = tuple(stage for stage in stages if stage is not None)
-    return Provenance(recipe, _file_name(task), metric, _public(teacher), known)
+    simple = tuple((n, s) for n, s in baselines if s is not None and math.isfinite(s))
+    named = _file_name(task), metric, _public(teacher)
+    return Provenance(recipe, *named, known, dev, simple)
 
 
 def from_extras(extras: Mapping[str, Any]) -> Provenance:
     """Return what the ``extras`` of a packed file say.
 
     >>> from_extras({"task": "icd10cm", "metric": 7, "stages": [["onebit"], 3]})
-    Provenance(recipe=None, task='icd10cm', metric=None, teacher=None, stages=())
+    Provenance(recipe=None, task='icd10cm', metric=None, teacher=None, stages=(),
+               dev=None, baselines=())
     """
     stages = extras.get("stages")
     found = map(_scored, stages[:_MOST_STAGES] if isinstance(stages, list) else ())
-    texts = {name: _text(extras.get(name)) for name in ("recipe", "task", "metric")}
+    named = ("recipe", "task", "metric", "dev")
+    texts = {name: _text(extras.get(name)) for name in named}
+    simple = extras.get("baselines")
+    rows = simple[:_MOST_STAGES] if isinstance(simple, list) else ()
+    pairs = (_scored([*row, None, None]) for row in rows if isinstance(row, list))
+    baselines = ((x.name, x.score) for x in pairs if x and x.score is not None)
     teacher = _text(extras.get("teacher"))
     return Provenance(
         **texts,
         teacher=teacher and _public(teacher),
         stages=tuple(stage for stage in found if stage is not None),
+        baselines=tuple(baselines),
     )
 
 
@@ -112,6 +130,8 @@ def from_run(folder: Path) -> Provenance | None:
                 "metric": found["metric"],
                 "teacher": taught["folder"] or taught["pretrained"],
                 "stages": rows,
+                "dev": found.get("dev"),
+                "baselines": [[*x.values()] for x in found.get("baselines", ())],
             }
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
@@ -150,8 +170,4 @@ def _public(teacher: str) -> str | None:
     """
     if teacher in PACKAGED:
         return teacher
-    # First the form: no other path out of a model file is even looked for.
-    if not _HUB_ID.fullmatch(teacher):
-        return None
-    path = Path(teacher)
-    return None if path.exists() or path.parent.exists() else teacher
+    return teacher if is_hub_name(teacher) else None

@@ -11,9 +11,27 @@ import numpy as np
 from bitflax import files, manifests, packed, trees
 from bitflax.data import Tokenizer
 from bitflax.errors import ConfigError, DamagedFile, InputMissing, UsageError
-from bitflax.model import EXTRA_FILE, Split, load_pretrained
+from bitflax.model import EXTRA_FILE, Split, fetch, is_hub_name, load_pretrained
 from bitflax.packed import SizeRow, StoredModel
 from bitflax.types import Params
+
+SHARED = "packed.safetensors"
+"""A packed file beside the dense weights that a folder for transformers holds."""
+
+
+def given_model(name: str | Path) -> Path:
+    """Return the path that a person gave for a model, or that of a hub's model.
+
+    Args:
+      name: a path, which wins where something lies there; or a hub's ``org/name``, of
+        which the packed file is fetched, or the whole folder where it has none.
+
+    Raises:
+      InputMissing: it is an address, or no hub and no cache has it.
+    """
+    if is_hub_name(name):
+        return fetch(str(name), alone=SHARED)
+    return files.given(name)
 
 
 def open_model(path: str | Path) -> StoredModel:
@@ -21,8 +39,9 @@ def open_model(path: str | Path) -> StoredModel:
 
     Args:
       path: a packed ``model.safetensors``; the folder of a run, whose packed model is
-        taken, or the last stage's ``params/`` where that stage is not quantised; or
-        a Hugging Face folder with a tokenizer.
+        taken, or the last stage's ``params/`` where that stage is not quantised; a
+        Hugging Face folder with a tokenizer, whose ``packed.safetensors`` is taken, if
+        it has one; or the name of such a folder on a hub.
 
     Raises:
       InputMissing: there is nothing there that predicts.
@@ -30,7 +49,7 @@ def open_model(path: str | Path) -> StoredModel:
         latent halves of a split student, or no classifier.
       DamagedFile: a file is damaged.
     """
-    place = locate_model(files.given(path))
+    place = locate_model(given_model(path))
     if place.is_dir():
         config, params = load_pretrained(place, seed=None)
         _check_whole(params, place)
@@ -64,6 +83,8 @@ def locate_model(path: Path) -> Path:
       InputMissing: a folder holds no model.
       ConfigError: a run has not come to its packed model yet.
     """
+    if (path / SHARED).is_file():
+        return path / SHARED
     if path.is_dir() and not (path / "config.json").exists():
         return _of_run(path)
     return path
@@ -127,7 +148,7 @@ def verify(path: str | Path, sha256: str | None = None) -> Verified:
     """Read a packed file, every part of it verified.
 
     Args:
-      path: a packed file, or the folder of a run that has one.
+      path: a packed file, the folder of a run that has one, or a hub's name.
       sha256: what the whole file's SHA-256 has to be, 64 hexadecimal digits; compared
         before anything in the file is looked at.
 
@@ -140,7 +161,7 @@ def verify(path: str | Path, sha256: str | None = None) -> Verified:
     if sha256 is not None and not re.fullmatch(r"[0-9a-fA-F]{64}", sha256):
         problem = f"expected 64 hexadecimal digits, found {sha256[:80]!r}"
         raise UsageError("--sha256", problem, fix="give what `sha256sum FILE` prints")
-    place = locate_model(files.given(path))
+    place = locate_model(given_model(path))
     if place.is_dir():
         problem = "a folder of dense weights, which carries no checksum"
         fix = "give a packed model.safetensors, or a run's folder that has one"

@@ -10,6 +10,10 @@ from bitflax.model.hf_weights import params_from_hf as params_from_hf
 from bitflax.model.hf_weights import params_to_hf as params_to_hf
 from bitflax.model.hf_weights import read_state as read_state
 from bitflax.model.hf_weights import read_weights as read_weights
+from bitflax.model.hub import check_push as check_push
+from bitflax.model.hub import fetch as fetch
+from bitflax.model.hub import is_hub_name as is_hub_name
+from bitflax.model.hub import push as push
 from bitflax.model.leaves import FIELDS as FIELDS
 from bitflax.model.leaves import Lazy as Lazy
 from bitflax.model.leaves import Packed as Packed

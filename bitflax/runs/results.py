@@ -147,7 +147,7 @@ def finish(
             found["answers"] = findings.answers(task, first, logits)
         if last.packs:
             values, moved = training.broadcast(
-                lambda: _packed(experiment, last, rows, result, logits)
+                lambda: _packed(experiment, last, rows, result, logits, judge)
             )
             rows, made = [*rows, report.Row(*values)], [PACKED, *made]
     rows = judge.judged(rows)
@@ -162,6 +162,7 @@ def finish(
         "name": recipe.name,
         "notes": notes,
         "baselines": judge.baselines,
+        "dev": task.measured_on if task else None,
         "warnings": warnings,
         "findings": found,
         "repeat": _repeat(experiment),
@@ -218,6 +219,7 @@ def _packed(
     rows: list[report.Row],
     result: Result,
     logits: np.ndarray,
+    judge: Judge,
 ) -> tuple[list[Any], tuple[int, int]]:
     """Write the packed file; return its row, and how many of how many labels it moves.
 
@@ -237,7 +239,9 @@ def _packed(
 
     def save(rows: list[report.Row]) -> None:
         source = inference.make_provenance(
-            recipe.name, task.name, task.metric, recipe.teacher.model, rows
+            *(recipe.name, task.name, task.metric, recipe.teacher.model, rows),
+            dev=task.measured_on,
+            baselines=judge.baselines,
         )
         extras = {"max_length": task_data.data.max_length, "pairs": task.pairs}
         extras |= source.to_extras()

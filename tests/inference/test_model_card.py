@@ -77,8 +77,14 @@ def test_what_the_folder_is_without_is_said():
     assert "at most 12 tokens" in text
     assert "truncation=True, max_length=12" in text
     assert "--format onnx-int8" in text
-    # The folder's own model.safetensors is another file.
-    assert 'bf.load("path/to/the/packed/model.safetensors")' in text
+    assert 'bf.load(".")' in text
+
+
+def test_on_a_hub_it_is_loaded_by_its_name():
+    text = model_card.card(student(), ORIGIN, 2_727_306, "me/mine")
+    assert 'bf.load("me/mine")' in text
+    assert 'pipeline("text-classification", "me/mine", truncation=True' in text
+    assert "bitflax export me/mine --format onnx-int8" in text
 
 
 def test_learned_ranges_are_said():

@@ -3,21 +3,16 @@
 import contextlib
 import functools
 import hashlib
-import http.server
-import json
 import os
 import socket
-import subprocess
-import sys
-import threading
 import time
 
 import pytest
 
 from bitflax.errors import DamagedFile, InputMissing
 from bitflax.model import pretrained
+from tests.helpers import hub
 
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
 FILES = {
     "config.json": b'{"model_type": "bert"}',
     "model.safetensors": b"weights",
@@ -50,7 +45,7 @@ def test_a_mistyped_folder_beside_others_asks_no_hub(tmp_path, monkeypatch):
     (tmp_path / "runs").mkdir()
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(
-        pretrained, "_from_hub", lambda name: pytest.fail("asked the hub")
+        pretrained.hub, "fetch", lambda name: pytest.fail("asked the hub")
     )
     with pytest.raises(InputMissing, match="no such folder"):
         pretrained.resolve_folder("runs/teacher")
@@ -116,82 +111,19 @@ def test_the_default_teacher_is_the_pinned_one():
 # when it is imported.
 
 
-class Hub(http.server.BaseHTTPRequestHandler):
-    """As much of a hub as serves one model, ``org/tiny``."""
-
-    asked: list[str]
-
-    def do_GET(self):
-        path = self.path.split("?")[0]
-        self.asked.append(path)
-        siblings = [{"rfilename": name} for name in FILES]
-        tree = [
-            {
-                "type": "file",
-                "path": name,
-                "size": len(body),
-                "oid": name.encode().hex(),
-            }
-            for name, body in FILES.items()
-        ]
-        info = {"id": "org/tiny", "sha": COMMIT, "siblings": siblings}
-        if path.startswith("/api/models/org/tiny/tree/"):
-            self.answer(200, json.dumps(tree).encode())
-        elif path.startswith("/api/models/org/tiny"):
-            self.answer(200, json.dumps(info).encode())
-        elif path.startswith(f"/org/tiny/resolve/{COMMIT}/"):
-            name = path.rsplit("/", 1)[1]
-            tag = {"ETag": f'"{name.encode().hex()}"', "X-Repo-Commit": COMMIT}
-            self.answer(200, FILES[name], tag)
-        else:
-            self.answer(404, b"{}", {"X-Error-Code": "RepoNotFound"})
-
-    do_HEAD = do_GET  # noqa: N815
-
-    def answer(self, status, body, headers=None):
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(body)))
-        for name, value in (headers or {}).items():
-            self.send_header(name, value)
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(body)
-
-    def log_message(self, *args):
-        pass
-
-
-@contextlib.contextmanager
-def serving():
-    asked: list[str] = []
-    handler = type("Handler", (Hub,), {"asked": asked})
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        try:
-            yield f"http://127.0.0.1:{server.server_port}", asked
-        finally:
-            server.shutdown()
-
-
 def resolve(*names, endpoint, home, **env):
     """Resolve in a fresh process; return the answers, its errors and its seconds."""
     code = (
         "import sys, time, bitflax.model.pretrained as p, bitflax.errors as e, huggingface_hub\n"
         "huggingface_hub.HfApi, huggingface_hub.snapshot_download\n"
-        "p._SECONDS, start = 0.5, time.perf_counter()\n"
+        "p.hub.SECONDS, start = 0.5, time.perf_counter()\n"
         "for name in sys.argv[1:]:\n"
         "  try: print(p.resolve_folder(name))\n"
         "  except e.InputMissing as error: print(error)\n"
         "print(time.perf_counter() - start)\n"
     )
-    env = {"HF_ENDPOINT": endpoint, "HF_HOME": str(home), **env}
-    done = subprocess.run(
-        [sys.executable, "-c", code, *names],
-        env=os.environ | env,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    done = hub.asking(code, *names, endpoint=endpoint, home=home, **env)
+    assert done.returncode == 0, done.stderr
     *answer, seconds = done.stdout.splitlines()
     return "\n".join(answer), done.stderr, float(seconds)
 
@@ -199,8 +131,8 @@ def resolve(*names, endpoint, home, **env):
 def test_a_hub_gives_configuration_safetensors_and_tokenizer_and_then_the_cache(
     tmp_path,
 ):
-    with serving() as (endpoint, asked):
-        ask = functools.partial(resolve, endpoint=endpoint, home=tmp_path)
+    with hub.serving(tiny=FILES) as serving:
+        ask = functools.partial(resolve, endpoint=serving.endpoint, home=tmp_path)
         said, _, _ = ask("org/tiny", "org/none")
         folder, missing = said.split("\n", 1)
         assert sorted(os.listdir(folder)) == [
@@ -210,9 +142,9 @@ def test_a_hub_gives_configuration_safetensors_and_tokenizer_and_then_the_cache(
             "vocab.txt",
         ]
         assert "the hub has no such model" in missing
-        asked.clear()
+        serving.asked.clear()
         offline, _, _ = ask("org/tiny", HF_HUB_OFFLINE="1")
-        assert (offline, asked) == (folder, [])
+        assert (offline, serving.asked) == (folder, [])
     # The server is gone now: what was fetched before still serves.
     again, _, _ = ask("org/tiny")
     assert again == folder

@@ -66,10 +66,10 @@ def test_report_json_has_the_fixed_form(tmp_path, log_path):
     report.write_report(tmp_path, ROWS, log_path, META)
     text = (tmp_path / "report.json").read_text()
     record = json.loads(text, parse_constant=pytest.fail)
-    more = ["kept_above_chance", "baselines", "warnings"]
+    more = ["kept_above_chance", "baselines", "dev", "warnings"]
     rest = ["name", "notes", "repeat", "findings"]
     assert list(record) == ["task", "metric", "stages", *more, *rest]
-    assert [record[name] for name in more] == [[None] * 4, [], []]
+    assert [record[name] for name in more] == [[None] * 4, [], None, []]
     assert record["task"] == "icd10cm"
     assert record["metric"] == "accuracy"
     names = ["name", "score", "kept", "bits", "bytes", "seconds"]
