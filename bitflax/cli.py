@@ -175,11 +175,16 @@ def _add_hosts(parser: _Parser) -> None:
 def _add_eval(parser: _Parser) -> None:
     parser.add_argument("model", metavar="DIR|FILE", help=_MODEL)
     parser.add_argument(
-        "--task", required=True, metavar="T", help="a named task or a data file"
+        "--task",
+        required=True,
+        metavar="T",
+        help="a named task, a data file, or hf:NAME",
     )
     out = "a .jsonl file for every example's text, label, what is right, probabilities"
     parser.add_argument("--out", metavar="FILE", help=out)
     _add_data(parser)
+    dev = "the file or the split (of hf:...) to measure on, where TASK has others too"
+    parser.add_argument("--dev", metavar="FILE|SPLIT", help=dev)
     _add_engine(parser)
 
 

@@ -58,8 +58,11 @@ def show_command(args: Namespace) -> None:
 
 def _read(made: recipe.Recipe) -> tuple[data.Task, data.Task] | tuple[None, None]:
     """Return what a recipe's teacher learns, and its students; none of a download."""
-    named = data.TASKS.get(made.data.task) if made.data is not None else None
-    if made.data is None or (named and named.dataset and made.data.data_dir is None):
+    if made.data is None:
+        return None, None
+    named, task = data.named_task(made.data.task), made.data.task
+    far = named.dataset if named else isinstance(task, str) and data.is_hub_data(task)
+    if far and made.data.data_dir is None:
         return None, None
     ready = made.teacher.folder is not None
     known = recipe.teacher_config(made)[0] if ready else None
@@ -124,6 +127,9 @@ def eval_command(args: Namespace) -> None:
     """
     out = None if args.out is None else _new_file(args.out, args.model, args.task)
     named = args.task in data.TASKS
+    dev = args.dev
+    if not (dev or named or data.is_hub_data(args.task) or given(args.task).is_dir()):
+        dev = args.task
     predictor = inference.load(args.model, args.engine, args.threads)
     config, known = predictor.config, {}
     if not named:  # the model knows which classes there are, and in which order
@@ -135,7 +141,7 @@ def eval_command(args: Namespace) -> None:
         data_dir=args.data_dir,
         text=_columns(args.text),
         label=args.label,
-        dev=None if named or given(args.task).is_dir() else args.task,
+        dev=dev,
         labelled=True,
         **known,
     )

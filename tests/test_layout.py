@@ -44,6 +44,7 @@ ONLY = {
     "flax.linen": {"model/layers.py"},
     "jax._src": {"training/lost_process.py"},
     "ctypes": {"training/lost_process.py", "inference/native/library.py"},
+    "datasets": {"data/hub_datasets.py"},
     "subprocess": {"inference/native/building.py"},
     "flax.nnx": set(),
     "tensorflow": set(),
@@ -59,6 +60,7 @@ LAZY = (
     "tensorboardX",
     "tqdm",
     "pyarrow",
+    "datasets",
     "onnx",
     "onnxruntime",
 )
@@ -73,6 +75,7 @@ HEAVY = (
     "tensorboardX",
     "huggingface_hub",
     "pyarrow",
+    "datasets",
     "onnx",
     "onnxruntime",
 )
@@ -328,7 +331,10 @@ def project(requirements: list[str]) -> set[str]:
 def test_what_is_imported_is_declared_and_the_other_way_round():
     table = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
     extras = table["optional-dependencies"]
-    lists = [table["dependencies"], *(extras[n] for n in ("demo", "augment", "onnx"))]
+    lists = [
+        table["dependencies"],
+        *(extras[n] for n in ("demo", "augment", "onnx", "hf")),
+    ]
     declared = set().union(*map(project, lists))
     tops = {n.split(".")[0] for path in FILES for n in imported(parsed(path))}
     tops -= sys.stdlib_module_names | {"bitflax"}

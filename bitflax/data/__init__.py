@@ -11,6 +11,9 @@ from bitflax.data.examples import NamedTask as NamedTask
 from bitflax.data.examples import Task as Task
 from bitflax.data.examples import digest as digest
 from bitflax.data.examples import text_fault as text_fault
+from bitflax.data.hub_datasets import HubDataset as HubDataset
+from bitflax.data.hub_datasets import is_hub_data as is_hub_data
+from bitflax.data.hub_datasets import shown as shown
 from bitflax.data.metrics import METRICS as METRICS
 from bitflax.data.metrics import ByClass as ByClass
 from bitflax.data.metrics import by_class as by_class
@@ -21,5 +24,7 @@ from bitflax.data.tables import Faults as Faults
 from bitflax.data.tables import read_table as read_table
 from bitflax.data.tasks import TASKS as TASKS
 from bitflax.data.tasks import load_task as load_task
+from bitflax.data.tasks import named_task as named_task
+from bitflax.data.tasks import short_name as short_name
 from bitflax.data.text import Tokenizer as Tokenizer
 from bitflax.data.text import Tokens as Tokens

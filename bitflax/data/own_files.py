@@ -1,8 +1,9 @@
 """A person's own .tsv, .csv and .jsonl files as training and dev examples."""
 
+import dataclasses
 import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from bitflax.data import columns, tables
@@ -56,6 +57,54 @@ def load_own(
     """
     name = str(path)
     path, dev = _files(Path(path), dev)
+    found = [each for each in (path, dev) if each is not None]
+    sources = [Source(str(each), tables.read_table, each.name) for each in found]
+    return make_task(
+        name,
+        *sources,
+        text=text,
+        label=label,
+        regression=regression,
+        classes=classes,
+        labelled=labelled,
+    )
+
+
+Read = Callable[[str, tables.Choose, tables.Faults], tables.Table]
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """Rows that are read once it is known which columns are wanted.
+
+    Attributes:
+      place: what errors and notes call it.
+      read: ``(place, choose, faults) -> Table``.
+      called: what others call it, without a folder of this machine.
+    """
+
+    place: str
+    read: Read
+    called: str
+
+
+def make_task(
+    name: str,
+    train: Source,
+    dev: Source | None = None,
+    *,
+    text: str | Sequence[str] | None = None,
+    label: str | None = None,
+    regression: bool | None = None,
+    classes: Sequence[str] | None = None,
+    labelled: bool = False,
+    more_notes: Sequence[str] = (),
+) -> Task:
+    """Read and check every row of one or two sources, as ``load_own`` says.
+
+    Raises:
+      DataError: bad rows (both are read before it is raised), a wrong column.
+    """
     faults = tables.Faults()
     names: dict[str, tuple[tuple[str, ...], str | None]] = {}
     notes: list[str] = []
@@ -70,8 +119,8 @@ def load_own(
         notes.append(_note(place, header, *names[place], chosen=wanted is not None))
         return tuple(n for n in (*found, names[place][1]) if n is not None)
 
-    files = dict.fromkeys(p for p in (path, dev) if p is not None)
-    read = [tables.read_table(p, choose, faults) for p in files]
+    sources = {each.place: each for each in (train, dev) if each is not None}
+    read = [each.read(place, choose, faults) for place, each in sources.items()]
     pairs = [(table, names[table.path][1]) for table in read]
     values = _classes(pairs, regression, classes)
     parts = [columns.to_examples(t, *names[t.path], values, faults) for t in read]
@@ -80,18 +129,18 @@ def load_own(
         notes += columns.check_spelling(read[0], column, faults)
     faults.check()
     if column is not None and values is not None:
-        columns.check_classes(column, str(path), values, len(parts[0]))
-    train, measured = parts[0], parts[-1]
+        columns.check_classes(column, train.place, values, len(parts[0]))
+    learned, measured = parts[0], parts[-1]
     metric = "pearson_spearman" if values is None else "accuracy"
     return Task(
         name=name,
-        train=train,
-        dev=measured if dev else train.take([]),
+        train=learned,
+        dev=measured if dev else learned.take([]),
         labels=values or (),
         metric="agreement" if measured.labels is None else metric,
         regression=values is None,
-        notes=tuple(notes),
-        dev_from=f"examples of {dev.name}" if dev else "",
+        notes=(*notes, *more_notes),
+        dev_from=f"examples of {dev.called}" if dev else "",
     )
 
 

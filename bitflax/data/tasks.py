@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from bitflax import files
-from bitflax.data import glue, icd10, metrics, own_files, tables
+from bitflax.data import glue, hub_datasets, icd10, metrics, own_files, tables
 from bitflax.data.examples import NamedTask, Task, digest, shuffled, split_off
 from bitflax.errors import ConfigError, DataError, nearest
 
@@ -17,8 +17,23 @@ TASKS: dict[str, NamedTask] = {
 """Every task that has a name; a line here is all that another one needs."""
 
 
+def named_task(task: Any) -> NamedTask | None:
+    """Return what is known of a task by its name; None: it is data of one's own."""
+    return TASKS.get(task) if isinstance(task, str) else None
+
+
+def short_name(task: str) -> str:
+    """Return a task's name; of a data file only what it is called, not where it lies.
+
+    >>> short_name("glue/cola"), short_name("hf:a/b"), short_name("/home/me/mine.tsv")
+    ('glue/cola', 'hf:a/b', 'mine.tsv')
+    """
+    keeps = task in TASKS or hub_datasets.is_hub_data(task)
+    return task if keeps else Path(task).name
+
+
 def load_task(
-    name_or_path: str | Path,
+    name_or_path: str | Path | hub_datasets.HubDataset,
     *,
     data_dir: str | Path | None = None,
     text: str | Sequence[str] | None = None,
@@ -34,13 +49,15 @@ def load_task(
     """Return a task with every row read and checked.
 
     Args:
-      name_or_path: one of ``TASKS``, a .tsv, .csv or .jsonl file, or a folder
-        with ``train.*`` (and ``dev.*``).
+      name_or_path: one of ``TASKS``, a .tsv, .csv or .jsonl file, a folder with
+        ``train.*`` (and ``dev.*``), a ``Dataset`` or ``DatasetDict`` of ``datasets``,
+        or ``hf:NAME``, ``hf:OWNER/NAME``, either with ``/CONFIG``, of a hub.
       data_dir: for GLUE: a folder in GLUE's own layout, the task's folder itself, or
         where TFDS has prepared the task; None: TFDS's own folder.
       text: own files: the column of the texts, or a pair of columns.
       label: own files: the column of the labels.
-      dev: own files: the file to measure on; None: a tenth of each class, by seed.
+      dev: own files: the file to measure on, or the split of a ``datasets`` data set;
+        None: its ``validation``, or a tenth of each class, by seed.
       seed: of the split and of ``limit``'s choice.
       limit: learn from so many examples only, the first of a shuffle by seed.
       regression: own files: whether the labels are real numbers; None: seen from them.
@@ -54,21 +71,28 @@ def load_task(
       InputMissing: a file, folder or package is missing, or GLUE is out of reach.
       DataError: bad rows; all of them are found before it is raised.
     """
-    name = str(name_or_path)
     if limit is not None and limit < 1:
         problem = f"expected 1 or more, found {limit}"
         raise ConfigError("limit", problem, fix="leave it out")
-    own: dict[str, Any] = dict(text=text, label=label, dev=dev and files.given(dev))
+    own: dict[str, Any] = dict(text=text, label=label, dev=dev)
     own |= dict(regression=regression, classes=classes)
-    named = TASKS.get(name)
+    named = named_task(name_or_path)
     if named is None:
-        name = str(files.given(name))
-        _check_path(name)
-        _refuse(name, {"data_dir": data_dir})
-        made = own_files.load_own(name, **own, labelled=labelled)
+        _refuse(str(name_or_path), {"data_dir": data_dir})
+        made = _load_own(name_or_path, **own, labelled=labelled)
         return _measured(_finished(made, seed, limit), metric)
+    name = str(name_or_path)
     _refuse(name, own if named.takes_data_dir else {**own, "data_dir": data_dir})
     return _measured(_finished(named.load(name, data_dir), seed, limit), metric)
+
+
+def _load_own(source: Any, *, dev: str | Path | None, **how: Any) -> Task:
+    """Return the task of one's own data, wherever they lie."""
+    if hub_datasets.is_hub_data(source):
+        return hub_datasets.load_rows(source, dev=dev and str(dev), **how)
+    name = str(files.given(source))
+    _check_path(name)
+    return own_files.load_own(name, dev=dev and files.given(dev), **how)
 
 
 def _measured(task: Task, metric: metrics.Metric | None) -> Task:
@@ -112,7 +136,7 @@ def _finished(task: Task, seed: int, limit: int | None) -> Task:
             f"no dev file: {len(dev)} of {len(train) + len(dev)} examples were split "
             f"off by seed {seed}"
         )
-        dev_from = f"examples that seed {seed} split off {Path(task.name).name}"
+        dev_from = f"examples that seed {seed} split off {short_name(task.name)}"
     if limit is not None and limit < len(train):
         notes.append(f"{limit} of {len(train)} training examples, by seed {seed}")
         train = shuffled(train, limit, seed)
@@ -145,6 +169,6 @@ def _check_path(name: str) -> None:
         return
     raise ConfigError(
         name,
-        "expected a task's name or a .tsv, .csv or .jsonl file, found neither",
+        "expected a task's name, a .tsv, .csv or .jsonl file, or hf:NAME, found none",
         fix=nearest(name, TASKS, "tasks"),
     )

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from bitflax import files
-from bitflax.data import TASKS
+from bitflax.data import short_name
 from bitflax.model import is_hub_name
 
 PACKAGED = {"minilm": "sentence-transformers/all-MiniLM-L6-v2"}
@@ -85,7 +85,7 @@ def make_provenance(
     stages = (_scored([r.name, r.score, r.bits, r.bytes]) for r in rows)
     known = tuple(stage for stage in stages if stage is not None)
     simple = tuple((n, s) for n, s in baselines if s is not None and math.isfinite(s))
-    named = _file_name(task), metric, _public(teacher)
+    named = short_name(task), metric, _public(teacher)
     return Provenance(recipe, *named, known, dev, simple)
 
 
@@ -126,7 +126,7 @@ def from_run(folder: Path) -> Provenance | None:
         return from_extras(
             {
                 "recipe": recipe["name"],
-                "task": _file_name(found["task"]),
+                "task": short_name(found["task"]),
                 "metric": found["metric"],
                 "teacher": taught["folder"] or taught["pretrained"],
                 "stages": rows,
@@ -151,15 +151,6 @@ def _scored(row: Any) -> Scored | None:
 def _text(value: Any) -> str | None:
     fits = isinstance(value, str) and 0 < len(value) <= 100 and value.isprintable()
     return value if fits else None
-
-
-def _file_name(task: str) -> str:
-    """Return a task's name; of a data file only what it is called, not where it lies.
-
-    >>> _file_name("glue/cola"), _file_name("/home/me/mine.tsv")
-    ('glue/cola', 'mine.tsv')
-    """
-    return task if task in TASKS else Path(task).name
 
 
 def _public(teacher: str) -> str | None:

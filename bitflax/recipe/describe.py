@@ -11,7 +11,7 @@ import re
 from typing import Any
 
 from bitflax import distillation, files, model, packed, quantization
-from bitflax.data import TASKS, Task
+from bitflax.data import HubDataset, Task, named_task, shown
 from bitflax.errors import BitflaxError, ConfigError
 from bitflax.progress import columns
 from bitflax.recipe import schema
@@ -54,9 +54,10 @@ def _config(name: str, labels: int | None) -> tuple[BertConfig | None, str]:
         return None, f"{error.problem} ({error.fix})"
 
 
-def _labels(task: str) -> int | None:
+def _labels(task: Any) -> int | None:
     """Return how many logits a task has; None where its file would say."""
-    return max(1, TASKS[task].classes) if task in TASKS else None
+    named = named_task(task)
+    return max(1, named.classes) if named else None
 
 
 def student_config(of: Recipe, teacher: BertConfig) -> BertConfig:
@@ -126,7 +127,8 @@ def _data(of: Recipe, task: Task | None) -> list[str]:
     data = of.data
     if data is None:
         return []
-    first = f"{data.task}: at most {data.max_length} tokens, {data.batch_size} a batch"
+    task_name = data.task if isinstance(data.task, str) else shown(data.task)
+    first = f"{task_name}: at most {data.max_length} tokens, {data.batch_size} a batch"
     rows = [first + (f", {data.limit} examples" if data.limit else "")]
     if data.data_dir:
         rows.append(f"from {data.data_dir}")
@@ -308,6 +310,8 @@ _OWN = (
 def resolved(node: Any) -> Any:
     """Return a recipe, or a part of one, as JSON-able data; functions by name.
 
+    A data set in memory is its columns and how many rows it has.
+
     The same recipe gives the same data in every process, so that a run can tell
     whether it goes on with the recipe that it began with.
 
@@ -323,6 +327,8 @@ def resolved(node: Any) -> Any:
         }
         own = kind in _OWN
         return parts if own else {"kind": kind.__name__, **parts}
+    if isinstance(node, HubDataset):
+        return shown(node)
     if isinstance(node, dict):
         return {str(key): resolved(value) for key, value in node.items()}
     if isinstance(node, tuple | list):

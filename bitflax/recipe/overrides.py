@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from typing import Any, TypeVar
 
 from bitflax import errors
+from bitflax.data import HubDataset
 from bitflax.errors import ConfigError
 
 T = TypeVar("T")
@@ -177,6 +178,7 @@ _WORDS = {
     str: "a text",
     type(None): "none",
     Any: "anything",
+    HubDataset: "a Dataset",
 }
 _TRUTH = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 

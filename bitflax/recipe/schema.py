@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 from bitflax import errors
-from bitflax.data import METRICS
+from bitflax.data import METRICS, HubDataset
 from bitflax.errors import ConfigError, UsageError
 from bitflax.model import Act
 from bitflax.quantization import Rules
@@ -31,7 +31,9 @@ class Data:
 
     ``task`` is a named task (``bitflax ls`` lists them) or the path of an own
     ``.tsv``, ``.csv`` or ``.jsonl`` file; then ``text`` (one column, or two for
-    pairs), ``label`` and ``dev`` (another file) say what is in it. ``data_dir`` is a
+    pairs), ``label`` and ``dev`` (another file) say what is in it. Or it is Hugging
+    Face's: a ``datasets.Dataset``, a ``datasets.DatasetDict``, or a name on a hub
+    (``hf:glue/mrpc``); ``dev`` is a split then. ``data_dir`` is a
     folder in GLUE's own layout. ``limit`` keeps that many training examples;
     ``augment`` is what ``bitflax augment`` made of them: students learn it, the
     teacher is fine-tuned on the examples alone. ``metric`` is measured in place of the
@@ -39,7 +41,7 @@ class Data:
     number``; ``keep="best"`` keeps the highest.
     """
 
-    task: str = "icd10cm"
+    task: str | HubDataset = "icd10cm"
     data_dir: str | None = None
     text: str | tuple[str, str] | None = None
     label: str | None = None

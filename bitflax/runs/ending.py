@@ -3,7 +3,7 @@
 import shlex
 
 from bitflax import files
-from bitflax.data import TASKS, Task
+from bitflax.data import Task, is_hub_data, named_task
 from bitflax.progress import columns, escaped
 from bitflax.recipe import Data
 from bitflax.runs.cleaning import resume_bytes
@@ -43,14 +43,18 @@ def _example(task: Task) -> str:
 
 def _task(data: Data) -> str:
     """Return how ``bitflax eval`` is told the task; its dev file, where it has one."""
-    if data.task in TASKS:
+    if named_task(data.task):
         folder = f" --data-dir {shlex.quote(data.data_dir)}" if data.data_dir else ""
         return f"--task {data.task}{folder}"
-    own = files.given(data.task)
-    # A file whose dev examples were split off holds the others too.
-    name = data.dev or ("TEST" + (own.suffix or ".csv"))
+    dev = None
+    if not isinstance(data.task, str):  # in memory: no command has it
+        name = "TEST.csv"
+    elif is_hub_data(data.task):
+        name, dev = data.task, data.dev
+    else:  # a file whose dev examples were split off holds the others too
+        name = data.dev or ("TEST" + (files.given(data.task).suffix or ".csv"))
     text = data.text if isinstance(data.text, str) else ",".join(data.text or ())
-    options = {"--text": text, "--label": data.label}
+    options = {"--text": text, "--label": data.label, "--dev": dev}
     said = [f"--task {shlex.quote(name)}"]
     said += [f"{name} {shlex.quote(value)}" for name, value in options.items() if value]
     return " ".join(said)

@@ -9,7 +9,6 @@ import numpy as np
 
 from bitflax import distillation, files, manifests, model, progress, training
 from bitflax.data import (
-    TASKS,
     Batches,
     Examples,
     Task,
@@ -18,6 +17,7 @@ from bitflax.data import (
     buckets_for,
     digest,
     load_task,
+    named_task,
     predictions,
 )
 from bitflax.errors import ConfigError
@@ -144,7 +144,7 @@ def read_task(
 def _load_task(data: Data, known: BertConfig | None, ready: bool) -> Task:
     """Read the task; a ready teacher knows the classes of own files and their order."""
     regression, classes = data.regression, None
-    if known is not None and data.task not in TASKS:
+    if known is not None and named_task(data.task) is None:
         regression = known.regression if regression is None else regression
         if known.id2label is not None and not regression:
             classes = known.labels
