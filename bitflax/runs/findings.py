@@ -142,7 +142,7 @@ def sign_flips(
         flat = trees.flatten(params)
         return {path: jax.tree.map(lambda w: w >= 0, flat[path]) for path in chosen}
 
-    begun, places = jax.jit(signs)(start), {path: _layer(path) for path in chosen}
+    begun, places = jax.jit(signs)(start), {path: layer(path) for path in chosen}
 
     @jax.jit
     def counted(params: Params, begun: Mapping[str, Any]) -> dict[str, jax.Array]:
@@ -174,7 +174,12 @@ def last_flips(lines: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     return {name.removeprefix("flips/"): share for name, share in last.items()}
 
 
-def _layer(path: str) -> str:
+def layer(path: str) -> str:
+    """Return which layer a parameter is of, or what else it is of.
+
+    >>> layer("encoder/layer_0/ffn/in/kernel"), layer("pooler/kernel")
+    ('layer_0', 'pooler')
+    """
     found = re.search(r"layer_\d+", path)
     return found[0] if found else path.split("/")[0]
 
@@ -183,7 +188,7 @@ def bytes_by_kind(path: Path) -> list[dict[str, Any]]:
     """Return the bytes of a packed file by the kind of its parts, the most first."""
     sizes: dict[str, int] = {}
     for row in size_report(path):
-        place = _layer(row.name)
+        place = layer(row.name)
         kind = "encoder" if place.startswith("layer_") else place
         kind = f"{kind}, {row.bits:g} bit"
         sizes[kind] = sizes.get(kind, 0) + row.bytes

@@ -60,7 +60,7 @@ class RunFolder:
         self.path = files.given(path, OutputError)
         self._lock: filelock.BaseFileLock | None = None
         self._log = log.RunLog(self.path, on_log)
-        self._written = False  # recipe.json, here
+        self.board, self._written = self._log.board, False  # recipe.json, here
 
     def __enter__(self) -> "RunFolder":
         """Make the folder and lock it."""

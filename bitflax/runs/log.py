@@ -16,11 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from bitflax import files
+from bitflax.runs.board import Board
 
 OnLog = Callable[[Mapping[str, Any]], object]
 """Called with every line, flat, besides: a logger of one's own."""
-FLUSH_SECONDS = 10.0
-"""So often what TensorBoard shows is brought to the disk."""
 
 
 class RunLog:
@@ -37,11 +36,8 @@ class RunLog:
 
     def __init__(self, folder: str | Path, on_log: OnLog | None = None):
         self.path, self._on_log = Path(folder) / "log.jsonl", on_log
-        self._board = Path(folder) / "tensorboard"
+        self.board = Board(Path(folder))
         self._file: io.FileIO | None = None
-        self._writers: dict[str, Any] = {}
-        self._purge: dict[str, int] = {}
-        self._flushed = time.monotonic()
 
     def write(self, line: Mapping[str, Any]) -> None:
         """Append a line; nested names are joined by ``/``, arrays become numbers.
@@ -60,7 +56,8 @@ class RunLog:
             data = memoryview(text.encode())
             while data:  # a disk that fills up takes a part
                 data = data[self._file.write(data) :]
-        self._to_tensorboard(flat)
+        if "stage" in flat and "step" in flat:
+            self.board.numbers(flat["stage"], flat["step"], flat)
         if self._on_log is not None:
             self._on_log(flat)
 
@@ -71,12 +68,13 @@ class RunLog:
           StorageError: the disk is full or broken.
         """
         self.close()
-        self._purge[stage] = 0 if step is None else step + 1
+        again = 0 if step is None else step + 1
+        self.board.rewind(stage, again)
         lines = read_log(self.path)
         kept = [
             line
             for line in lines
-            if line.get("stage") != stage or line.get("step", 0) < self._purge[stage]
+            if line.get("stage") != stage or line.get("step", 0) < again
         ]
         if len(kept) < len(lines):
             text = "".join(json.dumps(line) + "\n" for line in kept)
@@ -88,29 +86,7 @@ class RunLog:
         if file is not None:
             with files.disk(self.path):
                 file.close()
-        writers, self._writers = self._writers, {}
-        with files.disk(self._board):
-            for writer in writers.values():
-                writer.close()
-
-    def _to_tensorboard(self, flat: Mapping[str, Any]) -> None:
-        if "stage" not in flat or "step" not in flat:
-            return
-        stage, step = flat["stage"], flat["step"]
-        values = [
-            {"tag": name, "simple_value": value}
-            for name, value in flat.items()
-            if name != "step" and isinstance(value, (int, float))
-        ]
-        with files.disk(self._board):
-            if stage not in self._writers:
-                purge = self._purge.pop(stage, None)
-                self._writers[stage] = _writer(self._board / stage, purge)
-            event = _event(step, summary={"value": values})
-            self._writers[stage].write_event(event)
-            if time.monotonic() - self._flushed > FLUSH_SECONDS:
-                self._flushed = time.monotonic()
-                self._writers[stage].flush()
+        self.board.close()
 
 
 def read_log(path: str | Path) -> list[dict[str, Any]]:
@@ -160,24 +136,3 @@ def _drop_torn_end(path: Path) -> None:
     end = data.rfind(b"\n") + 1
     if end < len(data):
         os.truncate(path, end)
-
-
-def _writer(folder: Path, purge: int | None) -> Any:
-    """Return tensorboardX's writer without its thread, which hangs on a full disk."""
-    from tensorboardX import event_file_writer
-
-    again = folder.is_dir()
-    folder.mkdir(parents=True, exist_ok=True)
-    # Two files of one second would bear one name.
-    name, suffix = str(folder / "events"), f".{time.time_ns()}"
-    writer = event_file_writer.EventsWriter(name, suffix)
-    if again and purge is not None:
-        writer.write_event(_event(purge, session_log={"status": "START"}))
-    return writer
-
-
-def _event(step: int, **fields: Any) -> Any:
-    from tensorboardX.proto import event_pb2
-
-    made: Any = event_pb2
-    return made.Event(wall_time=time.time(), step=step, **fields)

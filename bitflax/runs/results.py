@@ -6,6 +6,7 @@ import logging
 import math
 import shlex
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -172,6 +173,7 @@ def finish(
             found |= _of_file(experiment, last, result.model)
         where = experiment.run
         report.write_report(where.path, rows, where.log_path, meta)
+        where.board.texts("report", _texts(where.path, rows, meta))
     experiment.run.finish(*made)
     return rows, warnings
 
@@ -194,6 +196,18 @@ def _of_file(experiment: Experiment, stage: Stage, student: Model) -> dict[str, 
         "kinds": findings.bytes_by_kind(path),
         "latency": findings.latencies(path, text),
     }
+
+
+def _texts(
+    folder: Path, rows: Sequence[report.Row], meta: Mapping[str, Any]
+) -> dict[str, str]:
+    """Return what TensorBoard shows as texts: recipe, command and table."""
+    source, command = folder / "recipe.py", meta["repeat"]["command"]
+    table = report.table(rows, meta["metric"], meta["baselines"])
+    texts = {"table": table, "command": command}
+    if source.is_file():
+        texts["recipe"] = source.read_text("utf-8")
+    return {n: f"```\n{text}\n```" for n, text in texts.items() if text}
 
 
 def _repeat(experiment: Experiment) -> dict[str, Any]:

@@ -299,6 +299,8 @@ def _trained(
         whole = manifests.sha256(folder / "params" / files.MANIFEST)
         record = {"scores": trained.scores, "seconds": seconds, "steps": trained.steps}
         manifests.write_sealed(done, record | {"params": whole})
+        for at, seen in ((0, start.params), (trained.steps, params)):
+            experiment.run.board.weights(folder.name, at, seen)
     training.barrier()
     return Model(start.config, params), trained.scores, seconds
 

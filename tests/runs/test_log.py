@@ -86,20 +86,30 @@ def test_a_full_disk(log):
     assert caught.value.place.endswith("log.jsonl")
 
 
-def events(folder):
-    """Return (step, tag, value) of all events, and the restarts, as TensorBoard would."""
+def records(folder):
+    """Yield a folder's events, as TensorBoard would."""
     from tensorboardX import proto
 
-    found = []
     for path in sorted(folder.iterdir()):
         data = path.read_bytes()
         while data:
             size = int.from_bytes(data[:8], "little")
-            event = proto.event_pb2.Event.FromString(data[12 : 12 + size])
+            yield proto.event_pb2.Event.FromString(data[12 : 12 + size])
             data = data[12 + size + 4 :]
-            found += [(event.step, v.tag, v.simple_value) for v in event.summary.value]
-            if event.HasField("session_log"):
-                found.append((event.step, "restart", event.session_log.status))
+
+
+def summaries(folder):
+    """Return (step, value) of all that is shown."""
+    return [(event.step, v) for event in records(folder) for v in event.summary.value]
+
+
+def events(folder):
+    """Return (step, tag, value) of all events, and the restarts."""
+    found = []
+    for event in records(folder):
+        found += [(event.step, v.tag, v.simple_value) for v in event.summary.value]
+        if event.HasField("session_log"):
+            found.append((event.step, "restart", event.session_log.status))
     return found
 
 

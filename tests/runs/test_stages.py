@@ -18,6 +18,7 @@ from bitflax.model import pretrained
 from bitflax.packed import file, packing, rounding
 from bitflax.runs import log, stages
 from tests.helpers import tinyrun
+from tests.runs import test_log
 
 NAMES = ["teacher", "fp32", "onebit", "packed"]
 
@@ -84,7 +85,7 @@ def test_a_run_writes_its_folder(whole):
 
 def test_the_report_is_of_the_form_that_others_read(whole):
     found = report(whole[0])
-    more = {"kept_above_chance", "baselines", "warnings"}
+    more = {"kept_above_chance", "baselines", "dev", "warnings"}
     more |= {"name", "notes", "repeat", "findings"}
     assert found.keys() == {"task", "metric", "stages"} | more
     assert found["metric"] == "accuracy"
@@ -99,6 +100,18 @@ def test_the_report_is_of_the_form_that_others_read(whole):
     assert packed["bytes"] == len(result(whole[0]))
     assert onebit["bytes"] is None
     assert fp32["bytes"] < teacher["bytes"]
+
+
+def test_tensorboard_shows_latent_weights_and_what_was_run(whole):
+    board = whole[0] / "tensorboard"
+    seen = {(step, v.tag) for step, v in test_log.summaries(board / "2-onebit")}
+    steps = {step for step, tag in seen if tag == "weights/layer_0"}
+    assert len(steps) == 2
+    assert 0 in steps
+    texts = {v.tag: v for _, v in test_log.summaries(board / "report")}
+    assert texts.keys() == {f"{n}/text_summary" for n in ("table", "command", "recipe")}
+    (table,) = texts["table/text_summary"].tensor.string_val
+    assert b"packed" in table
 
 
 def test_what_a_run_returns_is_what_it_reports(whole):
