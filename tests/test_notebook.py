@@ -1,8 +1,11 @@
 """The notebooks run from their first cell to their last, on shrunk settings."""
 
 import json
+import os
 import pathlib
 import re
+import subprocess
+import sys
 import tomllib
 
 import pytest
@@ -101,17 +104,39 @@ def test_the_quickstart_shows_a_whole_run():
     assert "2,727," in table  # bytes: of the default recipe
 
 
+def wanted(name) -> tuple[str, str]:
+    """Return what a notebook installs, and the repository's address in it."""
+    first = code(read(name))[0].source
+    (line,) = re.findall(r'%pip install -q "(.*)"', first)
+    (address,) = re.findall(r'^REPOSITORY = "(.*)"$', first, re.M)
+    return line.replace("{REPOSITORY}", address), address
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_installing_leaves_jax_alone_and_needs_no_release(name):
     first = code(read(name))[0].source
-    (wanted,) = re.findall(r'%pip install -q "(.*)"', first)
-    (address,) = re.findall(r'^REPOSITORY = "(.*)"$', first, re.M)
-    found = Requirement(wanted.replace("{REPOSITORY}", address))
+    line, address = wanted(name)
+    found = Requirement(line)
     assert found.url == f"git+{address}"
     extras = project()["optional-dependencies"]
     assert found.extras <= extras.keys()
     assert "upgrade" not in first
     assert "-U" not in first
+
+
+@pytest.mark.slow
+def test_what_a_notebook_installs_is_the_package_with_its_recipes(tmp_path):
+    if not (ROOT / ".git").exists():
+        pytest.skip("not a checkout")
+    line, address = wanted("1_quickstart")
+    here = {  # git fetches this checkout for that address
+        "GIT_CONFIG_COUNT": "1",
+        "GIT_CONFIG_KEY_0": f"url.{ROOT.as_uri()}.insteadOf",
+        "GIT_CONFIG_VALUE_0": address,
+    }
+    pip = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target"]
+    subprocess.run([*pip, tmp_path, line], env=os.environ | here, check=True)
+    assert (tmp_path / "bitflax" / "_recipes" / "quickstart.py").is_file()
 
 
 def project() -> dict:
