@@ -29,7 +29,7 @@ TINY = {
     "onebit_epochs": 2,
 }
 SETTINGS = json.dumps([f"{name}={value}" for name, value in TINY.items()])
-STUDENT = 'TEACHER, TASK, LAYERS, STEPS = "teacher", "kinds.tsv", (1,), 3'
+STUDENT = 'TEACHER, TASK, LAYERS, LENGTH, STEPS = "teacher", "kinds.tsv", (1,), 16, 3'
 # What a test writes in the place of a line.
 SHRUNK = {
     "1_quickstart": {
@@ -49,10 +49,10 @@ SHRUNK = {
         )
     },
     "4_weight_splitting": {
-        'TEACHER, TASK, LAYERS, STEPS = "minilm", "icd10cm", (1, 3, 5), 150': STUDENT
+        'TEACHER, TASK, LAYERS, LENGTH, STEPS = "minilm", "icd10cm", (1, 3, 5), 32, 150': STUDENT
     },
     "5_devices": {
-        'TEACHER, TASK, LAYERS, STEPS = "minilm", "icd10cm", (1, 3, 5), 20': STUDENT
+        'TEACHER, TASK, LAYERS, LENGTH, STEPS = "minilm", "icd10cm", (1, 3, 5), 32, 20': STUDENT
     },
 }
 PICTURES = dict(zip(NAMES, (2, 0, 1, 3, 0), strict=True))
