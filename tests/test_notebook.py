@@ -44,12 +44,12 @@ SHRUNK = {
         "MORE = []": f"MORE = {SETTINGS}[1:]",
     },
     "3_compose": {
-        'SETTINGS = ["limit=2000", "max_length=32", "onebit_epochs=12"]': (
+        'SETTINGS = ["limit=2000", "max_length=32", "onebit_epochs=6"]': (
             f"SETTINGS = {SETTINGS}"
         )
     },
     "4_weight_splitting": {
-        'TEACHER, TASK, LAYERS, LENGTH, STEPS = "minilm", "icd10cm", (1, 3, 5), 32, 150': STUDENT
+        'TEACHER, TASK, LAYERS, LENGTH, STEPS = "minilm", "icd10cm", (1, 3, 5), 24, 100': STUDENT
     },
     "5_devices": {
         'TEACHER, TASK, LAYERS, LENGTH, STEPS = "minilm", "icd10cm", (1, 3, 5), 32, 20': STUDENT
