@@ -49,7 +49,7 @@ SHRUNK = {
         )
     },
     "4_weight_splitting": {
-        'TEACHER, TASK, LAYERS, LENGTH, STEPS = "minilm", "icd10cm", (1, 3, 5), 24, 100': STUDENT
+        'TEACHER, TASK, LAYERS, LENGTH, STEPS = "minilm", "icd10cm", (1, 3, 5), 24, 60': STUDENT
     },
     "5_devices": {
         'TEACHER, TASK, LAYERS, LENGTH, STEPS = "minilm", "icd10cm", (1, 3, 5), 32, 20': STUDENT
