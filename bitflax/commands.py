@@ -78,7 +78,7 @@ def tune_command(args: Namespace) -> None:
     """Run a recipe with each of several settings, or go on with it."""
     file = recipe.read_recipe(args.recipe)
     made = runs.make_trials(file, args.settings, args.over, args.seeds)
-    recipe.check_until(made[0].recipe, args.until)
+    recipe.check_plan(made[0].recipe, args.until)
     training.initialize(args.coordinator, args.processes, args.process)
     runs.run_trials(file, args.out, args.settings, args.over, args.seeds, args.until)
 
@@ -97,7 +97,7 @@ def run_command(args: Namespace) -> None:
         return tune_command(Namespace(**vars(args) | {"over": []}))
     file = recipe.read_recipe(args.recipe)
     made = file.build(args.settings)
-    recipe.check_until(made, args.until)
+    recipe.check_plan(made, args.until)
     # A mistyped command is told at once, and not when the other processes have come.
     training.initialize(args.coordinator, args.processes, args.process)
     runs.run(

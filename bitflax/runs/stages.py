@@ -18,7 +18,7 @@ import optax
 from bitflax import distillation, files, manifests, model, progress, training
 from bitflax.data import Task
 from bitflax.errors import DamagedFile, InputMissing
-from bitflax.recipe import Recipe, Stage, Teacher, check_until, resolved
+from bitflax.recipe import Recipe, Stage, Teacher, check_plan, resolved
 from bitflax.runs import findings, initialization, report
 from bitflax.runs.ending import ending
 from bitflax.runs.experiment import Experiment, StageData, loaded_model, stored_values
@@ -80,7 +80,7 @@ def run(
       BitflaxError: bad input, before the first step; or as its subclasses say.
       KeyboardInterrupt: asked to stop; everything is saved.
     """
-    check_until(recipe, until)
+    check_plan(recipe, until)
     with rare_collections(), files.threads_heard(out), RunFolder(out, on_log) as folder:
         began = training.broadcast(lambda: folder.record.get("recipe", {}))
         recipe = precise(recipe, began)

@@ -21,7 +21,7 @@ import numpy as np
 
 from bitflax import files, progress, training
 from bitflax.errors import OutputError, UsageError
-from bitflax.recipe import Recipe, RecipeFile, check_until, resolved
+from bitflax.recipe import Recipe, RecipeFile, check_plan, resolved
 from bitflax.runs import fork, report, stages
 from bitflax.runs.cleaning import clean
 from bitflax.runs.results import say
@@ -135,7 +135,7 @@ def run_trials(
       BitflaxError: as a run, or ``make_trials``, says.
     """
     trials = make_trials(file, settings, over, seeds)
-    check_until(trials[0].recipe, until)
+    check_plan(trials[0].recipe, until)
     out = files.given(out, OutputError)
     if (out / "recipe.json").exists():
         fix = "choose another --out: each run has a folder of its own in it"
