@@ -24,6 +24,21 @@ from bitflax.errors import BitflaxError, InputMissing, StorageError, UsageError
 _MODEL = "a run's folder, a model's folder, or a packed model.safetensors"
 
 
+class _Once(argparse.Action):
+    """An option that keeps a value, and may not be given again."""
+
+    given = False
+
+    def __call__(
+        self, parser: Any, namespace: Any, values: Any, option_string: Any = None
+    ) -> None:
+        """Keep the value."""
+        if self.given and self.option_strings:
+            raise argparse.ArgumentError(self, "is given twice")
+        self.given = True
+        setattr(namespace, self.dest, values)
+
+
 class _Parser(argparse.ArgumentParser):
     """A parser whose errors are bitflax's.
 
@@ -31,6 +46,10 @@ class _Parser(argparse.ArgumentParser):
     """
 
     commands: Mapping[str, "_Parser"] = {}
+
+    def __init__(self, **options: Any):
+        super().__init__(**options)
+        self.register("action", None, _Once)
 
     def options(self) -> list[str]:
         """Return the names of its own options."""
@@ -47,6 +66,8 @@ class _Parser(argparse.ArgumentParser):
         elif option:
             message = f"no such option: {option[1]}"
             fix = self._mend(option[1])
+        elif "is given twice" in message:
+            fix = "leave one of them out"
         elif "invalid choice: 'onnx-2bit'" in message:
             message, fix = "onnx-2bit is gone", "onnx-int8, smaller and faster"
         raise UsageError(self.prog, message, fix=fix)
