@@ -29,17 +29,17 @@ PHASES = {
 }
 
 
-@pytest.mark.parametrize("number", BOTH, ids=["int", "term"])
 @pytest.mark.parametrize("phase", PHASES)
-def test_a_signal_in_every_phase(phase, number, begin, whole, tmp_path):
-    hook = functools.partial(points.at_step, 5, number)
-    if at := PHASES[phase]:
-        hook = functools.partial(points.in_function, *at, number)
-    run = begin(hook)
-    assert run.wait() == 128 + number, run.said
-    assert run.said.endswith(f"{WORDS}\n")
-    assert "Traceback" not in run.said
-    assert ("saved at step" in run.said) == (phase == "training")
+def test_both_signals_in_every_phase(phase, begin, whole, tmp_path):
+    for number, step in zip(BOTH, (5, 9), strict=True):
+        hook = functools.partial(points.at_step, step, number)
+        if at := PHASES[phase]:
+            hook = functools.partial(points.in_function, *at, number)
+        run = begin(hook)
+        assert run.wait() == 128 + number, run.said
+        assert run.said.endswith(f"{WORDS}\n")
+        assert "Traceback" not in run.said
+        assert ("saved at step" in run.said) == (phase == "training")
     run = begin()
     checks.same_end(run, run.wait(), tmp_path / "run", whole)
 
@@ -59,7 +59,7 @@ def test_a_signal_in_the_first_five_seconds(number, place, tmp_path):
     def stopped(turn: int) -> tuple[float, int, str]:
         out = tmp_path / f"run-{turn}"
         argv = [sys.executable, "-m", "bitflax.cli", *runs.command(place, out)]
-        env = os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0"}
+        env = os.environ | runs.ENV
         pipes = dict(stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
         with subprocess.Popen(argv, env=env, **pipes) as process:
             time.sleep(turn * STEP)
