@@ -22,7 +22,7 @@ from bitflax.recipe import Recipe, Stage, Teacher, check_plan, resolved
 from bitflax.runs import findings, initialization, report
 from bitflax.runs.ending import ending
 from bitflax.runs.experiment import Experiment, StageData, loaded_model, stored_values
-from bitflax.runs.folder import RunFolder
+from bitflax.runs.folder import RESULT, RunFolder
 from bitflax.runs.fork import take_finished
 from bitflax.runs.log import OnLog
 from bitflax.runs.prepare import prepare
@@ -306,7 +306,7 @@ def _trained(
 def _finished(folder: Path, done: Path) -> tuple[Model, dict[str, Any]]:
     """Return a finished stage's model and what it scored, both as they were written."""
     try:
-        record = manifests.read_sealed(done, must=False)
+        record = manifests.read_sealed(done, earlier=RESULT)
         manifest = folder / files.MANIFEST
         written = record.get("params")  # none of an earlier bitflax
         if written and not (

@@ -110,6 +110,18 @@ def test_a_fork_of_a_damaged_stage_is_refused(place, half, tmp_path):
         start(place, out, fork=old)
 
 
+@pytest.mark.parametrize("name", ["recipe.json", "1-fp32/result.json"])
+def test_a_record_that_says_nothing_is_damaged(place, half, tmp_path, name):
+    old = shutil.copytree(half, tmp_path / "old")
+    (old / name).write_text("{}")
+    with pytest.raises(DamagedFile, match="not what was written") as caught:
+        start(place, old)
+    assert caught.value.place == str(old / name)
+    if name == "recipe.json":
+        with pytest.raises(DamagedFile, match="not what was written"):
+            start(place, tmp_path / "fork", fork=old)
+
+
 def test_other_devices_are_said_and_recorded(place, half, tmp_path, caplog):
     out = shutil.copytree(half, tmp_path / "run")
     caplog.set_level(logging.WARNING, "bitflax")
