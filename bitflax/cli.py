@@ -29,9 +29,7 @@ class _Once(argparse.Action):
 
     given = False
 
-    def __call__(
-        self, parser: Any, namespace: Any, values: Any, option_string: Any = None
-    ) -> None:
+    def __call__(self, parser: Any, namespace: Any, values: Any, *_: Any) -> None:
         """Keep the value."""
         if self.given and self.option_strings:
             raise argparse.ArgumentError(self, "is given twice")
@@ -375,12 +373,21 @@ def _has_device() -> bool:
 
 
 def _storage(error: OSError) -> BitflaxError:
-    place, problem = error.filename or "I/O", error.strerror or str(error)
+    place, problem = error.filename or _full_stream(), error.strerror or str(error)
     if isinstance(error, FileNotFoundError):
         return InputMissing(place, problem, fix="give a file or folder that is there")
     full = error.errno in (errno.ENOSPC, errno.EDQUOT)
     fix = "free some space" if full else "check the disk and the folder's permissions"
     return StorageError(place, problem, fix=fix)
+
+
+def _full_stream() -> str:
+    """Return the name of what an error without a file's name is probably about."""
+    try:
+        sys.stdout.flush()  # what could not be written is still to be
+        return "I/O"
+    except (OSError, ValueError, AttributeError):
+        return "stdout"
 
 
 def _say(text: str) -> None:

@@ -1,5 +1,6 @@
 """The command line's manners: two-line errors, exit statuses, signals, pipes."""
 
+import contextlib
 import errno
 import os
 import signal
@@ -303,3 +304,14 @@ def test_what_is_written_takes_no_other_file_s_place(
     assert (str(out) in capsys.readouterr().err) == (status == 73)
     assert out.exists() == (text is not None)
     assert text is None or out.read_text() == text
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no full device")
+def test_a_full_stdout_is_named(monkeypatch, capsys):
+    with open("/dev/full", "w") as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        assert cli.main(["ls"]) == 74
+        monkeypatch.undo()
+        with contextlib.suppress(OSError):
+            full.close()
+    assert "bitflax: error: stdout: No space left on device" in capsys.readouterr().err

@@ -44,7 +44,7 @@ class Run:
         more = ENV | dict(env)
         self._process = forked.Forked(argv, log, log, *hooks, env=more)
 
-    def wait(self, seconds: float = 60) -> int:
+    def wait(self, seconds: float = 150) -> int:
         """Return the status as a shell would say it; -9 where it hung and was killed."""
         code = self._process.wait(seconds)
         if code is None:
