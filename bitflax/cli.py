@@ -25,6 +25,19 @@ _MODEL = "a run's folder, a model's folder, a packed model.safetensors, or OWNER
 _MODEL += "of a hub"
 
 
+class _Once(argparse.Action):
+    """An option that keeps a value, and may not be given again."""
+
+    given = False
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, *_: Any) -> None:
+        """Keep the value."""
+        if self.given and self.option_strings:
+            raise argparse.ArgumentError(self, "is given twice")
+        self.given = True
+        setattr(namespace, self.dest, values)
+
+
 class _Parser(argparse.ArgumentParser):
     """A parser whose errors are bitflax's.
 
@@ -32,6 +45,10 @@ class _Parser(argparse.ArgumentParser):
     """
 
     commands: Mapping[str, "_Parser"] = {}
+
+    def __init__(self, **options: Any):
+        super().__init__(**options)
+        self.register("action", None, _Once)
 
     def options(self) -> list[str]:
         """Return the names of its own options."""
@@ -48,6 +65,8 @@ class _Parser(argparse.ArgumentParser):
         elif option:
             message = f"no such option: {option[1]}"
             fix = self._mend(option[1])
+        elif "is given twice" in message:
+            fix = "leave one of them out"
         elif "invalid choice: 'onnx-2bit'" in message:
             message, fix = "onnx-2bit is gone", "onnx-int8, smaller and faster"
         raise UsageError(self.prog, message, fix=fix)
@@ -364,12 +383,21 @@ def _has_device() -> bool:
 
 
 def _storage(error: OSError) -> BitflaxError:
-    place, problem = error.filename or "I/O", error.strerror or str(error)
+    place, problem = error.filename or _full_stream(), error.strerror or str(error)
     if isinstance(error, FileNotFoundError):
         return InputMissing(place, problem, fix="give a file or folder that is there")
     full = error.errno in (errno.ENOSPC, errno.EDQUOT)
     fix = "free some space" if full else "check the disk and the folder's permissions"
     return StorageError(place, problem, fix=fix)
+
+
+def _full_stream() -> str:
+    """Return the name of what an error without a file's name is probably about."""
+    try:
+        sys.stdout.flush()  # what could not be written is still to be
+        return "I/O"
+    except (OSError, ValueError, AttributeError):
+        return "stdout"
 
 
 def _say(text: str) -> None:

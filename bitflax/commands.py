@@ -18,7 +18,7 @@ from bitflax.errors import (
     StorageError,
     UsageError,
 )
-from bitflax.files import given, write_text
+from bitflax.files import disk, given, write_text
 from bitflax.inference import native
 from bitflax.progress import columns, tell, throughput
 
@@ -81,14 +81,15 @@ def tune_command(args: Namespace) -> None:
     """Run a recipe with each of several settings, or go on with it."""
     file = recipe.read_recipe(args.recipe)
     made = runs.make_trials(file, args.settings, args.over, args.seeds)
-    recipe.check_until(made[0].recipe, args.until)
+    recipe.check_plan(made[0].recipe, args.until)
     training.initialize(args.coordinator, args.processes, args.process)
     runs.run_trials(file, args.out, args.settings, args.over, args.seeds, args.until)
 
 
 def report_command(args: Namespace) -> None:
     """Draw the page of a finished run anew, or one of several runs side by side."""
-    print(runs.draw_report(args.runs, args.out))
+    out = args.out
+    print(runs.draw_report(args.runs, None if out is None else _new_file(out, ".html")))
 
 
 def run_command(args: Namespace) -> None:
@@ -100,7 +101,7 @@ def run_command(args: Namespace) -> None:
         return tune_command(Namespace(**vars(args) | {"over": []}))
     file = recipe.read_recipe(args.recipe)
     made = file.build(args.settings)
-    recipe.check_until(made, args.until)
+    recipe.check_plan(made, args.until)
     # A mistyped command is told at once, and not when the other processes have come.
     training.initialize(args.coordinator, args.processes, args.process)
     runs.run(
@@ -125,7 +126,7 @@ def eval_command(args: Namespace) -> None:
 
     Of classes: each one's precision, recall and F1, and what it is taken for.
     """
-    out = None if args.out is None else _new_file(args.out, args.model, args.task)
+    out = None if args.out is None else _new_file(args.out, ".jsonl")
     named = args.task in data.TASKS
     dev = args.dev
     if not (dev or named or data.is_hub_data(args.task) or given(args.task).is_dir()):
@@ -155,20 +156,28 @@ def eval_command(args: Namespace) -> None:
         _LOG.info("%s: %s examples, a line each", out, len(task.dev))
 
 
-def _new_file(name: str, *others: str) -> Path:
-    """Return the path of a file that can be written and is none of the others.
+def _new_file(name: str, kind: str) -> Path:
+    """Return the path of a page or of lines of JSON, new or one of ours before.
 
     Raises:
-      UsageError: it is one of them.
-      OutputError: it is a folder, or its own folder is not there.
+      OutputError: it is named otherwise or holds something else, it is a folder, or its
+        own folder is not there.
     """
     out = given(name, OutputError)
-    if any(out.resolve() == given(other).resolve() for other in others):
-        fix = "name a new file"
-        raise UsageError("--out", f"{name} is what is read", fix=fix)
     if out.is_dir() or not out.parent.is_dir():
         problem = "is a folder" if out.is_dir() else "its folder is not there"
         raise OutputError(out, problem, fix="name a file in a folder that is there")
+    if out.suffix != kind:
+        problem = f"expected a name that ends with {kind}, found {out.name!r}"
+        raise OutputError(out, problem, fix=f"give --out NAME{kind}")
+    ours = {".html": b"<!doctype html>", ".jsonl": b'{"row": '}[kind]
+    head = b""
+    if out.is_file():
+        with disk(out), out.open("rb") as file:
+            head = file.read(len(ours))
+    if head not in (b"", ours) or (out.exists() and not out.is_file()):
+        problem = "is there, and is nothing that this command wrote"
+        raise OutputError(out, problem, fix="name a new file, or remove that one")
     return out
 
 
@@ -229,12 +238,12 @@ def predict_command(args: Namespace) -> None:
 def _asked(args: Namespace) -> inference.Asked:
     """Return the texts that a command line asks about."""
     place = "bitflax predict"
-    if args.column and not args.csv:
+    if args.column is not None and args.csv is None:
         raise UsageError(place, "--column, and no --csv", fix="give --csv FILE too")
-    if args.csv and (args.texts or args.pair):
+    if args.csv is not None and (args.texts or args.pair):
         fix = "leave one of the two out"
         raise UsageError(place, "texts and a file of texts are given", fix=fix)
-    if args.csv:
+    if args.csv is not None:
         return inference.from_table(args.csv, _columns(args.column))
     if args.texts or args.pair:
         return inference.from_arguments(args.texts, args.pair)

@@ -111,7 +111,7 @@ def nearest(name: str, names: Iterable[str], what: str = "names") -> str:
 _CSV = "write it as .csv or .jsonl (pandas: to_json(lines=True))"
 _FOLDER = "give a packed file, or a folder that transformers saved as safetensors"
 _KINDS = {
-    rb"\x1f\x8b|BZh\d|\xfd7zXZ|\x28\xb5\x2f\xfd|7z\xbc\xaf": (
+    rb"\x1f\x8b|BZh\d|\xfd7zXZ|\x28\xb5\x2f\xfd|7z\xbc\xaf|Rar!\x1a": (
         "a compressed file (gzip, xz or the like)",
         "unpack it (gunzip, xz -d)",
     ),
@@ -124,7 +124,10 @@ _KINDS = {
     ),
     rb"\xd0\xcf\x11\xe0": ("an old .xls or .doc", "save it as CSV", _FOLDER),
     rb"%PDF-": ("PDF", "give its texts, as .csv or .txt", _FOLDER),
-    rb"PAR1|ARROW1|\x89HDF": ("Parquet, Arrow or HDF5", _CSV, _FOLDER),
+    rb"PAR1|ARROW1|FEA1|\x89HDF": ("Parquet, Arrow or HDF5", _CSV, _FOLDER),
+    rb"Obj\x01|SQLite format|\x93NUMPY": ("Avro, SQLite or NumPy", _CSV, _FOLDER),
+    rb"\x89PNG|\xff\xd8\xff|\x7fELF": ("a picture or a program", "give data", _FOLDER),
+    rb"\s*<\?xml|\{\\rtf": ("XML or RTF", "give its texts, as .csv or .txt", _FOLDER),
     rb"\x80[\x02-\x05]": ("pickle, which may run code", _CSV, _FOLDER),
     rb"GGUF": ("GGUF, a model", "give data", _FOLDER),
     rb"(?s:.{6})\0\0\{": ("safetensors, a model", "give data", "name it .safetensors"),

@@ -117,9 +117,11 @@ def given(name: str | Path, kind: type[BitflaxError] = InputMissing) -> Path:
     """Return the path that a person gave, with ``~`` expanded: all paths pass here.
 
     Raises:
-      InputMissing: it is an address (``https://...``), a pipe or a device; with another
-        ``kind``, which is an output's, that of an address alone.
+      InputMissing: it is empty, an address (``https://...``), a pipe or a device; with
+        another ``kind``, which is an output's, the first two alone.
     """
+    if str(name) == "":
+        raise kind("''", "expected a path, found nothing", fix="give one; . is here")
     if _ADDRESS.match(str(name)):
         problem = "expected a path on this machine, found an address"
         fix = "give a path here, and copy it there afterwards"
@@ -127,8 +129,8 @@ def given(name: str | Path, kind: type[BitflaxError] = InputMissing) -> Path:
             fix = "fetch it first, then give that file or folder (of a hub: org/name)"
         raise kind(name, problem, fix=fix)
     path = Path(os.path.expanduser(name))
-    known = os.path.isfile(path) or os.path.isdir(path)
-    if os.path.exists(path) and not known and kind is InputMissing:
+    odd = os.path.exists(path) and not (os.path.isfile(path) or os.path.isdir(path))
+    if odd and kind is InputMissing:
         raise _not_regular(path)
     return path
 
@@ -147,8 +149,7 @@ def need_space(folder: str | Path, size: int) -> None:
     free = shutil.disk_usage(_made(folder)).free
     if free < size:
         problem = f"{size / 1e6:,.0f} MB are needed, {free / 1e6:,.0f} MB are free"
-        fix = "make room there, or choose another --out"
-        raise StorageError(folder, problem, fix=fix)
+        raise StorageError(folder, problem, fix="make room, or choose another --out")
 
 
 def open_file(path: Path) -> BufferedReader:
@@ -274,8 +275,7 @@ _DRAFT = re.compile(r"^\.(.+)\.[0-9a-f]{16}\.part$")
 def atomic(path: str | Path) -> Iterator[BinaryIO]:
     """Open a new file for writing that becomes ``path`` when the block ends well.
 
-    Whoever reads ``path`` meanwhile, or after a crash, sees the old file or the new
-    one, whole.
+    Whoever reads ``path``, even after a crash, sees the old file or the new, whole.
 
     Raises:
       OSError: the folder is not there or cannot be written, or the disk is full.

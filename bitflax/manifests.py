@@ -32,23 +32,30 @@ def write_sealed(path: Path, fields: Mapping[str, Any]) -> None:
     files.write_text(path, json.dumps(sealed, indent=1) + "\n")
 
 
-def read_sealed(path: Path, *, must: bool = True) -> dict[str, Any]:
+def read_sealed(
+    path: Path, *, earlier: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """Return the object that ``write_sealed`` wrote, without the SHA-256.
 
-    ``must`` refuses one without a SHA-256, which an earlier bitflax may have written.
+    An earlier bitflax wrote none: such an object is taken where ``earlier`` says which
+    fields of which types it has at least.
 
     Raises:
       DamagedFile: it is missing, or not what was written.
     """
     try:
         with files.open_file(path) as file:
-            fields = json.loads(file.read())
-        seal = fields.pop("sha256", None if must else _seal(fields))
+            fields = json.loads(file.read(), object_pairs_hook=files.unique_pairs)
+        seal = fields.pop("sha256", None)
     except (OSError, ValueError, AttributeError, TypeError, RecursionError) as error:
         raise _damaged(path, "it cannot be read") from error
     if seal is None:
-        raise _damaged(path, "it has no SHA-256: an earlier bitflax wrote it")
-    if seal != _seal(fields):
+        if earlier is None:
+            raise _damaged(path, "it has no SHA-256: an earlier bitflax wrote it")
+        lost = [n for n, kind in earlier.items() if not isinstance(fields.get(n), kind)]
+        if lost:
+            raise _damaged(path, f"it is not what was written: no {lost[0]} in it")
+    elif seal != _seal(fields):
         raise _damaged(path, "it is not what was written (SHA-256 differs)")
     return fields
 

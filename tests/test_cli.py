@@ -1,5 +1,6 @@
 """The command line's manners: two-line errors, exit statuses, signals, pipes."""
 
+import contextlib
 import errno
 import os
 import signal
@@ -52,6 +53,16 @@ def fails(monkeypatch):
         # A mistyped command waits for no other process.
         (["run", "quickstart", "--out", "x", "--until", "z", *HOSTS], "stage", "teach"),
         (["run", "quickstart", "--out", "x", *HOSTS[:2]], "--processes", "--process I"),
+        (
+            ["run", "a", "--out", "b", "--out", "b"],
+            "--out: is given twice",
+            "leave one",
+        ),
+        (
+            ["predict", "x", "--column", "a", "--column", "b"],
+            "given twice",
+            "leave one",
+        ),
     ],
 )
 def test_usage_errors(capsys, argv, problem, fix):
@@ -249,3 +260,58 @@ def test_a_home_folder_is_found_in_every_path(capsys, tmp_path, monkeypatch):
     assert cli.main(["verify", "~/model"]) == 66  # no packed file, but there
     assert "a folder of dense weights" in capsys.readouterr().err
     assert not list(tmp_path.glob("sub/*"))
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["clean", ""],
+        ["report", ""],
+        ["predict", "", "a"],
+        ["inspect", ""],
+        ["export", "", "--format", "hf"],
+    ],
+    ids=lambda argv: argv[0],
+)
+def test_an_empty_path_is_not_this_folder(argv, capsys):
+    assert cli.main(argv) == 66
+    assert "expected a path, found nothing" in capsys.readouterr().err
+
+
+PAGES = [
+    ("report", "page.html", "<!doctype html>\n<p>", 66),  # one of ours; there is no run
+    ("report", "new.html", None, 66),
+    ("report", "empty.html", "", 66),
+    ("report", "page.html", "mine", 73),
+    ("report", "kinds.tsv", "text\tlabel\n", 73),
+    ("report", "new.txt", None, 73),
+    ("eval", "said.jsonl", '{"row": 2, "text": "a"}\n', 66),
+    ("eval", "task.jsonl", '{"text": "a", "label": "b"}\n', 73),
+    ("eval", "model.safetensors", None, 73),
+]
+
+
+@pytest.mark.parametrize(("command", "name", "text", "status"), PAGES)
+def test_what_is_written_takes_no_other_file_s_place(
+    command, name, text, status, tmp_path, capsys
+):
+    out = tmp_path / name
+    if text is not None:
+        out.write_text(text)
+    more = ["--task", str(tmp_path / "task.tsv")] if command == "eval" else []
+    argv = [command, str(tmp_path / "none"), *more, "--out", str(out)]
+    assert cli.main(argv) == status
+    assert (str(out) in capsys.readouterr().err) == (status == 73)
+    assert out.exists() == (text is not None)
+    assert text is None or out.read_text() == text
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no full device")
+def test_a_full_stdout_is_named(monkeypatch, capsys):
+    with open("/dev/full", "w") as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        assert cli.main(["ls"]) == 74
+        monkeypatch.undo()
+        with contextlib.suppress(OSError):
+            full.close()
+    assert "bitflax: error: stdout: No space left on device" in capsys.readouterr().err

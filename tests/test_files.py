@@ -192,3 +192,25 @@ def test_no_pipe_of_a_model_s_folder_is_waited_for(tmp_path):
     (tmp_path / "notes.txt").rename(tmp_path / "recipe.json")
     with pytest.raises(DamagedFile, match="cannot be read"):
         manifests.read_sealed(tmp_path / "recipe.json")
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["{}", '{"a": 1}', '{"a": {}, "a": {}}', "[]", "null", "3", "{", "", "\x00"],
+)
+def test_what_is_no_sealed_object_is_damaged(text, tmp_path):
+    path = tmp_path / "result.json"
+    path.write_text(text)
+    for earlier in (None, {"a": dict}):
+        with pytest.raises(DamagedFile, match=r"result\.json"):
+            manifests.read_sealed(path, earlier=earlier)
+
+
+def test_an_object_without_a_seal_is_an_earlier_one_where_that_may_be(tmp_path):
+    path = tmp_path / "result.json"
+    path.write_text('{"a": {"b": 1}}')
+    assert manifests.read_sealed(path, earlier={"a": dict}) == {"a": {"b": 1}}
+    with pytest.raises(DamagedFile, match="an earlier bitflax wrote it"):
+        manifests.read_sealed(path)
+    manifests.write_sealed(path, {"b": 2})
+    assert manifests.read_sealed(path, earlier={"a": dict}) == {"b": 2}

@@ -1,6 +1,8 @@
 """What a table's columns say: texts, classes, real numbers, each row checked."""
 
 import math
+import re
+import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -75,13 +77,18 @@ def check_spelling(table: Table, name: str, faults: Faults) -> list[str]:
 def _alike(label: str) -> str:
     """Return what the spellings of one label share; 01 and 1 are two codes.
 
-    >>> [_alike(label) for label in (" FOOD", "1", "1.0", "01")]
-    ['food', '1', '1', '01']
+    >>> [_alike(label) for label in (" FOOD", "fo\\u200bod", "1", "1.0", "01")]
+    ['food', 'food', '1', '1', '01']
     """
-    number, label = _number(label), label.strip().casefold()
+    number, label = _number(label), unicodedata.normalize("NFC", label).casefold()
+    label = "".join(c for c in label if unicodedata.category(c) != "Cf").strip()
     if number is None or not number.is_integer() or label.lstrip("+-").isdecimal():
         return label
     return str(int(number))
+
+
+_LIST = re.compile(r"[\[({]\s*(['\"].*['\"]|\d+(\s*,\s*\d+)+)\s*,?\s*[\])}]")
+"""What a list of labels looks like as a text: ``['cat', 'red']``, ``[1, 0, 0]``."""
 
 
 def class_labels(
@@ -102,7 +109,9 @@ def class_labels(
     for i, value in enumerate(table.columns[name]):
         label = _label(value)
         found = repr(label)
-        if isinstance(value, list | dict):
+        several = isinstance(value, list | dict) or _LIST.fullmatch(label)
+        parts = [part.strip() for part in re.split("[;|,]", label)]
+        if several or (label not in numbers and all(part in numbers for part in parts)):
             found = f"{value!r:.40}: several labels an example are not supported"
             fix = "give the row one label: multi-label is not supported"
         elif CONTROL.search(label):

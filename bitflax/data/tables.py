@@ -102,7 +102,7 @@ def read_table(
         is wanted stands in it twice.
     """
     name, kind = str(path), Path(path).suffix.lower()
-    if kind not in SUFFIXES:
+    if kind not in SUFFIXES and Path(path).is_file():
         with contextlib.suppress(OSError), open_file(Path(path)) as file:
             check_text(file.read(64), name)
         raise DataError(

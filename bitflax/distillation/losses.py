@@ -60,6 +60,8 @@ def _checked(pairs: Pairs | None, student: tuple, teacher: tuple, what: str) -> 
                 "which teach which by pairs=bitflax.layer_pairs(...)"
             )
         return [(i, i) for i in range(len(student))]
+    if not pairs:
+        raise ValueError("pairs is empty: nothing would be learned from it")
     for pair in pairs:
         for i, outputs in zip(pair, (student, teacher), strict=True):
             if not 0 <= i < len(outputs):

@@ -120,7 +120,7 @@ def _of_run(folder: Path) -> Path:
 def _quantised(recipe: Path, stage: str) -> bool:
     """Whether the run's recipe has a stage of this name with rules or activations."""
     try:
-        found = manifests.read_sealed(recipe, must=False) if recipe.exists() else {}
+        found = manifests.read_sealed(recipe, earlier={}) if recipe.exists() else {}
         stages = found["recipe"]["stages"]
         return any(
             bool(found.get("rules") or found.get("act"))

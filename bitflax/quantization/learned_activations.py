@@ -221,8 +221,8 @@ class elastic(_Stepped):  # noqa: N801
 
 
 def _check_bits(bits: int, least: int) -> None:
-    if not least <= bits <= 16:
-        raise ValueError(f"bits must be {least} to 16, not {bits}")
+    if type(bits) is not int or not least <= bits <= 16:
+        raise ValueError(f"bits must be {least} to 16, not {bits!r}")
 
 
 def _multiples(levels: tuple[int, int], ratio: jax.Array) -> jax.Array:

@@ -388,8 +388,8 @@ class asymmetric(_Activation):  # noqa: N801
 
 
 def _check(of: Any, least: int = 2, more: tuple[str, ...] = ()) -> None:
-    if not least <= of.bits <= 16:
-        raise ValueError(f"bits must be {least} to 16, not {of.bits}")
+    if type(of.bits) is not int or not least <= of.bits <= 16:
+        raise ValueError(f"bits must be {least} to 16, not {of.bits!r}")
     known = ("restricted", "full", *more)
     if of.levels not in known:
         raise ValueError(f"levels must be one of {', '.join(known)}, not {of.levels!r}")

@@ -18,5 +18,5 @@ from bitflax.recipe.schema import Recipe as Recipe
 from bitflax.recipe.schema import Shape as Shape
 from bitflax.recipe.schema import Stage as Stage
 from bitflax.recipe.schema import Teacher as Teacher
-from bitflax.recipe.schema import check_until as check_until
+from bitflax.recipe.schema import check_plan as check_plan
 from bitflax.recipe.schema import override as override

@@ -16,7 +16,7 @@ from bitflax.errors import BitflaxError, ConfigError
 from bitflax.progress import columns
 from bitflax.recipe import schema
 from bitflax.recipe.duration import planned_steps
-from bitflax.recipe.schema import Init, Recipe, Stage
+from bitflax.recipe.schema import Init, Recipe, Stage, check_plan
 from bitflax.types import BertConfig, Optim
 
 Shape = tuple[int, ...]
@@ -97,8 +97,10 @@ def describe_recipe(
       taught: those that the teacher learns, where they are not the same.
 
     Raises:
-      ConfigError: a rule matches no parameter, or a layer is not there.
+      ConfigError: a rule matches no parameter, a layer is not there, or a training's
+        patience can never end it early.
     """
+    check_plan(of)
     rows = None if task is None else len(task.train)
     plain = rows if taught is None else len(taught.train)
     blocks = [*_data(of, task), _teacher(of, config, plain)]

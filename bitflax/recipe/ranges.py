@@ -48,3 +48,22 @@ def check_counts(part: Any, place: str, fields: Sequence[str]) -> None:
     for field in fields:
         value = getattr(part, field)
         need(value is None or value > 0, f"{place}.{field}", "at least 1", value)
+
+
+def check_patience(part: Any, place: str) -> None:
+    """Check that a training has so many evaluations that ``patience`` may end it early.
+
+    The first one is the best so far, and after the last one there is nothing to spare.
+    """
+    if part.patience is None:
+        return
+    every = -(-part.steps // part.evals) if part.steps else 1
+    evals = -(-part.steps // every) if part.steps else part.evals
+    least = part.patience + 2
+    if evals < least:
+        problem = (
+            f"{part.patience} can never end it early: expected {least} evaluations "
+        )
+        problem += f"or more, found {evals}, the first of which is the best so far"
+        fix = f"give evals={least} or more, and as many steps; or no patience"
+        raise ConfigError(f"{place}.patience", problem, fix=fix)

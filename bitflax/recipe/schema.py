@@ -15,7 +15,13 @@ from bitflax.errors import ConfigError, UsageError
 from bitflax.model import Act
 from bitflax.quantization import Rules
 from bitflax.recipe import overrides
-from bitflax.recipe.ranges import check_counts, check_optim, check_rules, need
+from bitflax.recipe.ranges import (
+    check_counts,
+    check_optim,
+    check_patience,
+    check_rules,
+    need,
+)
 from bitflax.types import BertConfig, LossFn, Optim
 
 PACKAGED = "minilm"
@@ -364,13 +370,17 @@ class Recipe:
             full |= set() if stage.rules or stage.act else {stage.name}
 
 
-def check_until(recipe: Recipe, until: str | None) -> None:
-    """Check that ``until`` names the teacher or a stage.
+def check_plan(recipe: Recipe, until: str | None = None) -> None:
+    """Check what is known once all is set: where a run stops, and who may end early.
 
     Raises:
-      UsageError: it does not; the nearest name is given.
+      UsageError: ``until`` names neither the teacher nor a stage; the nearest is given.
+      ConfigError: a training's ``patience`` can never end it early.
     """
     names = ["teacher", *(stage.name for stage in recipe.stages)]
     if until is not None and until not in names:
         fix = errors.nearest(until, names, "stages")
         raise UsageError(f"--until {until}", "the recipe has no such stage", fix=fix)
+    check_patience(recipe.teacher, "teacher")
+    for stage in recipe.stages:
+        check_patience(stage, f"stages.{stage.name}")

@@ -38,7 +38,7 @@ def draw_report(folders: Sequence[str | Path], out: str | Path | None) -> Path:
         said = " and ".join(f"{task} by {metric}" for task, metric in sorted(kinds))
         fix = "give runs of one task, or draw them one by one"
         raise UsageError("report", f"scores do not compare: {said}", fix=fix)
-    out = files.given(out or "comparison.html", OutputError)
+    out = files.given("comparison.html" if out is None else out, OutputError)
     task, metric = kinds.pop()
     page = report.page(f"bitflax: {len(paths)} runs", _body(paths, found, task, metric))
     files.write_text(out, page)

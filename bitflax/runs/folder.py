@@ -35,6 +35,8 @@ from bitflax.runs.surroundings import differences, machine, versions, with_appen
 _LOG = logging.getLogger(__name__)
 
 FINISHED = ".finished"
+RECORD = {"recipe": dict, "versions": dict, "hashes": dict}
+RESULT = {"scores": dict, "seconds": int | float}
 # What a stage costs, not what it gives: a run that ran out of memory may change them.
 COSTS = {"recompute", "cache_teacher", "cache_bytes"}
 
@@ -263,9 +265,7 @@ class RunFolder:
         try:
             if not path.exists():
                 return None
-            record = manifests.read_sealed(path, must=False)
-            if {"recipe", "versions", "hashes"} - record.keys():
-                raise DamagedFile(path, "it is not one of a run", fix="")
+            record = manifests.read_sealed(path, earlier=RECORD)
             return {"changes": [], "machine": machine(), **record}
         except DamagedFile as error:
             fix = "put it back as it was, or choose another --out"

@@ -8,7 +8,7 @@ from typing import Any
 from bitflax import files, manifests, training
 from bitflax.errors import ConfigError, InputMissing
 from bitflax.runs import log
-from bitflax.runs.folder import COSTS, RunFolder
+from bitflax.runs.folder import COSTS, RECORD, RunFolder
 from bitflax.runs.results import say
 from bitflax.runs.surroundings import differences
 
@@ -42,7 +42,7 @@ def take_finished(old: Path, run: RunFolder, recipe: Mapping[str, Any]) -> None:
     if not (old / "recipe.json").is_file():
         fix = "give the folder of an earlier run"
         raise InputMissing(old, "no run's folder: no recipe.json in it", fix=fix)
-    record = manifests.read_sealed(old / "recipe.json", must=False)
+    record = manifests.read_sealed(old / "recipe.json", earlier=RECORD)
     began, place = record["recipe"], f"--fork {old}"
     differ = list(differences(began, recipe, free=COSTS | _PACKING))
     fix = "leave --fork out: the teacher and all stages are to be trained again"

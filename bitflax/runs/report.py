@@ -145,7 +145,7 @@ def rewrite(folder: str | Path, out: str | Path | None = None) -> Path:
     folder = files.given(folder)
     rows, meta = read_report(folder)
     page = html(rows, log.read_log(folder / "log.jsonl"), meta)
-    place = files.given(out or folder / "report.html", OutputError)
+    place = files.given(folder / "report.html" if out is None else out, OutputError)
     manifests.write_listed(place, page, FINISHED)
     return place
 

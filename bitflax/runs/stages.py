@@ -18,11 +18,11 @@ import optax
 from bitflax import distillation, files, manifests, model, progress, training
 from bitflax.data import Task
 from bitflax.errors import DamagedFile, InputMissing
-from bitflax.recipe import Recipe, Stage, Teacher, check_until, resolved
+from bitflax.recipe import Recipe, Stage, Teacher, check_plan, resolved
 from bitflax.runs import findings, initialization, report
 from bitflax.runs.ending import ending
 from bitflax.runs.experiment import Experiment, StageData, loaded_model, stored_values
-from bitflax.runs.folder import RunFolder
+from bitflax.runs.folder import RESULT, RunFolder
 from bitflax.runs.fork import take_finished
 from bitflax.runs.log import OnLog
 from bitflax.runs.prepare import prepare
@@ -80,7 +80,7 @@ def run(
       BitflaxError: bad input, before the first step; or as its subclasses say.
       KeyboardInterrupt: asked to stop; everything is saved.
     """
-    check_until(recipe, until)
+    check_plan(recipe, until)
     with rare_collections(), files.threads_heard(out), RunFolder(out, on_log) as folder:
         began = training.broadcast(lambda: folder.record.get("recipe", {}))
         recipe = precise(recipe, began)
@@ -308,7 +308,7 @@ def _trained(
 def _finished(folder: Path, done: Path) -> tuple[Model, dict[str, Any]]:
     """Return a finished stage's model and what it scored, both as they were written."""
     try:
-        record = manifests.read_sealed(done, must=False)
+        record = manifests.read_sealed(done, earlier=RESULT)
         manifest = folder / files.MANIFEST
         written = record.get("params")  # none of an earlier bitflax
         if written and not (

@@ -20,14 +20,16 @@ from typing import Any
 import numpy as np
 
 from bitflax import files, progress, training
-from bitflax.errors import OutputError, UsageError
-from bitflax.recipe import Recipe, RecipeFile, check_until, resolved
+from bitflax.errors import ConfigError, OutputError, UsageError
+from bitflax.recipe import Recipe, RecipeFile, check_plan, resolved
 from bitflax.runs import fork, report, stages
 from bitflax.runs.cleaning import clean
 from bitflax.runs.results import say
 
 REPORT = "trials.json"
 LONGEST = 100
+MOST = 10_000
+"""Runs of one command: more were a slip of the keyboard."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +67,8 @@ def choices(over: Sequence[str]) -> list[tuple[str, ...]]:
     Values that have commas of their own are parted by semicolons.
 
     Raises:
-      UsageError: there is no ``=``, or a value is missing or stands twice.
+      UsageError: there is no ``=``, a value is missing or stands twice, it is the seed,
+        or there are more than ``MOST`` combinations.
 
     >>> choices(["lr=1e-3,1e-4", "layers=1,3,5;0,2,4"])[:2]
     [('lr=1e-3', 'layers=1,3,5'), ('lr=1e-3', 'layers=0,2,4')]
@@ -77,7 +80,14 @@ def choices(over: Sequence[str]) -> list[tuple[str, ...]]:
         if not (key and equals and all(values)) or len({*values}) < len(values):
             fix = "give --over NAME=VALUE,VALUE, each value once"
             raise UsageError(f"--over {text}", "expected a name and values", fix=fix)
+        if key.strip() == "seed":
+            problem = "expected another dial: --seeds counts the runs' seeds"
+            raise UsageError(f"--over {text}", problem, fix="give --seeds 3")
         found.append([f"{key}={value}" for value in values])
+    count = math.prod(map(len, found))
+    if count > MOST:
+        problem = f"expected at most {MOST:,} combinations, found {count:,}"
+        raise UsageError("--over", problem, fix="give fewer values")
     return list(itertools.product(*found))
 
 
@@ -89,19 +99,34 @@ def make_trials(
     The seeds count from the recipe's own.
 
     Raises:
-      UsageError: ``over`` cannot be read, or ``seeds`` is below 1.
+      UsageError: ``over`` cannot be read, or ``seeds`` is out of bounds.
       ConfigError: a setting names no dial and no field, or is not of its type.
     """
-    if seeds < 1:
-        raise UsageError(
-            "--seeds", f"expected at least 1, found {seeds}", fix="give --seeds 3"
-        )
+    found = choices(over)
+    most = MOST // len(found)
+    if not 1 <= seeds <= most:
+        problem = f"expected 1 to {most:,}, found {seeds:,}"
+        raise UsageError("--seeds", problem, fix="give --seeds 3")
     first, rest = file.build(settings).seed, _without_seed(settings)
     return [
-        Trial(chosen, seed, file.build([*rest, *chosen, f"seed={seed}"]))
+        Trial(chosen, seed, _build(file, rest, chosen, seed))
         for seed in range(first, first + seeds)
-        for chosen in choices(over)
+        for chosen in found
     ]
+
+
+def _build(
+    file: RecipeFile, settings: Sequence[str], chosen: Sequence[str], seed: int
+) -> Recipe:
+    """Return a run's recipe; what is wrong of a choice is told by its own option."""
+    try:
+        return file.build([*settings, *chosen, f"seed={seed}"])
+    except ConfigError as error:
+        for option, own in (("--over", chosen), ("--seeds", [f"seed={seed}"])):
+            if error.place in [f"--set {setting}" for setting in own]:
+                place = error.place.replace("--set", option, 1)
+                raise ConfigError(place, error.problem, fix=error.fix) from error
+        raise
 
 
 def _without_seed(settings: Sequence[str]) -> list[str]:
@@ -135,7 +160,7 @@ def run_trials(
       BitflaxError: as a run, or ``make_trials``, says.
     """
     trials = make_trials(file, settings, over, seeds)
-    check_until(trials[0].recipe, until)
+    check_plan(trials[0].recipe, until)
     out = files.given(out, OutputError)
     if (out / "recipe.json").exists():
         fix = "choose another --out: each run has a folder of its own in it"

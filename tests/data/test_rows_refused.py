@@ -20,6 +20,9 @@ def lines(*rows):
     [
         ({"text": "c", "label": ["cat", "red"]}, "several labels.*not supported"),
         ({"text": "c", "label": {"cat": 1}}, "several labels.*not supported"),
+        ({"text": "c", "label": "['cat', 'red']"}, "several labels.*not supported"),
+        ({"text": "c", "label": "{'cat'}"}, "several labels.*not supported"),
+        ({"text": "c", "label": "[1, 0, 0]"}, "several labels.*not supported"),
         ({"text": "c", "label": "a\u001b[2J"}, "control characters"),
         ({"text": "c\0d", "label": "a"}, "a NUL"),
         ({"text": "\u200b", "label": "a"}, "an empty text"),
@@ -41,6 +44,12 @@ def test_a_row_is_refused_by_its_number(write, row, problem):
         (b"\x1f\x8b\x08\x00", "gzip"),
         (b"PK\x03\x04", "zip"),
         (b"PAR1", "Parquet"),
+        (b"FEA1", "Arrow"),
+        (b"Rar!\x1a", "compressed"),
+        (b"SQLite format 3\x00", "SQLite"),
+        (b"Obj\x01", "Avro"),
+        (b"\x89PNG\r\n", "picture"),
+        (b"<?xml version='1.0'?>", "XML"),
         (b"GGUF", "GGUF"),
         (b"\xc8\x03\x00\x00\x00\x00\x00\x00{}", "safetensors"),
         (b"\x80\x04\x95", "pickle"),
@@ -82,3 +91,29 @@ def test_a_file_without_names_is_told_to_have_some(write):
     with pytest.raises(DataError) as caught:
         tasks.load_task(path)
     assert caught.value.fix.startswith("put a row of names first (text, label), ")
+
+
+@pytest.mark.parametrize("apart", [";", "|", ", "])
+def test_known_labels_in_one_field_are_several(write, apart):
+    rows = "".join(f"{row['text']}\t{row['label']}\n" for row in GOOD)
+    path = write("own.tsv", f"text\tlabel\n{rows}c\ta{apart}b\n")
+    with pytest.raises(DataError, match="several labels an example") as caught:
+        tasks.load_task(path, classes=("a", "b"))
+    assert caught.value.place == f"{path}:8"
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [("caf\u00e9", "cafe\u0301"), ("cat", "cat\u200b"), ("cat", "\u202ecat")],
+)
+def test_labels_that_look_the_same_are_one_spelling(write, one, other):
+    rows = [{"text": f"t {i}", "label": (one, other, "x")[i % 3]} for i in range(12)]
+    path = write("own.jsonl", lines(*rows))
+    with pytest.raises(DataError, match="expected one spelling in column 'label'"):
+        tasks.load_task(path)
+
+
+@pytest.mark.parametrize("label", ["[other]", "(none)", "{x}", "a, b", "[1]"])
+def test_a_class_may_have_brackets(write, label):
+    rows = [{"text": f"t {i}", "label": (label, "x")[i % 2]} for i in range(12)]
+    assert label in tasks.load_task(write("own.jsonl", lines(*rows))).labels

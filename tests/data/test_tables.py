@@ -116,6 +116,13 @@ def test_other_suffixes_are_refused(write):
         read(write("a.txt", "text\na\n"))
 
 
+@pytest.mark.parametrize("name", ["trian", "folder", "folder/trian.txt"])
+def test_what_is_no_file_is_not_blamed_for_its_name(tmp_path, name):
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(InputMissing, match=r"no such file|Is a directory"):
+        read(tmp_path / name)
+
+
 def test_a_missing_file_names_its_neighbour(write, tmp_path):
     write("train.tsv", "text\na\n")
     with pytest.raises(InputMissing, match=r"did you mean .train\.tsv"):

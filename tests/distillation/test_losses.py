@@ -283,6 +283,8 @@ def test_without_pairs_equal_depths_teach_one_another():
     ],
 )
 def test_pairs_are_checked(loss, what):
+    with pytest.raises(ValueError, match="pairs is empty"):
+        loss(outputs(0), outputs(1), a_batch(), pairs=())
     student, teacher, batch = outputs(0, 2), outputs(1, 3), a_batch()
     with pytest.raises(ValueError, match=f"student has 2 {what}, teacher 3: say which"):
         loss(student, teacher, batch)

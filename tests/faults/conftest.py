@@ -23,13 +23,13 @@ def shared(tmp_path_factory, worker_id="master"):
 
 @pytest.fixture(scope="session")
 def place(shared):
-    """The recipe, teacher and task; the processes of this session are forked warm."""
+    """The recipe, teacher and task, and a whole run of them."""
     with filelock.FileLock(shared / "lock"):
-        runs.serve(shared / "xla")
         folder = shared / "place"
         if not (folder / "done").exists():
             runs.write_place(folder)
-            whole = runs.Run(runs.command(folder, folder / "whole"), folder / "log")
+            argv = runs.command(folder, folder / "whole")
+            whole = runs.Run(argv, folder / "log", shared / "xla")
             assert whole.wait(200) == 0, whole.said
             (folder / "done").touch()
     return folder
@@ -48,6 +48,7 @@ def begin(place, tmp_path):
     def begin(*hooks, out: pathlib.Path = tmp_path / "run", more=(), env=()):
         log = tmp_path / f"log-{len(list(tmp_path.glob('log-*')))}"
         log.touch()  # a second run may begin before this one says anything
-        return runs.Run(runs.command(place, out, *more), log, *hooks, env=env)
+        argv = runs.command(place, out, *more)
+        return runs.Run(argv, log, place.parent / "xla", *hooks, env=env)
 
     return begin

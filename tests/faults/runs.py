@@ -1,35 +1,23 @@
 """Tiny runs in processes that are forked from a warm one, to be killed and hindered."""
 
 import functools
-import gc
 import json
-import multiprocessing
-import os
 import pathlib
-import sys
 
-from tests.helpers import tinyrun
+from tests.helpers import forked, tinyrun
 
 KINDS = dict(enumerate(tinyrun.KINDS))
-WARM = ["bitflax.cli", "orbax.checkpoint", "tensorboardX", "transformers", "tqdm"]
-WARM += ["transformers.models.auto.tokenization_auto", "tests.faults.runs"]
-
-_context = multiprocessing.get_context("forkserver")
-
-
-def serve(cache: pathlib.Path) -> None:
-    """Have the warm process begin, which imports what runs need and computes nothing."""
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(cache)
-    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
-    os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
-    _context.set_forkserver_preload(WARM)
+# One device: eight on two cores wait for each other.
+ENV = {"XLA_FLAGS": "--xla_backend_optimization_level=0"}
 
 
 def write_place(folder: pathlib.Path) -> pathlib.Path:
     """Write a recipe of two stages, a ready teacher and a task."""
     folder.mkdir(parents=True, exist_ok=True)
-    tinyrun.write_recipe(folder)
-    tinyrun.write_teacher(folder / "ready", num_labels=3, id2label=KINDS)
+    recipe = tinyrun.write_recipe(folder)
+    # One layer of one: a try's time goes into tracing them.
+    recipe.write_text(recipe.read_text().replace("(1,)", "(0,)"))
+    tinyrun.write_teacher(folder / "ready", layers=1, num_labels=3, id2label=KINDS)
     tinyrun.write_task(folder)
     return folder
 
@@ -45,31 +33,32 @@ def command(place: pathlib.Path, out: pathlib.Path, *more: str) -> list[str]:
 
 
 class Run:
-    """The command in a process of its own; ``said`` is what it wrote to stderr."""
+    """The command in a process of its own; ``said`` is what it wrote to stderr.
 
-    def __init__(self, argv, log: pathlib.Path, *hooks, env=()):
+    What is compiled is kept in ``cache``, where a killed one may leave a torn file.
+    """
+
+    def __init__(self, argv, log: pathlib.Path, cache: pathlib.Path, *hooks, env=()):
         self.log = log
-        args = (list(map(str, argv)), str(log), hooks, dict(env))
-        self._process = _context.Process(target=_child, args=args)
-        self._process.start()
-        self.pid = self._process.pid
+        hooks = (functools.partial(_prepare, str(cache)), *hooks)
+        more = ENV | dict(env)
+        self._process = forked.Forked(argv, log, log, *hooks, env=more)
 
-    def wait(self, seconds: float = 60) -> int:
+    def wait(self, seconds: float = 150) -> int:
         """Return the status as a shell would say it; -9 where it hung and was killed."""
-        self._process.join(seconds)
-        if self._process.exitcode is None:
+        code = self._process.wait(seconds)
+        if code is None:
             self._process.kill()
-            self._process.join()
+            self._process.wait()
             return -9
-        code = self._process.exitcode
         return 128 - code if code < 0 else code
 
     @property
     def alive(self) -> bool:
-        return self._process.is_alive()
+        return self._process.poll() is None
 
     def send(self, number: int) -> None:
-        os.kill(self.pid, number)
+        self._process.send_signal(number)
 
     @property
     def said(self) -> str:
@@ -99,26 +88,14 @@ def every_kind(begin, folder: pathlib.Path, hook):
     assert len(seen) >= 20, seen
 
 
-def _child(argv, log, hooks, env):
-    out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
-    for number in (1, 2):
-        os.dup2(out, number)
-    sys.stdout = os.fdopen(1, "w")
-    # As Python itself opens it.
-    sys.stderr = os.fdopen(2, "w", buffering=1, errors="backslashreplace")
-    sys.argv = ["bitflax", *argv]
-    # One device: eight on two cores wait for each other.
-    os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0"
-    os.environ.update(env)
-    gc.freeze()  # what was imported stays
-    gc.set_threshold(50_000)
-    from bitflax import cli
+def _prepare(cache: str) -> None:
+    """Have a run save and log more often than the seconds that it takes allow."""
+    import jax
+
     from bitflax.training import loop
 
-    loop.SAVE_SECONDS, loop.LOG_EVERY = 0.3, 3
-    for hook in hooks:
-        hook()
-    cli.main()
+    jax.config.update("jax_compilation_cache_dir", cache)
+    loop.SAVE_SECONDS, loop.LOG_EVERY = 0.5, 3
 
 
 def lines(out: pathlib.Path) -> list[dict]:

@@ -18,7 +18,7 @@ def test_killed_at_random_ten_times(chain, begin, whole, tmp_path):
     while killed < 10:
         out = tmp_path / f"run-{number}"
         run = begin(out=out)
-        time.sleep(chance.uniform(0.1, 4))
+        time.sleep(chance.uniform(0.1, 3))
         if run.alive:
             run.send(9)
             killed += 1

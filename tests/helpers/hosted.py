@@ -9,7 +9,7 @@ import sys
 import time
 from pathlib import Path
 
-from tests.helpers import flags
+from tests.helpers import flags, forked
 
 ROOT = Path(__file__).parents[2]
 WAIT = 600
@@ -25,29 +25,23 @@ class Processes:
     """Commands that run side by side; their stderr goes to files.
 
     Args:
-      commands: the arguments of each, after ``python``.
+      commands: the arguments of each, after ``bitflax``, or after ``python``.
       folder: of the files.
       places: where each runs.
+      fresh: whether each is a Python of its own, or forked from a warm one.
     """
 
-    def __init__(self, commands, folder: Path, places=None):
-        more = {"PYTHONPATH": str(ROOT), "XLA_FLAGS": flags.QUICK}
+    def __init__(self, commands, folder: Path, places=None, fresh=False):
+        env = {"PYTHONPATH": str(ROOT), "XLA_FLAGS": flags.QUICK}
         folder.mkdir(parents=True, exist_ok=True)
+        begin = _python if fresh else forked.Forked
         self.errors = [folder / f"{i}.err" for i in range(len(commands))]
         self.outputs = [folder / f"{i}.out" for i in range(len(commands))]
         self.started = []
         for number, args in enumerate(commands):
             out, err = self.outputs[number], self.errors[number]
-            with out.open("w") as stdout, err.open("w") as stderr:
-                self.started.append(
-                    subprocess.Popen(
-                        [sys.executable, *map(str, args)],
-                        env=os.environ | more,
-                        cwd=places and places[number],
-                        stdout=stdout,
-                        stderr=stderr,
-                    )
-                )
+            at = places and places[number]
+            self.started.append(begin(args, out, err, env=env, folder=at))
 
     def __enter__(self):
         return self
@@ -75,6 +69,17 @@ class Processes:
 
     def send(self, number: int, what: signal.Signals) -> None:
         self.started[number].send_signal(what)
+
+
+def _python(args, out: Path, err: Path, env, folder) -> subprocess.Popen:
+    with out.open("w") as stdout, err.open("w") as stderr:
+        return subprocess.Popen(
+            [sys.executable, *map(str, args)],
+            env=os.environ | env,
+            cwd=folder,
+            stdout=stdout,
+            stderr=stderr,
+        )
 
 
 def together(count: int) -> list[list[str]]:
@@ -117,8 +122,11 @@ def _linear():
     return step, bf.init_state(params, tx, key=jax.random.key(0))
 
 
-def train(place, processes, process, how, kind, steps, out) -> None:
-    """Train on all processes' devices; each writes the parameters that it has."""
+def train(place, processes, process, steps, out, *students) -> None:
+    """Train each of some students on all processes' devices; each keeps what it has.
+
+    A student is ``HOW KIND``, as ``shard_map fp32``.
+    """
     import jax
     import numpy as np
 
@@ -129,25 +137,35 @@ def train(place, processes, process, how, kind, steps, out) -> None:
     hosts.initialize(place, processes, process)  # once more does nothing
     mesh = bf.mesh()
     assert mesh.size == jax.device_count() == processes
-    step, state, teacher, batch = student(kind)
-    # Only process 0's numbers count.
-    teacher = jax.tree.map(lambda x: x + 7 * process, teacher)
-    state, teacher = parallel.replicate((state, teacher), mesh)
-    step = bf.pmapped(step) if how == "pmap" else bf.data_parallel(step, mesh)
-    rows = slice(process * 16 // processes, (process + 1) * 16 // processes)
-    for number in range(steps):
-        own = {name: array[rows] for name, array in batch(number).items()}
-        state, metrics = step(state, teacher, parallel.shard_batch(own, mesh))
-        jax.block_until_ready(metrics)
+    for name in students:
+        found = _trained(*name.split(), mesh, process, steps)
+        np.savez(f"{out}/{name}-{process}.npz", *found)
     everyone = parallel.summed(np.eye(processes)[process])
     np.testing.assert_array_equal(everyone, np.ones(processes))
     shared = parallel.shard_batch({"own": np.full(3, process)}, mesh)["own"]
     np.testing.assert_array_equal(parallel.own_rows(shared), np.full(3, process))
     assert hosts.broadcast(lambda: {"process": process}) == {"process": 0}
-    found = jax.tree.leaves(parallel.to_local(state.params))
-    np.savez(f"{out}/{process}.npz", *found)
+
+
+def _trained(how, kind, mesh, process, steps) -> list:
+    import jax
+
+    import bitflax as bf
+    from bitflax.training import parallel
+
+    step, state, teacher, batch = student(kind)
+    # Only process 0's numbers count.
+    teacher = jax.tree.map(lambda x: x + 7 * process, teacher)
+    state, teacher = parallel.replicate((state, teacher), mesh)
+    step = bf.pmapped(step) if how == "pmap" else bf.data_parallel(step, mesh)
+    own_rows = slice(process * 16 // mesh.size, (process + 1) * 16 // mesh.size)
+    for number in range(steps):
+        own = {name: array[own_rows] for name, array in batch(number).items()}
+        state, metrics = step(state, teacher, parallel.shard_batch(own, mesh))
+        jax.block_until_ready(metrics)
+    return jax.tree.leaves(parallel.to_local(state.params))
 
 
 if __name__ == "__main__":
-    place, processes, process, how, kind, steps, out = sys.argv[1:]
-    train(place, int(processes), int(process), how, kind, int(steps), out)
+    place, processes, process, steps, *rest = sys.argv[1:]
+    train(place, int(processes), int(process), int(steps), *rest)

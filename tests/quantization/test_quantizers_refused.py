@@ -68,6 +68,7 @@ def test_a_matrix_with_what_is_no_number_is_not_packed(fn, value):
         (lambda: bf.symmetric(groups=0), "groups 0 and axis -1"),
         (lambda: bf.symmetric(groups=2, axis=0), "groups 2 and axis 0"),
         (lambda: bf.asymmetric(groups=2, axis=(0, 1)), "give at least one group"),
+        (lambda: bf.asymmetric(bits=True), "bits must be 1 to 16, not True"),
         (lambda: bf.lsq().init(jnp.zeros((0, 4))), "without values"),
         (lambda: bf.elastic().init(jnp.zeros(0)), "without values"),
         (lambda: bf.binarize(jnp.ones(4), zero=2), "zero must be 0 or 1"),

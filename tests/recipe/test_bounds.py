@@ -7,6 +7,7 @@ import pytest
 
 import bitflax as bf
 from bitflax.errors import ConfigError
+from bitflax.recipe import check_plan
 
 LOSS = bf.weighted(logits=(1.0, bf.soft_cross_entropy))
 
@@ -68,3 +69,28 @@ def test_a_setting_given_twice_is_refused(first, again):
     with pytest.raises(ConfigError, match="is set twice") as caught:
         bf.load_recipe("quickstart", [first, again])
     assert caught.value.place == f"--set {again}"
+
+
+@pytest.mark.parametrize(
+    ("settings", "place"),
+    [
+        (["teacher.patience=1"], "teacher.patience"),  # one evaluation
+        (["teacher.patience=2", "teacher.evals=3"], "teacher.patience"),
+        (["stages.onebit.patience=3", "stages.onebit.evals=3"], "stages.onebit"),
+        # Every second of ten steps.
+        ([f"stages.fp32.{x}" for x in ("patience=4", "evals=8", "steps=10")], "fp32"),
+    ],
+)
+def test_patience_that_can_never_end_a_training_early_is_refused(
+    settings, place, tmp_path
+):
+    made = bf.load_recipe("quickstart", settings)
+    with pytest.raises(ConfigError, match="can never end it early") as caught:
+        bf.run(made, tmp_path / "run")
+    assert place in caught.value.place
+    assert not (tmp_path / "run").exists()
+
+
+def test_patience_with_evaluations_to_spare_is_taken():
+    more = ["teacher.patience=2", "teacher.evals=4", "stages.onebit.patience=1"]
+    check_plan(bf.load_recipe("quickstart", more))  # of three evaluations

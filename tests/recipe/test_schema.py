@@ -118,10 +118,10 @@ def test_override_reaches_into_a_quantizer_and_takes_it_away():
 
 @pytest.mark.parametrize("until", [None, "teacher", "onebit"])
 def test_until_names_a_stage(until):
-    schema.check_until(made(), until)
+    schema.check_plan(made(), until)
 
 
 def test_until_names_the_nearest():
     with pytest.raises(UsageError) as caught:
-        schema.check_until(made(), "onbit")
+        schema.check_plan(made(), "onbit")
     assert caught.value.fix == "did you mean 'onebit'?"

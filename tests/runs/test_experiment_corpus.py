@@ -146,7 +146,7 @@ def ready(place, **teacher):
     return bf.Recipe(
         data=bf.Data(task=str(rows), max_length=16, batch_size=16),
         teacher=bf.Teacher(folder=str(place / "ready"), **teacher),
-        stages=(stage, bf.Stage(name="task", loss=loss, evals=1)),
+        stages=(stage, bf.Stage(name="task", loss=loss, epochs=1, evals=1)),
     )
 
 

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 
 import jax
 import pytest
@@ -38,6 +39,13 @@ def whole(place):
     return place / "whole"
 
 
+@pytest.fixture(scope="module")
+def half(place):
+    """A finished run of the first stage alone."""
+    start(place, place / "half", "stages=1")
+    return place / "half"
+
+
 def packed(out):
     return (out / "model.safetensors").read_bytes()
 
@@ -46,9 +54,8 @@ def written(out):
     return [path.stat().st_mtime_ns for path in (out / "1-fp32" / "params").iterdir()]
 
 
-def test_a_stage_is_appended_to_a_finished_run(place, whole, tmp_path):
-    out = tmp_path / "run"
-    start(place, out, "stages=1")
+def test_a_stage_is_appended_to_a_finished_run(place, whole, half, tmp_path):
+    out = shutil.copytree(half, tmp_path / "run")
     assert not (out / "model.safetensors").exists()
     before = written(out)
     start(place, out)
@@ -92,20 +99,31 @@ def test_a_fork_of_which_nothing_is_the_same(place, whole, tmp_path, settings, s
         start(place, tmp_path / "run", fork=tmp_path)
 
 
-def test_a_fork_of_a_damaged_stage_is_refused(place, whole, tmp_path):
+def test_a_fork_of_a_damaged_stage_is_refused(place, half, tmp_path):
     out = tmp_path / "fork"
-    start(place, tmp_path / "old", "stages=1")
-    path = tmp_path / "old" / "1-fp32" / "params" / "model.safetensors"
+    old = shutil.copytree(half, tmp_path / "old")
+    path = old / "1-fp32" / "params" / "model.safetensors"
     data = bytearray(path.read_bytes())
     data[-5] ^= 1
     path.write_bytes(data)
     with pytest.raises(DamagedFile, match="not what was written"):
-        start(place, out, fork=tmp_path / "old")
+        start(place, out, fork=old)
 
 
-def test_other_devices_are_said_and_recorded(place, tmp_path, caplog):
-    out = tmp_path / "run"
-    start(place, out, "stages=1")
+@pytest.mark.parametrize("name", ["recipe.json", "1-fp32/result.json"])
+def test_a_record_that_says_nothing_is_damaged(place, half, tmp_path, name):
+    old = shutil.copytree(half, tmp_path / "old")
+    (old / name).write_text("{}")
+    with pytest.raises(DamagedFile, match="not what was written") as caught:
+        start(place, old)
+    assert caught.value.place == str(old / name)
+    if name == "recipe.json":
+        with pytest.raises(DamagedFile, match="not what was written"):
+            start(place, tmp_path / "fork", fork=old)
+
+
+def test_other_devices_are_said_and_recorded(place, half, tmp_path, caplog):
+    out = shutil.copytree(half, tmp_path / "run")
     caplog.set_level(logging.WARNING, "bitflax")
     start(place, out, count=2)
     (said,) = [m for m in caplog.messages if "devices" in m]

@@ -48,8 +48,9 @@ def made(place, *stages):
     )
 
 
-def stage(name, loss=LOGITS, **fields):
-    return bf.Stage(name=name, loss=loss, evals=1, optim=bf.Optim(lr=1e-2), **fields)
+def stage(name, loss=LOGITS, epochs=1, **fields):
+    fields |= {"epochs": epochs, "evals": 1, "optim": bf.Optim(lr=1e-2)}
+    return bf.Stage(name=name, loss=loss, **fields)
 
 
 def run(recipe, out, **options):

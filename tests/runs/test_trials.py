@@ -98,6 +98,15 @@ def test_one_teacher_pass_serves_all_runs_of_a_seed(tuned):
         (["epochs=1,1"], UsageError, "a name and values"),
         (["epochs=1,two"], ConfigError, "two"),
         (["epoch=1,2"], ConfigError, "did you mean 'epochs'"),
+        (["epochs=1,two"], ConfigError, "--over epochs=two"),
+        (["epochs=1", "epochs=2"], ConfigError, "--over epochs=2"),
+        (["teacher=c,d"], ConfigError, "is set twice"),
+        (["seed=1,2"], UsageError, "give --seeds 3"),
+        (
+            [f"epochs={','.join(map(str, range(1, 10_002)))}"],
+            UsageError,
+            "at most 10,000",
+        ),
     ],
 )
 def test_a_typo_is_told_before_any_run(over, fails, says, tmp_path):
@@ -106,6 +115,13 @@ def test_a_typo_is_told_before_any_run(over, fails, says, tmp_path):
         runs.run_trials(file, tmp_path / "out", ["task=a", "teacher=b"], over)
     assert says in f"{error.value.problem} {error.value.fix} {error.value.place}"
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("seeds", [0, -1, 5001])
+def test_so_many_seeds_are_a_slip(seeds, tmp_path):
+    file = recipe.read_recipe(tinyrun.write_recipe(tmp_path))
+    with pytest.raises(UsageError, match=r"--seeds: expected 1 to 5,000, found"):
+        trials.make_trials(file, ["task=a", "teacher=b"], ["epochs=1,2"], seeds)
 
 
 def test_a_runs_own_folder_is_refused(tuned, tmp_path):

@@ -62,7 +62,7 @@ hosts.broadcast(hosts.barrier)
 def test_a_script_s_own_error_ends_the_other_process(odd, tmp_path):
     place = f"127.0.0.1:{hosted.free_port()}"
     commands = [["-c", SCRIPT, place, i, odd] for i in range(2)]
-    with hosted.Processes(commands, tmp_path) as processes:
+    with hosted.Processes(commands, tmp_path, fresh=True) as processes:
         assert processes.statuses() == [1, 1]
         assert "ValueError: my own mistake" in processes.said(odd)
         failed = f"bitflax: error: process {odd} failed: my own mistake"
@@ -98,7 +98,7 @@ def test_a_script_may_catch_the_error_of_its_run(odd, status, expected, tmp_path
     place = f"127.0.0.1:{hosted.free_port()}"
     base = ["-c", CATCHING, place]
     commands = [[*base, i, odd, status, tmp_path / "out"] for i in range(2)]
-    with hosted.Processes(commands, tmp_path) as processes:
+    with hosted.Processes(commands, tmp_path, fresh=True) as processes:
         assert processes.statuses(60) == expected
         for process in range(2):
             caught = processes.outputs[process].read_text() == "caught\n"
