@@ -6,6 +6,7 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 Params = dict[str, Any]
 """A nested dict of arrays: ``params["encoder"]["layer_0"]["ffn"]["in"]["kernel"]``."""
@@ -161,7 +162,8 @@ class Mean(NamedTuple):
 
     def __float__(self) -> float:
         """Return the mean as a Python number."""
-        return float(self.value)
+        total, count = (np.asarray(x, np.float32) for x in self)
+        return float(total / count) if count else 0.0
 
 
 class TrainState(NamedTuple):

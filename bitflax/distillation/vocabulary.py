@@ -52,7 +52,9 @@ def shrink_vocabulary(
 ) -> tuple[BertConfig, Params]:
     """Return a model whose word table, whole or split, has only the rows ``used``."""
     flat = trees.flatten(params)
-    flat[TABLE] = jax.tree.map(lambda table: table[used], flat[TABLE])
+    flat[TABLE] = jax.tree.map(
+        lambda table: jax.device_put(np.asarray(table)[used]), flat[TABLE]
+    )
     small = dataclasses.replace(
         config,
         vocab_size=len(used),

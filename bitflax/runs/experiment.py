@@ -125,6 +125,8 @@ class TaskData:
 
     def scorer(self, stage: Stage | None, student: BertConfig) -> training.Evaluator:
         """Return what scores a stage's parameters; without a stage, a plain model's."""
+        times = stage.evals if stage else 1
+        positions = times * self.dev.padded_tokens // self.mesh.size
         return training.Evaluator(
             model.bert(student, stage.act if stage else None),
             self.dev,
@@ -133,6 +135,7 @@ class TaskData:
             self.task.regression,
             self.mesh,
             stored_values(stage, self.rest),
+            training.compiler_options(training.forward_flop(student, positions)),
         )
 
     def kept(

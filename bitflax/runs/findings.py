@@ -64,7 +64,9 @@ def answers(task: Task, teacher: np.ndarray, student: np.ndarray) -> dict[str, A
 def _disagreements(
     task: Task, teacher: np.ndarray, student: np.ndarray
 ) -> list[dict[str, Any]]:
-    shares = [np.asarray(jax.nn.softmax(x, axis=-1)) for x in (teacher, student)]
+    from scipy.special import softmax  # not before it is needed
+
+    shares = [softmax(x, axis=-1) for x in (teacher, student)]
     first, second = (share.argmax(axis=1) for share in shares)
     surest = np.minimum(shares[0].max(axis=1), shares[1].max(axis=1))
     rows = np.flatnonzero(first != second)

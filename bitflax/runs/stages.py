@@ -3,11 +3,9 @@
 Everything that can be checked is checked before the first step.
 """
 
-import contextlib
 import functools
-import gc
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +22,7 @@ from bitflax.runs.ending import ending
 from bitflax.runs.experiment import Experiment, StageData, loaded_model, stored_values
 from bitflax.runs.folder import RESULT, RunFolder
 from bitflax.runs.fork import take_finished
+from bitflax.runs.garbage import rare_collections
 from bitflax.runs.log import OnLog
 from bitflax.runs.prepare import prepare
 from bitflax.runs.quality import make_judge
@@ -91,7 +90,7 @@ def run(
         if folder.finished:
             say(f"{folder.path} is finished: see report.html there")
             return []
-        with training.compiled_in(folder.cache / "compiled"):
+        with training.compiled_for_user(folder.cache / "compiled"):
             experiment = prepare(recipe, folder)
             if kept is not None and experiment.student_data is not None:
                 experiment.student_data.kept_outputs = kept
@@ -267,7 +266,7 @@ def _trained(
     steps = data.steps(stage, batches)
     optimizer = training.make_optimizer(stage.optim, steps)
     step, batch, teacher_params = _step(
-        experiment, data, stage, teacher, small, batches, optimizer
+        experiment, data, stage, teacher, small, batches, optimizer, steps
     )
     setup = time.monotonic() - began
     key = jax.random.fold_in(jax.random.key(experiment.recipe.seed), number)
@@ -282,7 +281,7 @@ def _trained(
         evaluate=scorer,
         metric=data.metric,
         eval_every=-(-steps // stage.evals),
-        rate=training.learning_rate(stage.optim, steps),
+        rate=jax.jit(training.learning_rate(stage.optim, steps)),
         keep=stage.keep,
         patience=stage.patience,
         watch=findings.watch(small.params, stage.rules),
@@ -342,6 +341,7 @@ def _step(
     start: Model,
     batches: Any,
     optimizer: optax.GradientTransformation,
+    steps: int,
 ):
     """Return the mapped step, its batch function, and what it gets as a teacher."""
     student = model.bert(
@@ -369,31 +369,13 @@ def _step(
         many = training.process_part()[1] > 1
         return training.shard_batch(found, experiment.mesh) if many else found
 
-    mapped = training.data_parallel(step, experiment.mesh)
+    positions = steps * batches.batch(0)["input_ids"].size // experiment.mesh.size
+    flop = 3 * training.forward_flop(start.config, positions)
+    if teacher is not None and kept is None:
+        flop += training.forward_flop(teacher.config, positions)
+    options = training.compiler_options(flop)
+    mapped = training.data_parallel(step, experiment.mesh, options)
     params = None
     if teacher is not None and kept is None:
         params = training.replicate(teacher.params, experiment.mesh)
     return mapped, batch, params
-
-
-@contextlib.contextmanager
-def rare_collections() -> Iterator[None]:
-    """Let Python look for garbage a seventieth as often; then as it was.
-
-    With jax imported, each look visits some hundred thousand objects, and reading data
-    or tracing a model makes objects by the ten thousand: a sixth of a run's start was
-    spent on garbage that was not there.
-
-    >>> before = gc.get_threshold()
-    >>> with rare_collections():
-    ...     gc.get_threshold()
-    (50000, 20, 20)
-    >>> gc.get_threshold() == before
-    True
-    """
-    before = gc.get_threshold()
-    gc.set_threshold(50_000, 20, 20)
-    try:
-        yield
-    finally:
-        gc.set_threshold(*before)

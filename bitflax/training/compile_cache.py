@@ -43,12 +43,16 @@ def compiled_in(folder: str | Path, least: float = 0.5) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def compiled_for_user() -> Iterator[None]:
-    """Keep what jax compiles in this user's cache folder: for commands, not libraries.
+def compiled_for_user(shared: str | Path | None = None) -> Iterator[None]:
+    """Keep what jax compiles in this user's cache folder, for the next command.
 
     ``$XDG_CACHE_HOME/bitflax/<machine>``, by default in ``~/.cache``; may be deleted.
     A home folder may be shared by machines of different processors, so each has its
-    own. Where the folder cannot be made, or others could write to it, nothing is kept.
+    own. Where the folder cannot be made, or others could write to it, what is compiled
+    is kept in ``shared``. So it is with many processes, of which one compiles for all.
+
+    Args:
+      shared: a folder that all processes see; None: nothing is kept then.
     """
     try:
         base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
@@ -59,5 +63,7 @@ def compiled_for_user() -> Iterator[None]:
         own = found.st_uid == os.getuid() and not found.st_mode & 0o022
     except (OSError, RuntimeError):  # no home
         own = False
-    with compiled_in(folder, least=0.2) if own else contextlib.nullcontext():
+    alone = shared is None or jax.process_count() == 1
+    place = folder if own and alone else shared
+    with compiled_in(place, least=0.2) if place else contextlib.nullcontext():
         yield

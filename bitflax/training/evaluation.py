@@ -1,6 +1,7 @@
 """A model's scores on a task's dev examples, over all devices of all processes."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import numpy as np
@@ -23,6 +24,7 @@ class Evaluator:
       regression: whether labels are real numbers.
       mesh: the devices that share a batch.
       quantize: maps latent parameters to what the model computes with, once.
+      compiler_options: as ``jax.jit`` takes them.
     """
 
     def __init__(
@@ -34,11 +36,12 @@ class Evaluator:
         regression: bool,
         mesh: jax.sharding.Mesh,
         quantize: Callable[[Params], Params] | None = None,
+        compiler_options: dict[str, Any] | None = None,
     ):
         self._batches, self._labels, self._scores = batches, labels, scores
         self._regression, self._mesh = regression, mesh
         self._quantize = None if quantize is None else jax.jit(quantize)
-        self._step = steps.make_eval_step(apply)
+        self._step = steps.make_eval_step(apply, compiler_options)
 
     def logits(self, params: Params) -> np.ndarray:
         """Return the logits of all examples [examples, labels], in their order."""

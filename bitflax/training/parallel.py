@@ -43,7 +43,9 @@ def _check_rows(batch: Batch, devices: int) -> None:
         )
 
 
-def data_parallel(step: Callable, mesh: Mesh) -> Callable:
+def data_parallel(
+    step: Callable, mesh: Mesh, compiler_options: dict[str, Any] | None = None
+) -> Callable:
     """Return ``step(state, teacher_params, batch)``, compiled, over a mesh's devices.
 
     The batch is global and its rows are shared out; state and teacher are on every
@@ -54,6 +56,7 @@ def data_parallel(step: Callable, mesh: Mesh) -> Callable:
     Args:
       step: from ``make_train_step``, un-jitted.
       mesh: from ``bitflax.mesh()``.
+      compiler_options: as ``jax.jit`` takes them.
 
     Raises:
       ValueError: the batch's rows are no multiple of the number of devices.
@@ -66,7 +69,7 @@ def data_parallel(step: Callable, mesh: Mesh) -> Callable:
         out_specs=(P(), P()),
         check_vma=False,
     )
-    compiled = jax.jit(mapped, donate_argnums=0)
+    compiled = jax.jit(mapped, donate_argnums=0, compiler_options=compiler_options)
 
     @functools.wraps(step)
     def call(state, teacher_params, batch):

@@ -30,9 +30,15 @@ def init_state(
     >>> state.params["w"] is w, int(state.step)
     (False, 0)
     """
-    own = jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), params)
-    step = jnp.zeros((), jnp.int32)
-    return TrainState(step, own, optimizer.init(own), jnp.array(key, copy=True))
+
+    # One program: leaf by leaf it would be one for each shape.
+    @jax.jit
+    def first(params: Params, key: jax.Array) -> TrainState:
+        own = jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), params)
+        step = jnp.zeros((), jnp.int32)
+        return TrainState(step, own, optimizer.init(own), jnp.array(key, copy=True))
+
+    return first(params, key)
 
 
 def _split(batch: Batch, n: int) -> Batch:
@@ -173,13 +179,19 @@ def _accumulated(gradient, params, batches, keys, counts):
     return grads, jax.tree.map(lambda x: jnp.sum(x, axis=0), totals)
 
 
-def make_eval_step(apply: ApplyFn) -> Callable[[Params, Batch], jax.Array]:
+def make_eval_step(
+    apply: ApplyFn, compiler_options: dict[str, Any] | None = None
+) -> Callable[[Params, Batch], jax.Array]:
     """Return ``(params, batch) -> logits`` [batch, labels], compiled.
 
     What only hidden states and scores need is not computed. Quantise the parameters
     once before the first batch, not in every step.
     """
-    return jax.jit(lambda params, batch: apply(params, batch).logits)
+
+    def logits(params: Params, batch: Batch) -> jax.Array:
+        return apply(params, batch).logits
+
+    return jax.jit(logits, compiler_options=compiler_options)
 
 
 def leaves_reader(fn: Callable[..., Any]) -> Callable[..., Any]:
