@@ -1,5 +1,6 @@
 """The PyTorch peer of the benchmarks computes what we compute; the programs run."""
 
+import importlib
 import json
 import os
 import pathlib
@@ -20,6 +21,7 @@ PROGRAMS = {
     "scaling": ["--shape", "8x8"],
     "estimate": ["--rows", "4"],
     "inference": ["--threads", "1", "--loads", "1"],
+    "compile": ["--rows", "4", "--length", "16", "--only", "scores"],
     "memory": ["--shape", "8x16", "--kinds", "1-bit", "1-bit recompute"],
 }
 
@@ -54,7 +56,7 @@ def test_the_peer_learns_as_we_do(kind, peer):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_a_program_writes_its_json(name):
-    rounds = [] if name == "estimate" else ["--rounds", "1"]
+    rounds = [] if name in ("compile", "estimate") else ["--rounds", "1"]
     command = [sys.executable, "-m", f"tests.benchmarks.{name}", "--model", "tiny"]
     found = subprocess.run(
         [*command, *rounds, *PROGRAMS[name]],
@@ -66,3 +68,26 @@ def test_a_program_writes_its_json(name):
     record = json.loads(found.stdout)
     assert record["benchmark"] == name
     assert record["machine"]["versions"]["jax"] == jax.__version__
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("target", "plugin"), [
+    ("v5e:2x4", "libtpu"), ("h100", "jax_plugins.xla_cuda12"),
+])  # fmt: skip
+def test_the_one_bit_step_compiles_for_devices_that_are_not_there(target, plugin):
+    try:
+        importlib.import_module(plugin)
+    except ImportError:
+        pytest.skip(f"{plugin} is not installed: pip install 'jax[tpu,cuda12]'")
+    command = [sys.executable, "-m", "tests.benchmarks.compile", "--target", target]
+    found = subprocess.run(
+        [*command, "--model", "tiny", "--length", "16", "--only", "1-bit bf16"],
+        cwd=ROOT,
+        env={"JAX_PLATFORMS": "cpu", **os.environ},
+        stdout=subprocess.PIPE,
+        check=True,
+    )
+    (step,) = json.loads(found.stdout)["programs"].values()
+    assert step["kernels"] > 0
+    # Gradients in one, the means' counts in another; not one an array.
+    assert step["all-reduces"] <= 2

@@ -76,6 +76,21 @@ def test_without_a_place_nothing_is_kept(home):
         assert jax.config.jax_compilation_cache_dir is None
 
 
+def test_many_processes_share_a_folder(home, tmp_path, monkeypatch):
+    shared = tmp_path / "run"
+    with compile_cache.compiled_for_user(shared):
+        assert jax.config.jax_compilation_cache_dir == str(home)
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    with compile_cache.compiled_for_user(shared):
+        assert jax.config.jax_compilation_cache_dir == str(shared)
+
+
+def test_without_a_place_a_run_keeps_its_own(home, tmp_path):
+    home.parent.parent.write_text("a file where a folder should be")
+    with compile_cache.compiled_for_user(tmp_path / "run"):
+        assert jax.config.jax_compilation_cache_dir == str(tmp_path / "run")
+
+
 def test_errors_pass_through(home):
     with pytest.raises(OSError, match="mine"), compile_cache.compiled_for_user():
         raise OSError("mine")

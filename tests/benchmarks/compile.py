@@ -1,0 +1,225 @@
+"""What a run's programs cost to compile for a device that is not there.
+
+    python -m tests.benchmarks.compile --target v5e:2x2 > compile.json
+
+For a TPU the plugin ``libtpu`` is enough (``pip install 'jax[tpu]'``), for a GPU those of
+``jax[cuda12]`` without a driver, with ``ptxas`` on the path. XLA:GPU cannot autotune
+without a device: on a real one, where it is on, it is most of the time.
+"""
+
+import argparse
+import functools
+import os
+import re
+import resource
+import time
+from collections.abc import Iterator
+from typing import Any
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import topologies
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+import bitflax as bf
+from bitflax import packed, training
+from bitflax.distillation import teacher_outputs
+from bitflax.training import parallel
+from bitflax.types import INPUTS
+from tests.benchmarks import common, steps
+
+H100 = """gpu_device_info {
+  threads_per_block_limit: 1024 threads_per_warp: 32 shared_memory_per_block: 49152
+  shared_memory_per_core: 233472 threads_per_core_limit: 2048 core_count: 132
+  fpus_per_core: 128 block_dim_limit_x: 2147483647 block_dim_limit_y: 65535
+  block_dim_limit_z: 65535 memory_bandwidth: 3352320000000 l2_cache_size: 52428800
+  clock_rate_ghz: 1.98 device_memory_size: 84942979072
+  shared_memory_per_block_optin: 232448 cuda_compute_capability { major: 9 }
+  registers_per_core_limit: 65536 registers_per_block_limit: 65536 }
+platform_name: "CUDA" dnn_version_info { major: 9 minor: 10 patch: 0 }
+device_description_str: "NVIDIA H100 80GB HBM3" """
+COLUMNS = (
+    "program", "CPU s", "lines", "kernels", "all-reduces", "GFLOP", "temporary, MB",
+    "held, MB",
+)  # fmt: skip
+
+
+def mesh_of(target: str) -> jax.sharding.Mesh:
+    """Return the devices of a TPU slice (``v5e:2x4``), ``h100``, or this processor."""
+    if target == "cpu":
+        return parallel.mesh()
+    if target != "h100":
+        os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+        return parallel.mesh(topologies.get_topology_desc(target, "tpu").devices)
+    options = {"topology": "1x1x1", "target_config": H100}
+    return parallel.mesh(
+        topologies.get_topology_desc("1x1x1", "cuda", **options).devices
+    )
+
+
+def programs(
+    mesh: jax.sharding.Mesh, name: str, rows: int, length: int, taken: int, scored: int
+) -> Iterator[tuple[str, Any, tuple]]:
+    """Yield the programs of the quickstart: a name, what is jitted, its shapes.
+
+    Args:
+      mesh: the devices.
+      name: of ``common.MODELS``.
+      rows: of a batch, on all devices.
+      length: of its rows.
+      taken: steps of a stage.
+      scored: batches that a stage scores, all evaluations together.
+    """
+    whole, cut = NamedSharding(mesh, P()), NamedSharding(mesh, P(parallel.AXIS))
+
+    def on(tree: Any, place: NamedSharding = whole) -> Any:
+        def at(x: Any) -> Any:
+            return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place)
+
+        return jax.tree.map(at, tree)
+
+    def options(flop: float, calls: int) -> dict[str, Any] | None:
+        return training.compiler_options(flop * calls)
+
+    teacher, student, layers = steps.configs(name)
+    params = jax.eval_shape(
+        functools.partial(bf.init_params, teacher), jax.random.key(0)
+    )
+    small = jax.eval_shape(lambda whole: bf.take_layers(whole, layers), params)
+    ids = jax.ShapeDtypeStruct((rows, length), jnp.int32)
+    row = {"labels": jnp.int32, "weight": jnp.float32}
+    inputs = on(dict.fromkeys(INPUTS, ids), cut)
+    batch = inputs | {
+        key: jax.ShapeDtypeStruct((rows,), kind, sharding=cut)
+        for key, kind in row.items()
+    }
+    forward = functools.partial(
+        training.forward_flop, positions=rows * length // mesh.size
+    )
+    dtype = training.chosen_dtype("auto")
+    words = " bf16" if dtype else ""
+    outputs = jax.eval_shape(bf.bert(teacher), params, batch)
+    reader = teacher_outputs.outputs_reader(outputs)
+    shapes = dict(
+        zip(teacher_outputs._names(outputs), jax.tree.leaves(outputs), strict=True)
+    )
+    loss = steps.single_stage_loss(layers)
+    said = jax.eval_shape(bf.bert(student), small, batch)
+    used = teacher_outputs.used_outputs(loss, said, outputs, batch)
+    kept = {teacher_outputs.PREFIX + key: on(shapes[key], cut) for key in used}
+    for kind, start in (
+        ("fine-tuning", params), (f"fp32{words} kept", small),
+        (f"1-bit{words} kept", small),
+    ):  # fmt: skip
+        config = teacher if kind == "fine-tuning" else student
+        given = None if kind == "fine-tuning" else reader
+        step, optimizer = steps.train_step(kind, teacher, config, layers, reader=given)
+        begin = functools.partial(training.init_state, optimizer=optimizer)
+        state = jax.eval_shape(lambda p, b=begin: b(p, key=jax.random.key(1)), start)
+        # As ``training.data_parallel`` maps it, whose caller has no shapes.
+        mapped = jax.jit(
+            jax.shard_map(
+                functools.partial(step, axis_name=parallel.AXIS),
+                mesh=mesh,
+                in_specs=(P(), P(), P(parallel.AXIS)),
+                out_specs=(P(), P()),
+                check_vma=False,
+            ),
+            donate_argnums=0,
+            compiler_options=options(3 * forward(config), taken),
+        )
+        more = {} if kind == "fine-tuning" else kept
+        yield f"step, {kind}", mapped, (on(state), None, batch | more)
+    for kind, config, start, act in (
+        ("teacher", teacher, params, None), ("student", student, small, None),
+        ("1-bit student", student, small, steps.ACT),
+    ):  # fmt: skip
+        score = training.make_eval_step(
+            bf.bert(config, act), options(forward(config), scored)
+        )
+        yield f"scores, {kind}", score, (on(start), inputs)
+    told = bf.bert(teacher, dtype=dtype)
+
+    def tell(params: Any, batch: Any) -> dict[str, Any]:
+        out = told(params, batch)
+        found = dict(
+            zip(teacher_outputs._names(out), jax.tree.leaves(out), strict=True)
+        )
+        return {key: found[key] for key in used}
+
+    passed = options(forward(teacher), taken // 3)
+    yield (
+        "teacher's outputs",
+        jax.jit(tell, compiler_options=passed),
+        (on(params), inputs),
+    )
+    stored = functools.partial(packed.stored, rules=bf.xtc_1bit(per="channel"))
+    yield "stored values", jax.jit(stored), (on(small),)
+
+
+def cpu_seconds() -> float:
+    """Return what this process and its children, XLA's ptxas, have computed."""
+    children = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return time.process_time() + children.ru_utime + children.ru_stime
+
+
+def measured(fn: Any, shapes: tuple) -> dict[str, float]:
+    """Compile a program and count what is in it."""
+    lowered = fn.lower(*shapes)
+    began = cpu_seconds()
+    compiled = lowered.compile()
+    seconds, text = cpu_seconds() - began, compiled.as_text()
+    memory, cost = compiled.memory_analysis(), compiled.cost_analysis() or {}
+    calls = re.findall(r" (?:fusion|custom-call|convolution|dot)[(]", text)
+    return {
+        "CPU s": seconds,
+        "lines": text.count("\n"),
+        "kernels": len(calls),
+        "all-reduces": len(re.findall(r" all-reduce(?:-start)?[(]", text)),
+        "GFLOP": cost.get("flops", 0.0) / 1e9,
+        "temporary, MB": memory.temp_size_in_bytes / 1e6,
+        "held, MB": memory.argument_size_in_bytes / 1e6,
+    }
+
+
+def main() -> None:
+    """Print the programs; the table goes to stderr, the JSON to stdout."""
+    options = argparse.ArgumentParser(description=__doc__)
+    options.add_argument("--target", default="cpu", help="v5e:2x4, h100, cpu, ...")
+    options.add_argument("--model", choices=common.MODELS, default="minilm")
+    options.add_argument("--rows", type=int, default=32)
+    options.add_argument("--length", type=int, default=80)
+    options.add_argument("--steps", type=int, default=771, help="of a stage")
+    options.add_argument("--scored", type=int, default=183, help="batches of a stage")
+    options.add_argument("--only", default="", help="programs whose name has this")
+    args = options.parse_args()
+    found = every(args)
+    lines = [
+        [name, *(f"{each[c]:.1f}" for c in COLUMNS[1:])] for name, each in found.items()
+    ]
+    lines.append(["all", f"{sum(x['CPU s'] for x in found.values()):.1f}"])
+    lines[-1] += [""] * (len(COLUMNS) - 2)
+    common.say(f"{args.target}\n\n" + common.table([*COLUMNS], lines))
+    common.write("compile", args, {"programs": found})
+
+
+def every(args: argparse.Namespace) -> dict[str, dict[str, float]]:
+    """Return what every program of a target costs, as a run there compiles it."""
+    mesh = mesh_of(args.target)
+    platform = {"h100": "gpu", "cpu": "cpu"}.get(args.target, "tpu")
+    with (
+        mock.patch.object(parallel, "mesh", lambda devices=None: mesh),
+        mock.patch.object(jax, "default_backend", lambda: platform),
+    ):
+        shape = (mesh, args.model, args.rows, args.length, args.steps, args.scored)
+        return {
+            name: measured(fn, given)
+            for name, fn, given in programs(*shape)
+            if args.only in name
+        }
+
+
+if __name__ == "__main__":
+    main()
