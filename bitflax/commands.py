@@ -148,6 +148,11 @@ def eval_command(args: Namespace) -> None:
     )
     for note in task.notes:
         tell(note)
+    if data.is_hub_data(args.task) and not data.has_dev(task):
+        problem = f"{args.task} has no validation split, and its train was learnt from"
+        raise UsageError(
+            "--dev", problem, fix="name the split to measure on: --dev test"
+        )
     with throughput(len(task.dev), "eval") as done:
         found = predictor.evaluate(task, done=done)
     print(found.table())
