@@ -240,6 +240,7 @@ def test_what_streams_is_one_error():
     stream = rows().to_iterable_dataset()
     table = rows().data.table
     for found in (stream, datasets.IterableDatasetDict(train=stream), table, 7):
+        assert not overrides.conforms(found, typing.get_type_hints(bf.Data)["task"])
         with pytest.raises(ConfigError, match=f"found {type(found).__name__}\nfix: "):
             tasks._load_own(found, dev=None)  # the tests check types before
     with pytest.raises(ConfigError, match="expected splits, found none"):
