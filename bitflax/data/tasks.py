@@ -1,7 +1,6 @@
 """Tasks by name or by file: ``load_task("glue/cola")``, ``load_task("mine.tsv")``."""
 
 import dataclasses
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -91,7 +90,7 @@ def _load_own(source: Any, *, dev: str | Path | None, **how: Any) -> Task:
     """Return the task of one's own data, wherever they lie."""
     if hub_datasets.is_hub_data(source):
         return hub_datasets.load_rows(source, dev=dev and str(dev), **how)
-    if not isinstance(source, str | os.PathLike):
+    if not isinstance(source, str | Path):
         problem = "expected a name, a path, a Dataset or a DatasetDict, found "
         problem += type(source).__name__
         fix = "of what streams or is no data set: datasets.Dataset.from_list([*rows])"
