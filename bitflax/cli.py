@@ -130,9 +130,8 @@ def make_parser() -> _Parser:
     _add_hosts(run)
     _add_tune(add("tune", help="compare settings: a run of each, a table, the best"))
     drawn = add("report", help="draw a run's report.html anew; of several, a page")
-    drawn.add_argument(
-        "runs", nargs="+", metavar="DIR", help="folders of finished runs"
-    )
+    folders = "folders of finished runs"
+    drawn.add_argument("runs", nargs="+", metavar="DIR", help=folders)
     page = "the page (report.html in the run's folder; of several: comparison.html)"
     drawn.add_argument("--out", metavar="FILE", help=page)
     clean = add("clean", help="remove what only a resume needs of a finished run")
@@ -193,12 +192,8 @@ def _add_hosts(parser: _Parser) -> None:
 
 def _add_eval(parser: _Parser) -> None:
     parser.add_argument("model", metavar="DIR|FILE", help=_MODEL)
-    parser.add_argument(
-        "--task",
-        required=True,
-        metavar="T",
-        help="a named task, a data file, or hf:NAME",
-    )
+    task = "a named task, a data file, or hf:NAME"
+    parser.add_argument("--task", required=True, metavar="T", help=task)
     out = "a .jsonl file for every example's text, label, what is right, probabilities"
     parser.add_argument("--out", metavar="FILE", help=out)
     _add_data(parser)
@@ -257,23 +252,20 @@ def _add_export(parser: _Parser) -> None:
 
 def _add_data(parser: _Parser) -> None:
     parser.add_argument("--data-dir", metavar="D", help="a folder in GLUE's layout")
-    parser.add_argument(
-        "--text", metavar="COLUMN[,COLUMN]", help="the text's column, or two"
-    )
+    text = "the text's column, or two"
+    parser.add_argument("--text", metavar="COLUMN[,COLUMN]", help=text)
     parser.add_argument("--label", metavar="COLUMN", help="the label's column")
 
 
 def _add_augment(parser: _Parser) -> None:
     task = "a named task or a data file; its training examples are taken"
     parser.add_argument("task", metavar="TASK", help=task)
-    parser.add_argument(
-        "--out", required=True, metavar="FILE", help="the .jsonl file to write"
-    )
+    out = "the .jsonl file to write"
+    parser.add_argument("--out", required=True, metavar="FILE", help=out)
     _add_data(parser)
     parser.add_argument("--dev", metavar="FILE", help="the dev file of a data file")
-    parser.add_argument(
-        "--masked-lm", metavar="DIR", help="the folder of a BertForMaskedLM"
-    )
+    masked = "the folder of a BertForMaskedLM"
+    parser.add_argument("--masked-lm", metavar="DIR", help=masked)
     vectors = "GloVe's .txt, or glove: the packaged ones"
     parser.add_argument("--vectors", metavar="FILE|glove", help=vectors)
     copies = "variants an example (MNLI, QQP 10; SST-2, QNLI 20; others 30)"
@@ -286,9 +278,8 @@ def _add_augment(parser: _Parser) -> None:
         parser.add_argument(
             name, type=kind, default=default, metavar="X", help=f"{text} ({default})"
         )
-    parser.add_argument(
-        "--limit", type=int, metavar="N", help="take so many training examples only"
-    )
+    limit = "take so many training examples only"
+    parser.add_argument("--limit", type=int, metavar="N", help=limit)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -364,9 +355,8 @@ def _status(error: BaseException) -> int:
         return errors.ConfigError.status
     if "RESOURCE_EXHAUSTED" in str(error) or isinstance(error, MemoryError):
         _say(f"bitflax: error: memory: out of memory ({kind})")
-        _say(
-            "fix: a smaller batch, as --set data.batch_size=8, or a shorter max_length"
-        )
+        fix = "a smaller batch, as --set data.batch_size=8, or a shorter max_length"
+        _say(f"fix: {fix}")
         return 1
     first = (str(error).splitlines() or [""])[0]
     _say(f"bitflax: error: internal: {kind}: {first}")

@@ -3,6 +3,7 @@
 import contextlib
 import inspect
 import logging
+import re
 import sys
 from argparse import Namespace
 from collections.abc import Mapping
@@ -81,7 +82,8 @@ def tune_command(args: Namespace) -> None:
     """Run a recipe with each of several settings, or go on with it."""
     file = recipe.read_recipe(args.recipe)
     made = runs.make_trials(file, args.settings, args.over, args.seeds)
-    recipe.check_plan(made[0].recipe, args.until)
+    for trial in made:
+        recipe.check_plan(trial.recipe, args.until)
     training.initialize(args.coordinator, args.processes, args.process)
     runs.run_trials(file, args.out, args.settings, args.over, args.seeds, args.until)
 
@@ -89,6 +91,8 @@ def tune_command(args: Namespace) -> None:
 def report_command(args: Namespace) -> None:
     """Draw the page of a finished run anew, or one of several runs side by side."""
     out = args.out
+    if out is None and runs.several(args.runs):
+        out = runs.COMPARISON
     print(runs.draw_report(args.runs, None if out is None else _new_file(out, ".html")))
 
 
@@ -126,7 +130,8 @@ def eval_command(args: Namespace) -> None:
 
     Of classes: each one's precision, recall and F1, and what it is taken for.
     """
-    out = None if args.out is None else _new_file(args.out, ".jsonl")
+    read = (name for name in (args.model, args.task, args.dev) if name)
+    out = None if args.out is None else _new_file(args.out, ".jsonl", *read)
     named = args.task in data.TASKS
     dev = args.dev
     if not (dev or named or data.is_hub_data(args.task) or given(args.task).is_dir()):
@@ -148,6 +153,11 @@ def eval_command(args: Namespace) -> None:
     )
     for note in task.notes:
         tell(note)
+    if data.is_hub_data(args.task) and not data.has_dev(task):
+        problem = f"{args.task} has no validation split, and its train was learnt from"
+        raise UsageError(
+            "--dev", problem, fix="name the split to measure on: --dev test"
+        )
     with throughput(len(task.dev), "eval") as done:
         found = predictor.evaluate(task, done=done)
     print(found.table())
@@ -156,12 +166,12 @@ def eval_command(args: Namespace) -> None:
         _LOG.info("%s: %s examples, a line each", out, len(task.dev))
 
 
-def _new_file(name: str, kind: str) -> Path:
+def _new_file(name: str, kind: str, *read: str) -> Path:
     """Return the path of a page or of lines of JSON, new or one of ours before.
 
     Raises:
-      OutputError: it is named otherwise or holds something else, it is a folder, or its
-        own folder is not there.
+      OutputError: it is named otherwise or holds something else, it is a folder, its
+        own folder is not there, or it is one of the files that are ``read``.
     """
     out = given(name, OutputError)
     if out.is_dir() or not out.parent.is_dir():
@@ -170,12 +180,18 @@ def _new_file(name: str, kind: str) -> Path:
     if out.suffix != kind:
         problem = f"expected a name that ends with {kind}, found {out.name!r}"
         raise OutputError(out, problem, fix=f"give --out NAME{kind}")
-    ours = {".html": b"<!doctype html>", ".jsonl": b'{"row": '}[kind]
+    ours = {
+        ".html": rb"<!doctype html>(?s:.*)<title>bitflax: ",
+        ".jsonl": rb'\{"row": ',
+    }
     head = b""
     if out.is_file():
         with disk(out), out.open("rb") as file:
-            head = file.read(len(ours))
-    if head not in (b"", ours) or (out.exists() and not out.is_file()):
+            head = file.read(1024)
+    if any(out.resolve() == given(each).resolve() for each in read):
+        raise OutputError(out, "is read from", fix="name a new file")
+    known = not head or re.match(ours[kind], head)
+    if not known or (out.exists() and not out.is_file()):
         problem = "is there, and is nothing that this command wrote"
         raise OutputError(out, problem, fix="name a new file, or remove that one")
     return out

@@ -278,8 +278,10 @@ def test_an_empty_path_is_not_this_folder(argv, capsys):
     assert "expected a path, found nothing" in capsys.readouterr().err
 
 
+OURS = "<!doctype html>\n<html>\n<title>bitflax: mine</title>"
 PAGES = [
-    ("report", "page.html", "<!doctype html>\n<p>", 66),  # one of ours; there is no run
+    ("report", "page.html", OURS, 66),  # one of ours; there is no run
+    ("report", "index.html", "<!doctype html>\n<title>My bitflax</title>", 73),
     ("report", "new.html", None, 66),
     ("report", "empty.html", "", 66),
     ("report", "page.html", "mine", 73),
@@ -287,6 +289,7 @@ PAGES = [
     ("report", "new.txt", None, 73),
     ("eval", "said.jsonl", '{"row": 2, "text": "a"}\n', 66),
     ("eval", "task.jsonl", '{"text": "a", "label": "b"}\n', 73),
+    ("eval", "dev.jsonl", '{"row": 2, "text": "a"}\n', 73),  # it is what is measured
     ("eval", "model.safetensors", None, 73),
 ]
 
@@ -299,11 +302,22 @@ def test_what_is_written_takes_no_other_file_s_place(
     if text is not None:
         out.write_text(text)
     more = ["--task", str(tmp_path / "task.tsv")] if command == "eval" else []
+    more += ["--dev", str(tmp_path / "dev.jsonl")] if command == "eval" else []
     argv = [command, str(tmp_path / "none"), *more, "--out", str(out)]
     assert cli.main(argv) == status
     assert (str(out) in capsys.readouterr().err) == (status == 73)
     assert out.exists() == (text is not None)
     assert text is None or out.read_text() == text
+
+
+def test_a_page_of_several_runs_takes_no_other_page_s_place(
+    tmp_path, capsys, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "comparison.html").write_text("<!doctype html>")
+    assert cli.main(["report", "a", "b"]) == 73
+    assert cli.main(["report", "a"]) == 66
+    assert "comparison.html: is there, and is nothing" in capsys.readouterr().err
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no full device")

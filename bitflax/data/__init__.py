@@ -12,6 +12,7 @@ from bitflax.data.examples import Task as Task
 from bitflax.data.examples import digest as digest
 from bitflax.data.examples import text_fault as text_fault
 from bitflax.data.hub_datasets import HubDataset as HubDataset
+from bitflax.data.hub_datasets import has_dev as has_dev
 from bitflax.data.hub_datasets import is_hub_data as is_hub_data
 from bitflax.data.hub_datasets import shown as shown
 from bitflax.data.metrics import METRICS as METRICS

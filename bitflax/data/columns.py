@@ -81,14 +81,40 @@ def _alike(label: str) -> str:
     ['food', 'food', '1', '1', '01']
     """
     number, label = _number(label), unicodedata.normalize("NFC", label).casefold()
-    label = "".join(c for c in label if unicodedata.category(c) != "Cf").strip()
+    label = _UNSEEN.sub("", label).strip()
     if number is None or not number.is_integer() or label.lstrip("+-").isdecimal():
         return label
     return str(int(number))
 
 
-_LIST = re.compile(r"[\[({]\s*(['\"].*['\"]|\d+(\s*,\s*\d+)+)\s*,?\s*[\])}]")
-"""What a list of labels looks like as a text: ``['cat', 'red']``, ``[1, 0, 0]``."""
+_UNSEEN = re.compile("[\u00ad\u061c\u200b\u200e\u200f\u202a-\u202e\u2066-\u2069\ufeff]")
+"""Soft hyphen, space and mark of no width, directions: joiners and tags do show."""
+_LIST = re.compile(
+    r"\[{quoted}\]|\({quoted}\)|\{{{quoted}\}}|\[{numbers}\]|\{{{numbers}\}}".format(
+        quoted=r"\s*['\"].*['\"]\s*,?\s*",
+        numbers=r"\s*(?:\d+(?:\s*,\s*\d+){2,}|[01]\s*,\s*[01])\s*,?\s*",
+    )
+)
+"""What a list of labels looks like as a text: ``['cat', 'red']``, ``[1, 0, 0]``.
+
+Unlike an interval, as ``(0, 10]`` or ``[0, 10)`` or ``[0, 10]``.
+"""
+
+
+def _listed(value: Any, label: str) -> list[str] | None:
+    """Return the labels where a field holds a list of them, else None.
+
+    >>> [_listed(text, text) for text in ("['cat']", "[1, 0]", "(1, 2]")]
+    [['cat'], ['1', '0'], None]
+    """
+    if isinstance(value, dict):
+        return ["", ""]  # which of its parts is meant, nobody knows
+    if isinstance(value, list):
+        return [_label(each) for each in value]
+    if not _LIST.fullmatch(label):
+        return None
+    quoted = re.findall(r"'([^']*)'|\"([^\"]*)\"", label)
+    return [a or b for a, b in quoted] or re.findall(r"\d+", label)
 
 
 def class_labels(
@@ -109,9 +135,14 @@ def class_labels(
     for i, value in enumerate(table.columns[name]):
         label = _label(value)
         found = repr(label)
-        several = isinstance(value, list | dict) or _LIST.fullmatch(label)
+        several = _listed(value, label)
         parts = [part.strip() for part in re.split("[;|,]", label)]
-        if several or (label not in numbers and all(part in numbers for part in parts)):
+        if several is not None and len(several) == 1:
+            found = f"{value!r:.40}: a list of one label"
+            fix = f"write the label alone: {several[0]!r:.40}"
+        elif several is not None or (
+            label not in numbers and all(part in numbers for part in parts)
+        ):
             found = f"{value!r:.40}: several labels an example are not supported"
             fix = "give the row one label: multi-label is not supported"
         elif CONTROL.search(label):

@@ -1,7 +1,9 @@
 """Hugging Face's ``datasets`` as tasks: an object in memory, or a name on a hub."""
 
+import itertools
 import typing
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from bitflax.data import own_files, tables
@@ -16,11 +18,19 @@ _INSTALL = "pip install 'bitflax[hf]'"
 
 @typing.runtime_checkable
 class HubDataset(typing.Protocol):
-    """A ``datasets.Dataset``, or a ``DatasetDict`` of such splits."""
+    """A ``datasets.Dataset``, or a ``DatasetDict`` of such splits.
+
+    What streams has no ``cache_files``, nor has a table of Arrow's.
+    """
 
     @property
     def column_names(self) -> Any:
         """The columns; of a ``DatasetDict`` those of each split."""
+        ...
+
+    @property
+    def cache_files(self) -> Any:
+        """The files that it lies in, if any."""
         ...
 
     def __len__(self) -> int:
@@ -37,6 +47,11 @@ def is_hub_data(task: Any) -> bool:
     if isinstance(task, str):
         return task.startswith(PREFIX)
     return isinstance(task, HubDataset)
+
+
+def has_dev(task: Task) -> bool:
+    """Whether a data set has a split of its own to measure on: none was split off."""
+    return task.dev_from.endswith("]")
 
 
 def shown(rows: HubDataset) -> str:
@@ -61,6 +76,8 @@ def load_rows(
 ) -> Task:
     """Return a task of a data set; without a split to measure on ``dev`` is empty.
 
+    Rows that a ``ClassLabel`` numbers -1 have no label, and are left out with a note.
+
     Args:
       source: ``hf:NAME``, ``hf:OWNER/NAME``, either with ``/CONFIG`` behind it; or an
         object of ``datasets``.
@@ -71,14 +88,16 @@ def load_rows(
       how: what ``load_own`` takes besides.
 
     Raises:
-      InputMissing: no hub and no cache gives it, or ``datasets`` is not installed.
-      ConfigError: it has no such split.
+      InputMissing: no hub and no cache gives it, or ``datasets`` is not installed; or
+        a folder here bears its name.
+      ConfigError: it has no such split, or none at all.
       DataError: bad rows, a wrong column.
     """
     name = source if isinstance(source, str) else type(source).__name__
     found: Any = _fetched(source) if isinstance(source, str) else source
     splits = dict(found) if isinstance(found, Mapping) else {"train": found}
     train, measured = _chosen(name, splits, dev)
+    notes = _left_out(name, splits, train, measured)
     column = label or next(
         (n for n in own_files.LABEL_NAMES if n in splits[train].column_names), ""
     )
@@ -86,7 +105,7 @@ def load_rows(
     if known and not regression:
         classes, regression = classes or tuple(known), False
     learned, *rest = (
-        own_files.Source(place, _reader(splits[split]), place)
+        own_files.Source(place, _reader(splits[split], notes), place)
         for split in filter(None, (train, measured))
         for place in (f"{name}[{split}]",)
     )
@@ -97,7 +116,7 @@ def load_rows(
         label=label,
         regression=regression,
         classes=classes,
-        more_notes=_left_out(name, splits, train, measured),
+        more_notes=notes,
         **how,
     )
 
@@ -106,6 +125,9 @@ def _chosen(
     name: str, splits: Mapping[str, Any], dev: str | None
 ) -> tuple[str, str | None]:
     """Return the splits to learn from and to measure on."""
+    if not splits:
+        fix = "give one with rows to learn from"
+        raise ConfigError(name, "expected splits, found none", fix=fix)
     train = "train" if "train" in splits or len(splits) > 1 else next(iter(splits))
     for split in filter(None, (train, dev)):
         if split not in splits:
@@ -128,18 +150,29 @@ def _left_out(
     return [f"{name}: no validation split, left out: {', '.join(left)}\nfix: {fix}"]
 
 
-def _reader(split: Any) -> own_files.Read:
-    """Return what reads a split as a file is read; class numbers become names."""
+def _reader(split: Any, notes: list[str]) -> own_files.Read:
+    """Return what reads a split as a file is read; class numbers become names.
+
+    It notes how many rows it leaves out for they have no label.
+    """
 
     def read(place: str, choose: tables.Choose, faults: tables.Faults) -> tables.Table:
         wanted = choose(place, split.column_names)
         faults.opened(place)
         plain = split.select_columns(list(wanted)).with_format(None)
         columns = {name: list(plain[name]) for name in wanted}
+        rows = [*range(1, len(split) + 1)]
         for name in wanted:
             if names := getattr(split.features[name], "names", None):
+                bare = columns[name].count(-1)
+                if 0 < bare < len(rows):
+                    kept = [value != -1 for value in columns[name]]
+                    for each, values in columns.items():
+                        columns[each] = [*itertools.compress(values, kept)]
+                    rows = [*itertools.compress(rows, kept)]
+                    notes.append(f"{place}: {bare} rows without a label were left out")
                 columns[name] = [_named(value, names) for value in columns[name]]
-        return tables.Table(place, columns, [*range(1, len(split) + 1)])
+        return tables.Table(place, columns, rows)
 
     return read
 
@@ -156,10 +189,15 @@ def _fetched(name: str) -> Any:
     import huggingface_hub
     from huggingface_hub import errors
 
+    load = _loader()
     parts, tried = name.removeprefix(PREFIX).split("/"), ""
     places = {1: [(1, 1)], 2: [(2, 2), (1, 2)], 3: [(2, 3)]}.get(len(parts), [])
     for owner, config in places:  # OWNER/NAME first, then NAME/CONFIG
         repo, more = "/".join(parts[:owner]), parts[owner:config]
+        if repo and Path(repo).exists():  # the library would read that
+            problem = f"a file or folder named {repo} lies here"
+            fix = "rename it; or give the file's own path, without hf:"
+            raise InputMissing(name, problem, fix=fix)
         try:
             # One short question first: the library itself would retry many times.
             huggingface_hub.HfApi().dataset_info(repo, timeout=SECONDS)
@@ -172,7 +210,7 @@ def _fetched(name: str) -> Any:
             fix = "HF_HUB_OFFLINE=1 takes what was fetched before; or give a file"
             raise InputMissing(name, problem, fix=fix) from None
         try:
-            return _loader()(repo, *more)
+            return load(repo, *more)
         except Exception as error:  # the library's errors share no base class
             if not tried:
                 raise _unread(name, error) from error

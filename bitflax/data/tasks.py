@@ -90,6 +90,11 @@ def _load_own(source: Any, *, dev: str | Path | None, **how: Any) -> Task:
     """Return the task of one's own data, wherever they lie."""
     if hub_datasets.is_hub_data(source):
         return hub_datasets.load_rows(source, dev=dev and str(dev), **how)
+    if not isinstance(source, str | Path):
+        problem = "expected a name, a path, a Dataset or a DatasetDict, found "
+        problem += type(source).__name__
+        fix = "of what streams or is no data set: datasets.Dataset.from_list([*rows])"
+        raise ConfigError("task", problem, fix=fix)
     name = str(files.given(source))
     _check_path(name)
     return own_files.load_own(name, dev=dev and files.given(dev), **how)

@@ -36,10 +36,12 @@ from bitflax import files, packed, trees
 from bitflax.errors import ConfigError, OutputError, UsageError
 from bitflax.inference import engines, model_card, native, onnx_bert, provenance
 from bitflax.inference.stored_model import (
+    DENSE_SUM,
     SHARED,
     given_model,
     locate_model,
     open_model,
+    write_dense_sum,
 )
 from bitflax.model import (
     ACT_PARAMS,
@@ -56,7 +58,7 @@ _LOG = logging.getLogger(__name__)
 
 EXPORT_FORMATS = ("native", "onnx-int8", "onnx-fp32", "hf")
 CARD = "README.md"
-_ALSO = {CARD, SHARED}
+_ALSO = {CARD, SHARED, DENSE_SUM}
 # A ModelProto's fields in the order of their numbers: version, producer's name, ...
 _OURS = re.compile(rb"\x08.\x12\x07bitflax|bitflax\0", re.DOTALL)
 
@@ -80,7 +82,7 @@ def export(
         8-bit activations; or ``"hf"``: a folder of dense float32 weights, without
         what activation quantizers do, with a model card and the packed file.
       push: of ``"hf"``: a hub's ``OWNER/NAME``, where the folder is sent too; it is
-        made, where it is new.
+        made, where it is new, and holds nothing else afterwards.
       private: whether a new one there is its owner's alone; None: the account's way.
 
     Returns:
@@ -89,28 +91,31 @@ def export(
     Raises:
       ConfigError: there is no such kind, or it cannot hold this model.
       InputMissing: there is no model, or ONNX is not installed.
-      UsageError: a file is to be pushed.
+      UsageError: a file is to be pushed, or nothing is and ``private`` is given.
       OutputError: it cannot be written there, or something else lies there; or the hub
         does not take it.
       DamagedFile: a file is damaged.
       StorageError: the disk is full.
     """
     _check_kind(kind, push)
-    model, named = given_model(model), model
+    if private is not None and push is None:
+        problem = "is of what --push sends, and nothing is sent"
+        raise UsageError("--private", problem, fix="give --push OWNER/NAME too")
+    far = str(model).partition("/")[2] if is_hub_name(model) else None
+    model = given_model(model)
     place = locate_model(model)
-    if out is None and is_hub_name(named):  # not into the hub's cache
-        model = Path(str(named).partition("/")[2])
-        out = _beside(model, model, kind)
+    if out is None and far is not None:  # not into the hub's cache
+        out = _named(Path(far).absolute(), kind)
     elif out is None:
         out = _beside(model, place, kind)
     out = files.given(out, OutputError)
     (_check_folder if kind == "hf" else _check_file)(out)
     if push is not None:
-        check_push(push)
+        check_push(push, model_card.MARK, private)
     found = open_model(place)
     if kind == "hf":
         config_to_hf(found.config)  # before the work: does this BERT fit there?
-        origin = provenance.from_run(model) if model != place else None
+        origin = None if far or model == place else provenance.from_run(model)
         size = place.stat().st_size if place.is_file() else None
         origin = origin or provenance.from_extras(found.extras)
         card = model_card.card(found, origin, size, push)
@@ -144,8 +149,13 @@ def _beside(model: Path, place: Path, kind: str) -> Path:
     stem = model.absolute()
     if model != place and place.name != SHARED:  # a run
         stem = stem / "model"
-    elif place.is_file():
+    elif model.is_file():  # a folder keeps what follows a dot in its name
         stem = stem.with_suffix("")
+    return _named(stem, kind)
+
+
+def _named(stem: Path, kind: str) -> Path:
+    """Return the file or folder of an export that is called by its model."""
     if kind == "native":
         return stem.with_name(f"{stem.name}.bitflax")
     ending = "hf" if kind == "hf" else f"{kind.removeprefix('onnx-')}.onnx"
@@ -214,6 +224,7 @@ def _write_folder(out: Path, model: StoredModel, card: str, file: Path | None) -
         (new / CARD).write_text(card, "utf-8")
         if file is not None:
             shutil.copyfile(file, new / SHARED)
+            write_dense_sum(new)
 
 
 def _dense(model: StoredModel) -> Params:

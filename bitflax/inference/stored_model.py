@@ -17,6 +17,9 @@ from bitflax.types import Params
 
 SHARED = "packed.safetensors"
 """A packed file beside the dense weights that a folder for transformers holds."""
+_DENSE = "model.safetensors"
+DENSE_SUM = f"{_DENSE}.sha256"
+"""The dense weights' sum, as ``sha256sum`` writes it: of these the packed file is."""
 
 
 def given_model(name: str | Path) -> Path:
@@ -81,13 +84,36 @@ def locate_model(path: Path) -> Path:
 
     Raises:
       InputMissing: a folder holds no model.
-      ConfigError: a run has not come to its packed model yet.
+      ConfigError: a run has not come to its packed model yet; or the dense weights
+        beside a packed file were changed since that was put there.
     """
     if (path / SHARED).is_file():
+        _check_dense(path)
         return path / SHARED
     if path.is_dir() and not (path / "config.json").exists():
         return _of_run(path)
     return path
+
+
+def write_dense_sum(folder: Path) -> None:
+    """Write which dense weights a folder's packed file stands for."""
+    found = packed.guarded(_digest, folder / _DENSE)
+    files.write_text(folder / DENSE_SUM, f"{found}  {_DENSE}\n")
+
+
+def _check_dense(folder: Path) -> None:
+    """Refuse a packed file beside other dense weights than it was exported with."""
+    known, dense = folder / DENSE_SUM, folder / _DENSE
+    if not known.is_file() or not dense.is_file():
+        return
+    with files.disk(known):
+        expected = known.read_text("utf-8", "replace")[:64]
+    if packed.guarded(_digest, dense) != expected:
+        raise ConfigError(
+            folder,
+            f"{_DENSE} was changed after {SHARED} was exported beside it",
+            fix=f"remove {SHARED} to use the changed weights, or give that file itself",
+        )
 
 
 def _of_run(folder: Path) -> Path:

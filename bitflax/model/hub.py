@@ -91,11 +91,17 @@ def _weights(names: set[str]) -> list[str]:
     return []
 
 
-def check_push(repo: str) -> None:
-    """Check, before any work, that a name is a hub's and that somebody is logged in.
+def check_push(repo: str, mark: str, private: bool | None = None) -> None:
+    """Check, before any work, that somebody may send a model under a name.
+
+    Args:
+      repo: a hub's ``org/name``.
+      mark: what a model's card there has to hold, since all else is replaced.
+      private: what a new one is to be; None: either.
 
     Raises:
-      OutputError: it is not, nobody is, or the hub is not reached.
+      OutputError: it is no name, nobody is logged in, or the hub is not reached; or
+        what is there has no such card, or is public where it is to be private.
     """
     import huggingface_hub
 
@@ -107,12 +113,48 @@ def check_push(repo: str) -> None:
         raise OutputError(repo, problem, fix="`hf auth login`, or set HF_TOKEN")
     try:
         huggingface_hub.HfApi().whoami()
+        there = _there(repo)
     except Exception as error:
         raise _not_taken(repo, error) from None
+    if there is None:
+        return
+    hidden, card = there
+    if card is not None and mark not in card:
+        problem = "the hub has files there that bitflax export did not write"
+        raise OutputError(repo, problem, fix="give another name, or empty that one")
+    if private is not None and private != hidden:
+        problem = f"is {'private' if hidden else 'public'} on the hub already"
+        fix = "change that in its settings there, or give another name"
+        raise OutputError(repo, problem, fix=fix)
+
+
+def _there(repo: str) -> tuple[bool, str | None] | None:
+    """Return whether what a hub has is private, and its card; None: it has nothing.
+
+    The card is None where there are no files, and empty where they have none.
+    """
+    import huggingface_hub
+    from huggingface_hub import errors
+
+    try:
+        info = huggingface_hub.HfApi().model_info(repo, timeout=SECONDS)
+    except errors.RepositoryNotFoundError:
+        return None
+    names, card = {file.rfilename for file in info.siblings or ()}, None
+    if "README.md" in names:
+        path = huggingface_hub.hf_hub_download(
+            repo, "README.md", revision=info.sha, etag_timeout=SECONDS
+        )
+        card = Path(path).read_text("utf-8", "replace")
+    elif names - {".gitattributes"}:
+        card = ""
+    return bool(info.private), card
 
 
 def push(folder: Path, repo: str, private: bool | None = None) -> str:
     """Send all files of a folder to a hub in one commit; return the model's address.
+
+    What was there before and is not sent goes, in the same commit.
 
     Args:
       folder: what is sent.
@@ -129,7 +171,9 @@ def push(folder: Path, repo: str, private: bool | None = None) -> str:
     try:
         made = api.create_repo(repo, private=private, exist_ok=True)
         about = "Written by bitflax export"
-        api.upload_folder(repo_id=repo, folder_path=folder, commit_message=about)
+        api.upload_folder(
+            repo_id=repo, folder_path=folder, commit_message=about, delete_patterns="*"
+        )
     except Exception as error:
         raise _not_taken(repo, error) from None
     return str(made)

@@ -57,8 +57,10 @@ def check_patience(part: Any, place: str) -> None:
     """
     if part.patience is None:
         return
-    every = -(-part.steps // part.evals) if part.steps else 1
-    evals = -(-part.steps // every) if part.steps else part.evals
+    evals = part.evals
+    if part.steps:
+        every = -(-part.steps // part.evals)
+        evals = -(-part.steps // every)
     least = part.patience + 2
     if evals < least:
         problem = (

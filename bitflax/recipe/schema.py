@@ -381,6 +381,7 @@ def check_plan(recipe: Recipe, until: str | None = None) -> None:
     if until is not None and until not in names:
         fix = errors.nearest(until, names, "stages")
         raise UsageError(f"--until {until}", "the recipe has no such stage", fix=fix)
-    check_patience(recipe.teacher, "teacher")
+    if recipe.teacher.folder is None:  # a ready one is never trained
+        check_patience(recipe.teacher, "teacher")
     for stage in recipe.stages:
         check_patience(stage, f"stages.{stage.name}")

@@ -9,6 +9,14 @@ from bitflax.errors import OutputError, UsageError
 from bitflax.runs import log, report, sections, svg
 from bitflax.runs.trials import REPORT, means, shown_mean
 
+COMPARISON = "comparison.html"
+"""The page of several runs, where nobody names another."""
+
+
+def several(folders: Sequence[str | Path]) -> bool:
+    """Whether these are several runs, and their page is one of its own."""
+    return len(_all_runs(folders)) > 1
+
 
 def draw_report(folders: Sequence[str | Path], out: str | Path | None) -> Path:
     """Draw one run's page anew, or a page of several runs.
@@ -27,7 +35,7 @@ def draw_report(folders: Sequence[str | Path], out: str | Path | None) -> Path:
       UsageError: a folder is given twice, or the runs have other tasks.
       OutputError: ``out`` cannot be written.
     """
-    paths = [run for folder in folders for run in _runs(files.given(folder))]
+    paths = _all_runs(folders)
     if len(paths) == 1:
         return report.rewrite(paths[0], out)
     if len({path.resolve() for path in paths}) < len(paths):
@@ -38,11 +46,15 @@ def draw_report(folders: Sequence[str | Path], out: str | Path | None) -> Path:
         said = " and ".join(f"{task} by {metric}" for task, metric in sorted(kinds))
         fix = "give runs of one task, or draw them one by one"
         raise UsageError("report", f"scores do not compare: {said}", fix=fix)
-    out = files.given("comparison.html" if out is None else out, OutputError)
+    out = files.given(COMPARISON if out is None else out, OutputError)
     task, metric = kinds.pop()
     page = report.page(f"bitflax: {len(paths)} runs", _body(paths, found, task, metric))
     files.write_text(out, page)
     return out
+
+
+def _all_runs(folders: Sequence[str | Path]) -> list[Path]:
+    return [run for folder in folders for run in _runs(files.given(folder))]
 
 
 def _runs(folder: Path) -> list[Path]:

@@ -3,7 +3,7 @@
 import shlex
 
 from bitflax import files
-from bitflax.data import Task, is_hub_data, named_task
+from bitflax.data import Task, has_dev, is_hub_data, named_task
 from bitflax.progress import columns, escaped
 from bitflax.recipe import Data
 from bitflax.runs.cleaning import resume_bytes
@@ -24,7 +24,7 @@ def ending(experiment: Experiment) -> str:
     where = shlex.quote(str(path))
     if data is not None and task is not None:
         rows.append(("next", f"bitflax predict {where} {_example(task)}"))
-        rows.append(("", f"bitflax eval {where} {_task(data)}"))
+        rows.append(("", f"bitflax eval {where} {_task(data, task)}"))
         form = "onnx-int8" if packed.is_file() else "hf"
         rows.append(("", f"bitflax export {where} --format {form}"))
     spare = f"{resume_bytes(path) / 1e6:,.1f} MB"
@@ -41,7 +41,7 @@ def _example(task: Task) -> str:
     return " --pair ".join(said)
 
 
-def _task(data: Data) -> str:
+def _task(data: Data, task: Task) -> str:
     """Return how ``bitflax eval`` is told the task; its dev file, where it has one."""
     if named_task(data.task):
         folder = f" --data-dir {shlex.quote(data.data_dir)}" if data.data_dir else ""
@@ -50,7 +50,7 @@ def _task(data: Data) -> str:
     if not isinstance(data.task, str):  # in memory: no command has it
         name = "TEST.csv"
     elif is_hub_data(data.task):
-        name, dev = data.task, data.dev
+        name, dev = data.task, data.dev or (None if has_dev(task) else "SPLIT")
     else:  # a file whose dev examples were split off holds the others too
         name = data.dev or ("TEST" + (files.given(data.task).suffix or ".csv"))
     text = data.text if isinstance(data.text, str) else ",".join(data.text or ())

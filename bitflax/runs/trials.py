@@ -160,7 +160,8 @@ def run_trials(
       BitflaxError: as a run, or ``make_trials``, says.
     """
     trials = make_trials(file, settings, over, seeds)
-    check_plan(trials[0].recipe, until)
+    for trial in trials:
+        check_plan(trial.recipe, until)
     out = files.given(out, OutputError)
     if (out / "recipe.json").exists():
         fix = "choose another --out: each run has a folder of its own in it"

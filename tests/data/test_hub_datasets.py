@@ -7,8 +7,8 @@ import typing
 import pytest
 
 import bitflax as bf
-from bitflax import cli
-from bitflax.data import hub_datasets, load_task
+from bitflax import cli, inference
+from bitflax.data import hub_datasets, load_task, tasks
 from bitflax.errors import ConfigError, DataError, InputMissing
 from bitflax.recipe import describe, overrides
 from bitflax.runs import ending
@@ -69,16 +69,28 @@ def test_columns_are_named_as_those_of_files():
     found = load_task(renamed, text="diagnosis", label="chapter")
     assert found.labels == tuple(NAMES)
     with pytest.raises(DataError, match="several labels an example"):
-        load_task(datasets.Dataset.from_dict({"text": ["a"] * 2, "label": [["b"]] * 2}))
+        load_task(
+            datasets.Dataset.from_dict({"text": ["a"] * 2, "label": [["b", "c"]] * 2})
+        )
 
 
 def test_bad_rows_are_told_by_their_number():
     texts = [*rows(57)["text"], None, "", "a\0b"]
     with pytest.raises(DataError, match=r"Dataset\[train\]:58: .*found nothing"):
         load_task(rows(text=texts))
-    labels = [-1] + [0, 1] * 29 + [1]
     with pytest.raises(DataError, match=r"Dataset\[train\]:1: .*found none"):
-        load_task(rows(label=labels))
+        load_task(rows(label=[-1] * 60))
+
+
+def test_rows_without_a_label_are_left_out_with_a_note():
+    labels = [-1, *[0, 1] * 29, -1]
+    found = load_task(datasets.DatasetDict(train=rows(label=labels), dev=rows(9)))
+    assert found.train.rows.tolist() == [*range(2, 60)]
+    assert found.train.labels.tolist() == labels[1:-1]
+    assert found.train.texts[0][0] == rows()[1]["text"]
+    left_out = "DatasetDict[train]: 2 rows without a label were left out"
+    assert [note for note in found.notes if "without a label" in note] == [left_out]
+    assert len(found.dev) == 9
 
 
 def test_real_numbers_are_a_regression():
@@ -187,8 +199,52 @@ def test_show_and_run_take_a_name(asked, capsys):
     assert "hf:old/mrpc: at most" in capsys.readouterr().out
     assert asked == []  # what is described is not downloaded
     data = bf.Data(task="hf:old/mrpc", dev="test", label="label")
-    assert ending._task(data) == "--task hf:old/mrpc --label label --dev test"
-    assert ending._task(bf.Data(task=rows())) == "--task TEST.csv"
+    task = load_task("hf:old/mrpc", label="label")
+    assert ending._task(data, task) == "--task hf:old/mrpc --label label --dev test"
+    assert ending._task(bf.Data(task=rows()), load_task(rows())) == "--task TEST.csv"
+    data = bf.Data(task="hf:old")
+    assert ending._task(data, task) == "--task hf:old"
+    assert ending._task(data, load_task(rows())) == "--task hf:old --dev SPLIT"
+
+
+@pytest.mark.parametrize(("split", "status"), [(None, 2), ("test", 0)])
+def test_eval_measures_no_part_of_train(split, status, asked, splits, monkeypatch):
+    class Scores:
+        def evaluate(self, task, done):
+            assert len(task.dev) == 9
+            return self
+
+        def table(self):
+            return ""
+
+        config = bf.BertConfig()
+
+    splits.pop("validation")
+    monkeypatch.setattr(inference, "load", lambda *args: Scores())
+    argv = ["eval", "mine", "--task", "hf:old", *(["--dev", split] if split else [])]
+    assert cli.main(argv) == status
+
+
+@pytest.mark.parametrize(
+    ("name", "folder"), [("old", "old"), ("old/mrpc", "old"), ("nyu/glue", "nyu/glue")]
+)
+def test_a_folder_of_that_name_is_not_read(name, folder, asked, tmp_path, monkeypatch):
+    (tmp_path / folder).mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputMissing, match=f"named {folder} lies here\nfix: rename"):
+        load_task(f"hf:{name}")
+    assert asked == []
+
+
+def test_what_streams_is_one_error():
+    stream = rows().to_iterable_dataset()
+    table = rows().data.table
+    for found in (stream, datasets.IterableDatasetDict(train=stream), table, 7):
+        assert not overrides.conforms(found, typing.get_type_hints(bf.Data)["task"])
+        with pytest.raises(ConfigError, match=f"found {type(found).__name__}\nfix: "):
+            tasks._load_own(found, dev=None)  # the tests check types before
+    with pytest.raises(ConfigError, match="expected splits, found none"):
+        load_task(datasets.DatasetDict())
 
 
 OFFLINE = """
@@ -218,6 +274,7 @@ def test_a_hub_out_of_reach_is_one_error_at_once(tmp_path, offline):
 
 def test_without_the_package_it_is_named(monkeypatch, asked):
     monkeypatch.setitem(__import__("sys").modules, "datasets", None)
+    monkeypatch.setattr("huggingface_hub.HfApi", None)  # not even asked
     with pytest.raises(InputMissing, match=r"pip install 'bitflax\[hf\]'"):
         load_task("hf:old")
 

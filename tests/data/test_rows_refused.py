@@ -21,7 +21,7 @@ def lines(*rows):
         ({"text": "c", "label": ["cat", "red"]}, "several labels.*not supported"),
         ({"text": "c", "label": {"cat": 1}}, "several labels.*not supported"),
         ({"text": "c", "label": "['cat', 'red']"}, "several labels.*not supported"),
-        ({"text": "c", "label": "{'cat'}"}, "several labels.*not supported"),
+        ({"text": "c", "label": "{'cat'}"}, "a list of one label"),
         ({"text": "c", "label": "[1, 0, 0]"}, "several labels.*not supported"),
         ({"text": "c", "label": "a\u001b[2J"}, "control characters"),
         ({"text": "c\0d", "label": "a"}, "a NUL"),
@@ -113,7 +113,48 @@ def test_labels_that_look_the_same_are_one_spelling(write, one, other):
         tasks.load_task(path)
 
 
-@pytest.mark.parametrize("label", ["[other]", "(none)", "{x}", "a, b", "[1]"])
+BRACKETS = ["[other]", "(none)", "{x}", "a, b", "[1]"]
+INTERVALS = ["(0, 10]", "[0, 10)", "(1, 2)", "(1, 0)", "[0, 10]", "(0, 1]", "(1, 2, 3)"]
+
+
+@pytest.mark.parametrize("label", BRACKETS + INTERVALS)
 def test_a_class_may_have_brackets(write, label):
     rows = [{"text": f"t {i}", "label": (label, "x")[i % 2]} for i in range(12)]
     assert label in tasks.load_task(write("own.jsonl", lines(*rows))).labels
+
+
+@pytest.mark.parametrize("text", ["SQLite formats differ", "FEA1 is a code"])
+def test_a_text_may_begin_as_another_kind_does(write, text):
+    rows = "".join(f"{text} {i}\t{'ab'[i % 2]}\n" for i in range(12))
+    path = write("own.tsv", rows)
+    with pytest.raises(DataError, match="a first row of names"):
+        tasks.load_task(path)
+
+
+@pytest.mark.parametrize("label", ["[1, 0]", "[3, 5, 7]", "{1,0,0}", "('a', 'b')"])
+def test_a_list_written_as_a_text_is_several_labels(write, label):
+    rows = [{"text": f"t {i}", "label": (label, "x")[i % 2]} for i in range(12)]
+    with pytest.raises(DataError, match="several labels an example"):
+        tasks.load_task(write("own.jsonl", lines(*rows)))
+
+
+@pytest.mark.parametrize("label", ["['cat']", ["cat"]])
+def test_a_list_of_one_label_is_told_to_be_that_label(write, label):
+    rows = [{"text": f"t {i}", "label": (label, "x", "y")[i % 3]} for i in range(12)]
+    with pytest.raises(DataError, match="a list of one label") as caught:
+        tasks.load_task(write("own.jsonl", lines(*rows)))
+    assert "write the label alone: 'cat'" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("\U0001f468\u200d\U0001f469", "\U0001f468\U0001f469"),
+        ("\u0646\u0647\u200c\u0627", "\u0646\u0647\u0627"),
+        ("\U0001f3f4\U000e0067\U000e007f", "\U0001f3f4\U000e0073\U000e007f"),
+    ],
+)
+def test_labels_that_joiners_and_tags_tell_apart_are_two(write, one, other):
+    rows = [{"text": f"t {i}", "label": (one, other)[i % 2]} for i in range(12)]
+    task = tasks.load_task(write("own.jsonl", lines(*rows)))
+    assert set(task.labels) == {one, other}

@@ -54,7 +54,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
             ]
             return self.say(listed)
         siblings = [{"rfilename": each} for each in found]
-        return self.say({"id": name, "sha": sha, "siblings": siblings})
+        hidden = bool(self.hub.private.get(name))
+        said = {"id": name, "sha": sha, "siblings": siblings, "private": hidden}
+        return self.say(said)
 
     do_HEAD = do_GET  # noqa: N815
 
@@ -67,7 +69,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if path == "/api/repos/create":
             asked = json.loads(body)
             name = f"{asked.get('organization') or OWNER}/{asked['name']}"
-            self.hub.repos.setdefault(name, {})
+            if name in self.hub.repos:
+                return self.say({"url": f"{self.hub.endpoint}/{name}"}, 409)
+            self.hub.repos[name] = {}
             hidden = asked.get("private") or asked.get("visibility") == "private"
             self.hub.private[name] = hidden
             return self.say({"url": f"{self.hub.endpoint}/{name}", "name": name})
@@ -84,6 +88,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
             if line["key"] == "file":
                 value = line["value"]
                 found[value["path"]] = base64.b64decode(value["content"])
+            elif line["key"] == "deletedFile":
+                del found[line["value"]["path"]]
         sha = commit(found)
         url = f"{self.hub.endpoint}/{name}/commit/{sha}"
         return self.say({"success": True, "commitOid": sha, "commitUrl": url})

@@ -27,6 +27,7 @@ HF_FILES = {
     "README.md",
     "config.json",
     "model.safetensors",
+    "model.safetensors.sha256",
     "packed.safetensors",
     "tokenizer.json",
     "tokenizer_config.json",

@@ -9,8 +9,8 @@ import pytest
 import bitflax as bf
 from bitflax import cli, model
 from bitflax.data import load_task
-from bitflax.errors import InputMissing, OutputError, UsageError
-from bitflax.inference import stored_model
+from bitflax.errors import ConfigError, InputMissing, OutputError, UsageError
+from bitflax.inference import model_card, stored_model
 from tests.helpers import hub, tinyrun
 from tests.inference import test_exporting, test_predictor
 
@@ -47,6 +47,10 @@ def test_what_is_pushed_is_what_is_loaded(packed, tmp_path):
     text = shlex.quote(TEXTS[0])
     lines = [
         f"export {packed} --format hf --out {tmp_path / 'hf'} --push org/mine --private",
+        f"export {packed} --format hf --out {tmp_path / 'b'} --push org/old",
+        f"export {packed} --format hf --out {tmp_path / 'c'} --push org/other",
+        f"export {packed} --format hf --out {tmp_path / 'd'} --push org/bare",
+        f"export {packed} --format hf --out {tmp_path / 'e'} --push org/old --private",
         f"predict org/mine {text} --json",
         "verify org/mine",
         "inspect org/mine",
@@ -54,13 +58,23 @@ def test_what_is_pushed_is_what_is_loaded(packed, tmp_path):
     ]
     home = tmp_path / "home"
     home.mkdir()
-    with hub.serving() as there:
+    mine = {"README.md": model_card.MARK.encode(), "odd.bin": b"1"}
+    other = {"README.md": b"my model", "model.safetensors": b"1"}
+    bare = {"model.safetensors": b"1"}
+    with hub.serving(old=mine, other=other, bare=bare) as there:
         done = hub.asking(
             COMMANDS, *lines, endpoint=there.endpoint, home=home, HF_TOKEN=hub.TOKEN
         )
         files = there.repos["org/mine"]
-        assert said(done) == [0, 0, 0, 0, 66], done.stderr
+        assert said(done) == [0, 0, 73, 73, 73, 0, 0, 0, 66], done.stderr
         assert there.private["org/mine"] is True
+        # What was there and is not sent is gone; what is not ours stays.
+        assert there.repos["org/old"].keys() == test_exporting.HF_FILES
+        assert there.repos["org/other"] == other
+        assert there.repos["org/bare"] == bare
+        assert done.stderr.count("that bitflax export did not write") == 2
+        assert "org/old: is public on the hub already" in done.stderr
+        assert not [name for name in "cde" if (tmp_path / name).exists()]
     assert files["packed.safetensors"] == packed.read_bytes()
     assert files.keys() == test_exporting.HF_FILES
     assert f"{there.endpoint}/org/mine" in done.stderr
@@ -74,13 +88,25 @@ def test_what_is_pushed_is_what_is_loaded(packed, tmp_path):
     assert "/org/mine/resolve" in " ".join(there.asked)
     assert not [p for p in there.asked if p.endswith("/model.safetensors")]
     # The hub is gone now; what was fetched serves.
+    # A run here of the same last name has nothing to do with it.
+    run = home / "mine"
+    run.mkdir()
+    report = {"task": "t", "metric": "accuracy", "stages": []}
+    (run / "report.json").write_text(json.dumps(report))
+    teacher = {"folder": None, "pretrained": "minilm"}
+    recipe = {"recipe": {"name": "another-run", "teacher": teacher}}
+    (run / "recipe.json").write_text(json.dumps(recipe))
     offline = hub.asking(
         COMMANDS,
         f"export org/mine --format hf --out {tmp_path / 'again'}",
+        "export org/mine --format hf",
         endpoint=there.endpoint,
         home=home,
     )
-    assert said(offline) == [0], offline.stderr
+    assert said(offline) == [0, 0], offline.stderr
+    card = (home / "mine-hf" / "README.md").read_text()
+    assert "another-run" not in card
+    assert "quickstart" in card
     assert (
         tmp_path / "again" / "packed.safetensors"
     ).read_bytes() == packed.read_bytes()
@@ -118,6 +144,24 @@ def test_a_name_that_is_no_hubs_is_refused(name, packed, tmp_path):
         bf.export(packed, tmp_path / "hf", push=name)
 
 
+def test_nothing_is_private_that_is_not_pushed(packed, capsys):
+    assert cli.main(["export", str(packed), "--format", "hf", "--private"]) == 2
+    assert "give --push OWNER/NAME too" in capsys.readouterr().err
+
+
+def test_dense_weights_that_were_changed_are_not_passed_over(packed, tmp_path):
+    out = bf.export(packed, tmp_path / "mine-v1.5")
+    assert bf.load(out, "jax").predict(TEXTS[:1])
+    dense = bytearray((out / "model.safetensors").read_bytes())
+    dense[-1] ^= 1
+    (out / "model.safetensors").write_bytes(dense)
+    with pytest.raises(ConfigError, match="was changed after") as caught:
+        bf.load(out, "jax")
+    assert "remove packed.safetensors" in caught.value.fix
+    (out / "packed.safetensors").unlink()
+    assert bf.load(out, "jax").predict(TEXTS[:1])
+
+
 def test_a_file_is_not_pushed(packed):
     with pytest.raises(UsageError, match="--format hf"):
         bf.export(packed, kind="onnx-int8", push="org/mine")
@@ -145,10 +189,10 @@ def test_a_path_that_is_there_wins(packed, tmp_path, monkeypatch):
 
 
 def test_the_exported_folder_is_the_packed_student(packed, tmp_path):
-    out = bf.export(packed, tmp_path / "hf")
+    out = bf.export(packed, tmp_path / "bert-v1.5")
     mine, its = bf.load(packed, "jax").logits(TEXTS), bf.load(out, "jax").logits(TEXTS)
     assert (mine == its).all()
-    assert bf.export(out, kind="native") == tmp_path / "hf.bitflax"
+    assert bf.export(out, kind="native") == tmp_path / "bert-v1.5.bitflax"
     # A teacher is the dense model, as for transformers.
     assert model.resolve_folder(out) == out
     assert bf.load_pretrained(out)[0] == bf.load_packed(packed)[0]

@@ -1,5 +1,6 @@
 """Settings that no run can use, refused where they are made."""
 
+import dataclasses
 import functools
 
 import jax.numpy as jnp
@@ -94,3 +95,9 @@ def test_patience_that_can_never_end_a_training_early_is_refused(
 def test_patience_with_evaluations_to_spare_is_taken():
     more = ["teacher.patience=2", "teacher.evals=4", "stages.onebit.patience=1"]
     check_plan(bf.load_recipe("quickstart", more))  # of three evaluations
+
+
+def test_a_teacher_that_is_ready_has_any_patience():
+    made = bf.load_recipe("quickstart", ["teacher.patience=9"])
+    ready = dataclasses.replace(made.teacher, folder="ready", pretrained=None)
+    check_plan(dataclasses.replace(made, teacher=ready))

@@ -16,7 +16,7 @@ from bitflax.inference import predictor as inference_predictor
 from bitflax.inference import provenance
 from bitflax.model import pretrained
 from bitflax.packed import file, packing, rounding
-from bitflax.runs import log, stages
+from bitflax.runs import board, log, stages
 from tests.helpers import tinyrun
 from tests.runs import test_log
 
@@ -103,12 +103,20 @@ def test_the_report_is_of_the_form_that_others_read(whole):
 
 
 def test_tensorboard_shows_latent_weights_and_what_was_run(whole):
-    board = whole[0] / "tensorboard"
-    seen = {(step, v.tag) for step, v in test_log.summaries(board / "2-onebit")}
-    steps = {step for step, tag in seen if tag == "weights/layer_0"}
-    assert len(steps) == 2
-    assert 0 in steps
-    texts = {v.tag: v for _, v in test_log.summaries(board / "report")}
+    folder = whole[0] / "tensorboard"
+    seen = test_log.summaries(folder / "2-onebit")
+    found = {step: v.histo for step, v in seen if v.tag == "weights/layer_0"}
+    first, last = (found[step] for step in sorted(found))
+    assert min(found) == 0
+    assert first.sum_squares != last.sum_squares
+    # A stage begins with what the one before it ended with.
+    for histo, stage in ((first, "1-fp32"), (last, "2-onebit")):
+        params = pretrained.load_pretrained(whole[0] / stage / "params", seed=None)[1]
+        values = np.float64(dict(board._by_layer(params))["layer_0"])
+        assert histo.num == values.size
+        assert histo.max == pytest.approx(values.max(), rel=1e-6)
+        assert histo.sum_squares == pytest.approx(np.square(values).sum(), rel=1e-5)
+    texts = {v.tag: v for _, v in test_log.summaries(folder / "report")}
     assert texts.keys() == {f"{n}/text_summary" for n in ("table", "command", "recipe")}
     (table,) = texts["table/text_summary"].tensor.string_val
     assert b"packed" in table

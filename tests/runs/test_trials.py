@@ -102,6 +102,7 @@ def test_one_teacher_pass_serves_all_runs_of_a_seed(tuned):
         (["epochs=1", "epochs=2"], ConfigError, "--over epochs=2"),
         (["teacher=c,d"], ConfigError, "is set twice"),
         (["seed=1,2"], UsageError, "give --seeds 3"),
+        (["teacher.patience=none,9"], ConfigError, "can never end it early"),
         (
             [f"epochs={','.join(map(str, range(1, 10_002)))}"],
             UsageError,
