@@ -89,5 +89,5 @@ def test_the_one_bit_step_compiles_for_devices_that_are_not_there(target, plugin
     )
     (step,) = json.loads(found.stdout)["programs"].values()
     assert step["kernels"] > 0
-    # Gradients in one, the means' counts in another; not one an array.
-    assert step["all-reduces"] <= 2
+    # Gradients together and the means' counts together, not one an array.
+    assert step["all-reduces"] <= 3

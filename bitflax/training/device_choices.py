@@ -1,5 +1,6 @@
 """What a run leaves to its devices: rounding of products, shapes, how XLA compiles."""
 
+import functools
 import os
 from pathlib import Path
 from typing import Any
@@ -70,14 +71,24 @@ def compiler_options(flop: float) -> dict[str, Any] | None:
     Args:
       flop: what a device computes in all calls of the program.
     """
-    platform = parallel.mesh().devices.flat[0].platform
+    platform, found = parallel.mesh().devices.flat[0].platform, {}
     if platform == "gpu":
         flags = os.environ.get("XLA_FLAGS", "")
-        return {name: value for name, value in _GPU.items() if name not in flags}
+        found = {name: value for name, value in _GPU.items() if name not in flags}
     asked = getattr(jax.config, "jax_exec_time_optimization_effort", None)
     if platform == "tpu" and flop < SHORT_FLOP and not asked:
-        return {"exec_time_optimization_effort": -1.0}
-    return None
+        found = {"exec_time_optimization_effort": -1.0}
+    return found if found and _known(tuple(found.items())) else None
+
+
+@functools.cache
+def _known(options: tuple[tuple[str, Any], ...]) -> bool:
+    """Whether this XLA has the options: their names are no part of its promises."""
+    try:
+        jax.jit(lambda x: x + x, compiler_options=dict(options))(0.0)
+    except (jax.errors.JaxRuntimeError, ValueError, AttributeError):
+        return False
+    return True
 
 
 def forward_flop(config: BertConfig, positions: int) -> float:

@@ -210,8 +210,8 @@ def every(args: argparse.Namespace) -> dict[str, dict[str, float]]:
     mesh = mesh_of(args.target)
     platform = {"h100": "gpu", "cpu": "cpu"}.get(args.target, "tpu")
     with (
-        mock.patch.object(parallel, "mesh", lambda devices=None: mesh),
-        mock.patch.object(jax, "default_backend", lambda: platform),
+        mock.patch.object(parallel, "mesh", return_value=mesh),
+        mock.patch.object(jax, "default_backend", return_value=platform),
     ):
         shape = (mesh, args.model, args.rows, args.length, args.steps, args.scored)
         return {

@@ -126,6 +126,12 @@ def test_jax_knows_the_effort_by_that_name():
     assert double(2.0) == 4.0
 
 
+def test_an_option_that_xla_does_not_have_is_left_out(monkeypatch):
+    accelerator(monkeypatch)
+    monkeypatch.setattr(device_choices, "_GPU", {"xla_gpu_no_such_option": 0})
+    assert device_choices.compiler_options(SHORT) is None
+
+
 def test_flop_are_those_of_the_matrices():
     config = BertConfig(
         hidden_size=8, num_attention_heads=2, head_size=3, intermediate_size=5,
