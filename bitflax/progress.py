@@ -54,7 +54,7 @@ class Progress:
         terminal = _is_terminal(stream)
         self._values: dict[str, float] = {}
         self._more: dict[str, float] = {}
-        self._doing = ""
+        self._doing, self._since, self._once = "", 0.0, False
         self._form = _BAR if terminal else _LINE
         self._bar = tqdm(
             total=total,
@@ -92,14 +92,23 @@ class Progress:
         """
         self._values |= _floats(values)
         self._more |= _floats(more)
+        if self._once:
+            waited = time.time() - self._since  # the clock of tqdm
+            self._bar.start_t += waited
+            self._bar.last_print_t += waited
         if values or more or self._doing:
-            self._doing = ""
+            self._doing, self._once = "", False
             self._show()
         self._bar.update(step - self._bar.n)
 
-    def doing(self, what: str) -> None:
-        """Say at once what the next step waits for; the next update takes it away."""
-        self._doing = what
+    def doing(self, what: str, *, once: bool = False) -> None:
+        """Say at once what the next step waits for; the next update takes it away.
+
+        Args:
+          what: in a word or two.
+          once: the steps after it will not wait so: it counts in no time and rate.
+        """
+        self._doing, self._since, self._once = what, time.time(), once
         self._show()
         self._bar.refresh()
 

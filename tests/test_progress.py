@@ -3,6 +3,7 @@
 import fcntl
 import io
 import logging
+import time
 import os
 import pty
 import struct
@@ -182,3 +183,12 @@ def test_who_sets_the_logger_up_has_it_their_way(capsys, caplog):
         LOG.warning("a/3: damaged")
     assert capsys.readouterr().err == ""
     assert caplog.messages == ["a/3: damaged"]
+
+
+@pytest.mark.parametrize("once", [True, False])
+def test_what_is_waited_for_once_is_no_part_of_the_time_left(once):
+    with progress.Progress(100, "1-fp32", stream=io.StringIO()) as bar:
+        bar.doing("compiling", once=once)
+        time.sleep(0.3)
+        bar.update(1)
+        assert (bar._bar.format_dict["elapsed"] < 0.2) is once

@@ -277,7 +277,7 @@ class _Steps:
             shapes = tuple((name, np.shape(x)) for name, x in batch.items())
             if shapes not in compiled:
                 compiled.add(shapes)
-                self.bar.doing("compiling")
+                self.bar.doing("compiling", once=True)
             state, metrics = work.step(state, batch)
             if many:
                 jax.block_until_ready(metrics)
