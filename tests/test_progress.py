@@ -3,7 +3,6 @@
 import fcntl
 import io
 import logging
-import time
 import os
 import pty
 import struct
@@ -11,6 +10,7 @@ import subprocess
 import sys
 import termios
 import textwrap
+import time
 
 import jax.numpy as jnp
 import pytest
