@@ -324,7 +324,8 @@ def test_the_command_writes_and_says_so(capsys, out, own, vectors, monkeypatch):
     ],
 )
 def test_mistakes_are_two_lines(capsys, out, own, more, status, problem):
-    argv = ["augment", str(own[0]), "--dev", str(own[1]), "--out", str(out), *more]
+    place = [] if "--out" in more else ["--out", str(out)]
+    argv = ["augment", str(own[0]), "--dev", str(own[1]), *place, *more]
     assert cli.main(argv) == status
     error = [x for x in capsys.readouterr().err.splitlines() if "note:" not in x]
     assert len(error) == 2
