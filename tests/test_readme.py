@@ -117,6 +117,19 @@ def test_the_own_quantizer_packs_to_one_bit(finished):
     assert all(line.split()[0] == "1" for line in kernels)
 
 
+def test_the_own_recipe_runs_to_a_packed_file_of_one_bit(tmp_path):
+    (code,) = pages.blocks(pages.PAGES["extending.md"], "python mine.py")
+    (tmp_path / "mine.py").write_text(code)
+    teacher = f"teacher={tinyrun.write_teacher(tmp_path / 'teacher')}"
+    task = f"task={tinyrun.write_task(tmp_path)}"
+    short = ["layers=1", "data.max_length=16", "teacher.steps=2"]
+    short += ["stages.onebit.steps=2", task, teacher]
+    rows = tinyrun.run(tmp_path / "mine.py", tmp_path / "run", *short)
+    assert (rows[-1].name, rows[-1].bits) == ("packed", 1)
+    log = (tmp_path / "run" / "log.jsonl").read_text()
+    assert '"loss/margin"' in log
+
+
 def faults(command: str) -> str:
     """Return why a command line is none, or its recipe or settings are not there."""
     try:
