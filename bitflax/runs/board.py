@@ -70,7 +70,9 @@ class Board:
         from tensorboardX import summary
 
         for name, text in texts.items():
-            self._add(stage, 0, summary.text(name, text))
+            # A path may hold bytes that are no UTF-8.
+            plain = text.encode(errors="backslashreplace").decode()
+            self._add(stage, 0, summary.text(name, plain))
 
     def rewind(self, stage: str, step: int) -> None:
         """Let TensorBoard drop what a stage has from a step on: it comes again."""
