@@ -70,3 +70,10 @@ def test_texts_are_shown_as_texts(shown, tmp_path):
     assert [v.tag for v in found] == ["table/text_summary", "command/text_summary"]
     assert found[0].metadata.plugin_data.plugin_name == "text"
     assert found[0].tensor.string_val == [b"a | b"]
+
+
+def test_a_path_that_is_no_utf_8_is_shown(shown, tmp_path):
+    shown.texts("report", {"command": "bitflax run \udcff"})
+    shown.close()
+    (found,) = (v for _, v in summaries(tmp_path / "tensorboard" / "report"))
+    assert found.tensor.string_val == [b"bitflax run \\udcff"]
