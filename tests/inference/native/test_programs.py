@@ -115,9 +115,10 @@ def driver(program, *words) -> str:
 @pytest.mark.slow
 def test_models_of_all_kinds_run_without_a_report(sanitized, tmp_path):
     paths = written(tmp_path)
-    for target in driver(sanitized, "targets").strip().split(","):
+    for number, target in enumerate(driver(sanitized, "targets").strip().split(",")):
         for path in paths.values():
-            for threads in (1, 3):
+            # What one thread does is no target's own.
+            for threads in (1, 3) if number == 0 else (3,):
                 assert driver(sanitized, "run", path, target, threads)
 
 
