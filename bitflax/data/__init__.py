@@ -5,6 +5,7 @@ from bitflax.data.baselines import measure_baselines as measure_baselines
 from bitflax.data.batches import Batches as Batches
 from bitflax.data.batches import buckets_for as buckets_for
 from bitflax.data.columns import to_examples as to_examples
+from bitflax.data.corpus import EVAL_BATCHES as EVAL_BATCHES
 from bitflax.data.corpus import CorpusBatches as CorpusBatches
 from bitflax.data.examples import Examples as Examples
 from bitflax.data.examples import NamedTask as NamedTask

@@ -230,8 +230,6 @@ def _loader() -> Callable[..., Any]:
 
 
 def _unread(name: str, error: Exception) -> ConfigError:
-    if isinstance(error, InputMissing):
-        raise error
     said = " ".join(str(error).split())[:300]
     fix = f"name a configuration, as in {name}/CONFIG, or give another data set"
     return ConfigError(name, f"{type(error).__name__}: {said}", fix=fix)

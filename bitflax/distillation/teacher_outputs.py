@@ -5,6 +5,7 @@ every epoch. Kept outputs come with the batch, and ``outputs_reader`` makes the 
 function that reads them there: the train step does not know the difference.
 """
 
+import functools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -179,6 +180,7 @@ def fill(
     names: frozenset[str],
     *,
     share: Callable[[Batch], Batch] = dict,
+    compiler_options: dict[str, Any] | None = None,
 ) -> Iterator[TeacherOutputs]:
     """Compute and keep a teacher's outputs; yields after each batch, for progress.
 
@@ -190,10 +192,11 @@ def fill(
       names: which of them, from ``used_outputs``.
       share: shares a batch's rows out over devices; where it does, ``params`` are
         replicated.
+      compiler_options: as ``jax.jit`` takes them.
     """
     kept = TeacherOutputs(names, outputs, batches)
 
-    @jax.jit
+    @functools.partial(jax.jit, compiler_options=compiler_options)
     def run(params, batch):
         out = teacher(params, batch)
         flat = dict(zip(_names(out), jax.tree.leaves(out), strict=True))

@@ -3,21 +3,20 @@
 import dataclasses
 import functools
 import hashlib
-import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import jax
 import numpy as np
 
 from bitflax import distillation, model, training
-from bitflax.data import Batches, CorpusBatches, Task, Tokenizer, Tokens
+from bitflax.data import EVAL_BATCHES, Batches, CorpusBatches, Task, Tokenizer, Tokens
 from bitflax.errors import ConfigError
 from bitflax.packed import Rest, stored
 from bitflax.quantization import quantize
 from bitflax.recipe import Data, Recipe, Stage, planned_steps
 from bitflax.runs.folder import RunFolder
+from bitflax.runs.surroundings import memory
 from bitflax.types import BertConfig, Mean, Model, Outputs, Params
 
 MOST_KEPT_BYTES = 4 << 30
@@ -164,7 +163,7 @@ class TaskData:
 
     def _fits(self, size: int, most: int | None) -> bool:
         """Whether outputs may be kept; others make room for them."""
-        most = min(MOST_KEPT_BYTES, _memory() // 4) if most is None else most
+        most = min(MOST_KEPT_BYTES, memory() // 4) if most is None else most
         if size > most:
             return False
         if sum(kept.nbytes for _, kept in self.kept_outputs) + size > most:
@@ -180,6 +179,8 @@ class TaskData:
         used: frozenset[str],
     ) -> distillation.TeacherOutputs:
         """Return a teacher's outputs, computed on all devices."""
+        positions = batches.padded_tokens // self.mesh.size
+        flop = training.forward_flop(teacher.config, positions)
         filling = distillation.fill(
             model.bert(teacher.config, dtype=stage.teacher_dtype),
             training.replicate(teacher.params, self.mesh),
@@ -187,6 +188,7 @@ class TaskData:
             outputs,
             used,
             share=functools.partial(training.shard_batch, mesh=self.mesh),
+            compiler_options=training.compiler_options(flop),
         )
         with self.run.progress(batches.steps_per_epoch, "teacher's outputs") as bar:
             for number, filled in enumerate(filling, 1):
@@ -218,14 +220,6 @@ def stored_values(
     if stage.corpus is not None:
         return functools.partial(quantize, rules=stage.rules, lazy=lazy)
     return functools.partial(stored, rules=stage.rules, rest=rest, lazy=lazy)
-
-
-def _memory() -> int:
-    whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    try:  # a container has less than its machine
-        return min(whole, int(Path("/sys/fs/cgroup/memory.max").read_text()))
-    except (OSError, ValueError):
-        return whole
 
 
 def _used(stage: Stage, teacher: Model, start: Model, batches: Any):
@@ -311,7 +305,13 @@ class CorpusData:
         # What is held out does not depend on the order.
         batches = self._batches(0, stage)
 
-        @jax.jit
+        most = stage.evals * EVAL_BATCHES * batches.rows * batches.length
+        positions = most // self.mesh.size
+        flop = training.forward_flop(student, positions)
+        flop += training.forward_flop(self.teacher.config, positions)
+        options = training.compiler_options(flop)
+
+        @functools.partial(jax.jit, compiler_options=options)
         def measure(params: Params, teacher: Params, batch: Any) -> dict[str, Mean]:
             values = quantize(params, stage.rules) if stage.rules else params
             parts = stage.loss(apply(values, batch), teach(teacher, batch), batch)

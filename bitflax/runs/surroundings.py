@@ -5,6 +5,7 @@ import importlib.metadata
 import os
 import platform
 from collections.abc import Collection, Iterator
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -16,6 +17,15 @@ _PACKAGES = (
     *("bitflax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint"),
     *("transformers", "tokenizers", "numpy"),
 )
+
+
+def memory() -> int:
+    """Return the bytes of memory that this machine or container has."""
+    whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    try:  # a container has less than its machine
+        return min(whole, int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    except (OSError, ValueError):
+        return whole
 
 
 def versions() -> dict[str, str]:

@@ -170,7 +170,7 @@ def run_trials(
         out.mkdir(parents=True, exist_ok=True)
     rows: list[list[report.Row]] = []
     kept: list[Any] = []
-    with training.compiled_in(out / "cache"):
+    with training.compiled_for_user(out / "cache"):
         for trial in trials:
             say(f"{len(rows) + 1} of {len(trials)}: {trial.name}")
             rest = (*_without_seed(settings), *trial.settings, f"seed={trial.seed}")

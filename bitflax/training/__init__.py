@@ -1,7 +1,6 @@
 """One training: optimizer, step, devices, hosts, checkpoints."""
 
 from bitflax.training.compile_cache import compiled_for_user as compiled_for_user
-from bitflax.training.compile_cache import compiled_in as compiled_in
 from bitflax.training.device_choices import chosen_dtype as chosen_dtype
 from bitflax.training.device_choices import compiler_options as compiler_options
 from bitflax.training.device_choices import forward_flop as forward_flop

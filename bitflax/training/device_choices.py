@@ -18,7 +18,7 @@ SHORT_FLOP = 1e14
 """What a TPU computes while XLA optimises a program for it: for a v5e, a step of 2e11
 FLOP compiles in 118 CPU seconds, or in 12 at the least effort, which its compiler
 estimates to run 4 times as slowly: 36 ms more. On a host of many cores 100 CPU seconds
-are some 20; a fifth of a minute is 300 of those steps, and 100 of BERT-base's."""
+are some 20 of waiting, which 550 such steps lose: 1.2e14 FLOP (estimated)."""
 _GPU = {"xla_gpu_enable_triton_gemm": False, "xla_gpu_autotune_level": 0}
 """Products go to cuBLAS, by its own rules. Else XLA measures its ways to compute each
 of some hundred products, shape by shape, which took an H200 most of half a minute."""
