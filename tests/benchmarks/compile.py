@@ -30,16 +30,42 @@ from bitflax.training import parallel
 from bitflax.types import INPUTS
 from tests.benchmarks import common, steps
 
-H100 = """gpu_device_info {
+GPU = """gpu_device_info {{
   threads_per_block_limit: 1024 threads_per_warp: 32 shared_memory_per_block: 49152
-  shared_memory_per_core: 233472 threads_per_core_limit: 2048 core_count: 132
-  fpus_per_core: 128 block_dim_limit_x: 2147483647 block_dim_limit_y: 65535
-  block_dim_limit_z: 65535 memory_bandwidth: 3352320000000 l2_cache_size: 52428800
-  clock_rate_ghz: 1.98 device_memory_size: 84942979072
-  shared_memory_per_block_optin: 232448 cuda_compute_capability { major: 9 }
-  registers_per_core_limit: 65536 registers_per_block_limit: 65536 }
-platform_name: "CUDA" dnn_version_info { major: 9 minor: 10 patch: 0 }
-device_description_str: "NVIDIA H100 80GB HBM3" """
+  block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
+  registers_per_core_limit: 65536 registers_per_block_limit: 65536
+  core_count: {cores} fpus_per_core: {fpus} threads_per_core_limit: {threads}
+  shared_memory_per_core: {shared} shared_memory_per_block_optin: {optin}
+  memory_bandwidth: {bandwidth} device_memory_size: {memory} l2_cache_size: {cache}
+  clock_rate_ghz: {clock}
+  cuda_compute_capability {{ major: {major} minor: {minor} }} }}
+platform_name: "CUDA" dnn_version_info {{ major: 9 minor: 10 patch: 0 }}
+device_description_str: "{name}" """
+GPUS: dict[str, dict[str, Any]] = {
+    "h100": {
+        "name": "NVIDIA H100 80GB HBM3", "major": 9, "minor": 0, "cores": 132,
+        "fpus": 128, "threads": 2048, "shared": 233472, "optin": 232448,
+        "bandwidth": 3352320000000, "memory": 84942979072, "cache": 52428800,
+        "clock": 1.98,
+    },
+    "a100": {
+        "name": "NVIDIA A100-SXM4-80GB", "major": 8, "minor": 0, "cores": 108,
+        "fpus": 64, "threads": 2048, "shared": 167936, "optin": 166912,
+        "bandwidth": 2039000000000, "memory": 84942979072, "cache": 41943040,
+        "clock": 1.41,
+    },
+    "l4": {
+        "name": "NVIDIA L4", "major": 8, "minor": 9, "cores": 58, "fpus": 128,
+        "threads": 1536, "shared": 102400, "optin": 101376, "bandwidth": 300096000000,
+        "memory": 23553507328, "cache": 50331648, "clock": 2.04,
+    },
+    "t4": {
+        "name": "Tesla T4", "major": 7, "minor": 5, "cores": 40, "fpus": 64,
+        "threads": 1024, "shared": 65536, "optin": 65536, "bandwidth": 320064000000,
+        "memory": 15812526080, "cache": 4194304, "clock": 1.59,
+    },
+}  # fmt: skip
+"""NVIDIA's data sheets: cores are multiprocessors, memory in bytes and bytes/s."""
 COLUMNS = (
     "program", "CPU s", "lines", "kernels", "all-reduces", "GFLOP", "temporary, MB",
     "held, MB",
@@ -47,13 +73,18 @@ COLUMNS = (
 
 
 def mesh_of(target: str) -> jax.sharding.Mesh:
-    """Return the devices of a TPU slice (``v5e:2x4``), ``h100``, or this processor."""
+    """Return the devices of a TPU slice (``v5e:2x4``), a GPU, or this processor.
+
+    ``v5e:1x1`` is one chip of a host's four, as Colab lends it.
+    """
     if target == "cpu":
         return parallel.mesh()
-    if target != "h100":
+    if target not in GPUS:
         os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
-        return parallel.mesh(topologies.get_topology_desc(target, "tpu").devices)
-    options = {"topology": "1x1x1", "target_config": H100}
+        slice_of = "v5e:2x2" if target == "v5e:1x1" else target
+        devices = topologies.get_topology_desc(slice_of, "tpu").devices
+        return parallel.mesh(devices[:1] if target == "v5e:1x1" else devices)
+    options = {"topology": "1x1x1", "target_config": GPU.format(**GPUS[target])}
     return parallel.mesh(
         topologies.get_topology_desc("1x1x1", "cuda", **options).devices
     )
@@ -187,7 +218,9 @@ def measured(fn: Any, shapes: tuple) -> dict[str, float]:
 def main() -> None:
     """Print the programs; the table goes to stderr, the JSON to stdout."""
     options = argparse.ArgumentParser(description=__doc__)
-    options.add_argument("--target", default="cpu", help="v5e:2x4, h100, cpu, ...")
+    options.add_argument(
+        "--target", default="cpu", help="v5e:2x4, v5e:1x1, h100, a100, l4, t4, cpu, ..."
+    )
     options.add_argument("--model", choices=common.MODELS, default="minilm")
     options.add_argument("--rows", type=int, default=32)
     options.add_argument("--length", type=int, default=80)
@@ -208,7 +241,8 @@ def main() -> None:
 def every(args: argparse.Namespace) -> dict[str, dict[str, float]]:
     """Return what every program of a target costs, as a run there compiles it."""
     mesh = mesh_of(args.target)
-    platform = {"h100": "gpu", "cpu": "cpu"}.get(args.target, "tpu")
+    platform = "gpu" if args.target in GPUS else "tpu"
+    platform = "cpu" if args.target == "cpu" else platform
     with (
         mock.patch.object(parallel, "mesh", return_value=mesh),
         mock.patch.object(jax, "default_backend", return_value=platform),
