@@ -4,6 +4,7 @@ An engine is a function of a batch (``input_ids``, ``attention_mask`` and
 ``token_type_ids``, int32 [rows, tokens]) to float32 logits [rows, labels].
 """
 
+import functools
 import importlib.metadata
 import importlib.util
 import logging
@@ -26,6 +27,8 @@ from bitflax.types import INPUTS, BertConfig, Params
 Engine = Callable[[Mapping[str, np.ndarray]], np.ndarray]
 
 ENGINES = ("auto", "native", "jax", "onnx")
+ASKED = 2**19
+"""Token positions that a program of jax's is taken to answer: some thousand texts."""
 _LOG = logging.getLogger(__name__)
 
 
@@ -220,7 +223,11 @@ def _jax(config: BertConfig, params: Params, act: Any) -> Engine:
 
     held = jax.device_put(trees.map_paths(unpack, params))
     apply = model.bert(config, act, integers=integers)
-    step = jax.jit(lambda params, batch: apply(params, batch).logits)
+    options = model.compiler_options(model.forward_flop(config, ASKED))
+
+    @functools.partial(jax.jit, compiler_options=options)
+    def step(params: Params, batch: Mapping[str, jax.Array]) -> jax.Array:
+        return apply(params, batch).logits
 
     def engine(batch: Mapping[str, np.ndarray]) -> np.ndarray:
         return np.asarray(step(held, {name: batch[name] for name in INPUTS}))

@@ -3,6 +3,8 @@
 from bitflax.model.apply import bert as bert
 from bitflax.model.apply import init_act as init_act
 from bitflax.model.apply import init_params as init_params
+from bitflax.model.compiling import compiler_options as compiler_options
+from bitflax.model.compiling import forward_flop as forward_flop
 from bitflax.model.hf_config import config_from_hf as config_from_hf
 from bitflax.model.hf_config import config_to_hf as config_to_hf
 from bitflax.model.hf_weights import EXTRA_FILE as EXTRA_FILE

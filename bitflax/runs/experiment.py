@@ -134,7 +134,7 @@ class TaskData:
             self.task.regression,
             self.mesh,
             stored_values(stage, self.rest),
-            training.compiler_options(training.forward_flop(student, positions)),
+            model.compiler_options(model.forward_flop(student, positions)),
         )
 
     def kept(
@@ -180,7 +180,7 @@ class TaskData:
     ) -> distillation.TeacherOutputs:
         """Return a teacher's outputs, computed on all devices."""
         positions = batches.padded_tokens // self.mesh.size
-        flop = training.forward_flop(teacher.config, positions)
+        flop = model.forward_flop(teacher.config, positions)
         filling = distillation.fill(
             model.bert(teacher.config, dtype=stage.teacher_dtype),
             training.replicate(teacher.params, self.mesh),
@@ -188,7 +188,7 @@ class TaskData:
             outputs,
             used,
             share=functools.partial(training.shard_batch, mesh=self.mesh),
-            compiler_options=training.compiler_options(flop),
+            compiler_options=model.compiler_options(flop),
         )
         with self.run.progress(batches.steps_per_epoch, "teacher's outputs") as bar:
             for number, filled in enumerate(filling, 1):
@@ -307,9 +307,9 @@ class CorpusData:
 
         most = stage.evals * EVAL_BATCHES * batches.rows * batches.length
         positions = most // self.mesh.size
-        flop = training.forward_flop(student, positions)
-        flop += training.forward_flop(self.teacher.config, positions)
-        options = training.compiler_options(flop)
+        flop = model.forward_flop(student, positions)
+        flop += model.forward_flop(self.teacher.config, positions)
+        options = model.compiler_options(flop)
 
         @functools.partial(jax.jit, compiler_options=options)
         def measure(params: Params, teacher: Params, batch: Any) -> dict[str, Mean]:

@@ -370,10 +370,10 @@ def _step(
         return training.shard_batch(found, experiment.mesh) if many else found
 
     positions = steps * batches.batch(0)["input_ids"].size // experiment.mesh.size
-    flop = 3 * training.forward_flop(start.config, positions)
+    flop = 3 * model.forward_flop(start.config, positions)
     if teacher is not None and kept is None:
-        flop += training.forward_flop(teacher.config, positions)
-    options = training.compiler_options(flop)
+        flop += model.forward_flop(teacher.config, positions)
+    options = model.compiler_options(flop)
     mapped = training.data_parallel(step, experiment.mesh, options)
     params = None
     if teacher is not None and kept is None:

@@ -2,8 +2,6 @@
 
 from bitflax.training.compile_cache import compiled_for_user as compiled_for_user
 from bitflax.training.device_choices import chosen_dtype as chosen_dtype
-from bitflax.training.device_choices import compiler_options as compiler_options
-from bitflax.training.device_choices import forward_flop as forward_flop
 from bitflax.training.device_choices import shape_tokens as shape_tokens
 from bitflax.training.evaluation import Evaluator as Evaluator
 from bitflax.training.hosts import barrier as barrier

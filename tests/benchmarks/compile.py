@@ -24,7 +24,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import bitflax as bf
-from bitflax import packed, training
+from bitflax import model, packed, training
 from bitflax.distillation import teacher_outputs
 from bitflax.training import parallel
 from bitflax.types import INPUTS
@@ -112,7 +112,7 @@ def programs(
         return jax.tree.map(at, tree)
 
     def options(flop: float, calls: int) -> dict[str, Any] | None:
-        return training.compiler_options(flop * calls)
+        return model.compiler_options(flop * calls)
 
     teacher, student, layers = steps.configs(name)
     params = jax.eval_shape(
@@ -127,7 +127,7 @@ def programs(
         for key, kind in row.items()
     }
     forward = functools.partial(
-        training.forward_flop, positions=rows * length // mesh.size
+        model.forward_flop, positions=rows * length // mesh.size
     )
     dtype = training.chosen_dtype("auto")
     words = " bf16" if dtype else ""

@@ -3,6 +3,7 @@
 import importlib.util
 import sys
 
+import jax
 import numpy as np
 import pytest
 
@@ -82,3 +83,17 @@ def test_pairs_run_in_onnx_too(packed):
     for row, pair in zip(made.logits(pairs), pairs, strict=True):
         expected = test_predictor.alone(pair, tree=packed)
         np.testing.assert_allclose(row, expected, atol=2e-5)
+
+
+def test_jax_measures_nothing_on_a_gpu(packed, monkeypatch):
+    expected, asked = logits(packed, None, "jax"), []
+
+    def jit(fn, **options):
+        asked.append(options.get("compiler_options"))
+        return compiled(fn, **options)
+
+    compiled = jax.jit
+    monkeypatch.setattr(jax, "jit", jit)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    np.testing.assert_array_equal(logits(packed, None, "jax"), expected)
+    assert {"xla_gpu_autotune_level": 0}.items() <= asked[-1].items()

@@ -5,6 +5,7 @@ Devlin et al. 2018 (arXiv:1810.04805), as Hugging Face computes it in
 """
 
 import functools
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -84,8 +85,12 @@ class MaskedLM:
         def best(params, head, batch, places, count):
             return jax.lax.top_k(logits(params, head, batch, places), count)[1]
 
-        self.logits = jax.jit(logits)
-        self._best = jax.jit(best, static_argnames="count")
+        # How many texts will come is not known here; mostly a whole data set's.
+        compiled = functools.partial(
+            jax.jit, compiler_options=model.compiler_options(math.inf)
+        )
+        self.logits = compiled(logits)
+        self._best = compiled(best, static_argnames="count")
 
     def __call__(self, inputs: Sequence[Masked], count: int) -> list[list[int]]:
         """Return the ids of the ``count`` likeliest words at each mask."""
