@@ -281,22 +281,25 @@ class _Steps:
             state, metrics = work.step(state, batch)
             if many:
                 jax.block_until_ready(metrics)
+            # Read before the next step was sent, numbers would have the device wait.
+            if (number - 1) % LOG_EVERY == 0:
+                self._log(number - 1, waiting)
             waiting.append(metrics)
             self.bar.update(number, {})
-            last = number == work.steps
-            if number % LOG_EVERY == 0 or last:
-                self._log(number, _means(work, number, waiting))
-                waiting = []
+            last, told = number == work.steps, number % LOG_EVERY == 0
             scored = number % work.eval_every == 0 or last
             if scored:
+                if told or last:
+                    self._log(number, waiting)
                 scores = self._score(number, state)
                 last = self._ends(number, scores) or last
-                if last and waiting:
-                    self._log(number, _means(work, number, waiting))
-                    waiting = []
+                if last:
+                    self._log(number, waiting)
             better = scored and work.keeps_best
             due, stop = self.pauses.at(number, last)
             if better or due or stop:
+                if told:
+                    self._log(number, waiting)
                 # A state that diverged is not worth saving.
                 _means(work, number, waiting)
                 waiting = _numbers(waiting)
@@ -319,7 +322,12 @@ class _Steps:
             self.bar.write(f"ends at step {number} of {work.steps}: {problem}")
         return ends
 
-    def _log(self, number: int, values: Scores) -> None:
+    def _log(self, number: int, waiting: list[Any]) -> None:
+        """Tell the means of the steps up to this one that no line has told yet."""
+        if not waiting:
+            return
+        values = _means(self.work, number, waiting)
+        waiting.clear()
         rate = float(self.work.rate(number - 1))
         name = self.work.name
         self.run.log({"stage": name, "step": number, "loss": values, "lr": rate})

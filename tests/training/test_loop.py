@@ -220,6 +220,28 @@ def test_a_training_logs_means_rates_and_scores(whole):
         np.testing.assert_allclose(line["loss/loss"], line["loss/labels"], rtol=1e-6)
 
 
+def test_numbers_are_read_when_the_device_has_the_next_step(
+    step, whole, tmp_path, monkeypatch
+):
+    order, read = [], jax.device_get
+
+    def noted(state, batch):
+        order.append("step")
+        return step(state, batch)
+
+    def device_get(values):
+        order.extend([f"read {len(values)}"] * bool(values))
+        return read(values)
+
+    monkeypatch.setattr(jax, "device_get", device_get)
+    run(tmp_path / "run", noted)
+    two = ["step", "step"]
+    # At 4 and 8 there are scores, and the losses' line stands before theirs.
+    order = [x for x in order if x != "read 1"]
+    assert order == [*two, "step", "read 2", "step", "read 2"] * 2 + ["step"]
+    assert logged(tmp_path / "run") == whole[1]
+
+
 def test_the_best_of_a_training_is_kept(step, tmp_path):
     seen = []
 
