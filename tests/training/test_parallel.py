@@ -119,6 +119,15 @@ def test_the_devices_of_a_process_stand_side_by_side():
     assert [device.id for device in found] == [0, 1, 4, 5, 2, 3, 6, 7]
 
 
+def test_what_lies_on_all_devices_stays_there(monkeypatch):
+    mesh = bf.mesh(jax.devices()[:4])
+    tree = {"w": np.ones(3), "key": jax.random.key(0), "there": jnp.ones(2)}
+    placed = parallel.replicate(tree, mesh)
+    assert all(len(x.sharding.device_set) == 4 for x in jax.tree.leaves(placed))
+    monkeypatch.setattr(jax, "device_put", None)
+    assert parallel.replicate(placed, mesh)["w"] is placed["w"]
+
+
 def test_shard_batch_lays_rows_on_their_devices():
     mesh = bf.mesh(jax.devices()[:4])
     batch = small.batch(8, 0)
