@@ -106,9 +106,12 @@ class Progress:
 
         Args:
           what: in a word or two.
-          once: the steps after it will not wait so: it counts in no time and rate.
+          once: the steps after it will not wait so: it counts in no time and rate,
+            however often it is said until the next update.
         """
-        self._doing, self._since, self._once = what, time.time(), once
+        if not (once and self._once):
+            self._since = time.time()
+        self._doing, self._once = what, once
         self._show()
         self._bar.refresh()
 

@@ -185,6 +185,15 @@ def test_who_sets_the_logger_up_has_it_their_way(capsys, caplog):
     assert caplog.messages == ["a/3: damaged"]
 
 
+def test_what_is_said_again_is_waited_for_once():
+    with progress.Progress(100, "1-fp32", stream=io.StringIO()) as bar:
+        for number in (1, 2, 3):
+            bar.doing(f"compiling {number} of 3", once=True)
+            time.sleep(0.15)
+        bar.update(1)
+        assert bar._bar.format_dict["elapsed"] < 0.2
+
+
 @pytest.mark.parametrize("once", [True, False])
 def test_what_is_waited_for_once_is_no_part_of_the_time_left(once):
     with progress.Progress(100, "1-fp32", stream=io.StringIO()) as bar:

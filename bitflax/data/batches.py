@@ -154,6 +154,13 @@ class Batches:
         used = {bucket for bucket, _ in self._plan(None)}
         return tuple((self.rows, bucket) for bucket in sorted(used))
 
+    def first_steps(self) -> list[int]:
+        """Return the first step of each shape, counted as ``batch`` does."""
+        steps: dict[int, int] = {}
+        for step, (bucket, _) in enumerate(self._plan(0)):
+            steps.setdefault(bucket, step)
+        return list(steps.values())
+
     def batch(self, step: int, part: Part = (0, 1)) -> dict[str, np.ndarray]:
         """Return the batch of a global step, counted from 0 over all epochs.
 

@@ -55,7 +55,7 @@ class StageData(Protocol):
 
     def scorer(
         self, stage: Stage, student: BertConfig
-    ) -> Callable[[Params], dict[str, float]]:
+    ) -> training.Evaluator | training.LossEvaluator:
         """Return what scores a stage's parameters: ``params -> {name: value}``."""
         ...
 
@@ -295,9 +295,7 @@ class CorpusData:
     def kept(self, stage: Stage, teacher: Model, start: Model, batches: Any) -> None:
         """Return None: no piece comes often enough to keep its teacher's outputs."""
 
-    def scorer(
-        self, stage: Stage, student: BertConfig
-    ) -> Callable[[Params], dict[str, float]]:
+    def scorer(self, stage: Stage, student: BertConfig) -> training.LossEvaluator:
         """Return ``params -> {part of the loss: mean}`` on what is held out."""
         apply = distillation.projected(model.bert(student, stage.act))
         teach = model.bert(self.teacher.config)
@@ -311,25 +309,12 @@ class CorpusData:
         flop += model.forward_flop(self.teacher.config, positions)
         options = model.compiler_options(flop)
 
-        @functools.partial(jax.jit, compiler_options=options)
         def measure(params: Params, teacher: Params, batch: Any) -> dict[str, Mean]:
             values = quantize(params, stage.rules) if stage.rules else params
             parts = stage.loss(apply(values, batch), teach(teacher, batch), batch)
             return distillation.named(parts)
 
-        def score(params: Params) -> dict[str, float]:
-            found, params = [], training.replicate(params, self.mesh)
-            for batch in batches.evaluation(training.process_part()):
-                sharded = training.shard_batch(batch, self.mesh)
-                # Read at once: CPU devices that run ahead may wait for good.
-                found.append(jax.device_get(measure(params, teacher, sharded)))
-            parts: Any = jax.tree.map(lambda *leaves: np.sum(leaves), *found)
-            return {
-                "loss": float(distillation.total(parts)),
-                **{name: float(part) for name, part in parts.items() if name != "loss"},
-            }
-
-        return score
+        return training.LossEvaluator(measure, teacher, batches, self.mesh, options)
 
 
 @dataclasses.dataclass

@@ -5,7 +5,7 @@ Everything that can be checked is checked before the first step.
 
 import functools
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -272,6 +272,15 @@ def _trained(
     key = jax.random.fold_in(jax.random.key(experiment.recipe.seed), number)
     state = training.init_state(small.params, optimizer, key=key)
     state = training.replicate(state, experiment.mesh)
+
+    def programs() -> Iterator[training.Program]:
+        # By their first calls; those of a corpus have one shape.
+        firsts = [0] if stage.corpus else batches.first_steps()
+        for shapes in (training.described(batch(i)) for i in firsts if i < steps):
+            args = training.described((state, teacher_params))
+            yield training.Program(step, (*args, shapes))
+        yield from scorer.programs(state.params)
+
     work = training.Training(
         name=folder.name,
         folder=folder,
@@ -279,6 +288,7 @@ def _trained(
         batch=batch,
         step=lambda state, batch: step(state, teacher_params, batch),
         evaluate=scorer,
+        programs=programs,
         metric=data.metric,
         eval_every=-(-steps // stage.evals),
         rate=jax.jit(training.learning_rate(stage.optim, steps)),
@@ -375,6 +385,7 @@ def _step(
         flop += model.forward_flop(teacher.config, positions)
     options = model.compiler_options(flop)
     mapped = training.data_parallel(step, experiment.mesh, options)
+    mapped = training.Ahead(mapped)
     params = None
     if teacher is not None and kept is None:
         params = training.replicate(teacher.params, experiment.mesh)

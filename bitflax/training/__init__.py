@@ -1,9 +1,13 @@
 """One training: optimizer, step, devices, hosts, checkpoints."""
 
+from bitflax.training.ahead import Ahead as Ahead
+from bitflax.training.ahead import Program as Program
+from bitflax.training.ahead import described as described
 from bitflax.training.compile_cache import compiled_for_user as compiled_for_user
 from bitflax.training.device_choices import chosen_dtype as chosen_dtype
 from bitflax.training.device_choices import shape_tokens as shape_tokens
 from bitflax.training.evaluation import Evaluator as Evaluator
+from bitflax.training.evaluation import LossEvaluator as LossEvaluator
 from bitflax.training.hosts import barrier as barrier
 from bitflax.training.hosts import broadcast as broadcast
 from bitflax.training.hosts import initialize as initialize

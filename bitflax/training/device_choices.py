@@ -1,7 +1,10 @@
-"""What a run leaves to its devices: rounding of products, shapes of batches."""
+"""What a run leaves to its devices: rounding, shapes, what is compiled ahead."""
 
+import os
 from pathlib import Path
 from typing import Any
+
+import jax
 
 from bitflax.training import parallel
 
@@ -45,6 +48,20 @@ def shape_tokens(parameters: int) -> int | None:
     if parallel.mesh().devices.flat[0].platform == "cpu":
         return None
     return int(COMPILE_FLOP / (STEP_FLOP * EPOCHS * parameters))
+
+
+def compile_threads() -> int:
+    """Return how many threads compile a stage's programs before they are called.
+
+    One for four cores, at most four: XLA itself compiles a program on several
+    (estimated). 0 is none ahead: on a processor, whose cores the steps need; with many
+    processes, which save and stop at a step that all agree on: one that gave up waiting
+    for a program would leave the others in a step.
+    """
+    accelerator = parallel.mesh().devices.flat[0].platform != "cpu"
+    if not accelerator or jax.process_count() > 1:
+        return 0
+    return max(1, min(4, (os.cpu_count() or 1) // 4))
 
 
 def multiplies_bfloat16(device: Any) -> bool:

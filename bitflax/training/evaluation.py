@@ -1,15 +1,17 @@
-"""A model's scores on a task's dev examples, over all devices of all processes."""
+"""A model's scores on what it does not learn from, over all processes' devices."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
-from bitflax import data
-from bitflax.data import Batches
-from bitflax.training import hosts, parallel, steps
-from bitflax.types import INPUTS, ApplyFn, Params
+from bitflax import data, distillation
+from bitflax.data import Batches, CorpusBatches
+from bitflax.training import ahead, hosts, parallel, steps
+from bitflax.types import INPUTS, ApplyFn, Mean, Params
 
 
 class Evaluator:
@@ -40,13 +42,27 @@ class Evaluator:
     ):
         self._batches, self._labels, self._scores = batches, labels, scores
         self._regression, self._mesh = regression, mesh
-        self._quantize = None if quantize is None else jax.jit(quantize)
-        self._step = steps.make_eval_step(apply, compiler_options)
+        self._quantize = None if quantize is None else ahead.Ahead(jax.jit(quantize))
+        self._step = ahead.Ahead(steps.make_eval_step(apply, compiler_options))
+
+    def programs(self, params: Params) -> Iterator[ahead.Program]:
+        """Yield what scoring these parameters, or their shapes, compiles."""
+        values = params = ahead.described(params, NamedSharding(self._mesh, P()))
+        if self._quantize is not None:
+            yield ahead.Program(self._quantize, (params,))
+            shapes = jax.eval_shape(self._quantize.function, params)
+            values = ahead.described(shapes, NamedSharding(self._mesh, P()))
+        share = NamedSharding(self._mesh, P(parallel.AXIS))
+        for shape in self._batches.shapes():
+            ids = jax.ShapeDtypeStruct(shape, np.int32, sharding=share)
+            yield ahead.Program(self._step, (values, dict.fromkeys(INPUTS, ids)))
 
     def logits(self, params: Params) -> np.ndarray:
         """Return the logits of all examples [examples, labels], in their order."""
         params = parallel.replicate(params, self._mesh)
-        values = params if self._quantize is None else self._quantize(params)
+        values = params
+        if self._quantize is not None:
+            values = parallel.replicate(self._quantize(params), self._mesh)
         found = []
         # CPU devices that run ahead of each other can wait for each other for good.
         many = jax.default_backend() == "cpu" and self._mesh.size > 1
@@ -68,3 +84,50 @@ class Evaluator:
         assert self._labels is not None
         said = data.predictions(self.logits(params), regression=self._regression)
         return self._scores(said, self._labels)
+
+
+class LossEvaluator:
+    """Scores parameters by the loss on what a corpus holds out: the lower the better.
+
+    Args:
+      measure: ``(params, teacher, batch) -> {part of the loss: Mean}``.
+      teacher: its parameters, on all devices.
+      batches: the corpus.
+      mesh: the devices that share a batch.
+      compiler_options: as ``jax.jit`` takes them.
+    """
+
+    def __init__(
+        self,
+        measure: Callable[[Params, Params, Any], dict[str, Mean]],
+        teacher: Params,
+        batches: CorpusBatches,
+        mesh: jax.sharding.Mesh,
+        compiler_options: dict[str, Any] | None = None,
+    ):
+        compiled = jax.jit(measure, compiler_options=compiler_options)
+        self._measure = ahead.Ahead(compiled)
+        self._teacher, self._batches, self._mesh = teacher, batches, mesh
+
+    def programs(self, params: Params) -> Iterator[ahead.Program]:
+        """Yield what scoring these parameters, or their shapes, compiles."""
+        whole, share = (NamedSharding(self._mesh, p) for p in (P(), P(parallel.AXIS)))
+        rows, length = self._batches.rows, self._batches.length
+        ids = jax.ShapeDtypeStruct((rows, length), np.int32, sharding=share)
+        weight = jax.ShapeDtypeStruct((rows,), np.float32, sharding=share)
+        batch = dict.fromkeys(INPUTS, ids) | {"weight": weight}
+        shapes = (ahead.described(tree, whole) for tree in (params, self._teacher))
+        yield ahead.Program(self._measure, (*shapes, batch))
+
+    def __call__(self, params: Params) -> dict[str, float]:
+        """Return ``{name: mean}`` of the loss and its parts."""
+        found, params = [], parallel.replicate(params, self._mesh)
+        for batch in self._batches.evaluation(hosts.process_part()):
+            sharded = parallel.shard_batch(batch, self._mesh)
+            # Read at once: CPU devices that run ahead may wait for good.
+            found.append(jax.device_get(self._measure(params, self._teacher, sharded)))
+        parts: Any = jax.tree.map(lambda *leaves: np.sum(leaves), *found)
+        return {
+            "loss": float(distillation.total(parts)),
+            **{name: float(part) for name, part in parts.items() if name != "loss"},
+        }

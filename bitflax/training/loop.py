@@ -1,20 +1,24 @@
 """One training, from its first step or from where it stopped, to its last."""
 
-import contextlib
 import dataclasses
 import math
-import signal
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import jax
 import numpy as np
 
-from bitflax import signals
 from bitflax.errors import Diverged
-from bitflax.training import checkpoints, hosts, lost_process
+from bitflax.training import (
+    ahead,
+    checkpoints,
+    device_choices,
+    held_signals,
+    hosts,
+    lost_process,
+)
 from bitflax.types import Mean, Params, TrainState
 
 AGREE_SECONDS = 1.0
@@ -25,55 +29,6 @@ Scores = dict[str, float]
 _NOTHING: dict[str, Any] = {"seconds": 0.0, "scores": {}}
 
 
-class Signals:
-    """Holds the signals that end a command back until the step is done and saved."""
-
-    def __init__(self):
-        self.caught: int | None = None
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> "Signals":
-        """Set the handlers."""
-        for number in signals.ending():
-            # Handlers can be set in the main thread only.
-            with contextlib.suppress(ValueError):
-                self._before[number] = signal.signal(number, self._catch)
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        """Set the handlers that were there before; one who asked too late is heard.
-
-        So is one who asked a whole process group to stop, XLA's compiler too, in which
-        the step then failed.
-        """
-        self._restore()
-        failed = isinstance(exc[1], jax.errors.JaxRuntimeError)
-        if self.caught is not None and (exc[0] is None or failed):
-            signal.raise_signal(self.caught)
-
-    def _restore(self) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _catch(self, number, frame):
-        if self.caught is not None:  # asked twice: stop at once
-            self.caught = None
-            self._restore()
-            signal.raise_signal(number)
-            raise KeyboardInterrupt
-        self.caught = number
-
-    def deliver(self, number: int) -> None:
-        """Hand a signal on to who would have had it.
-
-        Raises:
-          KeyboardInterrupt: if nobody minds it.
-        """
-        self.caught = None
-        self._restore()
-        signals.deliver(number)
-
-
 class Pauses:
     """Tells after each step whether to save and whether to stop.
 
@@ -82,7 +37,7 @@ class Pauses:
       before: seconds of training in earlier runs.
     """
 
-    def __init__(self, signals: Signals, before: float = 0.0):
+    def __init__(self, signals: held_signals.Signals, before: float = 0.0):
         self.signals, self._before = signals, before
         self._began = self._saved = time.monotonic()
         self._next, self._told = 0, False
@@ -163,6 +118,8 @@ class Training:
         training ends, and the best is kept; None: it does not.
       watch: what the log's line of an evaluation tells of the parameters besides.
       place: how a person names the stage in an override: ``"stages.fp32"``.
+      programs: what steps and evaluations call, in the order of their first calls;
+        asked for where programs are compiled ahead.
     """
 
     name: str
@@ -178,6 +135,7 @@ class Training:
     place: str
     patience: int | None = None
     watch: Callable[[Params], Mapping[str, Any]] | None = None
+    programs: Callable[[], Iterable[ahead.Program]] = tuple
 
     @property
     def keeps_best(self) -> bool:
@@ -207,14 +165,18 @@ def train(work: Training, state: TrainState, run: Journal) -> Trained:
       KeyboardInterrupt: asked to stop; everything is saved.
     """
     folder = work.folder / "checkpoints"
-    with checkpoints.Checkpoints(folder) as saved, Signals() as signals:
+    with checkpoints.Checkpoints(folder) as saved, held_signals.Signals() as signals:
         state, extra = saved.restore(state) or (state, _NOTHING)
         first = int(state.step)
         run.rewind(work.name, first)
         pauses = Pauses(signals, extra["seconds"])
-        with run.progress(work.steps, work.name, first) as bar:
+        threads = device_choices.compile_threads()
+        with (
+            run.progress(work.steps, work.name, first) as bar,
+            ahead.Compilation(work.programs() if threads else (), threads) as programs,
+        ):
             patience = Patience(work.patience, *extra.get("patience", ()))
-            steps = _Steps(work, run, bar, saved, pauses, patience)
+            steps = _Steps(work, run, bar, saved, pauses, patience, programs)
             state, scores = steps.take(
                 state, first, extra["scores"], extra.get("waiting", [])
             )
@@ -260,6 +222,7 @@ class _Steps:
     saved: checkpoints.Checkpoints
     pauses: Pauses
     patience: Patience
+    programs: ahead.Compilation
 
     def take(
         self, state: TrainState, first: int, scores: Scores, waiting: list[Any]
@@ -274,8 +237,15 @@ class _Steps:
         compiled = set()
         for number in range(first + 1, 0 if self.patience.over else work.steps + 1):
             batch = work.batch(number - 1)
+            last, told = number == work.steps, number % LOG_EVERY == 0
+            scored = number % work.eval_every == 0 or last
+            stop = self._wait_for_programs(None if scored else batch)
+            if stop is not None:
+                if number > 1:
+                    self._save(number - 1, state, scores, waiting)
+                self._stop(number - 1, stop)
             shapes = tuple((name, np.shape(x)) for name, x in batch.items())
-            if shapes not in compiled:
+            if shapes not in compiled and not self.programs.count:
                 compiled.add(shapes)
                 self.bar.doing("compiling", once=True)
             state, metrics = work.step(state, batch)
@@ -286,8 +256,7 @@ class _Steps:
                 self._log(number - 1, waiting)
             waiting.append(metrics)
             self.bar.update(number, {})
-            last, told = number == work.steps, number % LOG_EVERY == 0
-            scored = number % work.eval_every == 0 or last
+            self.programs.begin_next()
             if scored:
                 if told or last:
                     self._log(number, waiting)
@@ -298,21 +267,42 @@ class _Steps:
             better = scored and work.keeps_best
             due, stop = self.pauses.at(number, last)
             if better or due or stop:
-                if told:
-                    self._log(number, waiting)
-                # A state that diverged is not worth saving.
-                _means(work, number, waiting)
-                waiting = _numbers(waiting)
-                extra = {"seconds": self.pauses.seconds, "scores": scores}
-                extra["waiting"] = list(waiting)
-                extra["patience"] = [self.patience.best, self.patience.waited]
                 metric = scores.get(work.metric) if better else None
-                self.saved.save(number, state, extra, metric)
+                self._save(number, state, scores, waiting, metric)
             if stop:
                 self._stop(number, stop)
             if last:
                 break
         return state, scores
+
+    def _wait_for_programs(self, batch: Mapping[str, Any] | None) -> int | None:
+        """Wait for a batch's program, None: for all; return a signal that came first.
+
+        XLA cannot be broken off, so that the step would end a minute later.
+        """
+        for made, of in self.programs.wait(batch):
+            if (stop := self.pauses.signals.caught) is not None:
+                return stop
+            self.bar.doing(f"compiling {made} of {of}", once=True)
+        return None
+
+    def _save(
+        self,
+        number: int,
+        state: TrainState,
+        scores: Scores,
+        waiting: list[Any],
+        metric: float | None = None,
+    ) -> None:
+        if number % LOG_EVERY == 0:
+            self._log(number, waiting)
+        # A state that diverged is not worth saving.
+        _means(self.work, number, waiting)
+        waiting[:] = _numbers(waiting)
+        extra = {"seconds": self.pauses.seconds, "scores": scores}
+        extra["waiting"] = list(waiting)
+        extra["patience"] = [self.patience.best, self.patience.waited]
+        self.saved.save(number, state, extra, metric)
 
     def _ends(self, number: int, scores: Scores) -> bool:
         """Whether the dev score has not risen for too long."""
@@ -344,7 +334,9 @@ class _Steps:
 
     def _stop(self, number: int, stop: int) -> None:
         self.saved.wait()
-        self.bar.write(f"saved at step {number}; the same command goes on from here")
+        if number:
+            said = "the same command goes on from here"
+            self.bar.write(f"saved at step {number}; {said}")
         lost_process.stop_together()
         self.pauses.signals.deliver(stop)
 

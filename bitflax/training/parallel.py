@@ -43,9 +43,29 @@ def _check_rows(batch: Batch, devices: int) -> None:
         )
 
 
+class Mapped:
+    """A step over the devices of a mesh; ``data_parallel`` makes it."""
+
+    def __init__(self, step: Callable, compiled: Any, mesh: Mesh):
+        functools.update_wrapper(self, step)
+        self._compiled, self._mesh = compiled, mesh
+
+    def __call__(self, state: Any, teacher_params: Any, batch: Batch) -> Any:
+        """Take the step."""
+        _check_rows(batch, self._mesh.size)
+        # Where they already are, this does nothing; else the step compiles twice.
+        state, teacher_params = replicate((state, teacher_params), self._mesh)
+        return self._compiled(state, teacher_params, batch)
+
+    def lower(self, state: Any, teacher_params: Any, batch: Batch) -> Any:
+        """Return the program, as ``jax.jit(...).lower``, for what lies in place."""
+        _check_rows(batch, self._mesh.size)
+        return self._compiled.lower(state, teacher_params, batch)
+
+
 def data_parallel(
     step: Callable, mesh: Mesh, compiler_options: dict[str, Any] | None = None
-) -> Callable:
+) -> Mapped:
     """Return ``step(state, teacher_params, batch)``, compiled, over a mesh's devices.
 
     The batch is global and its rows are shared out; state and teacher are on every
@@ -70,15 +90,7 @@ def data_parallel(
         check_vma=False,
     )
     compiled = jax.jit(mapped, donate_argnums=0, compiler_options=compiler_options)
-
-    @functools.wraps(step)
-    def call(state, teacher_params, batch):
-        _check_rows(batch, mesh.size)
-        # Where they already are, this does nothing; else the step compiles twice.
-        state, teacher_params = replicate((state, teacher_params), mesh)
-        return compiled(state, teacher_params, batch)
-
-    return call
+    return Mapped(step, compiled, mesh)
 
 
 def pmapped(step: Callable, devices: Sequence[Any] | None = None) -> Callable:

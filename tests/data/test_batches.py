@@ -84,6 +84,16 @@ def test_kinds_and_shapes():
     assert shapes == set(data.shapes()) <= {(9, 4), (9, 8), (9, 16)}
 
 
+def test_each_shape_has_a_first_step():
+    data, seen = made(multiple_of=3), []
+    lengths = [batch["input_ids"].shape[1] for batch in epoch(data, 0)]
+    for step in data.first_steps():
+        seen.append(lengths[step])
+        assert lengths.index(lengths[step]) == step
+    assert sorted(seen) == [length for _, length in data.shapes()]
+    assert len(seen) > 1
+
+
 def test_order_depends_on_seed_and_step_alone():
     one, two = made(seed=1), made(seed=1)
     steps = range(4 * one.steps_per_epoch)

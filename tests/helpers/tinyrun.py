@@ -9,10 +9,11 @@ import numpy as np
 import tokenizers
 
 import bitflax as bf
+from bitflax import training
 from bitflax.data.text import Tokenizer
 from bitflax.model import pretrained
 from bitflax.runs import stages
-from bitflax.training import parallel
+from bitflax.training import ahead, device_choices, parallel
 from tests.helpers import small
 
 KINDS = {
@@ -131,6 +132,28 @@ def devices(count: int):
         yield
     finally:
         parallel.by_process = before
+
+
+def compile_ahead(monkeypatch) -> list[ahead.Ahead]:
+    """Compile as on an accelerator; return what a training calls and had not begun."""
+    missing, call, entered = [], ahead.Ahead.__call__, []
+    train = training.train
+
+    def noted(self, *args):
+        if entered and ahead.shapes(args[-1]) not in self.begun:
+            missing.append(self)
+        return call(self, *args)
+
+    def noting(*args):
+        entered.append(True)
+        found = train(*args)
+        entered.clear()
+        return found
+
+    monkeypatch.setattr(training, "train", noting)
+    monkeypatch.setattr(device_choices, "compile_threads", lambda: 2)
+    monkeypatch.setattr(ahead.Ahead, "__call__", noted)
+    return missing
 
 
 def run(recipe: Path, out: Path, *settings: str, until=None, count: int = 1):

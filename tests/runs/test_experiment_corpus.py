@@ -64,6 +64,17 @@ def test_the_score_is_the_loss_on_what_is_held_out(whole, place):
     assert [row.kept for row in rows] == [None, None]
 
 
+def test_an_accelerator_compiles_it_ahead(whole, place, tmp_path, monkeypatch):
+    missing = tinyrun.compile_ahead(monkeypatch)
+    run(made(place), tmp_path / "run")
+    assert missing == []
+    found, expected = (
+        [line | {"time": 0} for line in runs_log.read_log(out / "log.jsonl")]
+        for out in (tmp_path / "run", whole[0])
+    )
+    assert found == expected
+
+
 def test_the_held_out_loss_by_hand(whole, place):
     out, rows = whole
     tokenizer = tinyrun.tokenizer()

@@ -102,6 +102,18 @@ def test_the_report_is_of_the_form_that_others_read(whole):
     assert fp32["bytes"] < teacher["bytes"]
 
 
+def test_an_accelerator_compiles_stages_ahead(whole, place, tmp_path, monkeypatch):
+    missing = tinyrun.compile_ahead(monkeypatch)
+    start(place, tmp_path, ready(whole))
+    assert missing == []
+    found, expected = (
+        [line | {"time": 0} for line in log.read_log(out / "log.jsonl")]
+        for out in (tmp_path, whole[0])
+    )
+    assert found == [line for line in expected if line["stage"] != "0-teacher"]
+    assert result(tmp_path) == result(whole[0])
+
+
 def test_tensorboard_shows_latent_weights_and_what_was_run(whole):
     folder = whole[0] / "tensorboard"
     seen = test_log.summaries(folder / "2-onebit")

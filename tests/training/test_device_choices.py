@@ -1,5 +1,6 @@
 """What a run leaves to its devices."""
 
+import os
 import types
 
 import jax
@@ -58,6 +59,16 @@ def accelerator(monkeypatch):
     devices = np.array([device("gpu", "9.0")], object)
     made = types.SimpleNamespace(devices=devices)
     monkeypatch.setattr(parallel, "mesh", lambda: made)
+
+
+@pytest.mark.parametrize(("cores", "threads"), [(None, 1), (2, 1), (8, 2), (96, 4)])
+def test_an_accelerator_compiles_ahead(cores, threads, monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: cores)
+    assert device_choices.compile_threads() == 0
+    accelerator(monkeypatch)
+    assert device_choices.compile_threads() == threads
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    assert device_choices.compile_threads() == 0
 
 
 def test_an_accelerator_has_few_lengths(monkeypatch):

@@ -5,7 +5,7 @@ import signal
 import jax
 import pytest
 
-from bitflax.training import hosts, loop
+from bitflax.training import held_signals, hosts, loop
 
 
 class Asked(Exception):
@@ -23,7 +23,7 @@ def handler():
 
 
 def test_a_signal_is_held_back_until_it_is_delivered(handler):
-    with loop.Signals() as signals:
+    with held_signals.Signals() as signals:
         signal.raise_signal(signal.SIGTERM)
         assert signals.caught == signal.SIGTERM
         with pytest.raises(Asked):
@@ -32,7 +32,7 @@ def test_a_signal_is_held_back_until_it_is_delivered(handler):
 
 
 def test_whoever_asks_twice_stops_at_once(handler):
-    with loop.Signals():
+    with held_signals.Signals():
         signal.raise_signal(signal.SIGTERM)
         with pytest.raises(Asked):
             signal.raise_signal(signal.SIGTERM)
@@ -40,14 +40,14 @@ def test_whoever_asks_twice_stops_at_once(handler):
 
 
 def test_a_signal_after_the_last_step_is_not_lost(handler):
-    with pytest.raises(Asked), loop.Signals():
+    with pytest.raises(Asked), held_signals.Signals():
         signal.raise_signal(signal.SIGTERM)
     assert signal.getsignal(signal.SIGTERM) is handler
 
 
 def test_an_error_goes_before_a_signal(handler):
     def fail():
-        with loop.Signals():
+        with held_signals.Signals():
             signal.raise_signal(signal.SIGTERM)
             raise OSError("disk")
 
@@ -64,7 +64,7 @@ def time(monkeypatch):
 
 
 def test_a_checkpoint_is_due_once_a_period(time):
-    pauses = loop.Pauses(loop.Signals(), before=5.0)
+    pauses = loop.Pauses(held_signals.Signals(), before=5.0)
     for seconds, due in ((59, False), (2, True), (0, False)):
         time[0] += seconds
         assert pauses.at(1, last=False) == (due, None)
@@ -96,7 +96,7 @@ class Said:
 
 def test_many_processes_agree_about_once_a_second(time, monkeypatch):
     said = Said(monkeypatch)
-    decide = loop.Pauses(loop.Signals())
+    decide = loop.Pauses(held_signals.Signals())
     saved = []
     for step in range(1, 1001):
         time[0] += 0.1
@@ -112,7 +112,7 @@ def test_many_processes_agree_about_once_a_second(time, monkeypatch):
 def test_slow_steps_agree_each_and_fast_ones_not_too_seldom(time, monkeypatch):
     for pace, expected in ((5.0, 40), (0.001, 4)):
         said = Said(monkeypatch)
-        decide = loop.Pauses(loop.Signals())
+        decide = loop.Pauses(held_signals.Signals())
         for step in range(1, 41):
             time[0] += pace
             decide.at(step, last=False)
@@ -120,7 +120,7 @@ def test_slow_steps_agree_each_and_fast_ones_not_too_seldom(time, monkeypatch):
 
 
 def test_a_signal_of_any_process_stops_all_at_the_next_agreement(time, monkeypatch):
-    said, signals = Said(monkeypatch), loop.Signals()
+    said, signals = Said(monkeypatch), held_signals.Signals()
     decide = loop.Pauses(signals)
     signals.caught = signal.SIGTERM
     assert decide.at(1, last=False) == (False, signal.SIGTERM)
@@ -129,7 +129,7 @@ def test_a_signal_of_any_process_stops_all_at_the_next_agreement(time, monkeypat
 
 def test_the_last_step_asks_in_any_case(time, monkeypatch):
     said = Said(monkeypatch)
-    decide = loop.Pauses(loop.Signals())
+    decide = loop.Pauses(held_signals.Signals())
     for step in (1, 2, 3):
         time[0] += 0.001
         decide.at(step, last=False)
