@@ -149,18 +149,7 @@ def programs(
         step, optimizer = steps.train_step(kind, teacher, config, layers, reader=given)
         begin = functools.partial(training.init_state, optimizer=optimizer)
         state = jax.eval_shape(lambda p, b=begin: b(p, key=jax.random.key(1)), start)
-        # As ``training.data_parallel`` maps it, whose caller has no shapes.
-        mapped = jax.jit(
-            jax.shard_map(
-                functools.partial(step, axis_name=parallel.AXIS),
-                mesh=mesh,
-                in_specs=(P(), P(), P(parallel.AXIS)),
-                out_specs=(P(), P()),
-                check_vma=False,
-            ),
-            donate_argnums=0,
-            compiler_options=options(3 * forward(config), taken),
-        )
+        mapped = training.data_parallel(step, mesh, options(3 * forward(config), taken))
         more = {} if kind == "fine-tuning" else kept
         yield f"step, {kind}", mapped, (on(state), None, batch | more)
     for kind, config, start, act in (

@@ -8,6 +8,7 @@ Each start is a process of its own, and its clock begins when that process is ma
 """
 
 import argparse
+import dataclasses
 import json
 import os
 import subprocess
@@ -35,27 +36,28 @@ def child(argv: list[str]) -> None:
     from bitflax.runs import stages
 
     mark("imported")
-    prepare, data_parallel = stages.prepare, training.data_parallel
+    prepare, train = stages.prepare, training.train
 
     def prepared(*args: Any) -> Any:
         experiment = prepare(*args)
         mark("prepared")
         return experiment
 
-    def first(*args: Any) -> Any:
-        step = data_parallel(*args)
+    def first(work: training.Training, *args: Any) -> Any:
+        def batch(number: int) -> Any:
+            mark("begun")  # from here on programs are compiled
+            return work.batch(number)
 
         def take(*args: Any) -> Any:
-            mark("begun")
-            jax.block_until_ready(step(*args))
+            jax.block_until_ready(work.step(*args))
             mark("first step")
             print(json.dumps(marks | {"cpu": time.process_time()}), flush=True)
             os._exit(0)
 
-        return take
+        return train(dataclasses.replace(work, batch=batch, step=take), *args)
 
     # Where stages.py reads them.
-    stages.prepare, training.data_parallel = prepared, first
+    stages.prepare, training.train = prepared, first
     sys.exit(cli.main(argv))
 
 
