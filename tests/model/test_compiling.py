@@ -16,14 +16,21 @@ def on(platform, monkeypatch):
 def test_xla_measures_nothing_on_a_gpu(monkeypatch):
     on("gpu", monkeypatch)
     monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=2")
-    found = compiling.compiler_options(LONG)
-    assert found == compiling.compiler_options(SHORT)
-    assert found["xla_gpu_autotune_level"] == 0
+    for flop in (SHORT, LONG):
+        assert compiling.compiler_options(flop)["xla_gpu_autotune_level"] == 0
+
+
+def test_a_gpu_looks_for_tiles_of_what_runs_for_long(monkeypatch):
+    on("gpu", monkeypatch)
+    monkeypatch.delenv("XLA_FLAGS", raising=False)
+    short, long = map(compiling.compiler_options, (SHORT, LONG))
+    assert short == long | {"xla_disable_hlo_passes": "triton-softmax-rewriter"}
 
 
 def test_what_the_user_sets_is_left_alone(monkeypatch):
     on("gpu", monkeypatch)
-    monkeypatch.setenv("XLA_FLAGS", "--xla_gpu_autotune_level=4")
+    flags = "--xla_gpu_autotune_level=4 --xla_disable_hlo_passes=dce"
+    monkeypatch.setenv("XLA_FLAGS", flags)
     found = compiling.compiler_options(SHORT)
     assert found == {"xla_gpu_enable_triton_gemm": False}
 
@@ -48,8 +55,10 @@ def test_jax_knows_the_effort_by_that_name():
 
 def test_an_option_that_xla_does_not_have_is_left_out(monkeypatch):
     on("gpu", monkeypatch)
-    monkeypatch.setattr(compiling, "_GPU", {"xla_gpu_no_such_option": 0})
-    assert compiling.compiler_options(SHORT) is None
+    others = compiling.compiler_options(LONG)
+    wanted = {"xla_gpu_no_such_option": 0, **others}
+    monkeypatch.setattr(compiling, "_GPU", wanted)
+    assert compiling.compiler_options(LONG) == others
 
 
 def test_flop_are_those_of_the_matrices():
