@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
 import jax
+from flax import traverse_util
 
 from bitflax.types import Params
 
@@ -21,13 +22,7 @@ def flatten(params: Params) -> dict[str, Any]:
     >>> flatten({"ffn": {"in": {"kernel": 1, "bias": 2}}})
     {'ffn/in/kernel': 1, 'ffn/in/bias': 2}
     """
-    flat: dict[str, Any] = {}
-    for name, child in params.items():
-        if isinstance(child, dict):
-            flat |= {f"{name}/{path}": leaf for path, leaf in flatten(child).items()}
-        else:
-            flat[name] = child
-    return flat
+    return traverse_util.flatten_dict(params, sep="/")
 
 
 def unflatten(flat: dict[str, Any]) -> Params:
@@ -36,14 +31,7 @@ def unflatten(flat: dict[str, Any]) -> Params:
     >>> unflatten({"ffn/in/kernel": 1, "ffn/in/bias": 2})
     {'ffn': {'in': {'kernel': 1, 'bias': 2}}}
     """
-    tree: Params = {}
-    for path, leaf in flat.items():
-        *parents, name = path.split("/")
-        node = tree
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[name] = leaf
-    return tree
+    return traverse_util.unflatten_dict(flat, sep="/")
 
 
 def map_paths(fn: Callable[[str, Any], Any], params: Params) -> Params:
