@@ -68,7 +68,7 @@ def _bytes(leaf: Packed) -> np.ndarray:
 
 def _unpacked(graph: Graph, leaf: Packed, codes: Value = None) -> Value:
     """Return int8 [n, cols] of codes [n, bytes], a leaf's own if none are given."""
-    (_, cols), bits = leaf.rows_cols, leaf.bits
+    cols, bits = leaf.shape[1], leaf.bits
     codes = _bytes(leaf) if codes is None else codes
     if bits == 8:
         return codes

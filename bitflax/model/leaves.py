@@ -49,25 +49,13 @@ class Packed:
     stands for, times ``scale``.
 
     ``codes`` is uint8 [rows, bytes]; ``scale`` is float [1 or rows, groups], where
-    the groups cut the last axis into equal runs; a vector is one row. ``shape`` is
-    the shape of the matrix or vector it stands for.
+    the groups cut the last axis into equal runs. ``shape`` is that of the matrix.
     """
 
     codes: Any
     scale: Any
     bits: int
     shape: tuple[int, ...]
-
-    @property
-    def size(self) -> int:
-        """The number of values it stands for."""
-        rows, cols = self.rows_cols
-        return rows * cols
-
-    @property
-    def rows_cols(self) -> tuple[int, int]:
-        """The shape as a matrix; a vector is one row."""
-        return (1, *self.shape)[-2:]  # type: ignore[return-value]
 
 
 @functools.partial(
@@ -114,11 +102,6 @@ class Split:
         """The shape of each half, and of the sum."""
         return self.a.shape
 
-    @property
-    def size(self) -> int:
-        """The number of weights that it holds: both halves count."""
-        return self.a.size + self.b.size
-
 
 def codes_to_values(codes: Array, bits: int, cols: int) -> Array:
     """Unpack bytes [..., bytes] into integers [..., cols], as int8.
@@ -143,8 +126,7 @@ def _rows(codes: Array, scale: Array, bits: int, cols: int) -> Array:
 def dense(leaf: Any) -> Any:
     """Return the array that a leaf stands for; an array is itself."""
     if isinstance(leaf, Packed):
-        _, cols = leaf.rows_cols
-        return _rows(leaf.codes, leaf.scale, leaf.bits, cols).reshape(leaf.shape)
+        return _rows(leaf.codes, leaf.scale, leaf.bits, leaf.shape[1])
     if isinstance(leaf, Lazy):
         return leaf.quantizer(leaf.table)
     if isinstance(leaf, Split):
@@ -171,7 +153,7 @@ def factored(kernel: Any, dtype: DTypeLike) -> tuple[Coded, ...] | None:
         a, b = factored(kernel.a, dtype), factored(kernel.b, dtype)
         return a + b if a and b else None
     if isinstance(kernel, Packed) and kernel.scale.shape[0] == 1:
-        _, cols = kernel.rows_cols
+        cols = kernel.shape[1]
         integers = codes_to_values(kernel.codes, kernel.bits, cols).astype(dtype)
         scale, groups = kernel.scale, kernel.scale.shape[-1]
         scale = scale if groups == 1 else jnp.repeat(scale, cols // groups, axis=-1)
@@ -231,9 +213,8 @@ def lookup(
     The row ``pad`` gets no gradient, as ``padding_idx`` of ``torch.nn.Embedding``.
     """
     if isinstance(table, Packed):
-        _, cols = table.rows_cols
         scale = table.scale if table.scale.shape[0] == 1 else table.scale[ids]
-        return _rows(table.codes[ids], scale, table.bits, cols)
+        return _rows(table.codes[ids], scale, table.bits, table.shape[1])
     if isinstance(table, Lazy):
         return table.quantizer(lookup(table.table, ids, pad))
     if isinstance(table, Split):

@@ -314,11 +314,11 @@ def on_host(leaf: Any, integers: DTypeLike | None = None) -> Any:
         return on_host(leaf.a) + on_host(leaf.b)
     if not isinstance(leaf, Packed):
         return leaf
-    (_, cols), scale = leaf.rows_cols, np.asarray(leaf.scale, np.float32)
+    cols, scale = leaf.shape[1], np.asarray(leaf.scale, np.float32)
     codes = np.asarray(leaf.codes)
     values = bitfields.fields_to_values(codes, leaf.bits, cols, np.float32)
     if scale.shape[1] != 1:
         scale = np.repeat(scale, cols // scale.shape[1], axis=1)
     if integers is not None and len(scale) == 1:
         return Coded(None, values.astype(integers), scale)
-    return np.multiply(values, scale, out=values).reshape(leaf.shape)
+    return np.multiply(values, scale, out=values)

@@ -82,7 +82,7 @@ def to_specs(flat: Mapping[str, Any]) -> dict[str, dict]:
     return {
         path: {
             "bits": bitfields.stored_bits(
-                leaf.bits, leaf.rows_cols[1], np.asarray(leaf.codes, np.uint8)
+                leaf.bits, leaf.shape[1], np.asarray(leaf.codes, np.uint8)
             ),
             "shape": list(leaf.shape),
             "groups": list(leaf.scale.shape),
@@ -98,7 +98,7 @@ def to_tensors(flat: Mapping[str, Any]) -> dict[str, np.ndarray]:
     for path, leaf in _parts(flat).items():
         if isinstance(leaf, Packed):
             codes = np.asarray(leaf.codes, np.uint8)
-            stored = bitfields.stored(codes, leaf.bits, leaf.rows_cols[1])
+            stored = bitfields.stored(codes, leaf.bits, leaf.shape[1])
             tensors[f"{path}.codes"] = stored
             tensors[f"{path}.scale"] = narrow(leaf.scale)
         else:

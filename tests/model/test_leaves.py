@@ -47,13 +47,6 @@ def test_dense_spreads_the_scales(bits, groups):
     np.testing.assert_array_equal(leaves.dense(packed), expected)
 
 
-def test_a_packed_vector_is_one_row():
-    codes = jnp.array([[0b10]], jnp.uint8)
-    packed = Packed(codes, jnp.array([[2.0]]), 1, (2,))
-    np.testing.assert_array_equal(leaves.dense(packed), [-2.0, 2.0])
-    assert packed.size == 2
-
-
 @pytest.mark.parametrize("bits", [1, 2, 8])
 def test_matmul_is_the_dense_one(bits):
     packed, dense = random_packed(bits, rows=6, cols=9, groups=(1, 9))
@@ -120,7 +113,6 @@ def test_a_split_is_the_sum_of_its_halves():
     np.testing.assert_array_equal(leaves.matmul(x, split), x @ total)
     np.testing.assert_array_equal(jax.jit(leaves.lookup)(split, ids), total[ids])
     assert split.shape == (4, 6)
-    assert split.size == 48
 
 
 def test_both_halves_of_a_split_get_the_gradient_of_the_sum():
@@ -153,4 +145,3 @@ def test_a_split_of_packed_halves_computes_with_their_sum():
     split, ids = Split(a, b), jnp.array([4, 0])
     np.testing.assert_array_equal(leaves.dense(split), dense_a + dense_b)
     np.testing.assert_array_equal(leaves.lookup(split, ids), (dense_a + dense_b)[ids])
-    assert split.size == 2 * 5 * 13

@@ -11,9 +11,9 @@ from bitflax.model.leaves import Packed, Split
 from bitflax.packed import packing
 
 
-def made(bits, cols, scales, rows=6):
+def made(bits, cols, scales):
     """A random packed matrix with padding."""
-    rng = np.random.default_rng(bits * cols)
+    rows, rng = 6, np.random.default_rng(bits * cols)
     top = {1: 2, 2: 3, 8: 256}[bits]
     fields = rng.integers(0, top, (rows, cols)).astype(np.uint8)
     short = -cols % (8 // bits)
@@ -62,12 +62,6 @@ def test_halves_are_added(scales, integers):
     leaf = Split(made(1, 8, (1, 1)), made(1, 8, scales))
     found = packing.on_host(leaf, integers)
     np.testing.assert_array_equal(found, leaves.dense(leaf))
-
-
-def test_a_vector_has_one_row():
-    row = made(1, 10, (1, 2), rows=1)
-    vector = Packed(row.codes, row.scale, 1, (10,))
-    np.testing.assert_array_equal(packing.on_host(vector), leaves.dense(vector))
 
 
 def test_an_array_is_itself():

@@ -109,7 +109,7 @@ class _Writer:
     def leaf(self, leaf: Any) -> None:
         if isinstance(leaf, Packed):
             scale = np.asarray(leaf.scale, np.float32)
-            self.integers(leaf.bits, *leaf.rows_cols, *scale.shape)
+            self.integers(leaf.bits, *leaf.shape, *scale.shape)
             self.array(leaf.codes)
             self.array(scale)
         else:
