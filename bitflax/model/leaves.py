@@ -59,9 +59,7 @@ class Packed:
 
 
 @functools.partial(
-    jax.tree_util.register_dataclass,
-    data_fields=("table",),
-    meta_fields=("quantizer", "bits"),
+    jax.tree_util.register_dataclass, data_fields=("table",), meta_fields=("quantizer",)
 )
 @dataclasses.dataclass(frozen=True)
 class Lazy:
@@ -74,7 +72,6 @@ class Lazy:
 
     table: Any
     quantizer: Quantizer
-    bits: int | None = None
 
 
 @functools.partial(
