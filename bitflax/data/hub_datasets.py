@@ -85,7 +85,7 @@ def load_rows(
       label: the column of the labels; a ``ClassLabel`` says the classes, too.
       regression: whether labels are real numbers; None: seen from them.
       classes: in the order of their numbers, where a model knows them.
-      how: what ``load_own`` takes besides.
+      how: what ``make_task`` takes besides.
 
     Raises:
       InputMissing: no hub and no cache gives it, or ``datasets`` is not installed; or

@@ -5,6 +5,7 @@ import itertools
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from bitflax.data import columns, tables
 from bitflax.data.examples import Task
@@ -26,30 +27,13 @@ _LIKE_LABELS = ("category", "kind", "type", "topic", "intent", "sentiment", "rat
 _NEITHER = ("id", "idx", "index", "uid", "date", "")
 
 
-def load_own(
-    path: str | Path,
-    *,
-    dev: str | Path | None = None,
-    text: str | Sequence[str] | None = None,
-    label: str | None = None,
-    regression: bool | None = None,
-    classes: Sequence[str] | None = None,
-    labelled: bool = False,
-) -> Task:
+def load_own(path: str | Path, *, dev: str | Path | None = None, **how: Any) -> Task:
     """Read and check every row of own files; without a dev file ``dev`` is empty.
-
-    Without labels to measure by, agreement with a teacher is what can be measured.
 
     Args:
       path: the training file, or a folder with ``train.*`` and perhaps ``dev.*``.
       dev: the dev file; its columns bear the training file's names.
-      text: the column of the texts, or two for pairs; None: the usual names.
-      label: the column of the labels; None: the usual names, or no labels at all.
-      regression: whether labels are real numbers; None: where most are numbers and
-        some are not whole.
-      classes: in the order of their numbers, where a model knows them; None: those
-        that occur, sorted.
-      labelled: whether a file without a column of labels is refused.
+      how: what ``make_task`` takes besides.
 
     Raises:
       DataError: bad rows (all files are read before it is raised), a wrong column.
@@ -59,15 +43,7 @@ def load_own(
     path, dev = _files(Path(path), dev)
     found = [each for each in (path, dev) if each is not None]
     sources = [Source(str(each), tables.read_table, each.name) for each in found]
-    return make_task(
-        name,
-        *sources,
-        text=text,
-        label=label,
-        regression=regression,
-        classes=classes,
-        labelled=labelled,
-    )
+    return make_task(name, *sources, **how)
 
 
 Read = Callable[[str, tables.Choose, tables.Faults], tables.Table]
@@ -100,7 +76,22 @@ def make_task(
     labelled: bool = False,
     more_notes: Sequence[str] = (),
 ) -> Task:
-    """Read and check every row of one or two sources, as ``load_own`` says.
+    """Read and check every row of one or two sources.
+
+    Without labels to measure by, agreement with a teacher is what can be measured.
+
+    Args:
+      name: of the task.
+      train: what is learned from.
+      dev: what is measured on; without it the task's ``dev`` is empty.
+      text: the column of the texts, or two for pairs; None: the usual names.
+      label: the column of the labels; None: the usual names, or no labels at all.
+      regression: whether labels are real numbers; None: where most are numbers and
+        some are not whole.
+      classes: in the order of their numbers, where a model knows them; None: those
+        that occur, sorted.
+      labelled: whether a source without a column of labels is refused.
+      more_notes: what the task notes besides.
 
     Raises:
       DataError: bad rows (both are read before it is raised), a wrong column.
