@@ -107,7 +107,9 @@ def _read() -> tuple[list[Diagnosis], dict[int, str]]:
     path = _tabular_list()
     try:
         chapters = ElementTree.parse(path).getroot().findall("chapter")
-        titles = {int(_text(c, "name")): _title(_text(c, "desc")) for c in chapters}
+        titles = {
+            int(c.findtext("name", "")): _title(c.findtext("desc", "")) for c in chapters
+        }
         found = list(_diagnoses(chapters))
     except (ElementTree.ParseError, ValueError) as error:
         raise DamagedFile(
@@ -134,13 +136,13 @@ def _diagnoses(chapters: list) -> Iterator[Diagnosis]:
     """Yield every distinct text with the first code that bears it, in list order."""
     seen: set[str] = set()
     for chapter in chapters:
-        number = int(_text(chapter, "name"))
+        number = int(chapter.findtext("name", ""))
         for code in chapter.iter("diag"):
             terms = [note.text or "" for note in code.findall("inclusionTerm/note")]
-            for text in (_text(code, "desc"), *terms):
+            for text in (code.findtext("desc", ""), *terms):
                 if text and text not in seen:
                     seen.add(text)
-                    category = _text(code, "name")[:3]
+                    category = code.findtext("name", "")[:3]
                     yield Diagnosis(text, category, number, len(seen))
 
 
@@ -167,11 +169,6 @@ def _tested(category: str) -> bool:
 def _sha256(text: str) -> int:
     """Return a text's SHA-256 as a number: an order that no one chose."""
     return int(hashlib.sha256(text.encode()).hexdigest(), 16)
-
-
-def _text(node, name: str) -> str:
-    """Return the text of a node's child, or an empty text."""
-    return node.findtext(name) or ""
 
 
 def _title(description: str) -> str:
