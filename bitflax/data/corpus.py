@@ -8,7 +8,6 @@ large the corpus.
 """
 
 import dataclasses
-import hashlib
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -377,7 +376,7 @@ def _source(
 
 def _number(passage: str) -> int:
     """Return the first 32 bits of a passage's SHA-256: an order that no one chose."""
-    return int.from_bytes(hashlib.sha256(passage.encode()).digest()[:4], "big")
+    return int(passages.sha256(passage)[:8], 16)
 
 
 def _most_held(source: passages.Source) -> int:

@@ -4,7 +4,6 @@ The US government's list of diagnoses (public domain) comes with the package
 ``simple-icd-10-cm``. Only the package's XML file is read, not its code.
 """
 
-import hashlib
 import re
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ import numpy as np
 
 from bitflax import files
 from bitflax.data.examples import Examples, NamedTask, Task, digest, object_column
+from bitflax.data.passages import sha256
 from bitflax.errors import DamagedFile, InputMissing
 
 PACKAGE = "simple_icd_10_cm"
@@ -108,7 +108,8 @@ def _read() -> tuple[list[Diagnosis], dict[int, str]]:
     try:
         chapters = ElementTree.parse(path).getroot().findall("chapter")
         titles = {
-            int(c.findtext("name", "")): _title(c.findtext("desc", "")) for c in chapters
+            int(c.findtext("name", "")): _title(c.findtext("desc", ""))
+            for c in chapters
         }
         found = list(_diagnoses(chapters))
     except (ElementTree.ParseError, ValueError) as error:
@@ -168,7 +169,7 @@ def _tested(category: str) -> bool:
 
 def _sha256(text: str) -> int:
     """Return a text's SHA-256 as a number: an order that no one chose."""
-    return int(hashlib.sha256(text.encode()).hexdigest(), 16)
+    return int(sha256(text), 16)
 
 
 def _title(description: str) -> str:
