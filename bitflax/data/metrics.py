@@ -55,7 +55,7 @@ def pearson_spearman(predictions: np.ndarray, labels: np.ndarray) -> dict[str, f
     """
     from scipy.stats import pearsonr, spearmanr
 
-    if _constant(predictions) or _constant(labels):
+    if not (np.ptp(predictions) and np.ptp(labels)):
         pearson = spearman = float("nan")
     else:
         predictions, labels = predictions.astype(float), labels.astype(float)
@@ -192,8 +192,3 @@ def predictions(
         problem = f"the logits of row {row + 1} are NaN or infinite"
         raise Diverged("logits", problem, fix="train at a lower rate")
     return logits[:, 0] if regression else np.argmax(logits, axis=-1)
-
-
-def _constant(values: np.ndarray) -> bool:
-    """Whether all values are the same number; one value alone is."""
-    return bool(np.all(values == values[0]))
