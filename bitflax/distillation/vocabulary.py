@@ -17,9 +17,8 @@ from jaxtyping import Array
 
 from bitflax import quantization, trees
 from bitflax.data import Tokens
+from bitflax.quantization import WORD_TABLE as TABLE
 from bitflax.types import BertConfig, Params
-
-TABLE = "embeddings/word/embedding"
 
 
 def used_ids(tokens: Sequence[Tokens], *pads: int) -> np.ndarray:
