@@ -6,6 +6,7 @@ A recipe is Python that its user names: it is run, as any script of theirs.
 """
 
 import ast
+import contextlib
 import dataclasses
 import inspect
 import re
@@ -13,7 +14,7 @@ import sys
 import traceback
 import types
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -106,7 +107,7 @@ class RecipeFile:
             if default is inspect.Parameter.empty and name not in dials:
                 fix = f"give --set {name}=..."
                 raise ConfigError(self.path, f"dial {name!r} has no default", fix=fix)
-        with _Located(self.path):
+        with _located(self.path):
             recipe = self.function(**dials)
         if not isinstance(recipe, Recipe):
             problem = f"recipe() returned {type(recipe).__name__}, not a bitflax.Recipe"
@@ -156,7 +157,7 @@ def read_recipe(path_or_name: str | Path) -> RecipeFile:
     source = _text(path)
     module = types.ModuleType(f"bitflax_recipe_{path.stem}")
     module.__file__ = str(path)
-    with _Located(path):
+    with _located(path):
         exec(compile(source, str(path), "exec"), module.__dict__)
     function = getattr(module, "recipe", None)
     if not inspect.isfunction(function):
@@ -204,35 +205,23 @@ def _text(path: Path) -> str:
         ) from error
 
 
-class _Located:
+@contextlib.contextmanager
+def _located(path: Path) -> Iterator[None]:
     """Turn any exception of a recipe's own code into an error that says the line."""
-
-    def __init__(self, path: Path):
-        self.path = path
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
-        if not isinstance(error, Exception | SystemExit):
-            return
-        if isinstance(error, SyntaxError) and error.filename == str(self.path):
+    try:
+        yield
+    except (Exception, SystemExit) as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        rows = [frame.lineno for frame in frames if frame.filename == str(path)]
+        if isinstance(error, SyntaxError) and error.filename == str(path):
             line = (error.text or "").strip()
-            problem = f"not Python: {error.msg}"
+            problem, rows = f"not Python: {error.msg}", [error.lineno]
             fix = f"correct the line: {line}" if line else "correct the file"
-            raise ConfigError(
-                f"{self.path}:{error.lineno}", problem, fix=fix
-            ) from error
-        rows = [
-            frame.lineno
-            for frame in traceback.extract_tb(trace)
-            if frame.filename == str(self.path)
-        ]
-        place = f"{self.path}:{rows[-1]}" if rows else str(self.path)
-        if isinstance(error, ConfigError):
+        elif isinstance(error, ConfigError):
             problem, fix = f"{error.place}: {error.problem}", error.fix
         else:
             problem, fix = _explained(error)
+        place = f"{path}:{rows[-1]}" if rows else path
         raise ConfigError(place, problem, fix=fix) from error
 
 
