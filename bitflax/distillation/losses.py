@@ -17,7 +17,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from bitflax.distillation.weighting import Weighted
 from bitflax.types import Batch, LossFn, Mean, Outputs
 
 Pairs = Sequence[tuple[int, int]]
@@ -331,15 +330,13 @@ _WITHOUT_PADDING: tuple[tuple[LossFn, dict[str, Any]], ...] = (
 
 
 def reads_padding(loss: LossFn) -> bool:
-    """Whether a loss may read padded positions; of one that is not known it may.
+    """Whether one loss may read padded positions; of one that is not known it may.
 
     >>> reads_padding(score_mse), reads_padding(lambda student, teacher, batch: None)
     (False, True)
     >>> reads_padding(functools.partial(score_mse, mask_value=-1e4))
     True
     """
-    if isinstance(loss, Weighted):
-        return any(reads_padding(part) for _, part in loss.parts.values())
     given = {}
     if isinstance(loss, functools.partial):
         loss, given = loss.func, loss.keywords
