@@ -32,12 +32,12 @@ def teacher_config(
     configuration here (None), and neither has one that is not there; then the text
     says why. A teacher that is yet to be fine-tuned has the classes of its ``task``.
     """
-    fresh = of.data is not None and of.teacher.folder is None
     labels = None
-    if fresh and task is not None:
-        labels = max(1, len(task.labels))
-    elif of.data and fresh:
-        labels = _labels(of.data.task)
+    if of.data is not None and of.teacher.folder is None:
+        if task is not None:
+            labels = max(1, len(task.labels))
+        elif named := named_task(of.data.task):
+            labels = max(1, named.classes)
     return _config(of.teacher.model, labels)
 
 
@@ -52,12 +52,6 @@ def _config(name: str, labels: int | None) -> tuple[BertConfig | None, str]:
         return config, str(folder)
     except BitflaxError as error:
         return None, f"{error.problem} ({error.fix})"
-
-
-def _labels(task: Any) -> int | None:
-    """Return how many logits a task has; None where its file would say."""
-    named = named_task(task)
-    return max(1, named.classes) if named else None
 
 
 def student_config(of: Recipe, teacher: BertConfig) -> BertConfig:
