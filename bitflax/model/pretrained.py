@@ -1,6 +1,5 @@
 """A model's folder in and out, and where it lies: a folder, a package, or a hub."""
 
-import importlib.util
 import json
 import logging
 import os
@@ -210,11 +209,9 @@ def _candidates() -> Iterator[Path]:
         yield files.given(own)
         return
     for package in _MINILM_PACKAGES:
-        spec = importlib.util.find_spec(package)  # finds it without importing it
-        for root in (spec and spec.submodule_search_locations) or ():
-            for weights in sorted(Path(root).rglob("model.safetensors")):
-                if (weights.parent / "config.json").is_file():
-                    yield weights.parent
+        for weights in files.package_files(package, "**/model.safetensors"):
+            if (weights.parent / "config.json").is_file():
+                yield weights.parent
 
 
 _SPECIAL = {
