@@ -71,11 +71,6 @@ class StoredModel(NamedTuple):
     extras: dict[str, Any]
 
     @property
-    def packed(self) -> Params:
-        """The parameters, as a packed file has them."""
-        return self.params
-
-    @property
     def max_length(self) -> int | None:
         """The longest text that it was trained on, in tokens; None: unknown."""
         limit = self.extras.get("max_length")
@@ -106,7 +101,7 @@ def load_packed(path: str | Path) -> tuple[BertConfig, Params]:
     The tree takes the place of ``params``: ``bert(config, act)(packed, batch)``.
     """
     model = read_packed(path)
-    return model.config, model.packed
+    return model.config, model.params
 
 
 def size_report(packed: Params | str | Path) -> list[SizeRow]:

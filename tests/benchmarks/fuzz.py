@@ -51,8 +51,8 @@ class Wrong(Exception):
 def said(found: StoredModel) -> list:
     """Return all that a file says, to be compared."""
     rest = [repr(found.config), repr(found.act), found.tokenizer, repr(found.extras)]
-    leaves = [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(found.packed)]
-    return [*rest, str(jax.tree.structure(found.packed)), *leaves]
+    leaves = [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(found.params)]
+    return [*rest, str(jax.tree.structure(found.params)), *leaves]
 
 
 def opened(path: pathlib.Path) -> StoredModel:
@@ -72,10 +72,10 @@ def check_same(found: StoredModel, original: list) -> None:
 def check_sound(found: StoredModel, path: pathlib.Path) -> None:
     """Raise ``Wrong`` where what was read is no student that runs and is kept."""
     shapes = names.parameter_shapes(found.config, found.act)
-    flat = trees.flatten(found.packed)
+    flat = trees.flatten(found.params)
     if {name: tuple(leaf.shape) for name, leaf in flat.items()} != shapes:
         raise Wrong("other parameters than configured")
-    if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(found.packed)):
+    if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(found.params)):
         raise Wrong("a parameter is not finite")
     check_runs(found)
     if found.tokenizer is not None:
@@ -91,13 +91,13 @@ def check_sound(found: StoredModel, path: pathlib.Path) -> None:
 
 def check_runs(found: StoredModel) -> None:
     """Raise ``Wrong`` where the model cannot be traced; each kind is traced once."""
-    kind = (repr(found.config), repr(found.act), str(jax.tree.structure(found.packed)))
+    kind = (repr(found.config), repr(found.act), str(jax.tree.structure(found.params)))
     if kind in _TRACED:
         return
     ids = jax.ShapeDtypeStruct((2, 3), jnp.int32)
     batch = {"input_ids": ids, "attention_mask": ids, "token_type_ids": ids}
     try:
-        jax.eval_shape(bf.bert(found.config, found.act), found.packed, batch)
+        jax.eval_shape(bf.bert(found.config, found.act), found.params, batch)
     except Exception as error:
         raise Wrong(f"the model does not run: {error}") from error
     _TRACED.add(kind)

@@ -224,8 +224,8 @@ def test_everything_comes_back(saved):
     assert json.loads(found.tokenizer) == json.loads(TOKENIZER)
     assert found.extras == {"task": "icd10cm"}
     expected = packing.pack(params(), bf.xtc_1bit())
-    assert jax.tree.structure(found.packed) == jax.tree.structure(expected)
-    jax.tree.map(np.testing.assert_array_equal, found.packed, expected)
+    assert jax.tree.structure(found.params) == jax.tree.structure(expected)
+    jax.tree.map(np.testing.assert_array_equal, found.params, expected)
 
 
 def test_saving_what_was_loaded_gives_the_same_bytes(saved, tmp_path):

@@ -50,7 +50,7 @@ def test_the_trial_can_fail(trial, monkeypatch):
     other = fuzz.opened(trial.path)._replace(extras={})
     with pytest.raises(fuzz.Wrong, match="silently different"):
         fuzz.check_same(other, original)
-    flat = dict(other.packed) | {"pooler": {}}
+    flat = dict(other.params) | {"pooler": {}}
     with pytest.raises(fuzz.Wrong, match="other parameters"):
         fuzz.check_sound(other._replace(params=flat), trial.path)
 

@@ -39,7 +39,7 @@ def test_what_activations_learn_comes_back_to_the_last_bit(name, rest, tmp_path)
     bf.save_packed(path, CONFIG, packed, ACTS[name])
     found = bf.read_packed(path)
     assert found.act == ACTS[name]
-    before, after = trees.flatten(student(name)), trees.flatten(found.packed)
+    before, after = trees.flatten(student(name)), trees.flatten(found.params)
     assert set(before) == set(after)
     for site in sites.site_names(CONFIG):
         np.testing.assert_array_equal(before[site], after[site])
@@ -57,7 +57,7 @@ def test_a_packed_student_of_learned_steps_says_what_the_unpacked_says(tmp_path)
     found = bf.read_packed(path)
     apply = jax.jit(bf.bert(found.config, found.act))
     expected = apply(bf.quantize(params, RULES), batch).logits
-    np.testing.assert_allclose(apply(found.packed, batch).logits, expected, atol=1e-5)
+    np.testing.assert_allclose(apply(found.params, batch).logits, expected, atol=1e-5)
 
 
 def test_parameters_and_quantizers_belong_together(tmp_path):

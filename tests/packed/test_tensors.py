@@ -60,8 +60,8 @@ def file(tmp_path):
 def said(model) -> list:
     """All that a file says, to be compared."""
     rest = [repr(model.config), repr(model.act), model.tokenizer, repr(model.extras)]
-    leaves = [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(model.packed)]
-    return [*rest, str(jax.tree.structure(model.packed)), *leaves]
+    leaves = [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(model.params)]
+    return [*rest, str(jax.tree.structure(model.params)), *leaves]
 
 
 def test_every_single_cut_is_refused(file):
@@ -429,7 +429,7 @@ def test_an_older_version_is_read_as_ever(version, golden):
     header, data = packedfiles.split(path)
     assert header["__metadata__"]["version"] == version
     values = packedfiles.dense(header, data)
-    for path, leaf in trees.flatten(packing.unpack(found.packed)).items():
+    for path, leaf in trees.flatten(packing.unpack(found.params)).items():
         np.testing.assert_array_equal(leaf, values[path])
 
 
@@ -482,7 +482,7 @@ def test_two_bits_of_an_older_version_are_checked(fields, problem, file, golden)
 
 def test_a_split_whose_halves_are_not_packed_is_not_written(file):
     found = packed_file.read_packed(file)
-    flat = trees.flatten(found.packed)
+    flat = trees.flatten(found.params)
     whole = flat[QUERY].a
     assert isinstance(whole, Packed)
     flat[QUERY] = Split(whole, jnp.zeros(whole.shape))

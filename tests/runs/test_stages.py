@@ -182,7 +182,7 @@ def test_a_packed_file_may_keep_fewer_positions(whole, place, tmp_path):
     _, params = pretrained.load_pretrained(tmp_path / "run/2-onebit/params")
     whole = packing.unpack(packing.pack(params, bf.xtc_1bit()))
     path = "embeddings/position/embedding"
-    table = trees.flatten(packing.unpack(found.packed))[path]
+    table = trees.flatten(packing.unpack(found.params))[path]
     np.testing.assert_array_equal(table, trees.flatten(whole)[path][:12])
 
 
