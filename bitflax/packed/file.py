@@ -6,7 +6,6 @@ ValueError with what is wrong; here it gets the file's name and the mend.
 
 import functools
 import json
-import re
 from collections.abc import Callable, Iterable
 from io import BufferedReader
 from pathlib import Path
@@ -16,12 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from bitflax import files, trees
-from bitflax.errors import (
-    ConfigError,
-    OutputError,
-    StorageError,
-)
-from bitflax.model import ACT_PARAMS, Split, parameter_shapes
+from bitflax.errors import ConfigError, OutputError, StorageError
+from bitflax.model import parameter_shapes
 from bitflax.packed import safetensors_file, sizes
 from bitflax.packed.metadata import (
     act_from_json,
@@ -195,11 +190,6 @@ def guarded(read: Callable[[BufferedReader], T], path: Path) -> T:
         return read(file)
 
 
-def _is_new(path: str, leaf: Any) -> bool:
-    """Whether version 1 knows no such parameter."""
-    return isinstance(leaf, Split) or re.fullmatch(ACT_PARAMS, path) is not None
-
-
 def _extras(found: Any) -> str:
     """Return what else travels along as JSON that the reader takes."""
     try:
@@ -240,10 +230,9 @@ def _parts(
         xz = tokenizer_to_bytes(text, config)
         tensors["tokenizer"] = np.frombuffer(xz, np.uint8)
     packed_specs = to_specs(flat)
-    new = any(map(_is_new, flat, flat.values()))
     metadata = {
         "format": FORMAT,
-        "version": lowest_version(packed_specs, new),
+        "version": lowest_version(flat, packed_specs),
         "config": config_to_json(config),
         "act": named,
         "packed": json.dumps(packed_specs, separators=(",", ":")),

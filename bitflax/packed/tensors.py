@@ -1,5 +1,6 @@
 """The tensors of a packed file: leaves to named arrays, and back with suspicion."""
 
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -7,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bitflax.errors import ConfigError
-from bitflax.model import FIELDS, Packed, Split
+from bitflax.model import ACT_PARAMS, FIELDS, Packed, Split
 from bitflax.packed import bitfields
 from bitflax.packed.safetensors_file import Entry
 
@@ -106,16 +107,12 @@ def to_tensors(flat: Mapping[str, Any]) -> dict[str, np.ndarray]:
     return tensors
 
 
-def lowest_version(specs: Mapping[str, dict], new: bool) -> str:
-    """Return the lowest version that knows all that a file holds.
-
-    Args:
-      specs: what is packed.
-      new: whether a parameter has halves or belongs to an activation's quantizer.
-    """
+def lowest_version(flat: Mapping[str, Any], specs: Mapping[str, dict]) -> str:
+    """Return the lowest version that knows all leaves of a tree, and their specs."""
     if any(spec["bits"] in bitfields.SHORT for spec in specs.values()):
         return "3"
-    return "2" if new else "1"
+    split = any(isinstance(leaf, Split) for leaf in flat.values())
+    return "2" if split or any(re.fullmatch(ACT_PARAMS, path) for path in flat) else "1"
 
 
 def check_specs(found: Any, shapes: Shapes, version: str = "1") -> dict[str, dict]:
