@@ -133,7 +133,7 @@ class Batches:
         self.batch_size = batch_size
         self.rows = -(-batch_size // multiple_of) * multiple_of
         self.buckets = tuple(buckets)
-        self._bucket = np.searchsorted(self.buckets, tokens.lengths)
+        self.bucket = np.searchsorted(self.buckets, tokens.lengths)
         self._epoch: tuple[int, list[tuple[int, np.ndarray]]] | None = None
 
     @property
@@ -193,7 +193,7 @@ class Batches:
         left = np.full(filler, -1, np.int64)
         plan = []
         for number, bucket in enumerate(self.buckets):
-            rows = np.flatnonzero(self._bucket == number)
+            rows = np.flatnonzero(self.bucket == number)
             if rng is not None:
                 rows = rng.permutation(rows)
             rows = np.concatenate([left, rows])

@@ -100,12 +100,10 @@ class TeacherOutputs:
     def __init__(self, names: frozenset[str], outputs: Outputs, batches: Batches):
         self.names, self.outputs = names, outputs
         self._shapes = _row_shapes(names, outputs)
-        lengths = np.asarray(batches.tokens.lengths)
-        self._buckets = np.asarray(batches.buckets)
-        self._bucket = np.searchsorted(self._buckets, lengths)
-        self._place = np.zeros(len(lengths), np.int64)
+        self._bucket = batches.bucket
+        self._place = np.zeros(len(batches.tokens), np.int64)
         self._store: dict[int, dict[str, np.ndarray]] = {}
-        for number, size in enumerate(self._buckets.tolist()):
+        for number, size in enumerate(batches.buckets):
             rows = np.flatnonzero(self._bucket == number)
             self._place[rows] = np.arange(len(rows))
             self._store[number] = {
@@ -121,11 +119,8 @@ class TeacherOutputs:
 
     def put(self, index: np.ndarray, outputs: Mapping[str, np.ndarray]) -> None:
         """Keep the outputs of the examples ``index`` (-1: a filler row)."""
-        for number, rows in self._by_bucket(index):
-            place = self._place[index[rows]]
-            for name, array in self._store[number].items():
-                cut = tuple(slice(n) for n in array.shape[1:])
-                array[place] = outputs[name][(rows, *cut)]
+        for name, kept, place, part in self._parts(index):
+            kept[place] = outputs[name][part]
 
     def add_to(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Return the batch with the kept outputs of its examples; 0 in padding."""
@@ -134,17 +129,18 @@ class TeacherOutputs:
             name: np.zeros((len(index), *shape(length)), np.float32)
             for name, shape in self._shapes.items()
         }
-        for number, rows in self._by_bucket(index):
-            place = self._place[index[rows]]
-            for name, array in self._store[number].items():
-                cut = tuple(slice(n) for n in array.shape[1:])
-                out[name][(rows, *cut)] = array[place]
+        for name, kept, place, part in self._parts(index):
+            out[name][part] = kept[place]
         return batch | {PREFIX + name: array for name, array in out.items()}
 
-    def _by_bucket(self, index: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+    def _parts(self, index: np.ndarray) -> Iterator[tuple[str, np.ndarray, Any, Any]]:
+        """Yield (name, kept array, places in it, places in a batch) by bucket."""
         buckets = np.where(index >= 0, self._bucket[index], -1)
         for number in np.unique(buckets[buckets >= 0]).tolist():
-            yield number, np.flatnonzero(buckets == number)
+            rows = np.flatnonzero(buckets == number)
+            place = self._place[index[rows]]
+            for name, array in self._store[number].items():
+                yield name, array, place, (rows, *map(slice, array.shape[1:]))
 
 
 def _row_shapes(names: frozenset[str], teacher: Outputs) -> dict[str, Any]:
@@ -165,10 +161,8 @@ def _row_shapes(names: frozenset[str], teacher: Outputs) -> dict[str, Any]:
 def outputs_size(names: frozenset[str], outputs: Outputs, batches: Batches) -> int:
     """Return the bytes that keeping these outputs of all examples would take."""
     shapes = _row_shapes(names, outputs).values()
-    buckets = np.asarray(batches.buckets)
-    number = np.searchsorted(buckets, np.asarray(batches.tokens.lengths))
-    counts = np.bincount(number, minlength=len(buckets))
-    row = [sum(np.prod(shape(n)) for shape in shapes) for n in buckets.tolist()]
+    counts = np.bincount(batches.bucket, minlength=len(batches.buckets))
+    row = [sum(np.prod(shape(n)) for shape in shapes) for n in batches.buckets]
     return 4 * int(counts @ np.array(row, np.float64))
 
 
