@@ -2,7 +2,7 @@
 
 import itertools
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -189,7 +189,12 @@ def _fetched(name: str) -> Any:
     import huggingface_hub
     from huggingface_hub import errors
 
-    load = _loader()
+    try:
+        import datasets
+    except ImportError:
+        problem = "`datasets` is not installed"
+        raise InputMissing(PREFIX, problem, fix=_INSTALL) from None
+    load: Any = datasets.load_dataset
     parts, tried = name.removeprefix(PREFIX).split("/"), ""
     places = {1: [(1, 1)], 2: [(2, 2), (1, 2)], 3: [(2, 3)]}.get(len(parts), [])
     for owner, config in places:  # OWNER/NAME first, then NAME/CONFIG
@@ -217,16 +222,6 @@ def _fetched(name: str) -> Any:
     problem = tried or "the hub has no such data set (or it is private)"
     fix = "as in hf:glue/mrpc or hf:OWNER/NAME/CONFIG; `hf auth login` for private ones"
     raise InputMissing(name, problem, fix=fix)
-
-
-def _loader() -> Callable[..., Any]:
-    try:
-        import datasets
-    except ImportError:
-        raise InputMissing(
-            PREFIX, "`datasets` is not installed", fix=_INSTALL
-        ) from None
-    return datasets.load_dataset
 
 
 def _unread(name: str, error: Exception) -> ConfigError:
