@@ -244,7 +244,8 @@ class CorpusBatches:
           ``weight`` float32 [rows], 0 in rows that only fill up.
         """
         first, left = self._share(part, self.batch_size)
-        row, parts = step * self.batch_size + first, [self._none()]
+        none = Pieces(np.zeros((0, self.length), np.int32), np.zeros(0, np.int32))
+        row, parts = step * self.batch_size + first, [none]
         while left:
             epoch, place, first = self._find(row)
             window = int(self._order(epoch)[place])
@@ -277,9 +278,6 @@ class CorpusBatches:
 
     def _batch(self, found: Pieces, part: Part) -> dict[str, np.ndarray]:
         return found.batch(self.rows // part[1], self._tokenizer.pad_id)
-
-    def _none(self) -> Pieces:
-        return Pieces(np.zeros((0, self.length), np.int32), np.zeros(0, np.int32))
 
     def _find(self, row: int) -> tuple[int, int, int]:
         """Return (epoch, place of the window in its order, row within the window)."""
