@@ -22,6 +22,7 @@ def text_columns(
     table: Table, names: Sequence[str], faults: Faults, allow_empty: bool = False
 ) -> tuple[np.ndarray, ...]:
     """Return one or two columns of texts; a value that is no text is a fault."""
+    found = []
     for name in names:
         for row, value in zip(table.rows, table.columns[name], strict=True):
             problem = text_fault(value, allow_empty)
@@ -33,9 +34,10 @@ def text_columns(
                     f"expected words {where}, found {problem}",
                     "give the row a text, or delete the row",
                 )
-    return tuple(
-        object_column([_plain(v) for v in table.columns[name]]) for name in names
-    )
+        # '' holds the place of a bad value, which is never used.
+        texts = [v if isinstance(v, str) else "" for v in table.columns[name]]
+        found.append(object_column(texts))
+    return tuple(found)
 
 
 def class_names(labels: Sequence[Any]) -> tuple[str, ...]:
@@ -233,11 +235,6 @@ def to_examples(
     elif label is not None and classes is not None:
         labels = class_labels(table, label, classes, faults)
     return Examples(columns, labels, np.array(table.rows, np.int64))
-
-
-def _plain(value: Any) -> str:
-    """Return a text; the place of a bad value, which is never used, is held by ''."""
-    return value if isinstance(value, str) else ""
 
 
 def _label(value: Any) -> str:
