@@ -11,6 +11,7 @@ from bitflax.recipe.loading import load_recipe as load_recipe
 from bitflax.recipe.loading import read_recipe as read_recipe
 from bitflax.recipe.loading import recipe_files as recipe_files
 from bitflax.recipe.loading import recipe_summary as recipe_summary
+from bitflax.recipe.overrides import override as override
 from bitflax.recipe.schema import Corpus as Corpus
 from bitflax.recipe.schema import Data as Data
 from bitflax.recipe.schema import Init as Init
@@ -19,4 +20,3 @@ from bitflax.recipe.schema import Shape as Shape
 from bitflax.recipe.schema import Stage as Stage
 from bitflax.recipe.schema import Teacher as Teacher
 from bitflax.recipe.schema import check_plan as check_plan
-from bitflax.recipe.schema import override as override

@@ -64,9 +64,7 @@ class Data:
         """Check types and ranges."""
         overrides.check_fields(self)
         need(self.max_length > 3, "Data.max_length", "at least 4", self.max_length)
-        need(self.batch_size > 0, "Data.batch_size", "at least 1", self.batch_size)
-        limit = self.limit is None or self.limit > 0
-        need(limit, "Data.limit", "at least 1, or none", self.limit)
+        check_counts(self, "Data", ("batch_size", "limit"))
         need(self.seed >= 0, "Data.seed", "at least 0", self.seed)
         known = not isinstance(self.metric, str) or self.metric in METRICS
         names = f"one of {', '.join(METRICS)}, or a function"
@@ -92,7 +90,7 @@ class Corpus:
         """Check types and ranges."""
         overrides.check_fields(self)
         need(self.length > 3, "Corpus.length", "at least 4", self.length)
-        need(self.batch_size > 0, "Corpus.batch_size", "at least 1", self.batch_size)
+        check_counts(self, "Corpus", ("batch_size",))
         need(self.seed >= 0, "Corpus.seed", "at least 0", self.seed)
 
 
@@ -142,7 +140,6 @@ class Teacher:
         check_optim(self.optim, "Teacher.optim")
 
 
-override = overrides.override
 Kept = Literal["int4", "int8", "float16", "float32"]
 
 
@@ -161,9 +158,7 @@ class Shape:
     def __post_init__(self):
         """Check types and ranges."""
         overrides.check_fields(self)
-        for field in dataclasses.fields(self):
-            size = getattr(self, field.name)
-            need(size > 0, f"Shape.{field.name}", "at least 1", size)
+        check_counts(self, "Shape", [field.name for field in dataclasses.fields(self)])
         whole = self.hidden_size % self.num_attention_heads == 0
         expected = f"a multiple of num_attention_heads {self.num_attention_heads}"
         need(whole, "Shape.hidden_size", expected, self.hidden_size)
