@@ -270,14 +270,8 @@ def _longest_first(lengths: Sequence[int], room: int) -> list[int]:
     if len(lengths) == 1:
         return [min(lengths[0], room)]
     first, second = lengths
-    if first + second <= room:
-        return [first, second]
-    half = room // 2
-    if second <= half:
-        return [room - second, second]
-    if first <= room - half:
-        return [first, room - first]
-    return [room - half, half]
+    second = min(second, max(room // 2, room - first))
+    return [min(first, room - second), second]
 
 
 def _read(file: Path) -> Tokens | None:
