@@ -43,12 +43,9 @@ def buckets_for(
     ends = np.searchsorted(np.sort(lengths), offered, side="right")
     up_to = dict(zip(offered, ends.tolist(), strict=True)) | {top: len(lengths)}
     each = COMPILE_TOKENS if shape_tokens is None else shape_tokens
-    before = 0
-    filled = []
-    for n in offered[: offered.index(top)]:
-        if up_to[n] > before:
-            filled.append(n)
-        before = up_to[n]
+    shorter = offered[: offered.index(top)]
+    counts = np.diff([0, *(up_to[n] for n in shorter)])
+    filled = [n for n, count in zip(shorter, counts, strict=True) if count]
 
     def cost(chosen: Sequence[int]) -> int:
         counts = np.diff([0, *(up_to[n] for n in chosen)])
