@@ -47,14 +47,6 @@ class Numerics:
             return self.at(site, x)
         return matmul.coded(self.act[site], x, self.integers)
 
-    def matmul(self, x: jax.Array | Coded, kernel: Any) -> jax.Array:
-        """Return ``x @ kernel`` for any kind of kernel [n, m]."""
-        return leaves.matmul(x, kernel, self.dtype)
-
-    def product(self, a: jax.Array, b: jax.Array) -> jax.Array:
-        """Return ``a @ b`` of two activations."""
-        return matmul.product(a, b, self.dtype)
-
 
 def recomputed(fn: Callable[..., Any], *args: Any) -> Any:
     """Return ``fn(*args)``, whose gradient keeps the arguments alone.
@@ -133,7 +125,7 @@ class Linear(nn.Module):
             self.param("bias", nn.initializers.zeros, (self.width,))
         kernel = self.get_variable("params", "kernel")
         bias = self.get_variable("params", "bias")
-        y = self.numerics.matmul(x, kernel)
+        y = leaves.matmul(x, kernel, self.numerics.dtype)
         return y + jnp.expand_dims(bias, range(y.ndim - 1))
 
 
@@ -182,7 +174,7 @@ class Attention(Part):
             return y.reshape(*x.shape[:2], heads, head).transpose(axes)
 
         # Transposes and plain products: einsum is 5-25 % slower on a CPU.
-        product = self.numerics.product
+        product = functools.partial(matmul.product, dtype=self.numerics.dtype)
         query = project("query", (0, 2, 1, 3)) * head**-0.5
         scores = product(query, project("key", (0, 2, 3, 1)))
         probs = jax.nn.softmax(scores + mask)
