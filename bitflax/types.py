@@ -63,18 +63,10 @@ class BertConfig:
 
     def __post_init__(self):
         """Refuse a shape that no BERT can have."""
-        for name in (
-            "vocab_size",
-            "hidden_size",
-            "num_hidden_layers",
-            "num_attention_heads",
-            "intermediate_size",
-            "max_position_embeddings",
-            "num_labels",
-            "type_vocab_size",
-        ):
-            if getattr(self, name) < 1:
-                raise ValueError(f"BertConfig.{name} must be at least 1")
+        for field in dataclasses.fields(self):
+            size = field.type is int and field.name != "pad_token_id"
+            if size and getattr(self, field.name) < 1:
+                raise ValueError(f"BertConfig.{field.name} must be at least 1")
         if self.num_hidden_layers > 1000:  # each is a tree of parameters, made first
             raise ValueError("BertConfig.num_hidden_layers must be at most 1000")
         if self.head_size is not None and self.head_size < 1:

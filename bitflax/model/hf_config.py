@@ -7,22 +7,11 @@ from typing import Any
 from bitflax.errors import ConfigError
 from bitflax.types import BertConfig
 
-_INTS = (
-    "vocab_size",
-    "hidden_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "intermediate_size",
-    "max_position_embeddings",
-    "pad_token_id",
-    "type_vocab_size",
-)
-_FLOATS = (
-    "layer_norm_eps",
-    "hidden_dropout_prob",
-    "attention_probs_dropout_prob",
-    "classifier_dropout",
-)
+_NUMBERS = {
+    field.name: int if field.type is int else float
+    for field in dataclasses.fields(BertConfig)
+    if field.type in (int, float, float | None) and field.name != "num_labels"
+}
 _ACTS = {"gelu": "gelu", "gelu_python": "gelu", "relu": "relu"}  # gelu by erf
 
 OWN_KIND = "bitflax-bert"
@@ -63,9 +52,8 @@ def config_from_hf(
     ('no', 'yes')
     """
     _check_kind(fields, place)
-    sizes = {name: _number(fields, name, int, place) for name in _INTS}
-    rates = {name: _number(fields, name, float, place) for name in _FLOATS}
-    given = {k: v for k, v in (sizes | rates).items() if v is not None}
+    found = {n: _number(fields, n, kind, place) for n, kind in _NUMBERS.items()}
+    given = {name: value for name, value in found.items() if value is not None}
     if fields.get("model_type") == OWN_KIND:
         given["head_size"] = _number(fields, "head_size", int, place)
     given["hidden_act"] = _act(fields.get("hidden_act", "gelu"), place)
