@@ -22,7 +22,7 @@ Who says nothing has unknown bits, one range for all values, and no integers.
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -262,13 +262,29 @@ def _safe_scale(scale: jax.Array) -> jax.Array:
     return jnp.where(scale == 0, 1.0, scale).astype(scale.dtype)
 
 
+@dataclasses.dataclass(frozen=True)
 class _Activation:
-    """What both activation quantizers share: values from codes, groups, gradient."""
+    """What both activation quantizers share: settings, values from codes, gradient."""
 
-    axis: Axis
-    groups: int | None
+    bits: int = 8
+    axis: Axis = -1
+    levels: str = "restricted"
+    groups: int | None = None
     centred: ClassVar[bool]
     """Whether the zero point is always 0."""
+    _least: ClassVar[int] = 2
+    _levels: ClassVar[tuple[str, ...]] = ("restricted", "full")
+
+    def __post_init__(self):
+        """Refuse unknown settings."""
+        if type(self.bits) is not int or not self._least <= self.bits <= 16:
+            raise ValueError(f"bits must be {self._least} to 16, not {self.bits!r}")
+        if self.levels not in self._levels:
+            known = ", ".join(self._levels)
+            raise ValueError(f"levels must be one of {known}, not {self.levels!r}")
+        if self.groups is not None and (self.groups < 1 or self.axis not in (-1, None)):
+            found = f"groups {self.groups} and axis {self.axis}"
+            raise ValueError(f"{found}: give at least one group, or an axis")
 
     def shares(self) -> tuple[Axis, int | None]:
         """Return the axes, or the groups of the last, that share one range."""
@@ -311,15 +327,7 @@ class symmetric(_Activation):  # noqa: N801
     Array([[  31.,   64., -127.]], dtype=float32)
     """
 
-    bits: int = 8
-    axis: Axis = -1
-    levels: str = "restricted"
-    groups: int | None = None
     centred: ClassVar[bool] = True
-
-    def __post_init__(self):
-        """Refuse unknown settings."""
-        _check(self)
 
     @property
     def grid(self) -> Grid:
@@ -356,15 +364,9 @@ class asymmetric(_Activation):  # noqa: N801
     Array([[1., 9., 1., 1.]], dtype=float32)
     """
 
-    bits: int = 8
-    axis: Axis = -1
-    levels: str = "restricted"
-    groups: int | None = None
     centred: ClassVar[bool] = False
-
-    def __post_init__(self):
-        """Refuse unknown settings."""
-        _check(self, least=1, more=("widened",))
+    _least: ClassVar[int] = 1
+    _levels: ClassVar[tuple[str, ...]] = ("restricted", "full", "widened")
 
     @property
     def grid(self) -> Grid:
@@ -385,14 +387,3 @@ class asymmetric(_Activation):  # noqa: N801
             zero = jnp.where(scale == 0, low, zero)
         integers = jnp.clip(jnp.round((x - zero) / _safe_scale(scale)), first, top)
         return Codes(integers, scale, zero)
-
-
-def _check(of: Any, least: int = 2, more: tuple[str, ...] = ()) -> None:
-    if type(of.bits) is not int or not least <= of.bits <= 16:
-        raise ValueError(f"bits must be {least} to 16, not {of.bits!r}")
-    known = ("restricted", "full", *more)
-    if of.levels not in known:
-        raise ValueError(f"levels must be one of {', '.join(known)}, not {of.levels!r}")
-    if of.groups is not None and (of.groups < 1 or of.axis not in (-1, None)):
-        found = f"groups {of.groups} and axis {of.axis}"
-        raise ValueError(f"{found}: give at least one group, or an axis")
