@@ -21,12 +21,6 @@ INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 Quantizer = Callable[[jax.Array], jax.Array]
 """An array to the array of its quantised values, with a gradient of its own."""
 
-_DROPOUTS = (
-    "hidden_dropout_prob",
-    "attention_probs_dropout_prob",
-    "classifier_dropout",
-)
-
 
 @dataclasses.dataclass(frozen=True)
 class BertConfig:
@@ -82,8 +76,8 @@ class BertConfig:
             )
         if not 0 < self.layer_norm_eps <= 1:
             raise ValueError("BertConfig.layer_norm_eps must lie between 0 and 1")
-        for name in _DROPOUTS:
-            if not 0 <= (getattr(self, name) or 0) < 1:
+        for name, value in vars(self).items():
+            if "dropout" in name and not 0 <= (value or 0) < 1:
                 raise ValueError(f"BertConfig.{name} must lie between 0 and 1")
         if not 0 <= self.pad_token_id < self.vocab_size:
             raise ValueError("BertConfig.pad_token_id lies outside the vocabulary")
