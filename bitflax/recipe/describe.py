@@ -19,7 +19,6 @@ from bitflax.recipe.duration import planned_steps
 from bitflax.recipe.schema import Init, Recipe, Stage, check_plan
 from bitflax.types import BertConfig, Optim
 
-Shape = tuple[int, ...]
 _ARROW = "      |\n      v"
 
 
