@@ -108,6 +108,7 @@ def nearest(name: str, names: Iterable[str], what: str = "names") -> str:
     return f"the {what} are: {', '.join(names[:20])}"
 
 
+CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _CSV = "write it as .csv or .jsonl (pandas: to_json(lines=True))"
 _FOLDER = "give a packed file, or a folder that transformers saved as safetensors"
 _KINDS = {

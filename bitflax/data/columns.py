@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from bitflax.data.examples import CONTROL, Examples, object_column, text_fault
+from bitflax.data.examples import Examples, object_column, text_fault
 from bitflax.data.tables import Faults, Table
-from bitflax.errors import DataError
+from bitflax.errors import CONTROL, DataError
 
 LARGEST = float(np.finfo(np.float32).max)
 MISSING = ("", "nan")

@@ -2,7 +2,6 @@
 
 import dataclasses
 import hashlib
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -128,7 +127,6 @@ class NamedTask:
     passages: Callable[[], list[str]] | None = None
 
 
-CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 LONGEST = 1 << 20
 """Characters of a text: a tokenizer takes seconds and much memory for more."""
 

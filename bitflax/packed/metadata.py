@@ -13,11 +13,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from bitflax import model, quantization
-from bitflax.errors import ConfigError
+from bitflax.errors import CONTROL, ConfigError
 from bitflax.packed import safetensors_file
 from bitflax.types import BertConfig
-
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 
 def config_to_json(config: BertConfig) -> str:
@@ -77,7 +75,7 @@ def _labels(found: Any, count: int) -> dict[int, str]:
     if not all(isinstance(name, str) for name in found.values()):
         raise ValueError("config: id2label holds a label that is not a text")
     # A label is printed: it must not end its line or command a terminal.
-    if any(_CONTROL.search(name) for name in found.values()):
+    if any(CONTROL.search(name) for name in found.values()):
         raise ValueError("config: id2label holds a label with control characters")
     return {i: name for i, name in enumerate(found.values())}
 
