@@ -81,9 +81,10 @@ def _body(
         "<h2>What was run</h2>",
         sections.table(("run", "command"), sets, words=True),
     ]
-    figures = []
+    figures, notes = [], list[str]()
     for name, path in zip(names, paths, strict=True):
-        lines = [x for x in log.read_log(path / "log.jsonl") if f"dev/{metric}" in x]
+        lines = log.read_log(path / "log.jsonl", notes)
+        lines = [line for line in lines if f"dev/{metric}" in line]
         for stage in dict.fromkeys(line["stage"] for line in lines):
             points = [
                 (line["step"], line[f"dev/{metric}"])
@@ -95,7 +96,8 @@ def _body(
                 axes = ("step", metric)
                 plot = svg.line_plot(label, points, dots=len(points) <= 40, axes=axes)
                 figures.append(sections.figure(label, plot))
-    return [*body, "<h2>Scores</h2>", f'<div class="plots">{"".join(figures)}</div>']
+    body += ["<h2>Scores</h2>", *map(report.warning, notes)]
+    return [*body, f'<div class="plots">{"".join(figures)}</div>']
 
 
 def _scores(names: Sequence[str], runs: Sequence[Sequence[report.Row]]) -> str:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from bitflax import files
+from bitflax import files, progress
 from bitflax.runs.board import Board
 
 OnLog = Callable[[Mapping[str, Any]], object]
@@ -70,15 +70,18 @@ class RunLog:
         self.close()
         again = 0 if step is None else step + 1
         self.board.rewind(stage, again)
-        lines = read_log(self.path)
+        _drop_torn_end(self.path)
+        texts = _texts(self.path)
         kept = [
-            line
-            for line in lines
-            if line.get("stage") != stage or line.get("step", 0) < again
+            text
+            for text in texts  # what cannot be read is not deleted
+            if not (line := _line(text))
+            or line["stage"] != stage
+            or line["step"] < again
         ]
-        if len(kept) < len(lines):
-            text = "".join(json.dumps(line) + "\n" for line in kept)
-            files.write_text(self.path, text)
+        if len(kept) < len(texts):
+            with files.disk(self.path), files.atomic(self.path) as file:
+                file.write(b"".join(kept))
 
     def close(self) -> None:
         """Close the files; a later ``write`` opens them again."""
@@ -89,25 +92,64 @@ class RunLog:
         self.board.close()
 
 
-def read_log(path: str | Path) -> list[dict[str, Any]]:
-    """Return the lines of a log; a torn last line is left out, no file is no lines.
+def read_log(path: str | Path, notes: list[str] | None = None) -> list[dict[str, Any]]:
+    """Return the lines of a log; what is none is left out, and told.
+
+    Args:
+      path: ``log.jsonl``.
+      notes: what is told is added here.
 
     Raises:
       StorageError: it cannot be read.
     """
-    if not Path(path).exists():
-        return []
-    with files.disk(path):
-        texts = Path(path).read_text(encoding="utf-8", errors="replace").splitlines()
-    lines = []
-    for text in texts:
-        try:
-            line = json.loads(text)
-        except ValueError:
+    lines, taken = dict[int, dict[str, Any]](), dict[str, list[int]]()
+    bad = dict[int, str]()
+    for number, text in enumerate(_texts(Path(path)), 1):
+        line = _line(text)
+        if line is None:
+            shown = text[:60].decode(errors="replace")
+            bad[number] = f"expected JSON: stage, step and numbers, found {shown!r}"
             continue
-        if isinstance(line, dict):
-            lines.append(line)
-    return lines
+        lines[number] = line
+        before, odd = taken.setdefault(line["stage"], []), None
+        if before and line["step"] < lines[before[-1]]["step"]:
+            # Of a step that was damaged upwards, not all that follow are wrong.
+            fits = len(before) < 2 or line["step"] >= lines[before[-2]]["step"]
+            odd = before.pop() if fits else number
+            bad[odd] = f"expected no step out of order, found {lines[odd]['step']}"
+        if odd != number:
+            before.append(number)
+    found = [line for number, line in lines.items() if number not in bad]
+    if bad or not found:
+        first = min(bad, default=1)
+        said = bad.get(first, "expected lines of the log, found none")
+        note = f"{path}:{first}: {said}; left out of the plots: {len(bad) or 'all'}"
+        note += "\nfix: put the file back as it was: nothing else depends on it"
+        progress.tell(note)
+        if notes is not None:
+            notes.append(note)
+    return found
+
+
+def _texts(path: Path) -> list[bytes]:
+    """Return a log's lines as they are; no file is no lines."""
+    if not path.exists():
+        return []
+    with files.disk(path), files.open_file(path) as file:
+        return file.readlines()
+
+
+def _line(text: bytes) -> dict[str, Any] | None:
+    """Return a line as ``write`` writes them; None: it is none."""
+    try:
+        line = json.loads(text.decode())
+        step, plotted = line["step"], [line[n] for n in line if n == "lr" or "/" in n]
+        numbers = [step, *(number for number in plotted if number is not None)]
+        right = isinstance(line["stage"], str) and type(step) is int and step >= 0
+        right = right and all(type(x) in (int, float) for x in numbers)
+        return line if right and all(map(math.isfinite, numbers)) else None
+    except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
+        return None
 
 
 def flatten(line: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -59,7 +59,7 @@ def table(
 def write_report(
     folder: str | Path,
     rows: Sequence[Row],
-    log_path: str | Path,
+    lines: Sequence[Mapping[str, Any]],
     meta: Mapping[str, Any],
 ) -> None:
     """Write ``report.json`` and ``report.html``.
@@ -67,7 +67,7 @@ def write_report(
     Args:
       folder: the run folder.
       rows: the teacher first, the packed student last.
-      log_path: ``log.jsonl``; ``loss/...`` and ``dev/...`` are plotted by stage.
+      lines: of ``log.jsonl``; ``loss/...`` and ``dev/...`` are plotted by stage.
       meta: ``task`` and ``metric``; ``baselines`` and ``warnings``, if any; whatever
         else it holds (name, command, versions, a list of notes) is printed below the
         plots.
@@ -90,7 +90,7 @@ def write_report(
     }
     folder = Path(folder)
     files.write_text(folder / "report.json", json.dumps(record, indent=2) + "\n")
-    page = html(rows, log.read_log(log_path), meta)
+    page = html(rows, lines, meta)
     files.write_text(folder / "report.html", page)
 
 
@@ -114,7 +114,7 @@ def html(
         levels = [("teacher", rows[0].score), *levels]
     body = [
         sections.paragraph(_summary(rows, meta)),
-        *map(_warning, meta.get("warnings", ())),
+        *map(warning, meta.get("warnings", ())),
         _html_table(rows, str(meta["metric"]), baselines),
         *sections.path_section(rows, str(meta["metric"])),
         _sizes(rows),
@@ -144,7 +144,9 @@ def rewrite(folder: str | Path, out: str | Path | None = None) -> Path:
     """
     folder = files.given(folder)
     rows, meta = read_report(folder)
-    page = html(rows, log.read_log(folder / "log.jsonl"), meta)
+    notes = [*meta.get("warnings", ())]
+    lines = log.read_log(folder / "log.jsonl", notes)
+    page = html(rows, lines, meta | {"warnings": list(dict.fromkeys(notes))})
     place = files.given(folder / "report.html" if out is None else out, OutputError)
     manifests.write_listed(place, page, FINISHED)
     return place
@@ -183,7 +185,8 @@ def finite(value: Any) -> Any:
     return None if bad else value
 
 
-def _warning(text: str) -> str:
+def warning(text: str) -> str:
+    """Return a warning as a paragraph of a page."""
     return f'<p class="warning">{escape(text)}</p>'
 
 

@@ -169,10 +169,12 @@ def finish(
         "repeat": _repeat(experiment),
     }
     if training.is_main_process():
+        where, notes = experiment.run, list[str]()
+        lines = log.read_log(where.log_path, notes) if where.log_path.exists() else []
+        meta["warnings"] = [*warnings, *notes]
         if last is not None and last.packs:
-            found |= _of_file(experiment, last, result.model)
-        where = experiment.run
-        report.write_report(where.path, rows, where.log_path, meta)
+            found |= _of_file(experiment, last, result.model, lines)
+        report.write_report(where.path, rows, lines, meta)
         where.board.texts("report", _texts(where.path, rows, meta))
     experiment.run.finish(*made)
     return rows, warnings
@@ -185,11 +187,15 @@ def _logits(experiment: Experiment, stage: Stage | None, whole: Model) -> np.nda
     return scorer.logits(small.params)
 
 
-def _of_file(experiment: Experiment, stage: Stage, student: Model) -> dict[str, Any]:
+def _of_file(
+    experiment: Experiment,
+    stage: Stage,
+    student: Model,
+    lines: Sequence[Mapping[str, Any]],
+) -> dict[str, Any]:
     """Return what there is to say of the packed student's weights and its file."""
     path, texts = experiment.run.path / PACKED, experiment.task_data.task.dev.texts
     text = texts[0][0] if len(texts) == 1 else tuple(each[0] for each in texts)
-    lines = log.read_log(experiment.run.log_path)
     return {
         "flips": findings.last_flips(lines),
         "weights": findings.latent_histogram(student.params, stage.rules),

@@ -4,7 +4,7 @@ import pytest
 
 from bitflax.errors import InputMissing, UsageError
 from bitflax.runs import comparison, report
-from bitflax.runs.log import RunLog
+from bitflax.runs.log import RunLog, read_log
 from tests.runs.test_report import ROWS, Page, Row
 
 
@@ -22,7 +22,7 @@ def two(tmp_path):
             "metric": "accuracy",
             "repeat": {"command": f"<run {name}>"},
         }
-        report.write_report(folder, rows, log.path, meta)
+        report.write_report(folder, rows, read_log(log.path), meta)
     return [tmp_path / "a", tmp_path / "b"]
 
 
@@ -51,7 +51,7 @@ def test_runs_that_do_not_compare_are_refused(two, tmp_path):
     with pytest.raises(UsageError, match="given twice"):
         comparison.draw_report([two[0], two[0]], tmp_path / "x.html")
     meta = {"task": "other", "metric": "accuracy"}
-    report.write_report(two[1], ROWS, tmp_path / "none", meta)
+    report.write_report(two[1], ROWS, (), meta)
     with pytest.raises(UsageError, match="do not compare"):
         comparison.draw_report(two, tmp_path / "x.html")
     with pytest.raises(InputMissing):
@@ -63,3 +63,15 @@ def test_a_folder_of_trials_is_all_of_its_runs(two, tmp_path):
     text = comparison.draw_report([tmp_path], tmp_path / "p.html").read_text("utf-8")
     assert "0.7850 (98.1%)" in text
     assert "0.7750 (96.9%)" in text
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_damaged_log_is_said_on_the_page(two, count, tmp_path, caplog):
+    path = two[0] / "log.jsonl"
+    path.write_text(path.read_text() + "no JSON\n")
+    out = comparison.draw_report(two[:count], tmp_path / "page.html")
+    said = f"{path}:2: expected JSON: stage, step and numbers, found 'no JSON\\n'"
+    assert said in caplog.text
+    page = Page(out.read_text("utf-8"))
+    assert any(text.startswith(said) for text in page.texts)
+    assert page.tags.count("svg") == (3 if count == 1 else 2)  # with sizes and way

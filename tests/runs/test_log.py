@@ -72,8 +72,50 @@ def test_a_torn_line_is_left_out_and_not_glued_to_the_next(tmp_path):
     assert steps(log.path, "a") == [1, 2]
 
 
+LINE = '{"stage": "a", "step": %s, "loss/x": %s}'
+DAMAGES = [
+    (["no JSON"], 1, "found 'no JSON"),
+    (["[1, 2]"], 1, "expected JSON"),
+    (["\udcff"], 1, "expected JSON"),
+    (["[" * 100_000], 1, "expected JSON"),
+    (['{"step": 1, "loss/x": 1}'], 1, "expected JSON"),
+    (['{"stage": 1, "step": 1}'], 1, "expected JSON"),
+    ([LINE % (10, '"1"')], 1, "expected JSON"),
+    ([LINE % (10, "NaN")], 1, "expected JSON"),
+    ([LINE % (10, "1e999")], 1, "expected JSON"),
+    ([LINE % ("9" * 400, 1)], 1, "expected JSON"),
+    ([LINE % (10.5, 1)], 1, "expected JSON"),
+    ([LINE % ("true", 1)], 1, "expected JSON"),
+    ([LINE % (-1, 1)], 1, "expected JSON"),
+    ([LINE % (900, 1)], 1, "out of order, found 900"),
+    ([LINE % (1, 1)], 1, "out of order, found 1;"),
+    ([LINE % (900, 1), "", LINE % (2, 1)], 3, "out of order, found 900"),
+]
+
+
+@pytest.mark.parametrize(("damage", "count", "found"), DAMAGES)
+def test_a_damaged_line_is_named_and_left_out(damage, count, found, tmp_path, caplog):
+    path, good = tmp_path / "log.jsonl", [LINE % (step, 1) for step in (10, 20, 30, 40)]
+    lines = [*good[:2], *damage, *good[2:]]
+    path.write_text("\n".join([*lines, ""]), errors="surrogateescape")
+    notes = []
+    assert [line["step"] for line in runs_log.read_log(path, notes)] == [10, 20, 30, 40]
+    assert notes[0].startswith(f"{path}:3: ")
+    assert found in notes[0]
+    assert f"; left out of the plots: {count}\nfix: put" in notes[0]
+    assert notes == [record.getMessage() for record in caplog.records]
+    # A resume drops its own lines, and never what it cannot read.
+    RunLog(tmp_path).rewind("a", 25)
+    kept = path.read_text(errors="surrogateescape").splitlines()
+    assert kept == [
+        text for text in lines if text not in good[2:] and "900" not in text
+    ]
+
+
 def test_no_file_is_no_lines(tmp_path):
-    assert runs_log.read_log(tmp_path / "none.jsonl") == []
+    notes = []
+    assert runs_log.read_log(tmp_path / "none.jsonl", notes) == []
+    assert "none.jsonl:1: expected lines of the log, found none; left" in notes[0]
     RunLog(tmp_path).rewind("a", 3)
     assert os.listdir(tmp_path) == []
 

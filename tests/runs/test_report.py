@@ -11,7 +11,7 @@ import pytest
 from bitflax.data import Baseline
 from bitflax.errors import DamagedFile, InputMissing
 from bitflax.runs import report
-from bitflax.runs.log import RunLog
+from bitflax.runs.log import RunLog, read_log
 from bitflax.runs.report import Row
 
 ROWS = (
@@ -31,9 +31,8 @@ META = {
 
 
 @pytest.fixture
-def log_path(tmp_path):
+def lines(tmp_path):
     log = RunLog(tmp_path)
-    log.write({"note": "a line without stage and step"})
     for stage, size in (("1-fp32", 60), ("2-1bit", 400)):
         for step in range(1, size + 1):
             loss = {"logits": 1 / step, "hidden": 2.0, "scores": math.exp(-step)}
@@ -42,7 +41,7 @@ def log_path(tmp_path):
                 log.write({"stage": stage, "step": step, "dev": {"accuracy": 0.7}})
     log.write({"stage": "2-1bit", "step": 401, "loss": {"logits": math.nan}})
     log.close()
-    return log.path
+    return read_log(log.path)
 
 
 def test_the_table_of_the_terminal():
@@ -62,8 +61,8 @@ def test_what_is_not_known_is_a_dash():
     assert second.split() == ["student", "0.5000", "-", "-", "-", "-", "-"]
 
 
-def test_report_json_has_the_fixed_form(tmp_path, log_path):
-    report.write_report(tmp_path, ROWS, log_path, META)
+def test_report_json_has_the_fixed_form(tmp_path, lines):
+    report.write_report(tmp_path, ROWS, lines, META)
     text = (tmp_path / "report.json").read_text()
     record = json.loads(text, parse_constant=pytest.fail)
     more = ["kept_above_chance", "baselines", "dev", "warnings"]
@@ -85,19 +84,19 @@ def test_report_json_has_the_fixed_form(tmp_path, log_path):
     assert record["stages"][-1]["seconds"] is None
 
 
-def test_baselines_and_warnings_stand_in_table_page_and_json(tmp_path, log_path):
+def test_baselines_and_warnings_stand_in_table_page_and_json(tmp_path, lines):
     found = [Baseline("majority class", 0.3), Baseline("mean", None)]
     rows = [Row("teacher", 0.8, 1.0, above=1.0), Row("packed", 0.7, 0.875, above=0.8)]
     meta = META | {"baselines": found, "warnings": ["too <little>\nfix: raise lr"]}
-    lines = report.table(rows, "accuracy", found).splitlines()
-    assert [line.rsplit(maxsplit=7)[0].strip() for line in lines[1:]] == [
+    shown = report.table(rows, "accuracy", found).splitlines()
+    assert [line.rsplit(maxsplit=7)[0].strip() for line in shown[1:]] == [
         "majority class",
         "mean",
         "teacher",
         "packed",
     ]
-    assert lines[-1].split() == ["packed", "0.7000", "87.5%", "80.0%", "32", *"---"]
-    report.write_report(tmp_path, rows, log_path, meta)
+    assert shown[-1].split() == ["packed", "0.7000", "87.5%", "80.0%", "32", *"---"]
+    report.write_report(tmp_path, rows, lines, meta)
     record = json.loads((tmp_path / "report.json").read_text())
     assert record["kept_above_chance"] == [1.0, 0.8]
     assert record["baselines"] == [
@@ -112,9 +111,9 @@ def test_baselines_and_warnings_stand_in_table_page_and_json(tmp_path, log_path)
     assert any(text.endswith(said) for text in page.texts)
 
 
-def test_numpy_and_nan_become_json(tmp_path, log_path):
+def test_numpy_and_nan_become_json(tmp_path, lines):
     rows = [Row("teacher", np.float64("nan"), None, np.int64(32), int(1e6), 2)]
-    report.write_report(tmp_path, rows, log_path, META)
+    report.write_report(tmp_path, rows, lines, META)
     record = json.loads((tmp_path / "report.json").read_text())
     assert record["stages"][0]["score"] is None
     assert record["stages"][0]["bits"] == 32
@@ -148,8 +147,8 @@ class Page(html.parser.HTMLParser):
             self.texts.append(data.strip())
 
 
-def test_the_page_is_whole_and_needs_nothing_else(tmp_path, log_path):
-    report.write_report(tmp_path, ROWS, log_path, META)
+def test_the_page_is_whole_and_needs_nothing_else(tmp_path, lines):
+    report.write_report(tmp_path, ROWS, lines, META)
     text = (tmp_path / "report.html").read_text(encoding="utf-8")
     page = Page(text)
     assert page.links == []
@@ -190,10 +189,10 @@ FOUND = {
 }
 
 
-def test_the_page_shows_what_was_found_and_is_drawn_again_from_json(tmp_path, log_path):
+def test_the_page_shows_what_was_found_and_is_drawn_again_from_json(tmp_path, lines):
     meta = META | {"findings": FOUND, "repeat": {"seed": 0, "versions": {"jax": "1"}}}
     meta["baselines"] = [Baseline("TF-IDF + linear SVM", 0.7)]
-    report.write_report(tmp_path, ROWS, log_path, meta)
+    report.write_report(tmp_path, ROWS, lines, meta)
     text = (tmp_path / "report.html").read_text("utf-8")
     page = Page(text)
     for shown in ("<dog>", "cat (90%)", "<dog> (80%)", "1,234 bytes", "0.92", "native"):
@@ -225,7 +224,7 @@ def test_every_text_is_escaped(tmp_path):
     log.close()
     rows = [Row(nasty, 0.5, 1.0, nasty, 5, 1, {nasty: nasty})] * 2
     meta = {"task": nasty, "metric": nasty, nasty: nasty, "list": [nasty]}
-    report.write_report(tmp_path, rows, log.path, meta)
+    report.write_report(tmp_path, rows, read_log(log.path), meta)
     text = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "<script" not in text
     page = Page(text)
@@ -235,9 +234,7 @@ def test_every_text_is_escaped(tmp_path):
 
 def test_a_report_without_a_log_or_sizes(tmp_path):
     rows = [Row("teacher", 0.5, 1.0)]
-    report.write_report(
-        tmp_path, rows, tmp_path / "none", {"task": "t", "metric": "mcc"}
-    )
+    report.write_report(tmp_path, rows, (), {"task": "t", "metric": "mcc"})
     page = Page((tmp_path / "report.html").read_text(encoding="utf-8"))
     assert "svg" not in page.tags
     assert "0.5000" in page.texts
