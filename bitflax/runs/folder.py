@@ -14,6 +14,7 @@ import os
 import re
 import secrets
 import socket
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -279,21 +280,18 @@ class RunFolder:
         self, differ: Sequence[str], what: str = "settings", place: object = None
     ) -> ConfigError:
         more = f" (and {len(differ) - 5} more)" if len(differ) > 5 else ""
-        return ConfigError(
-            place or self.path,
-            f"{self.path} began with other {what}: {'; '.join(differ[:5])}{more}",
-            fix="choose another --out, or put back what was",
-        )
+        problem = f"{self.path} began with other {what}: {'; '.join(differ[:5])}{more}"
+        fix = "choose another --out, or put back what was"
+        return ConfigError(place or self.path, problem, fix=fix)
 
     def _check_same(self, mine: Mapping[str, Any]) -> None:
         """Check that all processes have what process 0 has."""
         differ = list(differences(training.broadcast(lambda: mine), mine))
         if differ and not training.is_main_process():
             text = "; ".join(differ[:5]).replace(" now", " here")
-            problem = (
-                f"process {training.process_part()[0]} differs from process 0: {text}"
-            )
             fix = "give all the same command and the same files"
+            who = f"process {training.process_part()[0]}"
+            problem = f"{who} differs from process 0: {text}"
             raise ConfigError(self.path, problem, fix=fix)
 
     def _compared(self, known: dict[str, Any]) -> dict[str, Any]:
@@ -321,14 +319,15 @@ def _make_folder(path: Path) -> None:
     """Make a run's folder, or check that it is one.
 
     Raises:
-      OutputError: it is a file, cannot be made, holds other things, or has a name that
-        is not UTF-8.
+      OutputError: it is a file, no UTF-8, holds other things, or cannot be made.
     """
     fix = "choose another --out"
     try:
         str(path.absolute()).encode()
     except UnicodeEncodeError:  # tensorstore, which writes checkpoints, takes none
-        raise OutputError(path, "its name is not UTF-8", fix=fix) from None
+        problem = f"its name is not {sys.getfilesystemencoding().upper()}"
+        mend = "rename it, or choose another; if its name is UTF-8, PYTHONUTF8=1 helps"
+        raise OutputError(path, problem, fix=mend) from None
     try:
         path.mkdir(parents=True, exist_ok=True)
         names = {p.name for p in path.iterdir() if not p.name.startswith(".")}

@@ -3,7 +3,7 @@
 import pytest
 
 from bitflax import cli, files, manifests
-from bitflax.errors import FolderBusy
+from bitflax.errors import FolderBusy, OutputError
 from bitflax.runs import cleaning
 from bitflax.runs.folder import RunFolder
 
@@ -65,3 +65,16 @@ def test_another_folder_is_no_run(tmp_path, capsys, name):
     assert "no run's folder" in capsys.readouterr().err
     assert (tmp_path / "plain" / "cache").is_dir()
     assert not (tmp_path / "nowhere").exists()
+
+
+def test_a_name_that_this_process_cannot_spell(run, monkeypatch, capsys):
+    finish(run)
+    path = run.rename(
+        run.with_name("\udcc3\udca9")
+    )  # UTF-8, as a locale of ASCII has it
+    monkeypatch.setattr("sys.getfilesystemencoding", lambda: "ascii")
+    with pytest.raises(OutputError, match="its name is not ASCII") as caught:
+        cleaning.clean(path)
+    assert caught.value.place == str(path)
+    assert "PYTHONUTF8=1" in caught.value.fix
+    assert "--out" not in caught.value.fix
