@@ -159,12 +159,9 @@ def open_file(path: Path) -> BufferedReader:
       OSError: it is not there, cannot be read, or is a folder.
       InputMissing: it is a pipe or a device.
     """
-
-    def opener(name: str, flags: int) -> int:
-        # A pipe that nobody writes to would block, were it opened like a file.
-        return os.open(name, flags | getattr(os, "O_NONBLOCK", 0))
-
-    file = open(path, "rb", opener=opener)  # noqa: SIM115
+    # A pipe that nobody writes to would block, were it opened like a file.
+    more = getattr(os, "O_NONBLOCK", 0)
+    file = open(path, "rb", opener=lambda n, flags: os.open(n, flags | more))  # noqa: SIM115
     if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
         file.close()
         raise _not_regular(path)
@@ -366,7 +363,8 @@ def replacing_folder(folder: Path, also: Set[str] = frozenset()) -> Iterator[Pat
     try:
         with disk(folder):
             yield new
-            _flush(new)
+            for path in new.iterdir():
+                sync(path)
             _swap(new, folder, old)
     finally:
         shutil.rmtree(new, ignore_errors=True)
@@ -393,8 +391,10 @@ def _bring_back(folder: Path, old: Path) -> None:
         raise StorageError(folder, problem, fix=fix) from None
 
 
-def _flush(folder: Path) -> None:
-    """Have the files on the disk before the folder gets its name."""
-    for path in folder.iterdir():
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
+def sync(path: Path) -> None:
+    """Have a file, or the names in a folder, on the disk, or raise OSError."""
+    number = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)

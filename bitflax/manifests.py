@@ -96,9 +96,11 @@ def write_manifest(
     It is written last and at once, so that it also says that the folder is whole.
     ``listed`` are the files, relative to the folder, where not all below are meant.
     """
-    found = (p for p in sorted(folder.rglob("*")) if p.is_file() and p.name != name)
-    paths = found if listed is None else (folder / each for each in listed)
+    found = [p for p in sorted(folder.rglob("*")) if p.is_file() and p.name != name]
+    paths = found if listed is None else [folder / each for each in listed]
     with files.disk(folder):
+        for path in paths:  # else it may outlive them on a disk that fails
+            files.sync(path)
         states = {p.relative_to(folder).as_posix(): _state(p) for p in paths}
     write_sealed(folder / name, {**head, "files": states})
 

@@ -63,7 +63,8 @@ class RunFolder:
         self.path = files.given(path, OutputError)
         self._lock: filelock.BaseFileLock | None = None
         self._log = log.RunLog(self.path, on_log)
-        self.board, self._written = self._log.board, False  # recipe.json, here
+        self.board, self.flush = self._log.board, self._log.flush
+        self._written = False  # recipe.json, here
 
     def __enter__(self) -> "RunFolder":
         """Make the folder and lock it."""
@@ -234,7 +235,10 @@ class RunFolder:
           results: the files, relative to the folder, that make it done.
         """
         if training.is_main_process():
+            self._log.close()
             manifests.write_manifest(self.path, {}, FINISHED, results)
+            with files.disk(self.path):
+                files.sync(self.path)
 
     @property
     def record(self) -> dict[str, Any]:
@@ -387,12 +391,9 @@ def _check_shared(path: Path) -> None:
     until = time.monotonic() + SEEN_SECONDS
     while not place.is_file() or place.read_text() != mark:
         if time.monotonic() > until:
-            raise OutputError(
-                path,
-                "is not the folder that process 0 writes: all processes need one and "
-                "the same",
-                fix="choose an --out on a disk that all hosts mount, as NFS",
-            )
+            problem = "is not the folder that process 0 writes: all need the same"
+            fix = "choose an --out on a disk that all hosts mount, as NFS"
+            raise OutputError(path, problem, fix=fix)
         time.sleep(0.2)  # a network folder takes a while to show what is new
     training.barrier()
     if training.is_main_process():

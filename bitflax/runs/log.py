@@ -23,7 +23,7 @@ OnLog = Callable[[Mapping[str, Any]], object]
 
 
 class RunLog:
-    """The log of a run folder; lines are on the disk when ``write`` returns.
+    """The log of a run folder; the system has a line when ``write`` returns.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -83,12 +83,22 @@ class RunLog:
             with files.disk(self.path), files.atomic(self.path) as file:
                 file.write(b"".join(kept))
 
+    def flush(self) -> None:
+        """Have all lines on the disk.
+
+        Raises:
+          StorageError: some are not: it is full, broken, or read-only by now.
+        """
+        if self._file is not None:
+            with files.disk(self.path):
+                os.fsync(self._file.fileno())
+
     def close(self) -> None:
         """Close the files; a later ``write`` opens them again."""
         file, self._file = self._file, None
         if file is not None:
-            with files.disk(self.path):
-                file.close()
+            with files.disk(self.path), file:
+                os.fsync(file.fileno())
         self.board.close()
 
 

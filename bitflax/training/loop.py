@@ -95,6 +95,9 @@ class Journal(Protocol):
     def rewind(self, stage: str, step: int | None = None) -> None:
         """Drop a stage's lines after ``step`` (None: all): they come again."""
 
+    def flush(self) -> None:
+        """Have the lines on the disk, whatever happens to the process or it."""
+
     def progress(self, total: int, desc: str, initial: int = 0) -> Any:
         """Return a bar: ``update(number, values, more)``, ``doing``, ``write``."""
 
@@ -185,6 +188,7 @@ def train(work: Training, state: TrainState, run: Journal) -> Trained:
                 state, first, extra["scores"], extra.get("waiting", [])
             )
         taken = int(state.step)
+        run.flush()
         if work.keeps_best and (best := saved.restore(state, best=True)):
             state, scores = best[0], best[1]["scores"]
     return Trained(state.params, scores, pauses.seconds, taken)
@@ -306,6 +310,7 @@ class _Steps:
         extra = {"seconds": self.pauses.seconds, "scores": scores}
         extra["waiting"] = list(waiting)
         extra["patience"] = [self.patience.best, self.patience.waited]
+        self.run.flush()  # no step without the lines before it
         self.saved.save(number, state, extra, metric)
 
     def _ends(self, number: int, scores: Scores) -> bool:

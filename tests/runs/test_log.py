@@ -121,11 +121,14 @@ def test_no_file_is_no_lines(tmp_path):
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full here")
-def test_a_full_disk(log):
+def test_a_full_disk(tmp_path):
+    log = RunLog(tmp_path)
     log.path.symlink_to("/dev/full")
     with pytest.raises(StorageError, match="No space left") as caught:
         log.write({"stage": "a", "step": 1})
     assert caught.value.place.endswith("log.jsonl")
+    with pytest.raises(StorageError):  # it has no disk to be brought to
+        log.close()
 
 
 def records(folder):
