@@ -71,6 +71,19 @@ def full(root: str, size: int) -> None:
     _listen(hook)
 
 
+def read_only(root: str, first: str) -> None:
+    """Have every operation from the first of a kind on fail: the system has given up."""
+    found = []
+
+    def hook(event, args):
+        kind = kind_of(root, event, args)
+        if kind and (found or kind == first):
+            found.append(kind)
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS), _path(event, args))
+
+    _listen(hook)
+
+
 def at_step(number: int, what: int, stage: str = "2-onebit") -> None:
     """Have the process get a signal as a stage's batch of a step is made."""
     from bitflax.training import loop

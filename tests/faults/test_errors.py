@@ -30,6 +30,21 @@ def test_an_error_at_every_kind_of_file_operation(number, begin, whole, tmp_path
             checks.same_end(run, status, out, whole)
 
 
+MOMENTS = ["os.rename stage/checkpoints/N", "fsync log.jsonl", "os.rename .finished"]
+MOMENTS += ["os.mkdir stage", "open stage/.result.json.H.part"] if LONG else []
+
+
+@pytest.mark.parametrize("first", MOMENTS)
+def test_a_disk_that_turns_read_only(first, begin, whole, tmp_path):
+    run = begin(functools.partial(points.read_only, str(tmp_path / "run"), first))
+    status = run.wait()
+    checks.one_block(run.said, status)
+    assert status == 74
+    assert "Read-only file system" in run.said
+    run = begin()
+    checks.same_end(run, run.wait(), tmp_path / "run", whole)
+
+
 @pytest.fixture
 def mounted(tmp_path):
     """Return a function that mounts a disk of so many KiB, or makes it larger."""
