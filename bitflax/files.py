@@ -159,8 +159,7 @@ def open_file(path: Path) -> BufferedReader:
       OSError: it is not there, cannot be read, or is a folder.
       InputMissing: it is a pipe or a device.
     """
-    # A pipe that nobody writes to would block, were it opened like a file.
-    more = getattr(os, "O_NONBLOCK", 0)
+    more = getattr(os, "O_NONBLOCK", 0)  # a pipe that nobody writes to would block
     file = open(path, "rb", opener=lambda n, flags: os.open(n, flags | more))  # noqa: SIM115
     if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
         file.close()
@@ -223,11 +222,12 @@ def read_text(path: Path) -> str:
 
 def read_json(path: Path) -> dict[str, Any]:
     """Return the JSON object in a file; errors are ``reading``'s."""
-    with reading(path, "not JSON", broken=(ValueError, RecursionError)) as file:
+    bad, fix = (ValueError, RecursionError), "correct it, or fetch it again"
+    with reading(path, "not JSON", broken=bad, fix=fix) as file:
         fields = json.loads(_text(file), object_pairs_hook=unique_pairs)
-        if not isinstance(fields, dict):
-            raise DamagedFile(path, "expected a JSON object", fix="fetch it again")
-    return fields
+        if isinstance(fields, dict):
+            return fields
+        raise DamagedFile(path, "expected a JSON object", fix=fix)
 
 
 def _text(file: BufferedReader) -> str:

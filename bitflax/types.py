@@ -91,7 +91,12 @@ class BertConfig:
             ordered = dict(enumerate(self.labels))
             if len(set(ordered.values())) < len(ordered):
                 raise ValueError("BertConfig.id2label gives two labels one name")
+            if not all(name.strip() for name in ordered.values()):
+                raise ValueError("BertConfig.id2label gives a label no name")
             object.__setattr__(self, "id2label", ordered)
+        if self.regression and self.num_labels != 1:
+            problem = f"must be 1 in a regression, not {self.num_labels}"
+            raise ValueError(f"BertConfig.num_labels {problem}")
         if self.problem_type not in (None, "regression", "single_label_classification"):
             raise ValueError(
                 f"BertConfig.problem_type {self.problem_type!r} is not supported: "

@@ -125,6 +125,25 @@ def test_a_manifest_lists_every_file(folder):
     manifests.check_manifest(folder)
 
 
+def test_a_manifest_does_not_outlive_its_files(folder, monkeypatch):
+    done, sync = [], os.fsync
+
+    def fsync(number):
+        done.append(os.readlink(f"/proc/self/fd/{number}").rpartition("/")[2])
+        sync(number)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    manifests.write_manifest(folder, {})
+    assert [*sorted(done[:2]), done[2][:14]] == ["x", "y", ".MANIFEST.json"]
+
+    def broken(number):
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(os, "fsync", broken)
+    with pytest.raises(StorageError, match="Read-only"):
+        manifests.write_manifest(folder, {})
+
+
 @pytest.mark.parametrize("text", ["", "[]", "3", '{"files": {}}', "{", "\xff"])
 def test_a_manifest_that_is_none(folder, text):
     (folder / files.MANIFEST).write_text(text, encoding="latin-1")

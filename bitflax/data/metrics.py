@@ -190,5 +190,7 @@ def predictions(
     """
     for row in np.flatnonzero(~np.isfinite(logits).all(axis=-1))[:1]:
         problem = f"the logits of row {row + 1} are NaN or infinite"
-        raise Diverged("logits", problem, fix="train at a lower rate")
+        raise Diverged(
+            "logits", problem, fix="train at a lower rate, or give another model"
+        )
     return logits[:, 0] if regression else np.argmax(logits, axis=-1)

@@ -1,6 +1,7 @@
 """What a path holds that predicts: a packed file, a run, a Hugging Face folder."""
 
 import hashlib
+import os
 import re
 from io import BufferedReader
 from pathlib import Path
@@ -8,10 +9,17 @@ from typing import NamedTuple
 
 import numpy as np
 
-from bitflax import files, manifests, packed, trees
+from bitflax import files, manifests, packed, progress, trees
 from bitflax.data import Tokenizer
 from bitflax.errors import ConfigError, DamagedFile, InputMissing, UsageError
-from bitflax.model import EXTRA_FILE, Split, fetch, is_hub_name, load_pretrained
+from bitflax.model import (
+    EXTRA_FILE,
+    Split,
+    fetch,
+    is_hub_name,
+    load_pretrained,
+    resolve_folder,
+)
 from bitflax.packed import SizeRow, StoredModel
 from bitflax.types import Params
 
@@ -56,6 +64,10 @@ def open_model(path: str | Path) -> StoredModel:
     if place.is_dir():
         config, params = load_pretrained(place, seed=None)
         _check_whole(params, place)
+        run, stage = place.parent.parent, place.parent.name.partition("-")[2]
+        if place.name == "params" and _quantised(run / "recipe.json", stage):
+            problem = "latent weights: the student computes with their rounding"
+            progress.tell(f"{place}: {problem}\nfix: give the run, {run}")
         tokenizer = Tokenizer.from_folder(place)
         extras = {"max_length": tokenizer.max_length}
         return StoredModel(config, params, None, tokenizer, extras)
@@ -90,7 +102,7 @@ def locate_model(path: Path) -> Path:
     if (path / SHARED).is_file():
         _check_dense(path)
         return path / SHARED
-    if path.is_dir() and not (path / "config.json").exists():
+    if path.is_dir() and not os.path.lexists(path / "config.json"):
         return _of_run(path)
     return path
 
@@ -126,11 +138,7 @@ def _of_run(folder: Path) -> Path:
         if re.match(r"\d+-", part.name) and (part / "params/config.json").is_file()
     ]
     if not stages:
-        raise InputMissing(
-            folder,
-            "neither a packed model.safetensors, nor a finished stage, nor config.json",
-            fix="give a packed file, a run's folder or a Hugging Face folder",
-        )
+        return resolve_folder(folder)  # which says what it is
     _, last = max(stages)
     if _quantised(folder / "recipe.json", last.name.split("-", 1)[1]):
         latent = f", or give {last / 'params'} to see its latent weights"

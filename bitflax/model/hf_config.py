@@ -23,6 +23,7 @@ _ONLY = {
     "position_embedding_type": ("absolute", "relative positions are not supported"),
     "is_decoder": (False, "decoders are not supported"),
     "add_cross_attention": (False, "cross-attention is not supported"),
+    "quantization_config": (None, "give weights that nobody quantised before"),
 }
 
 
@@ -188,8 +189,19 @@ def _labels(
         return None, 2 if count is None else count
     else:
         names = _names(fields["id2label"], f"{place}:id2label")
+        _check_back(names, fields.get("label2id"), place)
     unnamed = all(name == f"LABEL_{i}" for i, name in names.items())
     return (None if unnamed else names), len(names)
+
+
+def _check_back(names: Mapping[int, str], back: Any, place: object) -> None:
+    """Refuse ``label2id`` where it gives a name that is known another number."""
+    back = back if isinstance(back, Mapping) else {}
+    for number, name in names.items():
+        if str(back.get(name, number)) != str(number):
+            problem = f"expected {number} for {name!r}, as id2label says, found "
+            fix = "put right whichever of the two is wrong"
+            raise ConfigError(f"{place}:label2id", f"{problem}{back[name]!r}", fix=fix)
 
 
 def _names(names: Any, place: str) -> dict[int, str]:

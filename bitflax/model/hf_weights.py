@@ -261,8 +261,8 @@ def _leaf(array: Any, entry: names.Entry, place: object) -> Any:
         problem = f"expected shape {entry.shape}, found {array.shape}"
     elif array.dtype not in (np.float32, np.float64):
         problem = f"expected real numbers, found {array.dtype}"
-    elif not np.isfinite(array).all():
-        problem = "expected finite numbers, found infinity or NaN"
+    elif not (np.abs(array) <= np.finfo(np.float32).max).all():
+        problem = "expected finite numbers of float32, found infinity or NaN"
     if problem:
         raise DamagedFile(
             f"{place}:{entry.name}",

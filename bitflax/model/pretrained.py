@@ -160,6 +160,7 @@ def resolve_folder(name: str | Path) -> Path:
         return _packaged()
     path = files.given(name)
     if path.is_dir():
+        _check_folder(path)
         return path
     if path.exists():
         raise InputMissing(
@@ -174,6 +175,26 @@ def resolve_folder(name: str | Path) -> Path:
             fix="give a folder, 'minilm', or a hub's 'org/name'",
         )
     return hub.fetch(str(name))
+
+
+def _check_folder(folder: Path) -> None:
+    """Refuse a folder that holds no model, or not all of one."""
+    if (folder / "adapter_config.json").exists():
+        fix = "merge it into its model (peft: merge_and_unload) and save that"
+        raise ConfigError(folder, "an adapter, as of LoRA, is no whole model", fix=fix)
+    if not os.path.lexists(folder / "config.json"):
+        inside = sorted(
+            [*folder.glob("*/config.json"), *folder.glob("*/*/config.json")]
+        )
+        fix = "give a packed file, a run's folder or a Hugging Face folder"
+        fix = f"give {inside[0].parent}" if inside else fix
+        problem = "neither a packed model.safetensors, nor a finished stage, "
+        problem += "nor config.json"
+        raise InputMissing(folder, problem, fix=fix)
+    for path in folder.iterdir():
+        if path.is_symlink() and not path.exists():
+            problem = "a link to a file that is not there"
+            raise InputMissing(path, problem, fix="fetch the model again")
 
 
 def _packaged() -> Path:

@@ -283,7 +283,7 @@ def test_a_run_without_one_predicts_with_its_last_stage(tmp_path):
     np.testing.assert_allclose(rows[1], alone(TEXTS[1]), atol=2e-5)
 
 
-def test_latent_weights_do_not_pass_for_the_model(tmp_path):
+def test_latent_weights_do_not_pass_for_the_model(tmp_path, caplog):
     write_stage(tmp_path, 1, "fp32")
     write_stage(tmp_path, 2, "1bit")
     write_recipe(tmp_path, fp32=[], **{"1bit": [["encoder/.*", "binarize"]]})
@@ -291,8 +291,11 @@ def test_latent_weights_do_not_pass_for_the_model(tmp_path):
         ConfigError, match="2-1bit: this stage trains quantised weights"
     ):
         inference_predictor.load(tmp_path)
+    inference_predictor.load(tmp_path / "1-fp32" / "params")
+    assert "latent" not in caplog.text
     rows = inference_predictor.load(tmp_path / "2-1bit" / "params").logits(["a"])
     np.testing.assert_allclose(rows[0], alone("a"), atol=2e-5)
+    assert "params: latent weights: the student computes with" in caplog.text
 
 
 def test_a_folder_of_nothing_is_said(tmp_path):
@@ -375,8 +378,9 @@ def test_one_text_for_a_model_of_pairs_is_refused():
 
 def test_one_text_is_no_list_of_letters(predictor):
     for ask in (predictor.predict, predictor.logits):
-        with pytest.raises(TypeError, match="put it in a list"):
-            ask("a b")
+        for text in ("a b", {"text": "a b"}):
+            with pytest.raises(TypeError, match="put it in a list"):
+                ask(text)
 
 
 def test_a_text_with_a_nul_is_named(predictor):

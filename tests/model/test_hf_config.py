@@ -106,6 +106,14 @@ def test_a_new_task_has_its_own_labels(own, overrides, expected):
         ({"id2label": {"a": 0}}, "id2label", "each of 0, 1"),
         ({"id2label": {}}, "id2label", "each of 0, 1"),
         ({"id2label": ["a"]}, "id2label", "each of 0, 1"),
+        ({"id2label": {"0": "a", "1": " "}}, "", "a label no name"),
+        (
+            {"id2label": {"0": "no", "1": "yes"}, "label2id": {"yes": 0, "no": 1}},
+            "label2id",
+            "expected 0 for 'no', as id2label says, found 1",
+        ),
+        ({"num_labels": 3, "problem_type": "regression"}, "", "must be 1 in a regr"),
+        ({"quantization_config": {"bits": 4}}, "quantization_config", "quantised"),
     ],
 )
 def test_what_is_refused_names_the_field(fields, place, problem):

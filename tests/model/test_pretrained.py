@@ -177,6 +177,7 @@ WORD = "bert.embeddings.word_embeddings.weight"
             "real numbers, found int8",
         ),
         (lambda s: s.update({WORD: s[WORD] * np.nan}), "finite"),
+        (lambda s: s.update({WORD: s[WORD].astype(np.float64) * 1e300}), "finite"),
         (lambda s: s.update({f"model.{WORD}": s[WORD]}), "is there twice"),
     ],
 )

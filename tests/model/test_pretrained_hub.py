@@ -9,7 +9,8 @@ import time
 
 import pytest
 
-from bitflax.errors import DamagedFile, InputMissing
+from bitflax.errors import ConfigError, DamagedFile, InputMissing
+from bitflax.inference import stored_model
 from bitflax.model import pretrained
 from tests.helpers import hub
 
@@ -25,8 +26,36 @@ FILES = {
 
 
 def test_a_folder_is_itself(tmp_path):
+    (tmp_path / "config.json").touch()
     assert pretrained.resolve_folder(tmp_path) == tmp_path
     assert pretrained.resolve_folder(str(tmp_path)) == tmp_path
+
+
+@pytest.mark.parametrize(
+    ("names", "error", "fix"),
+    [
+        (["vocab.txt"], InputMissing, "give a packed file, a run's folder or"),
+        (["0_Transformer/config.json"], InputMissing, "give {}/0_Transformer"),
+        (["snapshots/3f/config.json"], InputMissing, "give {}/snapshots/3f"),
+        (["adapter_config.json"], ConfigError, "merge it into its model"),
+        (["a/config.json", "b ->"], InputMissing, "give {}/a"),
+        (["config.json", "adapter_config.json"], ConfigError, "merge it into"),
+        (["config.json", "added_tokens.json ->"], InputMissing, "fetch the model"),
+        (["config.json ->", "model.safetensors"], InputMissing, "fetch the model"),
+    ],
+)
+def test_a_folder_of_no_whole_model(names, error, fix, tmp_path):
+    for name in names:
+        path = tmp_path / name.removesuffix(" ->")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if name.endswith(" ->"):
+            path.symlink_to("blobs/gone")
+        else:
+            path.touch()
+    for read in (pretrained.resolve_folder, stored_model.open_model):
+        with pytest.raises(error) as caught:
+            read(tmp_path)
+        assert caught.value.fix.startswith(fix.format(tmp_path))
 
 
 @pytest.mark.parametrize(
