@@ -58,12 +58,13 @@ def check_spelling(table: Table, name: str, faults: Faults) -> list[str]:
     """Note a number in two spellings, as 1 and 1.0; return warnings of A and a."""
     labels = [_label(value) for value in table.columns[name]]
     counts, first, warnings = Counter(labels), dict[str, str](), []
-    for label, count in counts.most_common():
+    plain_first = sorted(counts, key=lambda x: (bool(_UNSEEN.search(x)), -counts[x]))
+    for label in plain_first:
         other = first.setdefault(_alike(label), label)
         if other == label or label.lower() in MISSING:
             continue
         rows = [table.rows[labels.index(x)] for x in (label, other)]
-        said = f"{label!r} ({count} rows), and {other!r} in row {rows[1]} "
+        said = f"{label!r} ({counts[label]} rows), and {other!r} in row {rows[1]} "
         said += f"({counts[other]} rows)"
         fix = f"write {other!r} for {label!r}"
         if label.casefold() == other.casefold():
@@ -79,11 +80,11 @@ def check_spelling(table: Table, name: str, faults: Faults) -> list[str]:
 def _alike(label: str) -> str:
     """Return what the spellings of one label share; 01 and 1 are two codes.
 
-    >>> [_alike(label) for label in (" FOOD", "fo\\u200bod", "1", "1.0", "01")]
-    ['food', 'food', '1', '1', '01']
+    >>> [_alike(x) for x in (" FOOD", "fo\\u200bod", "1", "1.0", "01", "a\\xa0 b")]
+    ['food', 'food', '1', '1', '01', 'a b']
     """
     number, label = _number(label), unicodedata.normalize("NFC", label).casefold()
-    label = _UNSEEN.sub("", label).strip()
+    label = " ".join(_UNSEEN.sub("", label).split())  # one that breaks no line too
     if number is None or not number.is_integer() or label.lstrip("+-").isdecimal():
         return label
     return str(int(number))

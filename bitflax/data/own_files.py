@@ -164,7 +164,7 @@ def choose_texts(place: str, header, text) -> tuple[str, ...]:
     Raises:
       DataError: it has no such column.
     """
-    for mark, kind in ((";", ".csv"), ("\t", ".csv"), (",", ".tsv")):
+    for mark, kind in zip(";\t|,|", [".csv"] * 3 + [".tsv"] * 2, strict=True):
         if place.lower().endswith(kind) and len(header) == 1 and mark in header[0]:
             raise DataError(
                 f"{place}:1",
@@ -271,7 +271,8 @@ def _must_have(place: str, header: Sequence[str], name: str) -> None:
 
 def _listed(header: Sequence[str]) -> str:
     """Return column names for an error; long ones (a file without header) are cut."""
-    return ", ".join(f"{name[:30]!r}" for name in header[:8])
+    more = f" and {len(header) - 8} more" if len(header) > 8 else ""
+    return ", ".join(f"{name[:30]!r}" for name in header[:8]) + more
 
 
 def _classes(labelled, regression: bool | None, classes) -> tuple[str, ...] | None:

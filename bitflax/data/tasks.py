@@ -97,7 +97,9 @@ def _load_own(source: Any, *, dev: str | Path | None, **how: Any) -> Task:
         raise ConfigError("task", problem, fix=fix)
     name = str(files.given(source))
     _check_path(name)
-    return own_files.load_own(name, dev=dev and files.given(dev), **how)
+    return own_files.load_own(
+        name, dev=None if dev is None else files.given(dev), **how
+    )
 
 
 def _measured(task: Task, metric: metrics.Metric | None) -> Task:

@@ -78,8 +78,12 @@ def _counted(
 
 
 def _class_notices(task: Task) -> Iterator[str]:
-    """Yield what classes have no training example, and parts of one class alone."""
+    """Yield what classes have no training example, and parts of one label alone."""
     parts = {"training": task.train, "dev": task.dev}
+    for name, part in parts.items() if task.regression else ():
+        if part.labels is not None and len({*part.labels.tolist()}) == 1:
+            all_of = f"all {len(part):,} {name} examples have the label"
+            yield f"{all_of} {part.labels[0]:g}\nfix: add {name} examples of others"
     for name, part in parts.items() if len(task.labels) > 1 else ():
         if part.labels is None:
             continue

@@ -257,6 +257,7 @@ def test_a_wrong_column_names_the_nearest(write, settings, fix):
     ("name", "content", "problem"),
     [
         ("a.csv", "text;label\na;x\n", "expected a .csv of several columns"),
+        ("a.csv", "text|label\na|x\n", "expected a .csv of several columns"),
         ("a.tsv", "text,label\na,x\n", "expected a .tsv of several columns"),
         ("a.tsv", "It was fine\t1\nSo so\t0\n", "expected a first row of names"),
         ("a.tsv", "text\tlabel\na\tx\nb\tx\n", "found 'x' only"),
@@ -266,6 +267,10 @@ def test_a_wrong_column_names_the_nearest(write, settings, fix):
 def test_files_that_mislead_are_refused(write, name, content, problem):
     with pytest.raises(DataError, match=problem):
         own_files.load_own(write(name, content))
+
+
+def test_of_many_columns_a_few_are_named():
+    assert own_files._listed([*"abcdefghij"]).endswith("'g', 'h' and 2 more")
 
 
 def test_three_text_columns_are_refused(write):

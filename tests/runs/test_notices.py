@@ -51,6 +51,18 @@ def test_classes_that_teach_or_measure_nothing(train, dev, said):
     assert "examples" in fix
 
 
+def test_a_regression_of_one_number():
+    texts = object_column(["red dog", "a cat"])
+    same, other = (
+        Examples((texts,), np.array(labels, np.float32), np.arange(2) + 1)
+        for labels in ([2.5, 2.5], [1.0, 2.0])
+    )
+    task = Task("own", other, same, (), "pearson", regression=True)
+    (found,) = notices._class_notices(task)
+    said = "all 2 dev examples have the label 2.5\nfix: add dev examples of others"
+    assert found == said
+
+
 def test_fewer_examples_than_a_batch():
     (found,) = told(
         (WORDS, [0, 1, 2] * 2 + [0]), (["red dog", "a cat"], [0, 1]), batch=8
