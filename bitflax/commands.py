@@ -132,9 +132,9 @@ def eval_command(args: Namespace) -> None:
     """
     read = (name for name in (args.model, args.task, args.dev) if name)
     out = None if args.out is None else _new_file(args.out, ".jsonl", *read)
-    named = args.task in data.TASKS
-    dev = args.dev
-    if not (dev or named or data.is_hub_data(args.task) or given(args.task).is_dir()):
+    named, dev = args.task in data.TASKS, args.dev
+    many = named or data.is_hub_data(args.task) or given(args.task).is_dir()
+    if dev is None and not many:
         dev = args.task
     predictor = inference.load(args.model, args.engine, args.threads)
     config, known = predictor.config, {}
@@ -199,7 +199,7 @@ def _new_file(name: str, kind: str, *read: str) -> Path:
 
 def _columns(text: str | None) -> str | tuple[str, ...] | None:
     """Return the columns that ``--text`` names."""
-    columns = tuple(text.split(",")) if text else None
+    columns = None if text is None else tuple(text.split(","))
     return columns[0] if columns and len(columns) == 1 else columns
 
 
@@ -285,7 +285,7 @@ def inspect_command(args: Namespace) -> None:
     if not (file.parent / "config.json").is_file() or (shared and _is_packed(file)):
         rows = packed.size_report(file)
     else:
-        own = named and file.suffix != ".json"  # an index stands for its folder
+        own = named and not file.name.endswith(".index.json")  # it is its folder
         state = model.read_weights(file) if own else model.read_state(file.parent)[0]
         rows = [
             packed.SizeRow(name, 8 * array.dtype.itemsize, array.size, array.nbytes)

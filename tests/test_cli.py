@@ -270,10 +270,15 @@ def test_a_home_folder_is_found_in_every_path(capsys, tmp_path, monkeypatch):
         ["predict", "", "a"],
         ["inspect", ""],
         ["export", "", "--format", "hf"],
+        ["eval", "MODEL", "--task", "TASK", "--dev", ""],
     ],
     ids=lambda argv: argv[0],
 )
-def test_an_empty_path_is_not_this_folder(argv, capsys):
+def test_an_empty_path_is_not_this_folder(argv, capsys, tmp_path):
+    if "MODEL" in argv:
+        known = {"MODEL": tinyrun.write_teacher(tmp_path / "hf")}
+        known["TASK"] = tinyrun.write_task(tmp_path)
+        argv = [str(known.get(word, word)) for word in argv]
     assert cli.main(argv) == 66
     assert "expected a path, found nothing" in capsys.readouterr().err
 

@@ -97,6 +97,8 @@ def take_layers(params: Params, layers: Sequence[int]) -> Params:
     {'encoder': {'layer_0': 'b'}, 'pooler': 'p'}
     """
     encoder = params["encoder"]
+    if not layers:
+        raise ValueError("layers: expected one or more, found none")
     for layer in layers:
         if f"layer_{layer}" not in encoder:
             raise ValueError(f"layer {layer}: the teacher has {len(encoder)} layers")

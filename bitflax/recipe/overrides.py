@@ -16,7 +16,9 @@ from bitflax.data import HubDataset
 from bitflax.errors import ConfigError
 
 T = TypeVar("T")
-LARGEST = {"batch_size": 1 << 20}
+LARGEST = {"batch_size": 1 << 20, "eps": 1} | dict.fromkeys(
+    ("lr", "act_lr", "weight_decay"), 1000
+)
 
 
 def check_fields(node: Any, place: str = "") -> None:
@@ -35,7 +37,7 @@ def check_fields(node: Any, place: str = "") -> None:
         most = LARGEST.get(field.name) or 2**63 - 1
         if isinstance(value, int | float) and not -most <= value <= most:  # or NaN
             problem = f"expected a finite number, at most {most:,}, found {value!r}"
-            raise ConfigError(where, problem, fix="give a smaller one")
+            raise ConfigError(where, problem, fix="give one")
         if dataclasses.is_dataclass(value) and not isinstance(value, type):
             check_fields(value, where)
 
@@ -196,13 +198,21 @@ def words(hint: Any) -> str:
         return " or ".join(repr(arg) for arg in args)
     if origin is tuple:
         if args[-1] is ...:
-            return f"a tuple, each {words(args[0])}"
+            each = words(args[0])
+            if _is_pairs(hint) and "function" not in each:
+                return "pairs, in a recipe's file,"
+            return f"a tuple, each {each}"
         return f"a tuple of {len(args)}, {', '.join(map(words, args))}"
     if origin is collections.abc.Callable:
         return "a function"
     if origin is collections.abc.Sequence:
         return f"a tuple, each {words(args[0])}"
     return _WORDS.get(hint, f"a {getattr(hint, '__name__', hint)}")
+
+
+def _is_pairs(hint: Any) -> bool:
+    """Whether a tuple's members are tuples, which no command line can write."""
+    return typing.get_origin(typing.get_args(hint)[0]) is tuple
 
 
 def conforms(value: Any, hint: Any) -> bool:
@@ -260,8 +270,10 @@ def coerce(text: str, hint: Any) -> Any:
         return _first_of(text, sorted(args, key=lambda arg: arg is str), hint)
     if origin is typing.Literal:
         return _first_of(text, [type(arg) for arg in args], hint)
-    if origin is tuple:
-        items = [item for item in text.strip("()[]").split(",") if item.strip()]
+    if origin is tuple and not _is_pairs(hint):
+        # A regular expression may begin with a bracket of its own.
+        text = text.strip("()[]") if args[0] is not str else text
+        items = [item for item in text.split(",") if item.strip()]
         kinds = [args[0]] * len(items) if args[-1] is ... else args
         if len(kinds) != len(items):
             raise ValueError(f"expected {words(hint)}, found {text!r}")

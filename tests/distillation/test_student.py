@@ -87,6 +87,11 @@ def test_layers_may_come_twice_and_in_any_order():
     assert distillation_student.layer_pairs((1, 0, 1)) == ((0, 1), (1, 0), (2, 1))
 
 
+def test_no_layers_are_no_student():
+    with pytest.raises(ValueError, match="expected one or more"):
+        distillation_student.take_layers({"encoder": {}}, ())
+
+
 @pytest.mark.parametrize("layer", [2, -1])
 def test_a_layer_that_the_teacher_lacks_is_refused(layer):
     params = {"encoder": {"layer_0": "a", "layer_1": "b"}}

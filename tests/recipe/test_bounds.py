@@ -21,6 +21,8 @@ LOSS = bf.weighted(logits=(1.0, bf.soft_cross_entropy))
         (lambda: bf.Data(batch_size=10**12), "Data.batch_size"),
         (lambda: bf.Stage(name="a", loss=LOSS, batch_size=10**12), "batch_size"),
         (lambda: bf.Teacher(optim=bf.Optim(lr=float("inf"))), "Teacher.optim.lr"),
+        (lambda: bf.Teacher(optim=bf.Optim(lr=1e18)), "Teacher.optim.lr"),
+        (lambda: bf.Teacher(optim=bf.Optim(eps=1e18)), "Teacher.optim.eps"),
         (lambda: bf.Teacher(optim=bf.Optim(lr=float("nan"))), "Teacher.optim.lr"),
         (lambda: bf.Teacher(optim=bf.Optim(clip=float("nan"))), "Teacher.optim.clip"),
         (lambda: bf.Init(layers=(0, 0)), "Init.layers"),

@@ -31,6 +31,8 @@ class Outer:
     fn: Callable[[int], int] = abs
     act: Any = None
     parts: tuple[Named, ...] = (Named(), Named(name="b"))
+    rest: Literal["int8"] | tuple[tuple[str, Literal["int8"]], ...] = "int8"
+    frozen: tuple[str, ...] = ()
 
 
 @pytest.mark.parametrize(
@@ -42,6 +44,7 @@ class Outer:
         ("parts.b.inner.steps=4", lambda o: o.parts[1].inner.steps == 4),
         ("parts.b.name=c", lambda o: o.parts[1].name == "c"),
         ("pair==", lambda o: o.pair == "="),
+        ("frozen=(a|b)/x,[cd]", lambda o: o.frozen == ("(a|b)/x", "[cd]")),
     ],
 )
 def test_override_sets_one_field(setting, read):
@@ -66,6 +69,8 @@ def test_override_sets_one_field(setting, read):
         ("parts.0.inner.steps=x", "expected a whole number or none", "or none"),
         ("parts.0.inner.kind=bst", "expected 'last' or 'best'", "'last' or 'best'"),
         ("layers=x", "found 'x'", "commas between"),
+        ("rest=x", "expected 'int8' or pairs, in a recipe's file,", "give 'int8' or"),
+        ("rest=", "expected 'int8' or pairs, in a recipe's file,", "give 'int8' or"),
         ("fn=abs", "expected a function", "a copy of the recipe"),
         ("lr", "expected NAME=VALUE", "as in"),
         ("=1", "expected NAME=VALUE", "as in"),

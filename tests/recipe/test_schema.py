@@ -121,6 +121,11 @@ def test_until_names_a_stage(until):
     schema.check_plan(made(), until)
 
 
+def test_one_setting_is_no_list_of_letters():
+    with pytest.raises(TypeError, match="expected a list of settings"):
+        bf.load_recipe("quickstart", "seed=1")
+
+
 def test_until_names_the_nearest():
     with pytest.raises(UsageError) as caught:
         schema.check_plan(made(), "onbit")
