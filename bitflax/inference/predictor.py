@@ -6,7 +6,7 @@
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -82,7 +82,7 @@ class Predictor:
         Raises:
           DataError: a text is not a string, or not every one is a pair.
         """
-        if isinstance(texts, str | Mapping):  # which would give letters or names
+        if isinstance(texts, str):
             raise TypeError("expected a list of texts, found one: put it in a list")
         columns = _columns(list(texts))
         if self.pairs and len(columns) == 1 and columns[0]:
@@ -111,7 +111,7 @@ class Predictor:
         Raises:
           DataError: a text is not a string, or not every one is a pair.
         """
-        texts = texts if isinstance(texts, str | Mapping) else list(texts)
+        texts = texts if isinstance(texts, str) else list(texts)
         logits = self.logits(texts, batch_size)
         if self.config.regression:
             values = logits[:, 0].tolist()

@@ -14,7 +14,7 @@ import sys
 import traceback
 import types
 import typing
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +102,7 @@ class RecipeFile:
           ConfigError: the function fails or returns no ``Recipe``, or a setting names
             no dial and no field, or is not of its type.
         """
-        if isinstance(settings, str | Mapping):  # which would give letters or names
+        if isinstance(settings, str):  # which would give letters
             raise TypeError("expected a list of settings, 'name=value', found one")
         dials, fields = self._sort(settings)
         for name, (_, default) in self.dials.items():
