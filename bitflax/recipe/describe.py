@@ -97,7 +97,7 @@ def describe_recipe(
     rows = None if task is None else len(task.train)
     plain = rows if taught is None else len(taught.train)
     blocks = [*_data(of, task), _teacher(of, config, plain)]
-    blocks += [_stage(i, stage, of, rows) for i, stage in enumerate(of.stages)]
+    blocks += [_stage(i, stage, of, rows, plain) for i, stage in enumerate(of.stages)]
     if of.stages and of.stages[-1].packs:
         blocks.append(f"model.safetensors  packed; the rest as {_rest(of.rest)}")
     text = f"\n{_ARROW}\n".join(blocks)
@@ -154,16 +154,17 @@ def _teacher(of: Recipe, config: BertConfig | None, examples: int | None) -> str
     return _rows("teacher", rows)
 
 
-def _schedule(part: Any, each: int | None = None) -> str:
+def _schedule(part: Any, each: int | None = None, own: int | None = None) -> str:
     """Return how long a teacher or a stage learns, and how fast.
 
-    ``each`` is the number of an epoch's steps, where the data are known.
+    ``each`` is the number of an epoch's steps, where the data are known, ``own``
+    without augmentation.
     """
     optim: Optim = part.optim
     length = "as long as the data ask for"
     if each is not None:
         rules = getattr(part, "rules", ())
-        steps = planned_steps(part.steps, part.epochs, each, rules)
+        steps = planned_steps(part.steps, part.epochs, each, rules, own)
         length = f"{_count(steps, 'step')} ({_count(round(steps / each, 1), 'epoch')})"
     elif part.steps is not None:
         length = _count(part.steps, "step")
@@ -179,7 +180,9 @@ def _count(number: int | float, noun: str) -> str:
     return f"{shown} {noun}{'' if number == 1 else 's'}"
 
 
-def _stage(index: int, stage: Stage, of: Recipe, examples: int | None) -> str:
+def _stage(
+    index: int, stage: Stage, of: Recipe, examples: int | None, plain: int | None
+) -> str:
     source, untaught = stage.init.source, f"{of.teacher.pretrained}, not fine-tuned"
     first = "teacher" if stage.corpus is None else untaught
     if source == "previous":
@@ -202,11 +205,12 @@ def _stage(index: int, stage: Stage, of: Recipe, examples: int | None) -> str:
     rows += _act_rows(stage.act)
     size = f", {stage.batch_size} a batch" if stage.batch_size else ""
     rows += _compute_rows(stage)
-    each = None
-    if examples and of.data and stage.corpus is None:
-        each = -(-examples // (stage.batch_size or of.data.batch_size))
+    each = own = None
+    if examples and plain and of.data and stage.corpus is None:
+        batch = stage.batch_size or of.data.batch_size
+        each, own = -(-examples // batch), -(-plain // batch)
     kept = "best" if stage.patience else stage.keep
-    rows.append(f"{_schedule(stage, each)}{size}; the {kept} parameters are kept")
+    rows.append(f"{_schedule(stage, each, own)}{size}; the {kept} parameters are kept")
     return _rows(stage.name, rows)
 
 

@@ -34,15 +34,27 @@ def default_steps(steps_per_epoch: int, rules: Rules = ()) -> int:
 
 
 def planned_steps(
-    steps: int | None, epochs: int | None, steps_per_epoch: int, rules: Rules = ()
+    steps: int | None,
+    epochs: int | None,
+    steps_per_epoch: int,
+    rules: Rules = (),
+    own: int | None = None,
 ) -> int:
     """Return the steps of a training: ``steps``, or ``epochs``, or the default.
 
-    >>> planned_steps(None, 2, 100), planned_steps(None, None, 100)
-    (200, 750)
+    Args:
+      steps: as the recipe says.
+      epochs: likewise.
+      steps_per_epoch: how many batches show every example once.
+      rules: the stage's.
+      own: as many without augmentation, which makes no default longer; None: there is
+        none.
+
+    >>> planned_steps(None, 2, 100), planned_steps(None, None, 1200, own=300)
+    (200, 900)
     """
     if steps is not None:
         return steps
     if epochs is not None:
         return epochs * steps_per_epoch
-    return default_steps(steps_per_epoch, rules)
+    return default_steps(own or steps_per_epoch, rules)

@@ -41,10 +41,11 @@ class Data:
     Face's: a ``datasets.Dataset``, a ``datasets.DatasetDict``, or a name on a hub
     (``hf:glue/mrpc``); ``dev`` is a split then. ``data_dir`` is a
     folder in GLUE's own layout. ``limit`` keeps that many training examples;
-    ``augment`` is what ``bitflax augment`` made of them: students learn it, the
-    teacher is fine-tuned on the examples alone. ``metric`` is measured in place of the
-    task's own: a name, such as ``"macro_f1"``, or a function ``(predictions, labels) ->
-    number``; ``keep="best"`` keeps the highest.
+    ``augment`` is what ``bitflax augment`` made of them, or ``"edits"``: each with
+    three copies in which words are dropped, swapped, replaced and put in, of their own.
+    Students learn that, the teacher is fine-tuned on the examples alone. ``metric`` is
+    measured in place of the task's own: a name, such as ``"macro_f1"``, or a function
+    ``(predictions, labels) -> number``; ``keep="best"`` keeps the highest.
     """
 
     task: str | HubDataset = "icd10cm"

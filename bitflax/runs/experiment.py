@@ -111,8 +111,9 @@ class TaskData:
 
     def steps(self, stage: Stage, batches: Any) -> int:
         """Return the number of a stage's steps."""
+        own = -(-len(np.unique(self.task.train.rows)) // batches.batch_size)
         each = batches.steps_per_epoch
-        return planned_steps(stage.steps, stage.epochs, each, stage.rules)
+        return planned_steps(stage.steps, stage.epochs, each, stage.rules, own)
 
     def small(self, whole: Model) -> Model:
         """Return a model with the words that the task uses, as tokens number them."""

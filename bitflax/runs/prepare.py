@@ -136,7 +136,10 @@ def read_task(
     task = _load_task(data, known, ready)
     if data.augment is None:
         return task, task
-    more = augmentation.load_augmented(data.augment, task)
+    if data.augment == augmentation.EDITS:
+        more = augmentation.edited(task.train, data.seed)
+    else:
+        more = augmentation.load_augmented(data.augment, task)
     sha256 = digest(more, task.dev, task.labels)
     return task, dataclasses.replace(task, train=more, sha256=sha256)
 

@@ -196,6 +196,24 @@ def test_students_learn_augmented_examples_and_the_teacher_the_plain_ones(
     assert first[0] == first[1]
 
 
+def test_edits_are_for_students_and_train_no_longer(place, tmp_path):
+    dials = {"task": str(place / "kinds.tsv"), "teacher": str(place / "pretrained")}
+    settings = [f"{name}={value}" for name, value in dials.items()]
+    more = ["data.augment=edits", "stages.fp32.epochs=none"]
+    made = bf.load_recipe(place / "tiny.py", [*settings, *more])
+    with runs_folder.RunFolder(tmp_path / "run") as folder:
+        folder.write_recipe("", describe.resolved(made))
+        experiment = prepare.prepare(made, folder)
+    students, teachers = experiment.student_data, experiment.teacher_data
+    assert len(students.tokens) == 4 * len(teachers.tokens)
+    (stage, *_) = made.stages
+    taken = students.steps(stage, students.batches(1, stage))
+    plain = teachers.batches(1, stage).steps_per_epoch
+    assert taken == bf.default_steps(plain)
+    said = describe.describe_recipe(made, None, students.task, teachers.task)
+    assert f"{taken} steps ({round(taken / -(-216 // 16), 1)} epochs)" in said
+
+
 def test_space_is_asked_for_what_is_not_written_yet(tmp_path):
     sizes = {"teacher": 9, "a": 100, "b": 10}
     shapes = {name: {"w": jnp.ones(size)} for name, size in sizes.items()}

@@ -1,0 +1,74 @@
+"""Variants of nothing but a task's own words, for a teacher to say what they mean.
+
+A student of 1 bit knows its training texts by heart long before it answers new ones as
+its teacher does. Any text tells more of the teacher, one that nobody would write too.
+"""
+
+import itertools
+import random
+from collections.abc import Sequence
+
+import numpy as np
+
+from bitflax.data import Examples
+
+EDITS = "edits"
+"""What ``Data.augment`` is for these, in place of a file."""
+COPIES, SHARE = 3, 0.15
+"""Variants an example; edits a word."""
+_DROP, _SWAP, _REPLACE = 0.25, 0.5, 0.9
+
+
+def edited(train: Examples, seed: int) -> Examples:
+    """Return the examples, each before three variants of it.
+
+    Labels and rows are the example's own, though a variant may mean something else:
+    learn what a teacher says of it. Both texts of a pair are edited. What becomes of an
+    example depends on all texts, on its row and on the seed.
+
+    >>> texts = (np.array(["one two three.", "four"], object),)
+    >>> made = edited(Examples(texts, None, np.array([1, 2])), seed=0)
+    >>> made.texts[0].tolist()[:3]
+    ['one two three.', 'one two four three.', 'one four three.']
+    >>> made.rows.tolist()
+    [1, 1, 1, 1, 2, 2, 2, 2]
+    """
+    columns = train.texts
+    own = [word for text in itertools.chain(*columns) for word in text.split()]
+    rows = np.repeat(np.arange(len(train)), 1 + COPIES)
+    texts = tuple(column[rows] for column in columns)
+    for at, row in enumerate(rows.tolist()):
+        if copy := at % (1 + COPIES):
+            rng = random.Random(f"{seed} {train.rows[row]} {copy}")
+            for column in texts:
+                column[at] = edit(column[at], own, rng)
+    labels = None if train.labels is None else train.labels[rows]
+    return Examples(texts, labels, train.rows[rows])
+
+
+def edit(text: str, own: Sequence[str], rng: random.Random) -> str:
+    """Return a text with one word in seven edited, and one at the least.
+
+    A quarter of the edits drop a word (of three or more), a quarter swap it with the
+    next one, four in ten replace it, and one in ten puts one before it.
+
+    Args:
+      text: its words are what stands between spaces; without any it stays.
+      own: the words to draw from; where they are all of a task's texts, as often as
+        they occur there.
+      rng: draws.
+    """
+    words = text.split()
+    if not words:
+        return text
+    for _ in range(max(1, round(SHARE * len(words)))):
+        place, kind = rng.randrange(len(words)), rng.random()
+        if kind < _DROP and len(words) > 2:
+            del words[place]
+        elif kind < _SWAP and place + 1 < len(words):
+            words[place : place + 2] = words[place + 1], words[place]
+        elif kind < _REPLACE:
+            words[place] = rng.choice(own)
+        else:
+            words.insert(place, rng.choice(own))
+    return " ".join(words)
