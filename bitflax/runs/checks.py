@@ -53,7 +53,8 @@ def check_stages(experiment: Experiment) -> dict[str, Params]:
             earlier = stage
         except KeyError as error:
             problem = f"its loss reads {error} of the batch, which the data do not have"
-            fix = "give data with labels, or a loss that needs none"
+            fix = "give data with labels (data.augment=edits has none), or a loss that "
+            fix += "needs none"
             raise ConfigError(place, problem, fix=fix) from error
         except BitflaxError:
             raise

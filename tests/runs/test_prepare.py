@@ -214,6 +214,20 @@ def test_edits_are_for_students_and_train_no_longer(place, tmp_path):
     assert f"{taken} steps ({round(taken / -(-216 // 16), 1)} epochs)" in said
 
 
+def test_a_loss_of_labels_finds_none_in_edits(place, tmp_path):
+    dials = {"task": str(place / "kinds.tsv"), "teacher": str(place / "pretrained")}
+    settings = [f"{name}={value}" for name, value in dials.items()]
+    made = bf.load_recipe(place / "tiny.py", [*settings, "data.augment=edits"])
+    loss = bf.weighted(labels=(1.0, bf.label_cross_entropy))
+    stages = (dataclasses.replace(made.stages[0], loss=loss), *made.stages[1:])
+    made = dataclasses.replace(made, stages=stages)
+    with runs_folder.RunFolder(tmp_path / "run") as folder:
+        folder.write_recipe("", describe.resolved(made))
+        with pytest.raises(ConfigError, match="its loss reads 'labels'") as caught:
+            prepare.prepare(made, folder)
+    assert "data.augment=edits has none" in caught.value.fix
+
+
 def test_space_is_asked_for_what_is_not_written_yet(tmp_path):
     sizes = {"teacher": 9, "a": 100, "b": 10}
     shapes = {name: {"w": jnp.ones(size)} for name, size in sizes.items()}

@@ -20,11 +20,16 @@ _DROP, _SWAP, _REPLACE = 0.25, 0.5, 0.9
 
 
 def edited(train: Examples, seed: int) -> Examples:
-    """Return the examples, each before three variants of it.
+    """Return the examples without labels, each before three variants of it.
 
-    Labels and rows are the example's own, though a variant may mean something else:
-    learn what a teacher says of it. Both texts of a pair are edited. What becomes of an
-    example depends on all texts, on its row and on the seed.
+    A variant may mean something else than its example, so that what a teacher says is
+    what can be learned; a loss that reads labels finds none. Rows are the example's.
+    Both texts of a pair are edited. What becomes of an example depends on all texts,
+    on its row and on the seed.
+
+    Source: after EDA, Wei & Zou 2019 (arXiv:1901.11196), which draws synonyms where any
+    word of the task is drawn here, and keeps the label; shares as measured in
+    ``bitflax/docs/results.md``.
 
     >>> texts = (np.array(["one two three.", "four"], object),)
     >>> made = edited(Examples(texts, None, np.array([1, 2])), seed=0)
@@ -42,8 +47,7 @@ def edited(train: Examples, seed: int) -> Examples:
             rng = random.Random(f"{seed} {train.rows[row]} {copy}")
             for column in texts:
                 column[at] = edit(column[at], own, rng)
-    labels = None if train.labels is None else train.labels[rows]
-    return Examples(texts, labels, train.rows[rows])
+    return Examples(texts, None, train.rows[rows])
 
 
 def edit(text: str, own: Sequence[str], rng: random.Random) -> str:

@@ -52,7 +52,7 @@ def test_every_example_comes_before_its_variants(pair):
     train = make_task(pair=pair).train
     made = edits.edited(train, seed=0)
     assert made.rows.tolist() == np.repeat(train.rows, 4).tolist()
-    assert made.labels.tolist() == np.repeat(train.labels, 4).tolist()
+    assert made.labels is None  # a variant's own nobody knows
     own = {word for text in TEXTS for word in text.split()}
     for column, plain in zip(made.texts, train.texts, strict=True):
         assert column[::4].tolist() == plain.tolist()
