@@ -37,7 +37,7 @@ from bitflax.runs.results import (
     weight_files,
 )
 from bitflax.runs.surroundings import precise
-from bitflax.types import LossFn, Model
+from bitflax.types import LossFn, Model, Params
 
 
 @training.failures_told()
@@ -363,12 +363,18 @@ def _step(
         teacher = data.small(teacher)
         teach = model.bert(teacher.config, dtype=stage.teacher_dtype)
         kept = data.kept(stage, teacher, start, batches)
+    stored = stored_values(stage, experiment.recipe.rest, lazy=True)
+
+    def values(latent: Params) -> Params:
+        latent = training.stop_frozen(latent, stage.optim)
+        return latent if stored is None else stored(latent)
+
     step = training.make_train_step(
         apply,
         teach if kept is None else distillation.outputs_reader(kept.outputs),
         stage.loss,
         optimizer,
-        quantize=stored_values(stage, experiment.recipe.rest, lazy=True),
+        quantize=values,
         accumulate=stage.accumulate,
     )
 

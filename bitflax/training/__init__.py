@@ -21,6 +21,7 @@ from bitflax.training.lost_process import lost_host as lost_host
 from bitflax.training.optimizer import bert_adam as bert_adam
 from bitflax.training.optimizer import learning_rate as learning_rate
 from bitflax.training.optimizer import make_optimizer as make_optimizer
+from bitflax.training.optimizer import stop_frozen as stop_frozen
 from bitflax.training.parallel import data_parallel as data_parallel
 from bitflax.training.parallel import mesh as mesh
 from bitflax.training.parallel import pmapped as pmapped

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import jax
@@ -106,12 +106,33 @@ def make_optimizer(optim: Optim, steps: int) -> optax.GradientTransformation:
         return trained
 
     def label(params: Params) -> Params:
-        flat = trees.flatten(params)
-        frozen = trees.match([(regex, "frozen") for regex in optim.frozen], flat)
-        return trees.unflatten({path: frozen.get(path, "trained") for path in flat})
+        held = _frozen(optim, flat := trees.flatten(params))
+        return trees.unflatten({p: "frozen" if p in held else "trained" for p in flat})
 
     both: Any = {"trained": trained, "frozen": optax.set_to_zero()}
     return optax.multi_transform(both, label)
+
+
+def stop_frozen(params: Params, optim: Optim) -> Params:
+    """Return the parameters, with no gradient through those that are frozen.
+
+    Their gradients are then neither computed nor part of what is logged as the norm.
+
+    >>> tree = {"norm": {"bias": jnp.ones(2)}, "out": {"bias": jnp.ones(2)}}
+    >>> def total(tree):
+    ...     return sum(jnp.sum(x) for x in jax.tree.leaves(tree))
+    >>> optim = Optim(frozen=("norm/.*",))
+    >>> grads = jax.grad(lambda tree: total(stop_frozen(tree, optim)))(tree)
+    >>> grads["norm"]["bias"], grads["out"]["bias"]
+    (Array([0., 0.], dtype=float32), Array([1., 1.], dtype=float32))
+    """
+    flat = trees.flatten(params)
+    stopped = {path: jax.lax.stop_gradient(flat[path]) for path in _frozen(optim, flat)}
+    return trees.unflatten(flat | stopped)
+
+
+def _frozen(optim: Optim, paths: Iterable[str]) -> Iterable[str]:
+    return trees.match([(regex, True) for regex in optim.frozen], paths)
 
 
 class BertAdamState(NamedTuple):

@@ -102,6 +102,21 @@ def test_the_report_is_of_the_form_that_others_read(whole):
     assert fp32["bytes"] < teacher["bytes"]
 
 
+def test_what_is_frozen_stays_and_counts_in_no_norm(whole, place, tmp_path):
+    table, norms = "embeddings/word/embedding", []
+    short = (ready(whole), "stages.fp32.steps=1", "stages.onebit.steps=1")
+    for out, frozen in ((tmp_path / "all", ""), (tmp_path / "held", table)):
+        start(place, out, *short, f"stages.onebit.optim.frozen={frozen}")
+        lines = log.read_log(out / "log.jsonl")
+        norms += [line["loss/grad_norm"] for line in lines if "loss/logits" in line]
+    assert norms[0] == norms[2]
+    assert norms[1] > norms[3]
+    folders = (tmp_path / "held" / name / "params" for name in ("1-fp32", "2-onebit"))
+    before, after = (bf.load_pretrained(folder)[1] for folder in folders)
+    moved = jax.tree.map(lambda a, b: bool((a != b).any()), before, after)
+    assert [p for p, m in trees.flatten(moved).items() if not m] == [table]
+
+
 def test_an_accelerator_compiles_stages_ahead(whole, place, tmp_path, monkeypatch):
     missing = tinyrun.compile_ahead(monkeypatch)
     start(place, tmp_path, ready(whole))
