@@ -84,7 +84,7 @@ def make_optimizer(optim: Optim, steps: int) -> optax.GradientTransformation:
 
     Raises:
       ValueError: the kind or the schedule is unknown; at ``init``, a ``frozen`` regex
-        matches no parameter.
+        matches no parameter, or all of them together match every one.
 
     Source: Loshchilov & Hutter 2019 (arXiv:1711.05101), as XTC trains (no decay of
     biases and LayerNorm, bias correction); ``bitflax.training.optimizer``.
@@ -108,6 +108,10 @@ def make_optimizer(optim: Optim, steps: int) -> optax.GradientTransformation:
     def label(params: Params) -> Params:
         flat = trees.flatten(params)
         frozen = trees.match([(regex, "frozen") for regex in optim.frozen], flat)
+        if len(frozen) == len(flat):
+            raise ValueError(
+                "frozen: it matches every parameter, so nothing is trained"
+            )
         return trees.unflatten({path: frozen.get(path, "trained") for path in flat})
 
     both: Any = {"trained": trained, "frozen": optax.set_to_zero()}
