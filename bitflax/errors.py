@@ -10,6 +10,8 @@ import difflib
 import re
 from collections.abc import Iterable
 
+from bitflax.progress import escaped
+
 
 class BitflaxError(Exception):
     """An error that a person can mend; the base of all of them.
@@ -27,8 +29,8 @@ class BitflaxError(Exception):
 
     def __str__(self) -> str:
         """Return place, problem and mend on two lines, control characters escaped."""
-        text = f"{self.place}: {self.problem}\nfix: {self.fix}"
-        return re.sub(r"[^\n -~\xa0-\U0010ffff]", lambda m: repr(m[0])[1:-1], text)
+        problem = "\n".join(map(escaped, self.problem.split("\n")))
+        return f"{escaped(self.place)}: {problem}\nfix: {escaped(self.fix)}"
 
 
 class UsageError(BitflaxError, ValueError):
@@ -109,7 +111,7 @@ def nearest(name: str, names: Iterable[str], what: str = "names") -> str:
 
 
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
-_CSV = "write it as .csv or .jsonl (pandas: to_json(lines=True))"
+_CSV = "write it as .csv or .jsonl (pandas: to_json(orient='records', lines=True))"
 _FOLDER = "give a packed file, or a folder that transformers saved as safetensors"
 _KINDS = {
     rb"\x1f\x8b|BZh\d|\xfd7zXZ|\x28\xb5\x2f\xfd|7z\xbc\xaf|Rar!\x1a": (

@@ -230,7 +230,8 @@ class _Told(logging.Formatter):
     """Writes a line as it is, and what is worse as ``bitflax: warning: ...``."""
 
     def format(self, record: logging.LogRecord) -> str:
-        text, level = super().format(record), record.levelname.lower()
+        said, mend, fix = super().format(record).rpartition("\nfix: ")
+        text, level = escaped(said) + mend + escaped(fix), record.levelname.lower()
         return text if level == "info" else f"bitflax: {level}: {text}"
 
 

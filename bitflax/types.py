@@ -22,6 +22,13 @@ Quantizer = Callable[[jax.Array], jax.Array]
 """An array to the array of its quantised values, with a gradient of its own."""
 
 
+def check_count(name: str, value: Any) -> None:
+    """Raise a ValueError unless it is a whole number of at least 1."""
+    whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
+    if not whole or value < 1:
+        raise ValueError(f"{name} must be at least 1 and whole, not {value!r}")
+
+
 @dataclasses.dataclass(frozen=True)
 class BertConfig:
     """The shape of a BERT, in the field names of Hugging Face's ``config.json``.
@@ -58,13 +65,12 @@ class BertConfig:
     def __post_init__(self):
         """Refuse a shape that no BERT can have."""
         for field in dataclasses.fields(self):
-            size = field.type is int and field.name != "pad_token_id"
-            if size and getattr(self, field.name) < 1:
-                raise ValueError(f"BertConfig.{field.name} must be at least 1")
+            if field.type is int and field.name != "pad_token_id":
+                check_count(f"BertConfig.{field.name}", getattr(self, field.name))
         if self.num_hidden_layers > 1000:  # each is a tree of parameters, made first
             raise ValueError("BertConfig.num_hidden_layers must be at most 1000")
-        if self.head_size is not None and self.head_size < 1:
-            raise ValueError("BertConfig.head_size must be at least 1, or None")
+        if self.head_size is not None:
+            check_count("BertConfig.head_size", self.head_size)
         if self.head_size is None and self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"BertConfig.hidden_size {self.hidden_size} is not a multiple of "

@@ -46,6 +46,15 @@ def test_ten_seconds_lie_between_two_lines():
     assert len(stream.getvalue().splitlines()) == 2  # the first and the last
 
 
+def test_a_name_ends_no_line_of_a_note(capsys):
+    with progress.lines_shown():
+        progress.tell("a\nb\x1b.csv: texts\nfix: name c\u2028d")
+        progress.tell("a\nb.csv: texts")
+    said = capsys.readouterr().err.splitlines()
+    assert said[0] == r"bitflax: warning: a\nb\x1b.csv: texts"
+    assert said[1:] == [r"fix: name c\u2028d", r"note: a\nb.csv: texts"]
+
+
 def on_a_terminal(script, columns, rows=24):
     """Run a script whose stderr is a terminal; return what it shows."""
     master, slave = pty.openpty()

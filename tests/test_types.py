@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import bitflax as bf
+from bitflax import types
 
 
 def test_a_mean_is_total_by_count():
@@ -78,8 +79,12 @@ def test_a_configuration_is_a_value():
     ],
 )
 def test_sizes_are_positive(name):
+    for value in (0, -1, True, 2.0, np.float64(3), None):
+        with pytest.raises(ValueError, match=f"{name} must be at least 1"):
+            types.check_count(name, value)
     with pytest.raises(ValueError, match=f"{name} must be at least 1"):
         bf.BertConfig(**{name: 0})
+    types.check_count(name, np.int64(1))
 
 
 @pytest.mark.parametrize(

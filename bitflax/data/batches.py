@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Integer
 
 from bitflax.data.text import Tokens
+from bitflax.types import check_count
 
 Part = tuple[int, int]
 """``(i, n)``: the ``i``-th of ``n`` equal parts of a batch's rows, a process's own."""
@@ -102,8 +103,8 @@ class Batches:
       pad_id: the token that fills up.
 
     Raises:
-      ValueError: there are no examples, an example is longer than the last bucket, or
-        there are not as many labels as examples.
+      ValueError: there are no examples, an example is longer than the last bucket,
+        there are not as many labels as examples, or a batch has none.
     """
 
     def __init__(
@@ -119,6 +120,8 @@ class Batches:
     ):
         if not len(tokens):
             raise ValueError("there are no examples")
+        check_count("batch_size", batch_size)
+        check_count("multiple_of", multiple_of)
         if tokens.lengths.max() > buckets[-1]:
             raise ValueError(
                 f"an example has {tokens.lengths.max()} tokens, the last bucket "

@@ -17,6 +17,7 @@ from typing import Any
 from bitflax import files
 from bitflax.errors import DataError, InputMissing, check_text, nearest
 from bitflax.files import open_file
+from bitflax.progress import escaped
 
 SUFFIXES = (".tsv", ".csv", ".jsonl")
 SHOWN = 5
@@ -53,11 +54,11 @@ class Faults:
         if not self.found:
             return
         ordered = sorted(self.found, key=lambda bad: (self.files.index(bad[0]), bad[1]))
-        lines = [f"{path}:{row}: {what}" for path, row, what, _ in ordered[:SHOWN]]
+        (path, row, first, _), *others = ordered[:SHOWN]
+        more = [escaped(f"{path}:{row}: {what}") for path, row, what, _ in others]
         if len(ordered) > SHOWN:
-            lines.append(f"and {len(ordered) - SHOWN} more")
-        place = f"{ordered[0][0]}:{ordered[0][1]}"
-        problem = "\n".join(lines).removeprefix(f"{place}: ")
+            more.append(f"and {len(ordered) - SHOWN} more")
+        place, problem = f"{path}:{row}", "\n".join([escaped(first), *more])
         fixes = dict.fromkeys(fix for *_, fix in ordered[:SHOWN])
         raise DataError(place, problem, fix="; ".join(fixes))
 
@@ -105,11 +106,11 @@ def read_table(
     if kind not in SUFFIXES and Path(path).is_file():
         with contextlib.suppress(OSError), open_file(Path(path)) as file:
             check_text(file.read(64), name)
-        raise DataError(
-            name,
-            f"expected one of {', '.join(SUFFIXES)}, found {kind or 'none'!r}",
-            fix="name the file after what it is",
-        )
+        fix = "name the file after what it is"
+        if kind == ".json":
+            fix = "write one object a line, as .jsonl (jq -c '.[]' of an array of them)"
+        problem = f"expected one of {', '.join(SUFFIXES)}, found {kind or 'none'!r}"
+        raise DataError(name, problem, fix=fix)
     faults.opened(path)
     text = _decoded(Path(path))
     if kind == ".jsonl":
@@ -138,7 +139,7 @@ def _decoded(path: Path) -> str:
     except InputMissing:
         raise
     except FileNotFoundError:
-        beside = sorted(p.name for p in path.parent.glob("*.*"))
+        beside = sorted(p.name for p in path.parent.glob("[!.]*.*"))
         fix = nearest(path.name, beside, "files there") if beside else "check the path"
         raise InputMissing(path, "there is no such file", fix=fix) from None
     except OSError as error:

@@ -132,12 +132,14 @@ def _text(place: str, raw: bytes, width: int) -> Text:
     except UnicodeDecodeError as error:
         problem, fix = f"not UTF-8 ({error.reason})", "convert it to UTF-8"
         raise DataError(place, problem, fix=fix) from error
-    if found := data.text_fault(line, allow_empty=False):
+    parts = line.split("\t")
+    faults = (data.text_fault(part, allow_empty=False) for part in parts)
+    if found := next(filter(None, faults), None):
         fix = "clean the text, or shorten it"
         if found == "an empty text":
-            found, fix = "a blank line", "delete it, or give it a text"
+            found = found if line.strip() else "a blank line"
+            fix = "delete it, or give it a text"
         raise DataError(place, f"expected a text, found {found}", fix=fix)
-    parts = line.split("\t")
     if len(parts) == width <= 2:
         return line if width == 1 else (parts[0], parts[1])
     found = len(parts)

@@ -6,7 +6,7 @@
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -80,11 +80,10 @@ class Predictor:
         ``batch_size`` are filled up to a power of two, so that there are few.
 
         Raises:
-          DataError: a text is not a string, or not every one is a pair.
+          DataError: a text is empty or not a string, or not every one is a pair.
+          TypeError: one text is given, or a dict or a set of them.
         """
-        if isinstance(texts, str):
-            raise TypeError("expected a list of texts, found one: put it in a list")
-        columns = _columns(list(texts))
+        columns = _columns(_listed(texts))
         if self.pairs and len(columns) == 1 and columns[0]:
             problem = "the model was trained on pairs of texts, found one"
             fix = "give the second too: (first, second), or `bitflax predict DIR FIRST "
@@ -97,7 +96,7 @@ class Predictor:
         """Return the probability of each label for each text, or pair of texts.
 
         Raises:
-          DataError: a text is not a string, or not every one is a pair.
+          DataError: a text is empty or not a string, or not every one is a pair.
           ConfigError: the model gives a real number.
         """
         if self.config.regression:
@@ -109,9 +108,9 @@ class Predictor:
         """Return the label and its probability for each text, or pair of texts.
 
         Raises:
-          DataError: a text is not a string, or not every one is a pair.
+          DataError: a text is empty or not a string, or not every one is a pair.
         """
-        texts = texts if isinstance(texts, str) else list(texts)
+        texts = _listed(texts)
         logits = self.logits(texts, batch_size)
         if self.config.regression:
             values = logits[:, 0].tolist()
@@ -235,13 +234,21 @@ def _some(labels: Sequence[str]) -> str:
     return ", ".join(labels[:3]) + more
 
 
+def _listed(texts: Any) -> list[Any]:
+    if isinstance(texts, str | bytes | Mapping | Set):
+        found = f"expected a list of texts, found {texts!r:.40}"
+        raise TypeError(f"{found}: put it in a list")
+    return list(texts)
+
+
 def _columns(texts: Sequence[Any]) -> tuple[list[Any], ...]:
     """Return one column of texts, or two of pairs."""
     width = 2 if texts and isinstance(texts[0], (tuple, list)) else 1
     for number, text in enumerate(texts, 1):
         parts = tuple(text) if isinstance(text, (tuple, list)) else (text,)
         found = "" if len(parts) == width else f"{text!r:.60}"
-        if found := found or next(filter(None, map(data.text_fault, parts)), ""):
+        faults = (data.text_fault(part, allow_empty=False) for part in parts)
+        if found := found or next(filter(None, faults), ""):
             expected = "a text" if width == 1 else "a pair of texts"
             raise DataError(
                 f"text {number}",

@@ -67,6 +67,9 @@ class Data:
         need(self.max_length > 3, "Data.max_length", "at least 4", self.max_length)
         check_counts(self, "Data", ("batch_size", "limit"))
         need(self.seed >= 0, "Data.seed", "at least 0", self.seed)
+        known = self.augment in (None, "edits")
+        known = known or str(self.augment).lower().endswith(".jsonl")
+        need(known, "Data.augment", "'edits' or a .jsonl file", self.augment)
         known = not isinstance(self.metric, str) or self.metric in METRICS
         names = f"one of {', '.join(METRICS)}, or a function"
         need(known, "Data.metric", names, self.metric)
@@ -372,7 +375,11 @@ def check_plan(recipe: Recipe, until: str | None = None) -> None:
     Raises:
       UsageError: ``until`` names neither the teacher nor a stage; the nearest is given.
       ConfigError: a training's ``patience`` can never end it early.
+      TypeError: it is no recipe, but its name, say.
     """
+    if not isinstance(recipe, Recipe):
+        found = f"expected a Recipe, found {recipe!r:.100}"
+        raise TypeError(f"{found}: make one by bitflax.load_recipe(name or path)")
     names = ["teacher", *(stage.name for stage in recipe.stages)]
     if until is not None and until not in names:
         fix = errors.nearest(until, names, "stages")

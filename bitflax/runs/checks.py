@@ -14,7 +14,7 @@ from bitflax.quantization import quantize
 from bitflax.recipe import Stage, function_name
 from bitflax.runs import initialization, results
 from bitflax.runs.experiment import Experiment, loaded_model
-from bitflax.types import BertConfig, Model, Params
+from bitflax.types import BertConfig, Model, Optim, Params
 
 _LOG = logging.getLogger(__name__)
 
@@ -32,7 +32,10 @@ def check_stages(experiment: Experiment) -> dict[str, Params]:
     """
     before, fine_tuned = None, _shapes_of(experiment.teacher)
     done, earlier = {"teacher": fine_tuned}, None
-    stages = experiment.recipe.stages
+    stages, taught = experiment.recipe.stages, experiment.recipe.teacher
+    if taught.folder is None:
+        read = dict.fromkeys(trees.flatten(fine_tuned.params), True)
+        _check_frozen(taught.optim, read, "teacher")
     for number, stage in enumerate(stages, 1):
         place = f"stages.{number - 1} ({stage.name})"
         try:
@@ -46,7 +49,7 @@ def check_stages(experiment: Experiment) -> dict[str, Params]:
                 source = _load(stage.init.source, fine_tuned.config, experiment)
             stage.init.config(source.config, f"{place}.init")
             _check_split(stage, earlier)
-            made = _check_stage(stage, teacher, source, batch)
+            made = _check_stage(stage, teacher, source, batch, place)
             if before and earlier and stage.init.source == "previous":
                 _check_bits(experiment, stage, made, earlier, before)
             done[stage.name] = before = made
@@ -154,7 +157,9 @@ def _check_packs(stage: Stage, rest: packed.Rest, last: Model) -> None:
         packed.pack_leaf(f"{stage.name}: {regex}", values, True, "int8")
 
 
-def _check_stage(stage: Stage, teacher: Model, source: Model, batch: dict) -> Model:
+def _check_stage(
+    stage: Stage, teacher: Model, source: Model, batch: dict, place: str
+) -> Model:
     """Run a stage's first step on shapes; return the shapes that it leaves."""
     key = jax.random.key(0)
     config, start = initialization.initial_student(stage.init, source, key)
@@ -169,5 +174,22 @@ def _check_stage(stage: Stage, teacher: Model, source: Model, batch: dict) -> Mo
         return distillation.total(distillation.named(parts)), params
 
     _, params = jax.eval_shape(run, start, teacher.params)
-    trees.match([(regex, True) for regex in stage.optim.frozen], trees.flatten(params))
+    if stage.optim.frozen:
+        both = (start, teacher.params)
+        read, _ = trees.leaves_read(lambda both: run(*both)[0], both)
+        read = dict.fromkeys(trees.flatten(params), True) | trees.flatten(read)
+        _check_frozen(stage.optim, read, place)
     return Model(config, params)
+
+
+def _check_frozen(optim: Optim, read: dict[str, bool], place: str) -> None:
+    """Check that of the parameters which a loss reads some are left to train."""
+    problem = "freezes all parameters that the loss reads: nothing is trained"
+    try:
+        frozen = trees.match([(regex, False) for regex in optim.frozen], read)
+        if any((read | frozen).values()):
+            return
+    except ValueError as error:
+        problem = str(error)
+    fix = "name what is not to be trained, as 'embeddings/.*', and leave some"
+    raise ConfigError(f"{place}.optim.frozen", problem, fix=fix)

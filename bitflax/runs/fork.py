@@ -12,7 +12,8 @@ from bitflax.runs.folder import COSTS, RECORD, RunFolder
 from bitflax.runs.results import say
 from bitflax.runs.surroundings import differences
 
-_PACKING = {"stages", "rest", "positions", "name"}
+_LATER = {"stages", "rest", "positions", "name", "augment"}
+"""What no teacher depends on."""
 
 
 def shared(began: Mapping[str, Any], recipe: Mapping[str, Any]) -> list[str]:
@@ -20,11 +21,13 @@ def shared(began: Mapping[str, Any], recipe: Mapping[str, Any]) -> list[str]:
 
     A teacher that is a folder is no part of a run.
     """
-    if any(differences(began, recipe, free=COSTS | _PACKING)):
+    if any(differences(began, recipe, free=COSTS | _LATER)):
         return []
     names = ["teacher"] if recipe["teacher"]["folder"] is None else []
+    old, new = ((each["data"] or {}).get("augment") for each in (began, recipe))
     for mine, its in zip(began["stages"], recipe["stages"], strict=False):
-        if any(differences(mine, its, free=COSTS)):
+        learns = its["corpus"] is None  # from the task's examples
+        if any(differences(mine, its, free=COSTS)) or (learns and old != new):
             break
         names.append(its["name"])
     return names
@@ -44,7 +47,7 @@ def take_finished(old: Path, run: RunFolder, recipe: Mapping[str, Any]) -> None:
         raise InputMissing(old, "no run's folder: no recipe.json in it", fix=fix)
     record = manifests.read_sealed(old / "recipe.json", earlier=RECORD)
     began, place = record["recipe"], f"--fork {old}"
-    differ = list(differences(began, recipe, free=COSTS | _PACKING))
+    differ = list(differences(began, recipe, free=COSTS | _LATER))
     fix = "leave --fork out: the teacher and all stages are to be trained again"
     if differ:
         raise ConfigError(place, f"nothing can be taken over: {differ[0]}", fix=fix)

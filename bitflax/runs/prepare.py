@@ -76,7 +76,7 @@ def _with_task(
     else:
         task, wide = read_task(data)
         teacher = _load_untaught(recipe, folder, task)
-    _pin_task(run, data, wide)
+    _pin_task(run, data, task, wide)
     tokenizer.check(teacher.config, data.max_length)
     tokenizer.max_length = data.max_length
     cache = run.cache
@@ -269,13 +269,16 @@ def _pin_model(run: RunFolder, name: str, folder: Path) -> None:
     run.pin(name, manifests.sum_of(sums), folder, {n: s[:12] for n, s in sums.items()})
 
 
-def _pin_task(run: RunFolder, data: Data, task: Task) -> None:
-    parts = {data.augment or "train": task.train, data.dev or "dev": task.dev}
+def _pin_task(run: RunFolder, data: Data, task: Task, wide: Task) -> None:
+    parts = {"train": task.train, data.dev or "dev": task.dev}
     facts = {
         str(name): f"{len(part)} rows, {digest(part, part.take([]), ())[:12]}"
         for name, part in parts.items()
     }
     run.pin("data", task.sha256, task.name, facts | {"classes": [*task.labels]})
+    if data.augment:
+        rows = {"rows": len(wide.train)}
+        run.pin("augmented data", wide.sha256, data.augment, rows)
 
 
 def _space(run: Path, shapes: Mapping[str, Params], ready: bool) -> int:

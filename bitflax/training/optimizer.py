@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection
 from typing import Any, NamedTuple
 
 import jax
@@ -84,7 +84,7 @@ def make_optimizer(optim: Optim, steps: int) -> optax.GradientTransformation:
 
     Raises:
       ValueError: the kind or the schedule is unknown; at ``init``, a ``frozen`` regex
-        matches no parameter.
+        matches no parameter, or all of them together match every one.
 
     Source: Loshchilov & Hutter 2019 (arXiv:1711.05101), as XTC trains (no decay of
     biases and LayerNorm, bias correction); ``bitflax.training.optimizer``.
@@ -131,8 +131,11 @@ def stop_frozen(params: Params, optim: Optim) -> Params:
     return trees.unflatten(flat | stopped)
 
 
-def _frozen(optim: Optim, paths: Iterable[str]) -> Iterable[str]:
-    return trees.match([(regex, True) for regex in optim.frozen], paths)
+def _frozen(optim: Optim, flat: Collection[str]) -> Collection[str]:
+    frozen = trees.match([(regex, True) for regex in optim.frozen], flat)
+    if len(frozen) == len(flat):
+        raise ValueError("frozen: it matches every parameter, so nothing is trained")
+    return frozen
 
 
 class BertAdamState(NamedTuple):

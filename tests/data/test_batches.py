@@ -32,6 +32,13 @@ def made(count=103, seed=0, batch_size=8, buckets=(4, 8, 16), **settings):
     )
 
 
+@pytest.mark.parametrize("name", ["batch_size", "multiple_of"])
+@pytest.mark.parametrize("size", [0, -8, True])
+def test_a_batch_has_an_example_or_more(name, size):
+    with pytest.raises(ValueError, match=f"{name} must be at least 1 and whole"):
+        made(**{name: size})
+
+
 def epoch(data, number):
     steps = data.steps_per_epoch
     return [data.batch(step) for step in range(number * steps, (number + 1) * steps)]

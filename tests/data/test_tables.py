@@ -133,3 +133,18 @@ def test_a_folder_is_no_file(tmp_path):
     (tmp_path / "a.tsv").mkdir()
     with pytest.raises(InputMissing, match="cannot be read"):
         read(tmp_path / "a.tsv")
+
+
+def test_an_array_of_objects_is_to_be_lines(write):
+    with pytest.raises(DataError, match=r"found '\.json'") as caught:
+        read(write("a.json", '[{"text": "a"}]'))
+    assert "one object a line, as .jsonl" in caught.value.fix
+
+
+def test_a_fault_is_two_lines_whatever_the_file_is_called(write):
+    path = write("a\nfix: b\x1b.jsonl", '{"text": "a"}\n1\n')
+    with pytest.raises(DataError) as caught:
+        read(path)
+    place, fix = str(caught.value).splitlines()
+    assert place.endswith(r"a\nfix: b\x1b.jsonl:2: expected a JSON object, found int")
+    assert fix.startswith("fix: write one JSON object a line")

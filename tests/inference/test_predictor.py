@@ -21,7 +21,7 @@ from tests.helpers import small
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *"abcdefghijklmnopqrst"]
 LABELS = {0: "no", 1: "yes", 2: "perhaps"}
 CONFIG = small.config(2, id2label=LABELS)
-TEXTS = ["a", "b c d", "e f g h i j k l m n", "", "o p q", "a b", "t"]
+TEXTS = ["a", "b c d", "e f g h i j k l m n", "b", "o p q", "a b", "t"]
 
 
 @functools.cache
@@ -376,10 +376,26 @@ def test_one_text_for_a_model_of_pairs_is_refused():
     assert said.probability == shares.max()
 
 
-def test_one_text_is_no_list_of_letters(predictor):
-    for ask in (predictor.predict, predictor.logits):
+@pytest.mark.parametrize("texts", ["a b", b"a b", {"a": 1}, {"a", "b"}])
+def test_what_is_no_list_of_texts_is_refused(predictor, texts):
+    asks = (predictor.predict, predictor.logits, predictor.probabilities)
+    for ask in (
+        asks if isinstance(texts, str | bytes) else [inference_predictor._listed]
+    ):
         with pytest.raises(TypeError, match="put it in a list"):
-            ask("a b")
+            ask(texts)
+
+
+@pytest.mark.parametrize("text", ["", " ", "\u200b", ("a", "")])
+def test_an_empty_text_is_refused_as_in_a_file(predictor, text):
+    with pytest.raises(DataError, match="found an empty text"):
+        predictor.predict([text])
+
+
+@pytest.mark.parametrize("size", [0, -1, True])
+def test_a_batch_is_of_one_text_or_more(predictor, size):
+    with pytest.raises(ValueError, match="batch_size must be at least 1 and whole"):
+        predictor.predict(["a", "b"], batch_size=size)
 
 
 def test_a_text_with_a_nul_is_named(predictor):

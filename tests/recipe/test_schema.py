@@ -46,6 +46,8 @@ def made(**stage) -> bf.Recipe:
         (lambda: made(act=(("(", bf.symmetric()),)), "Stage 'onebit'.act"),
         (lambda: bf.Recipe(stages=made().stages * 2), "Recipe.stages"),
         (lambda: bf.Recipe(positions=127), "Recipe.positions"),
+        (lambda: bf.Data(augment="edit"), "Data.augment"),
+        (lambda: bf.Data(augment="edits.txt"), "Data.augment"),
         (lambda: bf.Recipe(data=None, positions=0), "Recipe.positions"),
     ],
 )

@@ -9,7 +9,7 @@ import pytest
 
 from bitflax import manifests
 from bitflax.errors import ConfigError, DamagedFile, InputMissing
-from bitflax.runs import log, surroundings
+from bitflax.runs import fork, log, surroundings
 from tests.helpers import tinyrun
 
 KINDS = dict(enumerate(tinyrun.KINDS))
@@ -97,6 +97,32 @@ def test_a_fork_of_which_nothing_is_the_same(place, whole, tmp_path, settings, s
         start(place, tmp_path / "run", *settings, fork=whole)
     with pytest.raises(InputMissing, match="no run's folder"):
         start(place, tmp_path / "run", fork=tmp_path)
+
+
+def test_a_fork_takes_the_teacher_over_that_read_no_edits(place, tmp_path):
+    for out, *change in (["plain"], ["edits", "data.augment=edits"]):
+        settings = (f"task={place / 'kinds.tsv'}", f"teacher={place / 'ready'}")
+        made = tinyrun.bf.load_recipe(
+            place / "tiny.py", (*settings, "teacher.epochs=1", "stages=1", *change)
+        )
+        fork = tmp_path / "plain" if change else None
+        with tinyrun.devices(1):
+            tinyrun.stages.run(made, tmp_path / out, until="teacher", fork=fork)
+    for name in ("params/model.safetensors", "result.json"):
+        plain, edits = (tmp_path / out / "0-teacher" / name for out in (out, "plain"))
+        assert plain.read_bytes() == edits.read_bytes()
+    hashes = manifests.read_sealed(tmp_path / "edits" / "recipe.json")["hashes"]
+    assert {"data", "augmented data"} <= {*hashes}
+
+
+def test_a_fork_retrains_the_stages_that_read_edits():
+    data, stage = {"task": "a", "augment": None}, {"name": "task", "corpus": None}
+    general = {"name": "general", "corpus": {"source": "icd10cm"}}
+    began = {"data": data, "teacher": {"folder": None}, "stages": [general, stage]}
+    edited = began | {"data": data | {"augment": "edits"}}
+    assert fork.shared(began, began) == ["teacher", "general", "task"]
+    assert fork.shared(began, edited) == ["teacher", "general"]
+    assert fork.shared(began, began | {"data": data | {"task": "b"}}) == []
 
 
 def test_a_fork_of_a_damaged_stage_is_refused(place, half, tmp_path):

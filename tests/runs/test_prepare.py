@@ -99,6 +99,10 @@ def refuse(place, tmp_path, monkeypatch):
         (["stages.fp32.init.source=PLACE/other"], ConfigError, "other words than"),
         (["task=PLACE/long.tsv"], ConfigError, "the header takes"),
         (["stages.fp32.optim.frozen=poler/.*"], ConfigError, "matches no parameter"),
+        (["stages.fp32.optim.frozen=.*"], ConfigError, "(fp32).optim.frozen: freezes"),
+        (["stages.onebit.optim.frozen=.*"], ConfigError, "(onebit).optim.frozen: fr"),
+        (["teacher.optim.frozen=.*"], ConfigError, "teacher.optim.frozen: freezes"),
+        (["teacher.optim.frozen=poler/.*"], ConfigError, "teacher.optim.frozen: rule"),
         (["stages.onebit.init.source=PLACE/nowhere"], InputMissing, "nowhere"),
     ],
 )
@@ -123,6 +127,17 @@ def test_a_loss_of_labels_needs_labels(refuse, place, tmp_path):
     finally:
         (place / "tiny.py").write_text(recipe)
     assert "labels" in str(found)
+
+
+def test_all_that_a_loss_reads_may_not_be_frozen(refuse, place):
+    recipe = (place / "tiny.py").read_text()
+    (place / "tiny.py").write_text(recipe.replace("logits=(1.0, soft),", ""))
+    try:
+        frozen = "stages.0.optim.frozen=(encoder|embeddings)/.*"
+        found = refuse(ConfigError, "ready=PLACE/ready", frozen)
+    finally:
+        (place / "tiny.py").write_text(recipe)
+    assert "(fp32).optim.frozen: freezes all parameters that the loss" in str(found)
 
 
 def test_whatever_comes_out_of_an_own_loss_is_the_recipes(refuse, place):

@@ -113,6 +113,9 @@ def test_a_frozen_rule_that_matches_nothing_is_refused():
     tx = bf.make_optimizer(bf.Optim(frozen=("poller/.*",)), 10)
     with pytest.raises(ValueError, match=r"rule 'poller/\.\*' matches no"):
         tx.init({"pooler": {"kernel": jnp.ones(1)}})
+    tx = bf.make_optimizer(bf.Optim(frozen=("pooler/.*", ".*")), 10)
+    with pytest.raises(ValueError, match="nothing is trained"):
+        tx.init({"pooler": {"kernel": jnp.ones(1)}})
 
 
 def test_the_clip_bounds_the_norm_of_all_gradients_together():

@@ -7,15 +7,19 @@ its teacher does. Any text tells more of the teacher, one that nobody would writ
 import itertools
 import random
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 import numpy as np
 
 from bitflax.data import Examples
+from bitflax.progress import Progress
 
 EDITS = "edits"
 """What ``Data.augment`` is for these, in place of a file."""
 COPIES, SHARE = 3, 0.15
 """Variants an example; edits a word."""
+MANY = 1 << 17
+"""So many examples take seconds, which are shown."""
 _DROP, _SWAP, _REPLACE = 0.25, 0.5, 0.9
 
 
@@ -42,11 +46,16 @@ def edited(train: Examples, seed: int) -> Examples:
     own = [word for text in itertools.chain(*columns) for word in text.split()]
     rows = np.repeat(np.arange(len(train)), 1 + COPIES)
     texts = tuple(column[rows] for column in columns)
-    for at, row in enumerate(rows.tolist()):
-        if copy := at % (1 + COPIES):
-            rng = random.Random(f"{seed} {train.rows[row]} {copy}")
-            for column in texts:
-                column[at] = edit(column[at], own, rng)
+    shown = len(train) >= MANY
+    with Progress(len(train), EDITS) if shown else nullcontext() as bar:
+        for row, number in enumerate(train.rows.tolist()):
+            for copy in range(1, 1 + COPIES):
+                rng = random.Random(f"{seed} {number} {copy}")
+                at = row * (1 + COPIES) + copy
+                for column in texts:
+                    column[at] = edit(column[at], own, rng)
+            if bar is not None:
+                bar.update(row + 1)
     return Examples(texts, None, train.rows[rows])
 
 

@@ -31,6 +31,16 @@ def test_each_kind_of_edit_has_its_share():
         assert kinds[name] / 6000 == pytest.approx(share, abs=4 * error)
 
 
+def test_how_far_it_is_is_shown_of_many(monkeypatch, capsys):
+    plain = edits.edited(make_task().train, 0)
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(edits, "MANY", 1)
+    shown = edits.edited(make_task().train, 0)
+    assert shown.texts[0].tolist() == plain.texts[0].tolist()
+    count = len(make_task().train)
+    assert f"edits {count}/{count} 100%" in capsys.readouterr().err
+
+
 def test_one_word_in_seven_is_edited():
     brought = [made.count("own") for made in drawn(WORDS, 400)]
     # Of 15 edits half bring a word, and some words are edited twice.
