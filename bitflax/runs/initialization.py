@@ -118,7 +118,7 @@ def measured_importance(task: TaskData, whole: Model) -> distillation.Importance
       task: the data.
       whole: the model, before its width is cut.
     """
-    small = task.small(whole)
+    small = task.shrink(whole)
     apply, config = model.bert(small.config), small.config
     batches = task.batches(0)
     real = config.regression

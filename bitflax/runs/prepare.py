@@ -174,7 +174,7 @@ def _with_predictions(
     experiment: Experiment, students: TaskData, teachers: TaskData
 ) -> Experiment:
     """Return the experiment with the teacher's predictions for the labels of dev."""
-    config, params = students.small(experiment.teacher)
+    config, params = students.shrink(experiment.teacher)
     logits = students.scorer(None, config).logits(params)
     said = predictions(logits, regression=config.regression)
     said = said.astype(np.float32 if config.regression else np.int32)

@@ -182,7 +182,7 @@ def finish(
 
 def _logits(experiment: Experiment, stage: Stage | None, whole: Model) -> np.ndarray:
     """Return a model's logits of the dev examples, as a stage computes them."""
-    small = experiment.task_data.small(whole)
+    small = experiment.task_data.shrink(whole)
     scorer = experiment.task_data.scorer(stage, small.config)
     return scorer.logits(small.params)
 
