@@ -275,7 +275,10 @@ def test_more_bits_after_fewer_are_warned_of(place, tmp_path, caplog):
             said = [text for text in caplog.messages if text.startswith("stage ")]
             assert len(said) == len(folder.record["changes"]) == warned
     problem, fix = said[0].splitlines()
-    words = "stage fp32: 32-bit weights that go on from the 1-bit ones of stage onebit"
-    assert problem == f"{words}: training for fewer bits is undone"
-    assert fix == "fix: put stages of fewer bits last, or give this one an init.source"
+    assert problem == (
+        "stage fp32 trains 32-bit weights, starting from the 1-bit ones of stage "
+        "onebit, whose training is undone"
+    )
+    first, second = "put stages of fewer bits last", "give this one another init.source"
+    assert fix == f"fix: {first}, or {second}"
     assert folder.record["changes"] == [f"{problem} ({fix})"]
