@@ -220,7 +220,7 @@ def _load_pretrained(recipe: Recipe, folder: Path, task: Task) -> Model:
 
 
 def _in_order(task: Task, config: BertConfig) -> Task:
-    """Number the task's classes as the teacher does, by name.
+    """Number the task's classes as the teacher does: by name, where it has names.
 
     Models of MNLI come with its classes in two orders; a wrong one scores 10 %.
     """
@@ -235,9 +235,9 @@ def _in_order(task: Task, config: BertConfig) -> Task:
     if task.regression or not task.labels:
         return task
     mine, its = config.labels, task.labels
-    if config.id2label is None and len(mine) == len(its):
-        return task
     places = label_places(its, mine)
+    if places is None and config.id2label is None and len(mine) == len(its):
+        return task
     if places is None:
         raise ConfigError(
             "Teacher",
