@@ -15,8 +15,8 @@ from bitflax.errors import ConfigError
 from bitflax.packed import Rest, stored
 from bitflax.quantization import quantize
 from bitflax.recipe import Data, Recipe, Stage, planned_steps
+from bitflax.runs.environment import memory
 from bitflax.runs.folder import RunFolder
-from bitflax.runs.surroundings import memory
 from bitflax.types import BertConfig, Mean, Model, Outputs, Params
 
 MOST_KEPT_BYTES = 4 << 30

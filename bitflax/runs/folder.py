@@ -31,7 +31,7 @@ from bitflax.errors import (
     StorageError,
 )
 from bitflax.runs import log
-from bitflax.runs.surroundings import differences, machine, versions, with_appended
+from bitflax.runs.environment import differences, machine, versions, with_appended
 
 _LOG = logging.getLogger(__name__)
 
@@ -63,7 +63,7 @@ class RunFolder:
         self.path = files.given(path, OutputError)
         self._lock: filelock.BaseFileLock | None = None
         self._log = log.RunLog(self.path, on_log)
-        self.board, self.flush = self._log.board, self._log.flush
+        self.tensorboard, self.flush = self._log.tensorboard, self._log.flush
         self._written = False  # recipe.json, here
 
     def __enter__(self) -> "RunFolder":

@@ -8,9 +8,9 @@ from typing import Any
 from bitflax import files, manifests, training
 from bitflax.errors import ConfigError, InputMissing
 from bitflax.runs import log
+from bitflax.runs.environment import differences
 from bitflax.runs.folder import COSTS, RECORD, RunFolder
 from bitflax.runs.results import say
-from bitflax.runs.surroundings import differences
 
 _PACKING = {"stages", "rest", "positions", "name"}
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from bitflax import files, progress
-from bitflax.runs.board import Board
+from bitflax.runs.tensorboard import TensorBoard
 
 OnLog = Callable[[Mapping[str, Any]], object]
 """Called with every line, flat, besides: a logger of one's own."""
@@ -36,7 +36,7 @@ class RunLog:
 
     def __init__(self, folder: str | Path, on_log: OnLog | None = None):
         self.path, self._on_log = Path(folder) / "log.jsonl", on_log
-        self.board = Board(Path(folder))
+        self.tensorboard = TensorBoard(Path(folder))
         self._file: io.FileIO | None = None
 
     def write(self, line: Mapping[str, Any]) -> None:
@@ -57,7 +57,7 @@ class RunLog:
             while data:  # a disk that fills up takes a part
                 data = data[self._file.write(data) :]
         if "stage" in flat and "step" in flat:
-            self.board.numbers(flat["stage"], flat["step"], flat)
+            self.tensorboard.numbers(flat["stage"], flat["step"], flat)
         if self._on_log is not None:
             self._on_log(flat)
 
@@ -69,7 +69,7 @@ class RunLog:
         """
         self.close()
         again = 0 if step is None else step + 1
-        self.board.rewind(stage, again)
+        self.tensorboard.rewind(stage, again)
         _drop_torn_end(self.path)
         texts = _texts(self.path)
         kept = [
@@ -99,7 +99,7 @@ class RunLog:
         if file is not None:
             with files.disk(self.path), file:
                 os.fsync(file.fileno())
-        self.board.close()
+        self.tensorboard.close()
 
 
 def read_log(path: str | Path, notes: list[str] | None = None) -> list[dict[str, Any]]:

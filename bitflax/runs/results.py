@@ -171,7 +171,7 @@ def finish(
             "repeat": _repeat(experiment),
         }
         report.write_report(run.path, rows, lines, meta)
-        run.board.texts("report", _texts(run.path, rows, meta))
+        run.tensorboard.texts("report", _texts(run.path, rows, meta))
     experiment.run.finish(*made)
     return rows, warnings
 

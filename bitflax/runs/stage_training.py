@@ -91,7 +91,7 @@ def train_stage(
         record = {"scores": trained.scores, "seconds": seconds, "steps": trained.steps}
         _write_result(folder, found, experiment.tokenizer, record)
         for at, seen in ((0, start), (trained.steps, found)):
-            experiment.run.board.weights(folder.name, at, seen.params)
+            experiment.run.tensorboard.weights(folder.name, at, seen.params)
     training.barrier()
     return found, trained.scores, seconds
 

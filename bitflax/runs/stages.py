@@ -18,7 +18,7 @@ from bitflax import distillation, files, model, progress, training
 from bitflax.data import Task
 from bitflax.recipe import Recipe, Stage, Teacher, check_plan, resolved
 from bitflax.runs import initialization, report
-from bitflax.runs.ending import ending
+from bitflax.runs.environment import with_dtypes
 from bitflax.runs.experiment import (
     Experiment,
     StageData,
@@ -42,7 +42,7 @@ from bitflax.runs.results import (
     weight_files,
 )
 from bitflax.runs.stage_training import train_stage
-from bitflax.runs.surroundings import precise
+from bitflax.runs.summary import run_summary
 from bitflax.types import BertConfig, LossFn, Model
 
 
@@ -89,7 +89,7 @@ def run(
     check_plan(recipe, until)
     with rare_collections(), files.threads_heard(out), RunFolder(out, on_log) as folder:
         began = training.broadcast(lambda: folder.record.get("recipe", {}))
-        recipe = precise(recipe, began)
+        recipe = with_dtypes(recipe, began)
         known = resolved(recipe)
         folder.write_recipe(source, known, overrides)
         if fork is not None:
@@ -151,7 +151,7 @@ def _run(experiment: Experiment, until: str | None) -> list[report.Row]:
         for warning in warnings:
             progress.tell(warning)
         if ended:
-            print(f"\n{ending(experiment)}")
+            print(f"\n{run_summary(experiment)}")
     return rows
 
 

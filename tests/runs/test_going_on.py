@@ -9,7 +9,7 @@ import pytest
 
 from bitflax import manifests
 from bitflax.errors import ConfigError, DamagedFile, InputMissing
-from bitflax.runs import log, surroundings
+from bitflax.runs import environment, log
 from tests.helpers import tinyrun
 
 KINDS = dict(enumerate(tinyrun.KINDS))
@@ -136,8 +136,8 @@ def test_other_devices_are_said_and_recorded(place, half, tmp_path, caplog):
 
 
 def test_64_bits_are_of_the_machine(x64):
-    assert surroundings.machine()["x64"] is True
-    assert surroundings.machine()["devices"] == len(jax.devices())
+    assert environment.machine()["x64"] is True
+    assert environment.machine()["devices"] == len(jax.devices())
 
 
 def test_a_stage_that_trains_no_logits_has_no_score(place, tmp_path):
