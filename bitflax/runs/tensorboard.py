@@ -75,7 +75,7 @@ class TensorBoard:
             self._add(stage, 0, summary.text(name, plain))
 
     def rewind(self, stage: str, step: int) -> None:
-        """Let TensorBoard drop a stage's numbers from this step on, which come again."""
+        """Let TensorBoard drop a stage's numbers from a step on: they come again."""
         self.close()
         self._purge[stage] = step
 

@@ -95,7 +95,7 @@ def test_a_fork_takes_over_what_is_the_same(place, whole, tmp_path, caplog):
 def test_a_fork_of_which_nothing_is_the_same(place, whole, tmp_path, settings, said):
     with pytest.raises(ConfigError, match=said):
         start(place, tmp_path / "run", *settings, fork=whole)
-    with pytest.raises(InputMissing, match="no run's folder"):
+    with pytest.raises(InputMissing, match="not a run's folder"):
         start(place, tmp_path / "run", fork=tmp_path)
 
 
