@@ -1,6 +1,6 @@
-"""What a run gave: the table on the terminal, ``report.json`` and ``report.html``.
+"""A run's results: the table on the terminal, ``report.json`` and ``report.html``.
 
-The page needs nothing but itself: its style, its plots and its numbers are inside.
+The page is one file: its style, its plots and its numbers are inside.
 """
 
 import dataclasses
@@ -40,7 +40,7 @@ class Row:
 def table(
     rows: Sequence[Row], metric: str = "score", baselines: Sequence[Baseline] = ()
 ) -> str:
-    """Return the table as lines of text, what needs no network on top.
+    """Return the table as lines of text, the baselines first.
 
     >>> print(table([Row("teacher", 0.8, 1.0, 32, 9_000_000, 158.2, above=1.0),
     ...              Row("packed", 0.76, 0.95, 1, 300_000, above=0.92)], "accuracy",
@@ -66,9 +66,9 @@ def write_report(
       folder: the run folder.
       rows: the teacher first, the packed student last.
       lines: of ``log.jsonl``; ``loss/...`` and ``dev/...`` are plotted by stage.
-      meta: ``task`` and ``metric``; ``baselines`` and ``warnings``, if any; whatever
-        else it holds (name, command, versions, a list of notes) is printed below the
-        plots.
+      meta: ``task`` and ``metric``; ``baselines``, ``warnings`` and ``findings``, if
+        any; everything else (name, command, versions, a list of notes) is printed below
+        the plots.
 
     Raises:
       StorageError: the disk is full or broken.
@@ -124,13 +124,13 @@ def html(
 
 
 def page(title: str, body: Sequence[str]) -> str:
-    """Return a whole page that needs nothing else."""
+    """Return a whole page of HTML."""
     inside = "\n".join([f"<h1>{escape(title)}</h1>", *body])
     return _PAGE.format(title=escape(title), style=_STYLE, body=inside)
 
 
 def rewrite(folder: str | Path, out: str | Path | None = None) -> Path:
-    """Draw a finished run's page anew from what the run kept; return its path.
+    """Draw a finished run's page again from its files; return the page's path.
 
     Args:
       folder: the run's.
@@ -292,7 +292,7 @@ def _details(more: Mapping[str, Any]) -> str:
         f"<dt>{escape(str(name))}</dt><dd>{escape(_plain(value))}</dd>"
         for name, value in more.items()
     )
-    return f"<h2>How</h2>\n<dl>{items}</dl>"
+    return f"<h2>How it was made</h2>\n<dl>{items}</dl>"
 
 
 def _plain(value: Any) -> str:

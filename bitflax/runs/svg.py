@@ -89,10 +89,11 @@ def matrix(label: str, counts: Sequence[Sequence[int]], names: Sequence[str]) ->
     for i, row in enumerate(counts):
         for j, count in enumerate(row):
             share = count / (sum(row) or 1)
-            tip = f"<title>{escape(names[i])}, said {escape(names[j])}: {count}</title>"
+            tip = f"{names[i]}, predicted {names[j]}: {count}"
             box = f'x="{j * size:.1f}" y="{i * size:.1f}" width="{size:.1f}"'
             box += f' height="{size:.1f}" fill-opacity="{share:.3f}"'
-            parts.append(f'<rect class="cell" {box}>{tip}</rect>')
+            title = f"<title>{escape(tip)}</title>"
+            parts.append(f'<rect class="cell" {box}>{title}</rect>')
             if size > 22 and count:
                 x, y = (j + 0.5) * size, (i + 0.5) * size + 4
                 kind = ' class="on"' if share > 0.5 else ""
