@@ -121,7 +121,7 @@ def test_texts_are_escaped():
 
 def test_a_matrix_names_each_cell_and_escapes_it():
     drawn = svg.matrix("m", [[8, 2], [0, 0]], ["<a>", "b"])
-    assert "<title>&lt;a&gt;, said b: 2</title>" in drawn
+    assert "<title>&lt;a&gt;, predicted b: 2</title>" in drawn
     assert 'fill-opacity="0.800"' in drawn
     assert drawn.count('fill-opacity="0.000"') == 2  # a class without examples
 
