@@ -46,7 +46,7 @@ def test_an_unfinished_run_says_what_it_would_lose(run, capsys):
     assert cli.main(["clean", str(run)]) == 2
     err = capsys.readouterr().err
     assert f"error: {run}: the run is not finished: 1-fp32 would lose its" in err
-    assert "from step 40" in err
+    assert "lose its 40 steps" in err
     assert (run / "1-fp32/checkpoints/40/state").is_file()
     assert (run / "cache/tokens").is_file()
 
