@@ -81,11 +81,10 @@ def _dial(default: Any) -> str:
 def tune_command(args: Namespace) -> None:
     """Run a recipe with each of several settings, or go on with it."""
     file = recipe.read_recipe(args.recipe)
-    made = runs.make_trials(file, args.settings, args.over, args.seeds)
-    for trial in made:
-        recipe.check_plan(trial.recipe, args.until)
+    plan = (args.settings, args.over, args.seeds, args.until)
+    trials = runs.make_trials(file, *plan)
     training.initialize(args.coordinator, args.processes, args.process)
-    runs.run_trials(file, args.out, args.settings, args.over, args.seeds, args.until)
+    runs.run_trials(file, trials, args.out, args.until)
 
 
 def report_command(args: Namespace) -> None:

@@ -1,6 +1,6 @@
-"""A recipe in words: its stages drawn, every parameter's bits, the bytes expected.
+"""A recipe in words: its stages as a column, each parameter's bits, expected bytes.
 
-Everything is computed from shapes; no array is made and no device is touched.
+Everything is computed from shapes: no array is made, no device is used.
 """
 
 import dataclasses
@@ -25,11 +25,11 @@ _ARROW = "      |\n      v"
 def teacher_config(
     of: Recipe, task: Task | None = None
 ) -> tuple[BertConfig | None, str]:
-    """Return the configuration of a recipe's teacher and where it lies.
+    """Return the configuration of a recipe's teacher and the folder that has it.
 
-    Only folders and installed packages are looked at: a hub's model has no
-    configuration here (None), and neither has one that is not there; then the text
-    says why. A teacher that is yet to be fine-tuned has the classes of its ``task``.
+    Only local folders and installed packages are read. Where there is none, as for a
+    model on a hub, the configuration is None and the text says why. A teacher that is
+    still to be fine-tuned has the classes of its ``task``.
     """
     labels = None
     if of.data is not None and of.teacher.folder is None:
@@ -54,7 +54,7 @@ def _config(name: str, labels: int | None) -> tuple[BertConfig | None, str]:
 
 
 def student_config(of: Recipe, teacher: BertConfig) -> BertConfig:
-    """Return the last student's shape: what the stages' ``init`` made of the teacher.
+    """Return the last student's configuration: what each ``init`` makes of the teacher.
 
     Raises:
       ConfigError: a stage takes what is not there, or starts from a folder that is not
@@ -84,10 +84,10 @@ def describe_recipe(
 
     Args:
       of: the recipe.
-      config: the teacher's shape; with it come every parameter's bits and the bytes
-        of the packed file.
+      config: the teacher's configuration; with it, the text has each parameter's bits
+        and the expected bytes of the packed file.
       task: the data that students learn, where they were read.
-      taught: those that the teacher learns, where they are not the same.
+      taught: those that the teacher learns, where they differ (augmentation).
 
     Raises:
       ConfigError: a rule matches no parameter, a layer is not there, or a training's
@@ -155,13 +155,13 @@ def _teacher(of: Recipe, config: BertConfig | None, examples: int | None) -> str
 
 
 def _schedule(part: Any, each: int | None = None, own: int | None = None) -> str:
-    """Return how long a teacher or a stage learns, and how fast.
+    """Return the length and the learning rate of a teacher's or a stage's training.
 
-    ``each`` is the number of an epoch's steps, where the data are known, ``own``
+    ``each`` is the number of steps of an epoch, where the data are known; ``own`` that
     without augmentation.
     """
     optim: Optim = part.optim
-    length = "as long as the data ask for"
+    length = "as many steps as suit the data"
     if each is not None:
         rules = getattr(part, "rules", ())
         steps = planned_steps(part.steps, part.epochs, each, rules, own)
@@ -171,7 +171,7 @@ def _schedule(part: Any, each: int | None = None, own: int | None = None) -> str
     elif part.epochs is not None:
         length = _count(part.epochs, "epoch")
     if part.patience is not None:
-        length += f", fewer after {_count(part.patience, 'evaluation')} without gain"
+        length += f", or until {_count(part.patience, 'evaluation')} brought no gain"
     return f"{length}, lr {optim.lr:g} {optim.schedule}, {optim.warmup:.0%} warm-up"
 
 
@@ -215,7 +215,7 @@ def _stage(
 
 
 def _made(init: Init) -> str:
-    """Return in words what ``init`` makes of the model that it starts from."""
+    """Return in words what ``init`` makes of the model that a stage starts from."""
     text = ""
     if init.layers is not None:
         text = f", its layers {', '.join(map(str, init.layers))}"
@@ -223,7 +223,7 @@ def _made(init: Init) -> str:
         shape = init.shape
         text = f"; {shape.num_hidden_layers} layers, {shape.hidden_size} wide, random"
     if init.width is not None:
-        text += f"; its {init.width[0]} heads and {init.width[1]} neurons a layer"
+        text += f"; the {init.width[0]} heads and {init.width[1]} neurons of each layer"
         text += " that matter most"
     return text + "; each ternary matrix split in two" if init.split else text
 
@@ -250,7 +250,7 @@ def _act_rows(act: Any) -> list[str]:
 
 def _precision(dtype: str | None) -> str:
     if dtype == "auto":
-        return "bfloat16 where the device multiplies it, else float32"
+        return "bfloat16 where the device multiplies it natively, else float32"
     return dtype or "float32"
 
 
@@ -264,7 +264,7 @@ def _compute_rows(stage: Stage) -> list[str]:
     if stage.accumulate > 1:
         rows.append(f"gradients   added up over {stage.accumulate} parts of a batch")
     if stage.recompute:
-        rows.append("layers      computed again on the way back")
+        rows.append("layers      computed again in the backward pass")
     return rows
 
 
@@ -293,26 +293,31 @@ def _sizes(of: Recipe, config: BertConfig) -> str:
     total = sum(line.size for line in lines)
     full = 4 * sum(math.prod(entry.shape) for entry in model.parameter_entries(config))
     values = sum(math.prod(line.shape) for line in lines)
-    rows.append(("", f"{values:,}", f"{total:,}", "all of it, the tokenizer aside"))
+    rows.append(("", f"{values:,}", f"{total:,}", "total, without the tokenizer"))
     smaller = f"{full / total:.1f} times smaller than the teacher's"
     expected = f"expected: {total / 1e6:.2f} MB, {smaller} {full / 1e6:.1f} MB"
     return f"{columns(rows, '>>><')}\n{expected}"
 
 
-# Written without their kind: a run folder says by their fields which they are.
-_OWN = (
-    *(schema.Recipe, schema.Stage, schema.Init, schema.Shape, Optim),
-    *(schema.Data, schema.Teacher, schema.Corpus),
-)
+# These are written without a "kind": their place in the recipe says what they are.
+_OWN = {
+    schema.Recipe,
+    schema.Stage,
+    schema.Init,
+    schema.Shape,
+    schema.Data,
+    schema.Teacher,
+    schema.Corpus,
+    Optim,
+}
 
 
 def resolved(node: Any) -> Any:
-    """Return a recipe, or a part of one, as JSON-able data; functions by name.
+    """Return a recipe, or a part of one, as JSON-able data.
 
-    A data set in memory is its columns and how many rows it has.
-
-    The same recipe gives the same data in every process, so that a run can tell
-    whether it goes on with the recipe that it began with.
+    Functions are written by name, a data set in memory by its columns and the number
+    of its rows. The same recipe gives the same data in every process, so that a resumed
+    run can tell whether its recipe has changed.
 
     >>> resolved(schema.Corpus(length=64, source="a.txt"))["length"]
     64
@@ -324,8 +329,7 @@ def resolved(node: Any) -> Any:
             for f in dataclasses.fields(node)
             if "later" not in f.metadata or getattr(node, f.name) != f.default
         }
-        own = kind in _OWN
-        return parts if own else {"kind": kind.__name__, **parts}
+        return parts if kind in _OWN else {"kind": kind.__name__, **parts}
     if isinstance(node, HubDataset):
         return shown(node)
     if isinstance(node, dict):
@@ -359,7 +363,7 @@ def function_name(fn: Any) -> str:
 
 
 def _shown(value: Any) -> str:
-    # A function inside a closure may be that closure's own: its name has to do.
+    # By name alone: a function that refers to itself would never end.
     if inspect.isfunction(value):
         return value.__qualname__
     shown = resolved(value)

@@ -1,7 +1,7 @@
 """Fields of frozen dataclasses by name and type: checking them and setting them.
 
-A recipe is checked against its own type annotations, and ``--set a.b=c`` is read by
-them, so that a mistyped field is an error that names the nearest right one.
+The type annotations of a recipe's classes are used twice: every field is checked
+against its own, and the value of ``--set a.b=c`` is converted to it.
 """
 
 import collections.abc
@@ -80,18 +80,18 @@ def override(node: T, *settings: str) -> T:
 
     Raises:
       ConfigError: there is no such field, the value is not of its type, or a field is
-        set twice, a member once by its name and once by its index too.
+        set twice, be it once by a member's name and once by its index.
     """
     seen = set()
     for setting in settings:
         key, text = split_setting(setting)
         place = f"--set {setting}"
         try:
-            field = _field(node, key.split("."), place)
-            if field in seen:
+            way = _resolve(node, key.split("."), place)
+            if way in seen:
                 raise set_twice(key, place)
-            seen.add(field)
-            node = _set(node, key.split("."), text, place, "")
+            seen.add(way)
+            node = _set(node, way, key, text, place)
         except ConfigError as error:
             if error.place == place:
                 raise
@@ -103,54 +103,58 @@ def override(node: T, *settings: str) -> T:
 
 
 def set_twice(key: str, place: str) -> ConfigError:
-    """Return the refusal of what two settings name."""
+    """Return the error of a field or dial that two settings name."""
     return ConfigError(place, f"{key} is set twice", fix="leave one of them out")
 
 
-def _field(node: Any, keys: list[str], place: str) -> tuple[str, ...]:
-    """Return the keys to a field, members by their index."""
-    found = []
-    for key in keys:
-        if isinstance(node, tuple) and any(map(dataclasses.is_dataclass, node)):
-            index = _member(node, key, place, ".".join(found))
-            key, node = str(index), node[index]
-        else:
-            node = getattr(node, key, None)
-        found.append(key)
-    return tuple(found)
+def _resolve(node: Any, keys: list[str], place: str) -> tuple[Any, ...]:
+    """Return the way to a field: the names of fields, and members by their index."""
+    way: list[Any] = []
+    for number, key in enumerate(keys):
+        path = ".".join(keys[:number])
+        if _has_members(node):
+            way.append(_member(node, key, place, path))
+            node = node[way[-1]]
+            continue
+        if not dataclasses.is_dataclass(node):
+            problem = f"{path} is {node!r} and has no fields"
+            raise ConfigError(place, problem, fix=f"set {path} itself")
+        names = [field.name for field in dataclasses.fields(node) if field.init]
+        if key not in names:
+            kind = type(node).__name__
+            fix = errors.nearest(key, names, f"fields of {kind}")
+            raise ConfigError(place, f"{kind} has no field {key!r}", fix=fix)
+        way.append(key)
+        node = getattr(node, key)
+    return tuple(way)
 
 
-def _set(node: Any, keys: list[str], text: str, place: str, path: str) -> Any:
-    key, *rest = keys
-    if isinstance(node, tuple) and any(map(dataclasses.is_dataclass, node)):
-        index = _member(node, key, place, path)
+def _has_members(node: Any) -> bool:
+    """Whether this is a tuple of dataclasses, as ``Recipe.stages``."""
+    return isinstance(node, tuple) and any(map(dataclasses.is_dataclass, node))
+
+
+def _set(node: Any, way: tuple[Any, ...], path: str, text: str, place: str) -> Any:
+    """Return a node with the field at the end of a way set; ``path`` names it."""
+    key, *rest = way
+    if isinstance(node, tuple):
         if not rest:
-            raise _whole(node[index], f"{path}.{key}", place)
-        child = _set(node[index], rest, text, place, f"{path}.{key}")
-        return (*node[:index], child, *node[index + 1 :])
-    if not dataclasses.is_dataclass(node):
-        fix = f"set {path} itself" if node is None or path else "name a field"
-        raise ConfigError(place, f"{path} is {node!r} and has no fields", fix=fix)
-    names = [field.name for field in dataclasses.fields(node) if field.init]
-    if key not in names:
-        kind = type(node).__name__
-        fix = errors.nearest(key, names, f"fields of {kind}")
-        raise ConfigError(place, f"{kind} has no field {key!r}", fix=fix)
+            raise _whole(node[key], path, place)
+        child = _set(node[key], tuple(rest), path, text, place)
+        return (*node[:key], child, *node[key + 1 :])
     value = getattr(node, key)
-    path = f"{path}.{key}" if path else key
     if rest:
-        value = _set(value, rest, text, place, path)
+        value = _set(value, tuple(rest), path, text, place)
     else:
         value = _read(text, typing.get_type_hints(type(node))[key], value, path, place)
-    return dataclasses.replace(typing.cast(Any, node), **{key: value})
+    return dataclasses.replace(node, **{key: value})
 
 
 def _read(text: str, hint: Any, old: Any, path: str, place: str) -> Any:
     try:
         return coerce(text, hint)
     except ValueError as error:
-        whole = isinstance(old, tuple) and any(map(dataclasses.is_dataclass, old))
-        if whole:
+        if _has_members(old):
             raise _whole(old[0], f"{path}.0", place) from error
         if dataclasses.is_dataclass(old) and "function" not in words(hint):
             raise _whole(old, path, place) from error
@@ -211,7 +215,7 @@ def words(hint: Any) -> str:
 
 
 def _is_pairs(hint: Any) -> bool:
-    """Whether a tuple's members are tuples, which no command line can write."""
+    """Whether a tuple's members are tuples, which ``--set`` cannot express."""
     return typing.get_origin(typing.get_args(hint)[0]) is tuple
 
 
@@ -244,18 +248,18 @@ def conforms(value: Any, hint: Any) -> bool:
 
 
 def how_to_give(hint: Any) -> str:
-    """Return how the command line writes a value of a type.
+    """Return the ``fix:`` that says how ``--set`` gives a value of a type.
 
     >>> how_to_give(tuple[int, ...])
     'give values with commas between, each a whole number'
     """
     if "a function" in words(hint) or hint is Any:
-        return "change it in a copy of the recipe: it is no single value"
+        return "change it in a copy of the recipe: --set cannot express it"
     return f"give {words(hint).replace('a tuple', 'values with commas between')}"
 
 
 def coerce(text: str, hint: Any) -> Any:
-    """Return the value that a text of the command line means for a type.
+    """Convert a text of the command line to a type.
 
     Raises:
       ValueError: the text is no such value.
@@ -266,7 +270,7 @@ def coerce(text: str, hint: Any) -> Any:
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     text = text.strip()
     if origin in (typing.Union, types.UnionType):
-        # Text would swallow every other kind, so it is tried last.
+        # str takes any text, so it is tried last.
         return _first_of(text, sorted(args, key=lambda arg: arg is str), hint)
     if origin is typing.Literal:
         return _first_of(text, [type(arg) for arg in args], hint)

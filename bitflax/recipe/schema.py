@@ -1,7 +1,7 @@
 """A run as frozen dataclasses: data, teacher, and a tuple of stages.
 
-Figure 2's two ways are two tuples of stages. Every class checks the types and the
-ranges of its fields when it is made, so that no run starts with a typo in it.
+The two ways of the XTC paper's figure 2 are two tuples of stages. Every class checks
+the types and ranges of its fields when it is made: no run starts with a typo in it.
 """
 
 import dataclasses
@@ -28,24 +28,27 @@ PACKAGED = "minilm"
 Keep = Literal["last", "best"]
 Dtype = Literal["bfloat16", "float32", "auto"] | None
 LATER = {"later": True}
-"""Of fields that came later: a run folder names them where they are not the default."""
+"""Marks fields that older run folders lack: resolved only where not the default."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Data:
-    """What is learned from.
+    """The data that teacher and students learn from and are scored on.
 
-    ``task`` is a named task (``bitflax ls`` lists them) or the path of an own
-    ``.tsv``, ``.csv`` or ``.jsonl`` file; then ``text`` (one column, or two for
-    pairs), ``label`` and ``dev`` (another file) say what is in it. Or it is Hugging
-    Face's: a ``datasets.Dataset``, a ``datasets.DatasetDict``, or a name on a hub
-    (``hf:glue/mrpc``); ``dev`` is a split then. ``data_dir`` is a
-    folder in GLUE's own layout. ``limit`` keeps that many training examples;
-    ``augment`` is what ``bitflax augment`` made of them, or ``"edits"``: each with
-    three copies in which words are dropped, swapped, replaced and put in, of their own.
-    Students learn that, the teacher is fine-tuned on the examples alone. ``metric`` is
-    measured in place of the task's own: a name, such as ``"macro_f1"``, or a function
-    ``(predictions, labels) -> number``; ``keep="best"`` keeps the highest.
+    ``task`` is one of:
+
+    - a named task (``bitflax ls`` lists them);
+    - the path of your own ``.tsv``, ``.csv`` or ``.jsonl`` file; ``text`` (a column, or
+      two for pairs), ``label`` (a column) and ``dev`` (another file) say what it holds;
+    - Hugging Face's: a ``datasets.Dataset``, a ``datasets.DatasetDict``, or a name on a
+      hub (``hf:glue/mrpc``); ``dev`` is then a split.
+
+    ``data_dir`` is a folder in GLUE's own layout. ``limit`` keeps that many training
+    examples. ``augment`` is a file that ``bitflax augment`` wrote, or ``"edits"``: each
+    example and three copies with words dropped, swapped, replaced and inserted. Only
+    students learn augmented examples. ``metric`` replaces the task's own: a name, such
+    as ``"macro_f1"``, or a function ``(predictions, labels) -> number``, of which
+    ``keep="best"`` keeps the highest.
     """
 
     task: str | HubDataset = "icd10cm"
@@ -80,8 +83,8 @@ class Corpus:
     """Text without labels, for general distillation from the pretrained teacher.
 
     ``source`` is a ``.txt`` file or a folder of them, one passage a line; the name of
-    a TFDS text (``wiki40b/en``); or ``icd10cm``, all texts of the categories that the
-    task of this name learns from. It is cut into pieces of ``length`` tokens.
+    a TFDS text (``wiki40b/en``); or ``icd10cm``, all texts of that task's training
+    categories. The text is cut into pieces of ``length`` tokens.
     """
 
     source: str = "icd10cm"
@@ -103,12 +106,14 @@ class Teacher:
     """Who teaches: an already fine-tuned ``folder``, or a ``pretrained`` model.
 
     ``pretrained`` is the name of a packaged model, a folder or a hub id (``minilm``
-    where neither is given); it is fine-tuned on the task by ``optim`` before the first
-    stage, for so long, and scored and kept as ``Stage`` says. ``smoothing`` is the
-    share of a label that all classes have alike; with ``balanced`` every class weighs
-    the same, however rare it is (``bitflax.label_cross_entropy``). ``dtype`` is that
-    of its fine-tuning. Beside a ``folder`` it says what that was fine-tuned from, which
-    teaches stages that have a corpus.
+    where neither is given). Before the first stage it is fine-tuned on the task;
+    ``optim``, ``epochs``, ``steps``, ``evals``, ``keep``, ``patience`` and ``dtype``
+    are those of this training, as in ``Stage``. ``smoothing`` is the probability that
+    is spread evenly over all classes; ``balanced`` gives every class the same weight,
+    however rare it is (``bitflax.label_cross_entropy``).
+
+    Beside a ``folder``, ``pretrained`` is the model that the folder was fine-tuned
+    from. It teaches the stages that have a corpus.
     """
 
     folder: str | None = None
@@ -149,9 +154,10 @@ Kept = Literal["int4", "int8", "float16", "float32"]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Shape:
-    """A student's size where it does not take the teacher's weights.
+    """The size of a student that starts from random weights.
 
-    TinyBERT's by default (Jiao et al. 2019, section 4.2); the rest is the teacher's.
+    The default is TinyBERT's (Jiao et al. 2019, section 4.2). All other fields of its
+    configuration are the teacher's.
     """
 
     num_hidden_layers: int = 4
@@ -172,12 +178,13 @@ class Shape:
 class Init:
     """Where a stage's parameters come from.
 
-    ``source`` is ``"previous"`` (the stage before; the teacher for the first),
-    ``"teacher"``, or a model's folder; ``layers`` are those of its layers, from 0,
-    that the student takes (None: all). With ``shape`` they are drawn at random in its
-    place. ``width`` are the numbers of heads and of feed-forward neurons that a layer
-    keeps, the most important ones for the task (``bitflax.take_width``). ``split`` are
-    ternary rules by which each matrix then becomes two binary ones (``bitflax.split``).
+    ``source`` is ``"previous"`` (the stage before; the teacher for the first stage),
+    ``"teacher"``, or a model's folder. ``layers`` are the indices, from 0, of its
+    layers that the student takes (None: all). A ``shape`` stands in place of both
+    ``layers`` and ``width``: the parameters are then random. ``width`` is how many
+    attention heads and feed-forward neurons each layer keeps, those that matter most
+    for the task (``bitflax.take_width``). ``split`` are ternary rules: each matrix that
+    one matches becomes the sum of two binary ones (``bitflax.split``).
     """
 
     source: str = "previous"
@@ -202,11 +209,11 @@ class Init:
         check_rules(self.split, "Init.split")
 
     def config(self, source: BertConfig, place: str = "Init") -> BertConfig:
-        """Return the shape of what this makes of a model of shape ``source``.
+        """Return the configuration of the student that this makes of a model.
 
         Args:
-          source: the model's.
-          place: where this stands, for errors.
+          source: the model's configuration.
+          place: the field that errors name.
 
         Raises:
           ConfigError: the model does not have the ``layers``, or fewer heads or neurons
@@ -240,28 +247,30 @@ class Init:
 class Stage:
     """One training of a student.
 
-    ``loss`` is a loss of this student and its ``teacher``: the task's, or the result of
-    an earlier FP32 stage, by name. ``rules`` say which weights
-    have which bits, ``act`` how activations are quantised. ``batch_size`` None is the
-    data's. ``steps`` counts in place of ``epochs`` where it is given; without both, the
-    stage is as long as its data and bits ask for (``bitflax.default_steps``). ``keep``
-    says which parameters are the result: the ``"last"`` ones, or the ``"best"`` of all
-    evaluations, of which there are ``evals``, evenly spread, the last one after the
-    last step. After ``patience`` evaluations in a row that were not better than the
-    best one, training ends, and the best parameters are the result.
+    ``loss`` is a function of the student's outputs and those of its ``teacher``: the
+    task's teacher, or the result of an earlier FP32 stage, by name. ``rules`` say which
+    weights have which bits, ``act`` how activations are quantised.
 
-    ``cache_teacher`` keeps the teacher's outputs, as many as the loss reads, in memory,
-    if they fit into ``cache_bytes`` (None: a quarter of the memory, at most 4 GiB);
-    else the teacher runs in every step, as it does with many processes. ``dtype`` and
-    ``teacher_dtype`` are what the operands of matrix products are rounded to
-    (``bitflax.bert``; None: they stay float32; ``"auto"``: bfloat16 where the device
-    multiplies it by itself); parameters, sums and the student's scores on dev are
-    float32 always. ``recompute`` saves memory for time, as for long
-    texts; so does ``accumulate``, which cuts a batch into as many parts, with filler
-    rows where need be, and adds up their gradients.
+    ``batch_size`` None is the data's. ``steps``, where it is given, replaces
+    ``epochs``; without either, the length depends on the data and the bits
+    (``bitflax.default_steps``). There are ``evals`` evaluations, evenly spread, the
+    last one after the last step. ``keep`` says which parameters are the result: the
+    ``"last"`` ones, or the ``"best"`` of all evaluations. After ``patience``
+    evaluations in a row without a new best one, training ends early, and the best
+    parameters are the result.
 
-    With a ``corpus`` it is general distillation: the teacher is the pretrained model,
-    before its fine-tuning, there are no labels, and ``steps`` must be given.
+    ``cache_teacher`` computes those of the teacher's outputs that the loss reads once,
+    and keeps them in memory if they fit into ``cache_bytes`` (None: a quarter of the
+    memory, at most 4 GiB). Otherwise, and with many processes, the teacher runs in
+    every step. ``dtype`` and ``teacher_dtype`` are what the operands of matrix products
+    are rounded to (``bitflax.bert``; None: float32; ``"auto"``: bfloat16 where the
+    device multiplies it natively); parameters, sums and the scores on dev are always
+    float32. ``recompute`` saves memory for time, as for long texts. So does
+    ``accumulate``: it cuts a batch into that many parts, with filler rows where need
+    be, and adds up their gradients.
+
+    With a ``corpus`` the stage is general distillation: the teacher is the pretrained
+    model before its fine-tuning, there are no labels, and ``steps`` must be given.
     """
 
     name: str
@@ -303,12 +312,10 @@ class Stage:
         check_counts(self, place, counts)
         bound = self.cache_bytes is None or self.cache_bytes >= 0
         need(bound, f"{place}.cache_bytes", "at least 0", self.cache_bytes)
-        for field, only in (
-            *(("keep", "last"), ("patience", None), ("teacher", "teacher")),
-        ):
+        fixed = {"keep": "last", "patience": None, "teacher": "teacher"}
+        for field, only in fixed.items() if self.corpus is not None else ():
             value = getattr(self, field)
-            fits = self.corpus is None or value == only
-            need(fits, f"{place}.{field}", f"{only!r}, for a corpus", value)
+            need(value == only, f"{place}.{field}", f"{only!r}, for a corpus", value)
         counted = self.corpus is None or self.steps is not None
         need(counted, f"{place}.steps", "a number of steps, for a corpus", self.steps)
         check_optim(self.optim, f"{place}.optim")
@@ -326,11 +333,11 @@ class Stage:
 class Recipe:
     """A whole run: data, teacher, stages, and how the rest of the file is packed.
 
-    ``data`` None is a run of general distillation alone, with no task. ``rest`` says
-    what becomes of the parameters that no rule quantises, as ``bitflax.pack`` takes
-    it: ``"int4"``, ``"int8"``, ``"float16"``, ``"float32"`` (exact), or pairs (path
-    regex, one of these). ``positions`` is how many position embeddings the packed
-    file keeps (None: all): the texts that it reads are no longer than that.
+    ``data`` None is general distillation alone, without a task. ``rest`` is how the
+    packed file stores parameters that no rule quantises, as in ``bitflax.pack``:
+    ``"int4"``, ``"int8"``, ``"float16"``, ``"float32"`` (exact), or pairs (path regex,
+    one of these). ``positions`` is how many position embeddings the packed file keeps
+    (None: all): it then reads texts of at most that many tokens.
     """
 
     data: Data | None = Data()
@@ -359,7 +366,7 @@ class Recipe:
             expected = "'teacher' or an earlier FP32 stage"
             need(known, f"{place}.teacher", expected, stage.teacher)
             learns = self.data is not None or stage.corpus is not None
-            need(learns, f"{place}.corpus", "a corpus: the recipe has no data", None)
+            need(learns, f"{place}.corpus", "a corpus, as the recipe has no data", None)
             wide = self.data is not None or stage.init.width is None
             judged = "none: without data nothing says which heads matter"
             need(wide, f"{place}.init.width", judged, stage.init.width)
@@ -370,7 +377,7 @@ class Recipe:
 
 
 def check_plan(recipe: Recipe, until: str | None = None) -> None:
-    """Check what is known once all is set: where a run stops, and who may end early.
+    """Check what depends on several settings: where a run stops, and ``patience``.
 
     Raises:
       UsageError: ``until`` names neither the teacher nor a stage; the nearest is given.

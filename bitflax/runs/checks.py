@@ -1,6 +1,8 @@
 """Checks of a whole recipe on shapes alone, before anything is trained."""
 
+import contextlib
 import logging
+from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +20,7 @@ from bitflax.types import BertConfig, Model, Optim, Params
 
 _LOG = logging.getLogger(__name__)
 
+# Any values, to see what a quantizer makes of them.
 _SOME = np.random.default_rng(0).normal(size=(16, 16)).astype(np.float32)
 
 
@@ -38,7 +41,7 @@ def check_stages(experiment: Experiment) -> dict[str, Params]:
         _check_frozen(taught.optim, read, "teacher")
     for number, stage in enumerate(stages, 1):
         place = f"stages.{number - 1} ({stage.name})"
-        try:
+        with _errors_at(place):
             batch = experiment.data_of(stage).batches(number, stage).batch(0)
             teacher, first = done[stage.teacher], fine_tuned
             if stage.corpus is not None:
@@ -54,24 +57,29 @@ def check_stages(experiment: Experiment) -> dict[str, Params]:
                 _check_bits(experiment, stage, made, earlier, before)
             done[stage.name] = before = made
             earlier = stage
-        except KeyError as error:
-            problem = f"its loss reads {error} of the batch, which the data do not have"
-            fix = "give data with labels (data.augment=edits has none), or a loss that "
-            fix += "needs none"
-            raise ConfigError(place, problem, fix=fix) from error
-        except BitflaxError:
-            raise
-        except Exception as error:  # anything may come out of a loss of one's own
-            problem = f"{type(error).__name__}: {error}"
-            if isinstance(error, ValueError):
-                problem = str(error)
-            fix = "correct the stage's loss, rules, act or init; --debug shows where"
-            raise ConfigError(place, problem, fix=fix) from error
     if stages and stages[-1].packs:
         assert before is not None
         packed.check_tokenizer(experiment.tokenizer.to_json(), before.config)
         _check_packs(stages[-1], experiment.recipe.rest, before)
     return {name: model.params for name, model in done.items()}
+
+
+@contextlib.contextmanager
+def _errors_at(place: str) -> Iterator[None]:
+    """Turn whatever a stage's loss or quantizers raise into an error of a place."""
+    try:
+        yield
+    except BitflaxError:
+        raise
+    except KeyError as error:
+        problem = f"its loss reads {error} of the batch, which the data do not have"
+        fix = "give data with labels (data.augment=edits has none), or a loss that "
+        fix += "needs none"
+        raise ConfigError(place, problem, fix=fix) from error
+    except Exception as error:
+        kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+        fix = "correct the stage's loss, rules, act or init; --debug shows where"
+        raise ConfigError(place, f"{kind}{error}", fix=fix) from error
 
 
 def _shapes_of(whole: Model) -> Model:
@@ -82,36 +90,33 @@ def _shapes_of(whole: Model) -> Model:
 def _check_bits(
     experiment: Experiment, stage: Stage, made: Model, earlier: Stage, before: Model
 ) -> None:
-    """Warn where a stage goes on with a student of fewer bits than it has itself."""
+    """Warn where a stage starts from a student with fewer bits than its own rules."""
     bits = results.weight_bits(stage, made.params)
     fewer = results.weight_bits(earlier, before.params)
     if stage.init.shape or not bits or not fewer or bits <= fewer:
         return
-    problem = f"stage {stage.name}: {bits}-bit weights that go on from the {fewer}-bit "
-    problem += f"ones of stage {earlier.name}: training for fewer bits is undone"
-    fix = "put stages of fewer bits last, or give this one an init.source"
+    problem = f"stage {stage.name} trains {bits}-bit weights, starting from the "
+    problem += f"{fewer}-bit ones of stage {earlier.name}, whose training is undone"
+    fix = "put stages of fewer bits last, or give this one another init.source"
     experiment.run.note(f"{problem} (fix: {fix})")
     if training.is_main_process():
         _LOG.warning("%s\nfix: %s", problem, fix)
 
 
 def _check_split(stage: Stage, earlier: Stage | None) -> None:
-    """Try the rules of a split; they must be those that the stage before trained by."""
-    split = stage.init.split
-    for regex, quantizer in split:
-        some = {"kernel": jnp.asarray(_SOME)}
-        quantization.split(some, (("kernel", quantizer),))
-        before = () if earlier is None else earlier.rules
-        same = [q for known, q in before if known == regex] or [quantizer]
-        if function_name(same[0]) != function_name(quantizer):
-            raise ValueError(
-                f"init.split: {regex} is split by {function_name(quantizer)}, but "
-                f"{earlier and earlier.name} trained it by {function_name(same[0])}"
-            )
+    """Check that a split's quantizers can split, and that the stage before had them."""
+    trained = {} if earlier is None else dict(reversed(earlier.rules))
+    for regex, quantizer in stage.init.split:
+        quantization.split({"kernel": jnp.asarray(_SOME)}, (("kernel", quantizer),))
+        before = trained.get(regex, quantizer)
+        mine, its = function_name(quantizer), function_name(before)
+        if earlier and mine != its:
+            problem = f"init.split: {regex} is split by {mine}, but {earlier.name} "
+            raise ValueError(f"{problem}trained it by {its}")
 
 
 def _load(name: str, teacher: BertConfig, experiment: Experiment) -> Model:
-    """Return the shapes of a folder's model that a stage starts from."""
+    """Check that a stage can start from a folder's model; return its shapes."""
     place = resolve_folder(name) / "config.json"
     found = config_from_hf(
         files.read_json(place),
@@ -119,28 +124,21 @@ def _load(name: str, teacher: BertConfig, experiment: Experiment) -> Model:
         problem_type=teacher.problem_type,
         place=place,
     )
+    fix = "start from a model with the teacher's vocabulary"
     if found.vocab_size != teacher.vocab_size:
-        raise ConfigError(
-            place,
-            f"vocab_size {found.vocab_size}, the teacher's is {teacher.vocab_size}",
-            fix="start from a model with the teacher's vocabulary",
+        problem = (
+            f"vocab_size {found.vocab_size}, the teacher's is {teacher.vocab_size}"
         )
+        raise ConfigError(place, problem, fix=fix)
     own = Tokenizer.from_folder(place.parent)
     if not own.same_words(experiment.tokenizer):
-        raise ConfigError(
-            place.parent,
-            "its tokenizer numbers other words than the teacher's",
-            fix="start from a model with the teacher's vocabulary",
-        )
+        problem = "its tokenizer gives words other ids than the teacher's"
+        raise ConfigError(place.parent, problem, fix=fix)
     data = experiment.recipe.data
     longest = data.max_length if data else 0
     if found.max_position_embeddings < longest:
-        raise ConfigError(
-            place,
-            f"{found.max_position_embeddings} positions, but Data.max_length is "
-            f"{longest}",
-            fix="shorten Data.max_length",
-        )
+        problem = f"{found.max_position_embeddings} positions, but Data.max_length is "
+        raise ConfigError(place, f"{problem}{longest}", fix="shorten Data.max_length")
     return _shapes_of(loaded_model(name, teacher, jax.random.key(0)))
 
 
@@ -160,7 +158,7 @@ def _check_packs(stage: Stage, rest: packed.Rest, last: Model) -> None:
 def _check_stage(
     stage: Stage, teacher: Model, source: Model, batch: dict, place: str
 ) -> Model:
-    """Run a stage's first step on shapes; return the shapes that it leaves."""
+    """Run a stage's first step on shapes alone; return its student's shapes."""
     key = jax.random.key(0)
     config, start = initialization.initial_student(stage.init, source, key)
     taught = bert(teacher.config)

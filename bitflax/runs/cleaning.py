@@ -1,38 +1,36 @@
-"""What only a resume needs of a run's folder, and its removal once the run is done."""
+"""Removing what only a resume needs, checkpoints and cache, once a run is finished."""
 
 import shutil
 from pathlib import Path
 
 from bitflax import files, manifests, training
-from bitflax.errors import InputMissing, UsageError
-from bitflax.runs.folder import RunFolder
+from bitflax.errors import UsageError
+from bitflax.runs.folder import RunFolder, need_run
 
 
 def clean(path: str | Path) -> int:
     """Remove checkpoints and cache of a finished run; it stays finished.
 
-    Results, logs and every stage's ``params/`` stay, so that a stage appended to the
-    recipe still goes on from there.
+    Results, logs and every stage's ``params/`` stay: a stage that is appended to the
+    recipe can still start from them.
 
     Args:
       path: the run's folder.
 
     Returns:
-      The bytes that are free now.
+      The number of bytes that were freed.
 
     Raises:
       InputMissing: it is no run's folder.
       UsageError: the run is not finished; says what it would lose.
-      FolderBusy: a run is there.
+      FolderBusy: the run is in progress.
       StorageError: something cannot be removed.
     """
     path = files.given(path)
-    if not (path / "recipe.json").is_file():
-        fix = "give the folder of a run (--out)"
-        raise InputMissing(path, "no run's folder: no recipe.json in it", fix=fix)
+    need_run(path)
     with RunFolder(path) as run:
         if not run.finished:
-            fix = "finish it, by the same `bitflax run`; or remove the folder itself"
+            fix = "finish it with the same `bitflax run`, or remove the whole folder"
             raise UsageError(path, f"the run is not finished: {_lost(path)}", fix=fix)
         size = training.broadcast(lambda: resume_bytes(path))
         if training.is_main_process():
@@ -63,10 +61,10 @@ def _parts(path: Path) -> list[Path]:
 
 
 def _lost(path: Path) -> str:
-    """Return what an unfinished run would lose."""
+    """Return what an unfinished run would lose with its checkpoints and cache."""
     lost = []
     for part in sorted(path.glob("[0-9]*-*/checkpoints")):
         steps = manifests.finished(part)
         if steps and not (part.parent / "result.json").is_file():
-            lost.append(f"{part.parent.name} would begin anew, from step {max(steps)}")
-    return ", ".join(lost) or "it would make its cache anew"
+            lost.append(f"{part.parent.name} would lose its {max(steps)} steps")
+    return ", ".join(lost) or "it would have to make its cache again"

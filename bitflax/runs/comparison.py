@@ -1,6 +1,6 @@
 """Several runs on one page: their tables side by side, their scores over time."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +10,11 @@ from bitflax.runs import log, report, sections, svg
 from bitflax.runs.trials import REPORT, means, shown_mean
 
 COMPARISON = "comparison.html"
-"""The page of several runs, where nobody names another."""
+"""The default name of the page of several runs, in the working folder."""
 
 
 def several(folders: Sequence[str | Path]) -> bool:
-    """Whether these are several runs, and their page is one of its own."""
+    """Whether these folders hold more than one run."""
     return len(_all_runs(folders)) > 1
 
 
@@ -22,7 +22,8 @@ def draw_report(folders: Sequence[str | Path], out: str | Path | None) -> Path:
     """Draw one run's page anew, or a page of several runs.
 
     Args:
-      folders: of finished runs; one that ``tune`` or ``--seeds`` made is all of its.
+      folders: of finished runs; a folder that ``tune`` or ``--seeds`` made stands for
+        all runs in it.
       out: the page; None: ``report.html`` in the one run's folder, else
         ``comparison.html`` here.
 
@@ -58,7 +59,7 @@ def _all_runs(folders: Sequence[str | Path]) -> list[Path]:
 
 
 def _runs(folder: Path) -> list[Path]:
-    """Return a run's folder, or those of all finished runs of a ``tune``."""
+    """Return the folder itself, or the finished runs in it where ``tune`` made it."""
     if not (folder / REPORT).is_file():
         return [folder]
     return sorted(path.parent for path in folder.glob("*/report.json"))
@@ -71,37 +72,40 @@ def _body(
     names = [path.name for path in paths]
     if len({*names}) < len(names):
         names = [str(path) for path in paths]
-    parts = [f"Task {task}, scored by {metric} on its dev split."]
-    body = [sections.paragraph(parts[0]), _scores(names, [rows for rows, _ in found])]
-    sets = [
+    commands = [
         (name, meta.get("repeat", {}).get("command", "-"))
         for name, (_, meta) in zip(names, found, strict=True)
     ]
-    body += [
+    body = [
+        sections.paragraph(f"Task {task}, scored by {metric} on its dev split."),
+        _scores(names, [rows for rows, _ in found]),
         "<h2>What was run</h2>",
-        sections.table(("run", "command"), sets, words=True),
+        sections.table(("run", "command"), commands, words=True),
     ]
     figures, notes = [], list[str]()
     for name, path in zip(names, paths, strict=True):
-        lines = log.read_log(path / "log.jsonl", notes)
-        lines = [line for line in lines if f"dev/{metric}" in line]
-        for stage in dict.fromkeys(line["stage"] for line in lines):
-            points = [
-                (line["step"], line[f"dev/{metric}"])
-                for line in lines
-                if line["stage"] == stage and line[f"dev/{metric}"] is not None
-            ]
-            if points:
-                label = f"{name}, {stage}"
-                axes = ("step", metric)
-                plot = svg.line_plot(label, points, dots=len(points) <= 40, axes=axes)
-                figures.append(sections.figure(label, plot))
+        figures += _curves(name, log.read_log(path / "log.jsonl", notes), metric)
     body += ["<h2>Scores</h2>", *map(report.warning, notes)]
     return [*body, f'<div class="plots">{"".join(figures)}</div>']
 
 
+def _curves(run: str, lines: Sequence[Mapping[str, Any]], metric: str) -> list[str]:
+    """Return a run's scores on dev by step, a figure a stage."""
+    figures = []
+    for stage in dict.fromkeys(line["stage"] for line in lines):
+        mine = [line for line in lines if line["stage"] == stage]
+        if points := report.logged_points(mine, f"dev/{metric}"):
+            label = f"{run}, {stage}"
+            plot = svg.line_plot(label, points, axes=("step", metric))
+            figures.append(sections.figure(label, plot))
+    return figures
+
+
 def _scores(names: Sequence[str], runs: Sequence[Sequence[report.Row]]) -> str:
-    """Return the table: a line a stage, a column a run; the mean where all have it."""
+    """Return the table: a line a stage, a column a run.
+
+    A stage that some run lacks has no mean.
+    """
     stages = list(dict.fromkeys(row.name for rows in runs for row in rows))
     known = [{row.name: row for row in rows} for rows in runs]
     lines = []

@@ -15,8 +15,8 @@ from bitflax.errors import ConfigError
 from bitflax.packed import Rest, stored
 from bitflax.quantization import quantize
 from bitflax.recipe import Data, Recipe, Stage, planned_steps
+from bitflax.runs.environment import memory
 from bitflax.runs.folder import RunFolder
-from bitflax.runs.surroundings import memory
 from bitflax.types import BertConfig, Mean, Model, Outputs, Params
 
 MOST_KEPT_BYTES = 4 << 30
@@ -39,15 +39,21 @@ class StageData(Protocol):
         """Return the number of a stage's steps."""
         ...
 
-    def small(self, whole: Model) -> Model:
-        """Return a model with the words that occur, as batches number them."""
+    def shrink(self, whole: Model) -> Model:
+        """Return a model whose embedding has only the words that occur.
+
+        Batches number the words so.
+        """
         ...
 
-    def whole(self, params: Params, start: Params) -> Params:
-        """Return trained parameters with the start's rows of all other words."""
+    def grow(self, params: Params, start: Params) -> Params:
+        """Return trained parameters with the word embedding as long as the start's.
+
+        The rows of words that do not occur are the start's.
+        """
         ...
 
-    def kept(
+    def teacher_outputs(
         self, stage: Stage, teacher: Model, start: Model, batches: Any
     ) -> distillation.TeacherOutputs | None:
         """Return the teacher's outputs that a stage's loss reads, where they fit."""
@@ -73,9 +79,9 @@ class TaskData:
       tokens: of the training examples.
       dev: batches of the dev examples.
       buckets: the lengths that batches are padded to.
-      used: the ids of the words that the task uses; tokens number them from 0.
-      rest: how a student's parameters are packed that no rule quantises.
-      kept_outputs: what teachers said of the examples, by teacher and examples.
+      used: the ids of the words that the task uses; ``tokens`` hold places in it.
+      rest: how parameters that no rule quantises are packed.
+      kept_outputs: teachers' outputs, each with what it depends on.
     """
 
     run: RunFolder
@@ -115,12 +121,15 @@ class TaskData:
         each = batches.steps_per_epoch
         return planned_steps(stage.steps, stage.epochs, each, stage.rules, own)
 
-    def small(self, whole: Model) -> Model:
-        """Return a model with the words that the task uses, as tokens number them."""
+    def shrink(self, whole: Model) -> Model:
+        """Return a model whose embedding has only the words that the task uses."""
         return Model(*distillation.shrink_vocabulary(*whole, self.used))
 
-    def whole(self, params: Params, start: Params) -> Params:
-        """Return trained parameters with the start's rows of all other words."""
+    def grow(self, params: Params, start: Params) -> Params:
+        """Return trained parameters with the word embedding as long as the start's.
+
+        The rows of words that do not occur are the start's.
+        """
         return distillation.grow_vocabulary(params, start, self.used)
 
     def scorer(self, stage: Stage | None, student: BertConfig) -> training.Evaluator:
@@ -138,32 +147,34 @@ class TaskData:
             model.compiler_options(model.forward_flop(student, positions)),
         )
 
-    def kept(
+    def teacher_outputs(
         self, stage: Stage, teacher: Model, start: Model, batches: Batches
     ) -> distillation.TeacherOutputs | None:
         """Return the teacher's outputs that a stage's loss reads, where they fit.
 
-        A stage that reads what a stage before it read takes over what that kept. With
-        many processes none are kept: each would compute them for all examples alone.
+        Outputs that an earlier stage computed are used again. With many processes,
+        none are kept: each process would have to compute them for all examples.
         """
         if not stage.cache_teacher or training.process_part()[1] > 1:
             return None
-        outputs, used = _used(stage, teacher, start, batches)
-        if used is None:
+        batch = batches.batch(0)
+        said, told = output_shapes(stage, teacher, start, batch)
+        if distillation.may_read_padding(stage.loss, said, told, batch):
             return None
-        source = _source(stage, teacher, batches)
+        used = distillation.used_outputs(stage.loss, said, told, batch)
+        source = _fingerprint(stage, teacher, batches)
         for known, kept in self.kept_outputs:
             if known == source and used <= kept.names:
                 return kept
-        size = distillation.outputs_size(used, outputs, batches)
+        size = distillation.outputs_size(used, told, batches)
         if not self._fits(size, stage.cache_bytes):
             return None
-        kept = self._filled(stage, teacher, batches, outputs, used)
+        kept = self._compute_outputs(stage, teacher, batches, told, used)
         self.kept_outputs.append((source, kept))
         return kept
 
     def _fits(self, size: int, most: int | None) -> bool:
-        """Whether outputs may be kept; others make room for them."""
+        """Whether outputs of this size may be kept; if need be, drop earlier ones."""
         most = min(MOST_KEPT_BYTES, memory() // 4) if most is None else most
         if size > most:
             return False
@@ -171,7 +182,7 @@ class TaskData:
             self.kept_outputs.clear()
         return True
 
-    def _filled(
+    def _compute_outputs(
         self,
         stage: Stage,
         teacher: Model,
@@ -179,7 +190,7 @@ class TaskData:
         outputs: Outputs,
         used: frozenset[str],
     ) -> distillation.TeacherOutputs:
-        """Return a teacher's outputs, computed on all devices."""
+        """Compute a teacher's outputs of all training examples on all devices."""
         positions = batches.padded_tokens // self.mesh.size
         flop = model.forward_flop(teacher.config, positions)
         filling = distillation.fill(
@@ -198,8 +209,8 @@ class TaskData:
         return kept
 
 
-def _source(stage: Stage, teacher: Model, batches: Batches) -> tuple[Any, ...]:
-    """Return what a teacher's outputs depend on, for this run and others."""
+def _fingerprint(stage: Stage, teacher: Model, batches: Batches) -> tuple[Any, ...]:
+    """Return what a teacher's outputs depend on: equal for equal outputs."""
     tokens, sha256 = batches.tokens, hashlib.sha256()
     texts = (tokens.ids, tokens.types, tokens.offsets)
     for leaf in [*jax.tree.leaves(teacher.params), *texts]:
@@ -211,10 +222,10 @@ def _source(stage: Stage, teacher: Model, batches: Batches) -> tuple[Any, ...]:
 def stored_values(
     stage: Stage | None, rest: Rest, *, lazy: bool = False
 ) -> Callable[[Params], Params] | None:
-    """Return what maps a stage's latent weights to those that a packed file holds.
+    """Return the function from latent weights to those that a packed file holds.
 
-    None where there is nothing to round: an FP32 stage, or a corpus, whose student
-    another stage goes on with.
+    It is None for an FP32 stage, which rounds nothing. A stage with a corpus is never
+    packed, since another stage goes on with its student: only its rules apply.
     """
     if stage is None or not (stage.rules or stage.packs):
         return None
@@ -223,18 +234,14 @@ def stored_values(
     return functools.partial(stored, rules=stage.rules, rest=rest, lazy=lazy)
 
 
-def _used(stage: Stage, teacher: Model, start: Model, batches: Any):
-    """Return the shapes of the teacher's outputs and the names of those in use.
-
-    The names are None where padding may be in use too.
-    """
-    batch = batches.batch(0)
-    student = distillation.projected(model.bert(start.config, stage.act))
+def output_shapes(
+    stage: Stage, teacher: Model, student: Model, batch: Any
+) -> tuple[Outputs, Outputs]:
+    """Return the shapes of the student's and the teacher's outputs of a batch."""
+    apply = distillation.projected(model.bert(student.config, stage.act))
+    said = jax.eval_shape(apply, student.params, batch)
     told = jax.eval_shape(model.bert(teacher.config), teacher.params, batch)
-    said = jax.eval_shape(student, start.params, batch)
-    if distillation.may_read_padding(stage.loss, said, told, batch):
-        return told, None
-    return told, distillation.used_outputs(stage.loss, said, told, batch)
+    return said, told
 
 
 @dataclasses.dataclass
@@ -285,15 +292,17 @@ class CorpusData:
         assert stage.steps is not None
         return stage.steps
 
-    def small(self, whole: Model) -> Model:
+    def shrink(self, whole: Model) -> Model:
         """Return the model itself: a corpus may use every word."""
         return whole
 
-    def whole(self, params: Params, start: Params) -> Params:
+    def grow(self, params: Params, start: Params) -> Params:
         """Return the parameters themselves."""
         return params
 
-    def kept(self, stage: Stage, teacher: Model, start: Model, batches: Any) -> None:
+    def teacher_outputs(
+        self, stage: Stage, teacher: Model, start: Model, batches: Any
+    ) -> None:
         """Return None: no piece comes often enough to keep its teacher's outputs."""
 
     def scorer(self, stage: Stage, student: BertConfig) -> training.LossEvaluator:
@@ -301,7 +310,7 @@ class CorpusData:
         apply = distillation.projected(model.bert(student, stage.act))
         teach = model.bert(self.teacher.config)
         teacher = training.replicate(self.teacher.params, self.mesh)
-        # What is held out does not depend on the order.
+        # Number 0: which pieces are held out does not depend on the stage's order.
         batches = self._batches(0, stage)
 
         most = stage.evals * EVAL_BATCHES * batches.rows * batches.length
@@ -342,7 +351,7 @@ class Experiment:
 
     @property
     def task_data(self) -> TaskData:
-        """The students' data, for a stage of which ``Recipe`` checked that it has."""
+        """The students' data, for stages that need some: ``Recipe`` checks that."""
         assert self.student_data is not None
         return self.student_data
 

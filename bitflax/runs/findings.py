@@ -1,4 +1,4 @@
-"""What teacher and student say of the dev examples, and what became of the weights.
+"""What a report shows besides scores: answers by class, weights, bytes, latencies.
 
 Everything is plain JSON: ``report.json`` keeps it, and the page is drawn from that.
 """
@@ -23,18 +23,19 @@ from bitflax.types import Params
 
 EXAMPLES = 20
 MOST_CLASSES = 40
-"""Above, a matrix of classes is no picture any more."""
+"""Of more classes, a confusion matrix is too large to be drawn."""
 BINS, WIDEST = 60, 3.0
 ANSWERS = 20
 
 
 def answers(task: Task, teacher: np.ndarray, student: np.ndarray) -> dict[str, Any]:
-    """Return how two models' logits [examples, classes] answer a task's dev set.
+    """Compare the answers of teacher and student, logits [examples, classes], on dev.
 
     Returns:
-      ``classes``: for each, its name, its examples and both F1 scores; ``confusion``:
-      both matrices [true][said] where there are few classes; ``disagreements``: the
-      examples of different answers, the surest first, with both probabilities.
+      ``classes``: the name, the number of examples and both F1 scores of each class;
+      ``confusion``: both matrices [true][predicted], where there are few classes;
+      ``disagreements``: examples that the models answer differently, those first of
+      which both are surest, with both probabilities.
     """
     assert task.dev.labels is not None
     true, names = task.dev.labels, list(task.labels)
@@ -84,14 +85,14 @@ def _disagreements(
 
 
 def latent_histogram(params: Params, rules: Rules) -> dict[str, Any] | None:
-    """Return how latent weights lie about the levels that they are quantised to.
+    """Return a histogram of latent weights relative to their quantisation levels.
 
-    Each matrix of 1 or 2 bits is divided by its scale, so that the levels are -1 and 1
-    (and 0); what lies beyond ``WIDEST`` counts at the edge.
+    Each matrix of 1 or 2 bits is divided by its scale, so that its levels are -1 and 1,
+    or -1, 0 and 1; ratios beyond ``WIDEST`` are counted in the outermost bins.
 
     Returns:
-      ``edges`` [BINS + 1], ``counts`` [BINS] and ``levels``; None where no weights have
-      levels.
+      ``edges`` [BINS + 1], ``counts`` [BINS] and ``levels``; None where no matrix has 1
+      or 2 bits.
     """
     edges = np.linspace(-WIDEST, WIDEST, BINS + 1)
     counts, levels = np.zeros(BINS, np.int64), set()
@@ -118,7 +119,10 @@ def latent_histogram(params: Params, rules: Rules) -> dict[str, Any] | None:
 
 
 def watch(start: Params, rules: Rules) -> Callable[[Params], dict[str, Any]] | None:
-    """Return what a stage's log tells of its weights; None where none are quantised."""
+    """Return a function from a stage's parameters to what its log tells of them.
+
+    None where no weights are quantised.
+    """
     flips = sign_flips(start, rules)
     return None if flips is None else lambda params: {"flips": flips(params)}
 
@@ -126,10 +130,10 @@ def watch(start: Params, rules: Rules) -> Callable[[Params], dict[str, Any]] | N
 def sign_flips(
     start: Params, rules: Rules
 ) -> Callable[[Params], dict[str, float]] | None:
-    """Return what tells the share of signs that differ from those at a stage's start.
+    """Return a function from parameters to the share of signs flipped since the start.
 
-    The shares are of the weights that the rules quantise, by layer (``layer_0``, ...,
-    ``embeddings``). None where they quantise none.
+    The shares are those of the weights that the rules quantise, by layer (``layer_0``,
+    ..., ``embeddings``). None where they quantise none.
 
     >>> tree = {"encoder": {"layer_0": {"kernel": jnp.array([1.0, -1.0, 1.0, 1.0])}}}
     >>> flips = sign_flips(tree, [(".*kernel", jnp.sign)])
@@ -166,7 +170,7 @@ def sign_flips(
 
 
 def last_flips(lines: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Return the shares of signs that a log's last stage ended with, by layer.
+    """Return the last shares of flipped signs in a log, by layer.
 
     >>> last_flips([{"flips/layer_0": 0.1}, {"flips/layer_0": 0.2}, {"step": 3}])
     {'layer_0': 0.2}
@@ -177,7 +181,7 @@ def last_flips(lines: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 
 
 def layer(path: str) -> str:
-    """Return which layer a parameter is of, or what else it is of.
+    """Return the layer of a parameter, or else the first part of its path.
 
     >>> layer("encoder/layer_0/ffn/in/kernel"), layer("pooler/kernel")
     ('layer_0', 'pooler')
@@ -187,7 +191,7 @@ def layer(path: str) -> str:
 
 
 def bytes_by_kind(path: Path) -> list[dict[str, Any]]:
-    """Return the bytes of a packed file by the kind of its parts, the most first."""
+    """Return the bytes of a packed file by part and bits, the largest first."""
     sizes: dict[str, int] = {}
     for row in size_report(path):
         place = layer(row.name)
@@ -201,9 +205,9 @@ def bytes_by_kind(path: Path) -> list[dict[str, Any]]:
 
 
 def latencies(path: Path, text: Any) -> list[dict[str, Any]]:
-    """Return the milliseconds of one text's answer by the engines that are here.
+    """Return the milliseconds that each installed engine takes for one text.
 
-    The median of ``ANSWERS`` answers, text to label, one after the other, all cores.
+    From text to logits, on all cores: the median of ``ANSWERS`` calls in a row.
     """
     found = []
     for engine in inference.ENGINES:
@@ -212,7 +216,7 @@ def latencies(path: Path, text: Any) -> list[dict[str, Any]]:
         try:
             predictor = inference.load(path, engine)
             predictor.logits([text])
-        except BitflaxError:  # it is not here, or does not compute what the model has
+        except BitflaxError:  # it is not installed, or cannot run this model
             continue
         times = []
         for _ in range(ANSWERS):

@@ -1,4 +1,4 @@
-"""The run folder: one run at a time, one recipe for good, everything in its place.
+"""The run folder: one process at a time, one recipe as long as it exists.
 
 with RunFolder("runs/quickstart") as folder:
     folder.write_recipe(text, resolved(...))
@@ -10,11 +10,7 @@ import contextlib
 import io
 import json
 import logging
-import os
 import re
-import secrets
-import socket
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -26,28 +22,29 @@ from bitflax import files, manifests, progress, training
 from bitflax.errors import (
     ConfigError,
     DamagedFile,
-    FolderBusy,
+    InputMissing,
     OutputError,
     StorageError,
 )
-from bitflax.runs import log
-from bitflax.runs.surroundings import differences, machine, versions, with_appended
+from bitflax.runs import folder_lock, log
+from bitflax.runs.environment import differences, machine, versions, with_appended
 
 _LOG = logging.getLogger(__name__)
 
 FINISHED = ".finished"
 RECORD = {"recipe": dict, "versions": dict, "hashes": dict}
 RESULT = {"scores": dict, "seconds": int | float}
-# What a stage costs, not what it gives: a run that ran out of memory may change them.
+# These change memory and time, not the result: after running out of memory, a run may
+# go on with others.
 COSTS = {"recompute", "cache_teacher", "cache_bytes"}
 
 
 class RunFolder:
     """A run's folder, held by this process alone while the ``with`` lasts.
 
-    With many processes process 0 holds it and writes logs and results; the others call
-    the same methods, which write none, and read what it wrote: the folder is on a disk
-    that all of them share and may write (checkpoints and caches have parts of each).
+    With many processes, process 0 holds it and writes logs and results. The others call
+    the same methods, which write nothing there, and read what process 0 wrote: the
+    folder is on a disk that all share. Each writes its parts of checkpoints and caches.
 
     Args:
       path: new, empty, or the folder of an earlier run.
@@ -63,22 +60,22 @@ class RunFolder:
         self.path = files.given(path, OutputError)
         self._lock: filelock.BaseFileLock | None = None
         self._log = log.RunLog(self.path, on_log)
-        self.board, self.flush = self._log.board, self._log.flush
+        self.tensorboard, self.flush = self._log.tensorboard, self._log.flush
         self._written = False  # recipe.json, here
 
     def __enter__(self) -> "RunFolder":
         """Make the folder and lock it."""
         if training.is_main_process():
-            _make_folder(self.path)
-            self._lock = _lock(self.path)
+            folder_lock.make_folder(self.path)
+            self._lock = folder_lock.lock(self.path)
         if training.process_part()[1] > 1:
-            _check_shared(self.path)
+            folder_lock.check_shared(self.path)
         return self
 
     def __exit__(self, *exc: object) -> None:
-        """Close the log and give the folder free."""
+        """Close the log and release the folder."""
         try:
-            # Where something failed, that is what is to be said.
+            # An error of closing must not hide the one that ended the run.
             failed = contextlib.suppress(StorageError) if exc[0] else None
             with failed or contextlib.nullcontext():
                 self._log.close()
@@ -88,7 +85,7 @@ class RunFolder:
                 lock.release()
 
     def stage(self, number: int, name: str) -> Path:
-        """Return the folder ``<number>-<name>`` of a stage, made if need be.
+        """Return the folder ``<number>-<name>`` of a stage; make it if need be.
 
         Raises:
           ConfigError: the name is no file name.
@@ -103,7 +100,7 @@ class RunFolder:
 
     @property
     def cache(self) -> Path:
-        """Compiled steps, tokens: what may be deleted."""
+        """The folder of compiled steps and tokens, which may be deleted."""
         return self._folder("cache")
 
     @property
@@ -124,12 +121,12 @@ class RunFolder:
             self._log.write(line)
 
     def rewind(self, stage: str, step: int | None = None) -> None:
-        """Drop a stage's log lines after ``step`` (None: all): they come again."""
+        """Drop a stage's log lines after ``step`` (None: all); they come again."""
         if training.is_main_process():
             self._log.rewind(stage, step)
 
     def progress(self, total: int, desc: str, initial: int = 0) -> progress.Progress:
-        """Return a progress bar on stderr; process 0's alone is seen."""
+        """Return a progress bar on stderr; only process 0 shows one."""
         stream = None if training.is_main_process() else io.StringIO()
         return progress.Progress(total, desc, initial=initial, stream=stream)
 
@@ -138,9 +135,9 @@ class RunFolder:
     ) -> None:
         """Write ``recipe.py`` and ``recipe.json``, or check that they are the same.
 
-        What only changes a stage's memory (``recompute``, a teacher's kept outputs) may
-        differ from then on, and stages may be appended. Other devices, and what else
-        changes the last bits of the numbers, are said and recorded.
+        A resumed run may differ in what only changes memory (``recompute``, the
+        teacher's kept outputs), and may have more stages at its end. Other devices or
+        versions, which change the last bits of numbers, are told and recorded.
 
         Args:
           text: the recipe file, as it is.
@@ -161,7 +158,7 @@ class RunFolder:
             began = with_appended(known["recipe"], mine)
             differ = list(differences(began, mine, free=COSTS))
             if differ:
-                raise self._another(differ)
+                raise self._changed(differ)
             if began != known["recipe"]:
                 (self.path / FINISHED).unlink(missing_ok=True)
                 known |= {"recipe": mine, "overrides": list(overrides)}
@@ -184,18 +181,18 @@ class RunFolder:
     def pin(
         self, name: str, value: str, place: object, facts: Mapping[str, Any]
     ) -> None:
-        """Record the hash of an input, once; a resumed run must have the same.
+        """Record the hash of an input; a resumed run must have the same.
 
-        With many processes all of them must have the same.
+        So must all processes.
 
         Args:
-          name: what it is.
+          name: what the input is.
           value: its hash.
           place: the file or folder that an error names.
-          facts: what an error compares: sizes, or hashes of parts.
+          facts: sizes, or hashes of parts, by which an error says what differs.
 
         Raises:
-          ConfigError: it has changed since the folder began.
+          ConfigError: it has changed since the run began, or differs on this host.
         """
         self._check_same({name: value})
         if not training.is_main_process():
@@ -207,19 +204,19 @@ class RunFolder:
         before = record.setdefault("facts", {}).setdefault(name, dict(facts))
         if known != value:
             differ = [*differences(before, dict(facts))]
-            raise self._another(differ or ["its content differs"], name, place)
+            raise self._changed(differ or ["its content differs"], name, place)
         self._write(record)
 
     @property
     def finished(self) -> bool:
-        """Whether a run came to its end here and its results are still there."""
+        """Whether a run has finished here and its results are still there."""
         return training.broadcast(self._finished)
 
     def _finished(self) -> bool:
         marker = self.path / FINISHED
         try:
             names = manifests.read_manifest(self.path, FINISHED)["files"]
-        except DamagedFile:  # or none; the results are made again
+        except DamagedFile:  # missing or unreadable: the results are made again
             names = {"": {}}
         if all((self.path / name).is_file() for name in names):
             fix = "remove it: the same command makes it again"
@@ -229,10 +226,11 @@ class RunFolder:
         return False
 
     def finish(self, *results: str) -> None:
-        """Say that the run is done; the same command again does nothing.
+        """Mark the run as done, so that the same command again does nothing.
 
         Args:
-          results: the files, relative to the folder, that make it done.
+          results: its result files, relative to the folder; the mark holds while they
+            are there.
         """
         if training.is_main_process():
             self._log.close()
@@ -242,17 +240,17 @@ class RunFolder:
 
     @property
     def record(self) -> dict[str, Any]:
-        """What ``recipe.json`` says; ``changes`` are those between the runs here."""
+        """What ``recipe.json`` says; ``changes`` tell how resumed runs differed."""
         return self._read() or {"changes": []}
 
     def note(self, text: str) -> None:
-        """Record a change, once."""
+        """Record a change, if it is not recorded yet."""
         known = self.record
         if training.is_main_process() and text not in known["changes"]:
             self._write(known | {"changes": [*known["changes"], text]})
 
     def _check_there(self) -> None:
-        """Refuse to make a folder anew, with holes, that vanished meanwhile."""
+        """Check that the folder was not removed meanwhile, before it is written to."""
         if self._written and not (self.path / "recipe.json").is_file():
             problem = "the folder, or its recipe.json, is gone"
             fix = "put it back as it was, or begin another run"
@@ -280,7 +278,7 @@ class RunFolder:
         manifests.write_sealed(self.path / "recipe.json", record)
         self._written = True
 
-    def _another(
+    def _changed(
         self, differ: Sequence[str], what: str = "settings", place: object = None
     ) -> ConfigError:
         more = f" (and {len(differ) - 5} more)" if len(differ) > 5 else ""
@@ -299,7 +297,7 @@ class RunFolder:
             raise ConfigError(self.path, problem, fix=fix)
 
     def _compared(self, known: dict[str, Any]) -> dict[str, Any]:
-        """Say and record what is not as it was when the folder began."""
+        """Tell and record which versions and devices differ from those at the start."""
         here, changes = machine(), list(known["changes"])
         for line in differences(known["versions"], versions()):
             _LOG.info("bitflax: note: %s: version of %s", self.path, line)
@@ -315,86 +313,12 @@ class RunFolder:
         return known | {"machine": here, "changes": list(dict.fromkeys(changes))}
 
 
-OURS = {"cache", "tensorboard", "log.jsonl"}  # made before the recipe is written
-SEEN_SECONDS = 10.0
-
-
-def _make_folder(path: Path) -> None:
-    """Make a run's folder, or check that it is one.
+def need_run(path: Path) -> None:
+    """Check that a path is the folder of a run.
 
     Raises:
-      OutputError: it is a file, no UTF-8, holds other things, or cannot be made.
+      InputMissing: it holds no ``recipe.json``.
     """
-    fix = "choose another --out"
-    try:
-        str(path.absolute()).encode()
-    except UnicodeEncodeError:  # tensorstore, which writes checkpoints, takes none
-        problem = f"its name is not {sys.getfilesystemencoding().upper()}"
-        mend = "rename it, or choose another; if its name is UTF-8, PYTHONUTF8=1 helps"
-        raise OutputError(path, problem, fix=mend) from None
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        names = {p.name for p in path.iterdir() if not p.name.startswith(".")}
-    except FileExistsError:
-        raise OutputError(path, "is a file, not a folder", fix=fix) from None
-    except OSError as error:
-        raise OutputError(path, f"cannot be made: {error.strerror}", fix=fix) from error
-    foreign = sorted(names - OURS)
-    if foreign and not (path / "recipe.json").is_file():
-        raise OutputError(path, f"is no run folder: it holds {foreign[0]}", fix=fix)
-
-
-def _lock(path: Path) -> filelock.BaseFileLock:
-    """Return the lock that says that this process runs in the folder.
-
-    Raises:
-      FolderBusy: another process does.
-      OutputError: it cannot be written.
-    """
-    place = path / ".lock"
-    lock = filelock.FileLock(place, fallback_to_soft=False)
-    try:
-        place.touch()
-        lock.acquire(blocking=False)
-    except filelock.Timeout:
-        holder = place.read_text("utf-8", "replace").strip() or "another process"
-        raise FolderBusy(
-            path, f"in use by {holder}", fix="wait for it, or choose another --out"
-        ) from None
-    except OSError as error:
-        if not os.access(place, os.W_OK):
-            problem = f"cannot be written: {error.strerror}"
-            raise OutputError(path, problem, fix="choose another --out") from error
-        # Some network folders have no locks; that is no reason not to train.
-        _LOG.info("bitflax: note: %s: cannot be locked", path)
-        return lock
-    since = time.strftime("%Y-%m-%d %H:%M:%S")
-    here = f"process {os.getpid()} on {socket.gethostname()} since {since}\n"
-    place.write_text(here, "utf-8")
-    return lock
-
-
-def _check_shared(path: Path) -> None:
-    """Check that what process 0 writes into the folder is there for all processes.
-
-    Raises:
-      OutputError: this process has another folder of that name, or none.
-    """
-    place = path / ".shared"
-
-    def write() -> str:
-        mark = secrets.token_hex(8)
-        place.write_text(mark)
-        return mark
-
-    mark = training.broadcast(write)
-    until = time.monotonic() + SEEN_SECONDS
-    while not place.is_file() or place.read_text() != mark:
-        if time.monotonic() > until:
-            problem = "is not the folder that process 0 writes: all need the same"
-            fix = "choose an --out on a disk that all hosts mount, as NFS"
-            raise OutputError(path, problem, fix=fix)
-        time.sleep(0.2)  # a network folder takes a while to show what is new
-    training.barrier()
-    if training.is_main_process():
-        place.unlink()
+    if not (path / "recipe.json").is_file():
+        problem = "not a run's folder: no recipe.json in it"
+        raise InputMissing(path, problem, fix="give the folder of a run, its --out")

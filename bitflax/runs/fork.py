@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from bitflax import files, manifests, training
-from bitflax.errors import ConfigError, InputMissing
+from bitflax.errors import ConfigError
 from bitflax.runs import log
-from bitflax.runs.folder import COSTS, RECORD, RunFolder
+from bitflax.runs.environment import differences
+from bitflax.runs.folder import COSTS, RECORD, RunFolder, need_run
 from bitflax.runs.results import say
-from bitflax.runs.surroundings import differences
 
 _LATER = {"stages", "rest", "positions", "name", "augment"}
 """What no teacher depends on."""
@@ -42,9 +42,7 @@ def take_finished(old: Path, run: RunFolder, recipe: Mapping[str, Any]) -> None:
       InputMissing: there is no such run.
       ConfigError: nothing of it can be taken over: says why.
     """
-    if not (old / "recipe.json").is_file():
-        fix = "give the folder of an earlier run"
-        raise InputMissing(old, "no run's folder: no recipe.json in it", fix=fix)
+    need_run(old)
     record = manifests.read_sealed(old / "recipe.json", earlier=RECORD)
     began, place = record["recipe"], f"--fork {old}"
     differ = list(differences(began, recipe, free=COSTS | _LATER))

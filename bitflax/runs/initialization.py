@@ -1,4 +1,4 @@
-"""The model that a stage begins with: layers, another shape, halves, learned clips."""
+"""The student that a stage starts from: layers taken, width cut, matrices split."""
 
 import dataclasses
 import functools
@@ -20,19 +20,19 @@ def initial_student(
     key: jax.Array,
     importance: Callable[[Model], distillation.Importance] | None = None,
 ) -> Model:
-    """Return what an ``Init`` makes of a model, of arrays or of their shapes alone.
+    """Return what an ``Init`` makes of a model.
 
     Args:
-      init: what is taken, drawn, cut or split.
-      source: the model that it starts from; of ``jax.ShapeDtypeStruct`` in place of
-        arrays come such again, and nothing is computed.
-      key: what is drawn at random comes from it.
-      importance: tells how important a model's heads and neurons are; None: the first
-        are taken.
+      init: which layers and width are taken, what is drawn at random, what is split.
+      source: the model that it starts from; where its leaves are
+        ``jax.ShapeDtypeStruct``, so are the result's, and nothing is computed.
+      key: for what is drawn at random.
+      importance: measures how important a model's heads and neurons are; None: the
+        first ones are taken.
 
     Raises:
       BitflaxError: the model has no such layers, heads or neurons.
-      ValueError: the width of a split model would be cut, or it is split once more.
+      ValueError: the model is split already, and would be split or cut in width.
     """
     config, params = init.config(source.config), source.params
     shapes = isinstance(jax.tree.leaves(params)[0], jax.ShapeDtypeStruct)
@@ -66,9 +66,9 @@ def initial_student(
 def with_projection(
     params: Params, config: BertConfig, teacher: BertConfig, key: jax.Array
 ) -> Params:
-    """Return the parameters with a projection just where who teaches is wider.
+    """Return the parameters with a projection exactly where the teacher is wider.
 
-    One that fits goes on being learned.
+    A projection that fits already is kept, and goes on learning.
     """
     narrow, wide = config.hidden_size, teacher.hidden_size
     held = params.get(distillation.PROJECTION)
@@ -82,14 +82,14 @@ def with_projection(
 
 
 def fit_act(small: Model, stage: Stage, before: model.Act, batch: Batch) -> Params:
-    """Return the parameters with those that learned activation quantizers need.
+    """Return the parameters with those of learned activation quantizers.
 
-    Those of the stage before go on where its quantizers were the same; else they are
-    made anew from what a first batch gives with quantised weights.
+    Where the stage before had the same quantizers, theirs are kept; else they are
+    initialised from the activations of a first batch, with quantised weights.
 
     Args:
       small: the student.
-      stage: whose quantizers it will have.
+      stage: the stage whose quantizers it gets.
       before: the quantizers of the stage before.
       batch: a first batch.
     """
@@ -106,6 +106,7 @@ def fit_act(small: Model, stage: Stage, before: model.Act, batch: Batch) -> Para
 
 
 BATCHES = 16
+"""As many measure how important heads and neurons are."""
 
 
 def measured_importance(task: TaskData, whole: Model) -> distillation.Importance:
@@ -116,9 +117,9 @@ def measured_importance(task: TaskData, whole: Model) -> distillation.Importance
 
     Args:
       task: the data.
-      whole: the model, before its width is cut.
+      whole: the model before its width is cut.
     """
-    small = task.small(whole)
+    small = task.shrink(whole)
     apply, config = model.bert(small.config), small.config
     batches = task.batches(0)
     real = config.regression
@@ -128,7 +129,8 @@ def measured_importance(task: TaskData, whole: Model) -> distillation.Importance
         out = apply(params, batch)
         if "labels" not in batch:
             said = jax.lax.stop_gradient(out.logits)
-            # Its own number would leave no gradient; any other gives the number's.
+            # Against its own number, an MSE has no gradient: 1 away, it has that of
+            # the number.
             own = said[:, 0] + 1 if real else jnp.argmax(said, axis=-1)
             batch = {**batch, "labels": own}
         return label(out, None, batch)

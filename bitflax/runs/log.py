@@ -16,14 +16,14 @@ from pathlib import Path
 from typing import Any
 
 from bitflax import files, progress
-from bitflax.runs.board import Board
+from bitflax.runs.tensorboard import TensorBoard
 
 OnLog = Callable[[Mapping[str, Any]], object]
-"""Called with every line, flat, besides: a logger of one's own."""
+"""A logger of your own, called with every line, flat."""
 
 
 class RunLog:
-    """The log of a run folder; the system has a line when ``write`` returns.
+    """The log of a run folder; when ``write`` returns, a killed run keeps the line.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -36,7 +36,7 @@ class RunLog:
 
     def __init__(self, folder: str | Path, on_log: OnLog | None = None):
         self.path, self._on_log = Path(folder) / "log.jsonl", on_log
-        self.board = Board(Path(folder))
+        self.tensorboard = TensorBoard(Path(folder))
         self._file: io.FileIO | None = None
 
     def write(self, line: Mapping[str, Any]) -> None:
@@ -54,10 +54,10 @@ class RunLog:
                 self._file = open(self.path, "ab", buffering=0)  # noqa: SIM115
             text = json.dumps({"time": round(time.time(), 3), **flat}) + "\n"
             data = memoryview(text.encode())
-            while data:  # a disk that fills up takes a part
+            while data:  # a disk that fills up may take a part of it
                 data = data[self._file.write(data) :]
         if "stage" in flat and "step" in flat:
-            self.board.numbers(flat["stage"], flat["step"], flat)
+            self.tensorboard.numbers(flat["stage"], flat["step"], flat)
         if self._on_log is not None:
             self._on_log(flat)
 
@@ -69,12 +69,12 @@ class RunLog:
         """
         self.close()
         again = 0 if step is None else step + 1
-        self.board.rewind(stage, again)
+        self.tensorboard.rewind(stage, again)
         _drop_torn_end(self.path)
         texts = _texts(self.path)
         kept = [
             text
-            for text in texts  # what cannot be read is not deleted
+            for text in texts  # a line that cannot be read stays
             if not (line := _line(text))
             or line["stage"] != stage
             or line["step"] < again
@@ -84,10 +84,10 @@ class RunLog:
                 file.write(b"".join(kept))
 
     def flush(self) -> None:
-        """Have all lines on the disk.
+        """Write all lines to the disk.
 
         Raises:
-          StorageError: some are not: it is full, broken, or read-only by now.
+          StorageError: the disk is full, broken, or read-only by now.
         """
         if self._file is not None:
             with files.disk(self.path):
@@ -99,15 +99,15 @@ class RunLog:
         if file is not None:
             with files.disk(self.path), file:
                 os.fsync(file.fileno())
-        self.board.close()
+        self.tensorboard.close()
 
 
 def read_log(path: str | Path, notes: list[str] | None = None) -> list[dict[str, Any]]:
-    """Return the lines of a log; what is none is left out, and told.
+    """Return the lines of a log; lines that are damaged are left out, with a warning.
 
     Args:
       path: ``log.jsonl``.
-      notes: what is told is added here.
+      notes: the warning is appended here too.
 
     Raises:
       StorageError: it cannot be read.
@@ -123,7 +123,7 @@ def read_log(path: str | Path, notes: list[str] | None = None) -> list[dict[str,
         lines[number] = line
         before, odd = taken.setdefault(line["stage"], []), None
         if before and line["step"] < lines[before[-1]]["step"]:
-            # Of a step that was damaged upwards, not all that follow are wrong.
+            # One step that is too large must not make all that follow wrong.
             fits = len(before) < 2 or line["step"] >= lines[before[-2]]["step"]
             odd = before.pop() if fits else number
             bad[odd] = f"expected no step out of order, found {lines[odd]['step']}"
@@ -142,7 +142,7 @@ def read_log(path: str | Path, notes: list[str] | None = None) -> list[dict[str,
 
 
 def _texts(path: Path) -> list[bytes]:
-    """Return a log's lines as they are; no file is no lines."""
+    """Return a log's lines as bytes; none where there is no file."""
     if not path.exists():
         return []
     with files.disk(path), files.open_file(path) as file:
@@ -150,7 +150,7 @@ def _texts(path: Path) -> list[bytes]:
 
 
 def _line(text: bytes) -> dict[str, Any] | None:
-    """Return a line as ``write`` writes them; None: it is none."""
+    """Return a line parsed, or None where it is not one that ``write`` wrote."""
     try:
         line = json.loads(text.decode())
         step, plotted = line["step"], [line[n] for n in line if n == "lr" or "/" in n]

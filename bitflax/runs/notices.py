@@ -1,6 +1,6 @@
-"""What a person should know of their data before anything is trained, with counts.
+"""Notices about a task's data, shown before anything is trained.
 
-A notice with a mend (``fix:``) is a warning; what nobody need change has none.
+A notice with a ``fix:`` is a warning; one without needs no change.
 """
 
 from collections.abc import Iterator, Sequence
@@ -14,7 +14,7 @@ MOST_UNKNOWN = 0.01
 MOST_UNKNOWN_TOKENS = 0.02
 MOST_SHARED = 0.05
 MOST_UNREACHED = 0.01
-"""Shares from which on a notice is a warning: GLUE's tasks at 128 tokens lie below."""
+"""A larger share is a warning; GLUE's tasks, at 128 tokens, have smaller ones."""
 
 
 def data_notices(
@@ -25,49 +25,37 @@ def data_notices(
     max_length: int,
     batch_size: int,
 ) -> Iterator[str]:
-    """Yield what is to be said of a task's examples and of how they are read.
+    """Yield a notice for each thing that is odd about a task's data.
 
     Args:
       task: as the teacher numbers its classes.
       tokens: of its training examples and of its dev examples.
       tokenizer: the teacher's.
-      positions: how many its model has.
-      max_length: where texts were cut.
+      positions: how many the teacher's model has.
+      max_length: the number of tokens at which texts were cut.
       batch_size: the largest of all stages.
     """
     yield from _class_notices(task)
-    shown = set(zip(*task.train.texts, strict=True))
-    both = sum(row in shown for row in zip(*task.dev.texts, strict=True))
-    fix, size = "take them out of one of the two: they raise the scores", len(task.dev)
-    what = "dev examples", "are in train as well"
-    yield from _counted(both, size, *what, fix, MOST_SHARED)
+    yield from _shared(task)
     rows = len(task.train)
     if rows < batch_size:
         few = f"{rows} training examples are fewer than a batch of {batch_size}"
         fix = f"add examples, or --set data.batch_size={1 << (rows.bit_length() - 1)}"
         yield f"{few}\nfix: {fix}"
     cut, count = sum(part.cut for part in tokens), sum(map(len, tokens))
+    what = f"are cut at {max_length} tokens"
     fix = f"raise data.max_length (up to {positions}, the model's positions)"
-    what = "texts", f"are cut at {max_length} tokens"
-    yield from _counted(cut, count, *what, fix, MOST_CUT)
+    yield from _counted(cut, count, "texts", what, fix, MOST_CUT)
     yield from _unknown(tokens, tokenizer)
-    lost, words = tokenizer.unreached(), tokenizer.vocab_size
-    if lost is None:
-        texts = [t for part in (task.train, task.dev) for x in part.texts for t in x]
-        lost, words = sum(text != text.lower() for text in texts), len(texts)
-        what = "texts", "have capitals, which no word of the tokenizer has"
-        fix = "in tokenizer_config.json, do_lower_case: true, if the model is uncased"
-        yield from _counted(lost, words, *what, fix)
-    elif lost >= MOST_UNREACHED * words:
-        what = "words", "have capitals, but the tokenizer lower-cases texts"
-        fix = "in tokenizer_config.json, do_lower_case: false, if the model is cased"
-        yield from _counted(lost, words, *what, fix)
+    yield from _capitals(task, tokenizer)
 
 
 def _counted(
     count: int, whole: int, noun: str, what: str, fix: str, most: float = 0.0
 ) -> Iterator[str]:
-    """Yield a notice of so many of all, if any; a warning from the share ``most`` on.
+    """Yield a notice that ``count`` of ``whole`` are so; none where ``count`` is 0.
+
+    It is a warning from a share of ``most`` on.
 
     >>> [*_counted(3, 40, "texts", "are cut", "shorten them", 0.1)]
     ['3 of 40 texts (7.5 %) are cut']
@@ -77,8 +65,32 @@ def _counted(
         yield f"{note}\nfix: {fix}" if count >= most * whole else note
 
 
+def _shared(task: Task) -> Iterator[str]:
+    """Yield how many dev examples are training examples too."""
+    shown = set(zip(*task.train.texts, strict=True))
+    both = sum(row in shown for row in zip(*task.dev.texts, strict=True))
+    what, fix = "are in train as well", "remove them from one of the two: they raise "
+    fix += "the scores"
+    yield from _counted(both, len(task.dev), "dev examples", what, fix, MOST_SHARED)
+
+
+def _capitals(task: Task, tokenizer: Tokenizer) -> Iterator[str]:
+    """Yield how much is lost where tokenizer and vocabulary differ about capitals."""
+    lost = tokenizer.unreached()
+    if lost is None:
+        texts = [t for part in (task.train, task.dev) for x in part.texts for t in x]
+        count = sum(text != text.lower() for text in texts)
+        what = "have capitals, which no word of the tokenizer has"
+        fix = "in tokenizer_config.json, do_lower_case: true, if the model is uncased"
+        yield from _counted(count, len(texts), "texts", what, fix)
+    elif lost >= MOST_UNREACHED * tokenizer.vocab_size:
+        what = "have capitals, but the tokenizer lower-cases texts"
+        fix = "in tokenizer_config.json, do_lower_case: false, if the model is cased"
+        yield from _counted(lost, tokenizer.vocab_size, "words", what, fix)
+
+
 def _class_notices(task: Task) -> Iterator[str]:
-    """Yield what classes have no training example, and parts of one label alone."""
+    """Yield which classes have no training example, and which part has one label."""
     parts = {"training": task.train, "dev": task.dev}
     for name, part in parts.items() if task.regression else ():
         if part.labels is not None and len({*part.labels.tolist()}) == 1:
@@ -100,7 +112,7 @@ def _class_notices(task: Task) -> Iterator[str]:
 
 
 def _unknown(tokens: Sequence[Tokens], tokenizer: Tokenizer) -> Iterator[str]:
-    """Yield how many tokens the tokenizer does not know, and texts of no other."""
+    """Yield how many tokens are unknown, and how many texts have no known token."""
     marks = {tokenizer.cls_id, tokenizer.sep_id, tokenizer.pad_id} - {None}
     alone = unknown = known = 0
     for part in tokens:
@@ -109,11 +121,7 @@ def _unknown(tokens: Sequence[Tokens], tokenizer: Tokenizer) -> Iterator[str]:
         alone += int(np.sum(~np.logical_or.reduceat(knows, part.offsets[:-1])))
         unknown, known = unknown + int(missing.sum()), known + int(knows.sum())
     fix = "look at these texts, or give a teacher of their language"
-    what = (
-        unknown + known,
-        "tokens",
-        "are [UNK]: words that the teacher's tokenizer lacks",
-    )
-    yield from _counted(unknown, *what, fix, MOST_UNKNOWN_TOKENS)
-    what = sum(map(len, tokens)), "texts", "are [UNK] alone"
-    yield from _counted(alone, *what, fix, MOST_UNKNOWN)
+    what, count = "are [UNK]: words that the teacher's tokenizer lacks", unknown + known
+    yield from _counted(unknown, count, "tokens", what, fix, MOST_UNKNOWN_TOKENS)
+    what, count = "are [UNK] alone", sum(map(len, tokens))
+    yield from _counted(alone, count, "texts", what, fix, MOST_UNKNOWN)

@@ -13,6 +13,7 @@ from bitflax.data import (
     Examples,
     Task,
     Tokenizer,
+    Tokens,
     augmentation,
     buckets_for,
     digest,
@@ -69,41 +70,38 @@ def _with_task(
     tokenizer: Tokenizer,
     mesh: jax.sharding.Mesh,
 ) -> Experiment:
-    """Read the task and its teacher."""
+    """Read the task and its teacher, and number classes and words as students do."""
     if recipe.teacher.folder is not None:
         teacher = Model(*model.load_pretrained(folder, seed=None))
         task, wide = read_task(data, teacher.config, ready=True)
     else:
         task, wide = read_task(data)
-        teacher = _load_untaught(recipe, folder, task)
+        teacher = _load_pretrained(recipe, folder, task)
     _pin_task(run, data, task, wide)
     tokenizer.check(teacher.config, data.max_length)
     tokenizer.max_length = data.max_length
-    cache = run.cache
-    plain = tokenizer.encode(task.train.texts, data.max_length, cache=cache)
-    tokens = tokenizer.encode(wide.train.texts, data.max_length, cache=cache)
-    dev = tokenizer.encode(task.dev.texts, data.max_length, cache=cache)
+    plain, tokens, dev = (
+        tokenizer.encode(part.texts, data.max_length, cache=run.cache)
+        for part in (task.train, wide.train, task.dev)
+    )
     for found in (plain, tokens, dev):
         found.check(teacher.config)
     task, wide = (_in_order(each, teacher.config) for each in (task, wide))
     sizes = [s.batch_size or 0 for s in recipe.stages if s.corpus is None]
-    rows, most = max(data.batch_size, 0, *sizes), teacher.config.max_position_embeddings
+    rows, most = max(data.batch_size, *sizes, 0), teacher.config.max_position_embeddings
     said = data_notices(task, (plain, dev), tokenizer, most, data.max_length, rows)
     notes = (*task.notes, *said)
     task, wide = (dataclasses.replace(each, notes=notes) for each in (task, wide))
-    used = np.arange(teacher.config.vocab_size)
-    rules = [r for stage in recipe.stages for r in (stage.rules, stage.init.split)]
-    if all(map(distillation.can_shrink_vocabulary, rules)):
-        used = distillation.used_ids(
-            [tokens, dev], tokenizer.pad_id, teacher.config.pad_token_id
-        )
+    used = _used_words(recipe, teacher.config, tokenizer, [tokens, dev])
     plain, tokens, dev = (
-        distillation.renumber_tokens(t, used) for t in (plain, tokens, dev)
+        distillation.renumber_tokens(each, used) for each in (plain, tokens, dev)
     )
-    lengths = np.concatenate([tokens.lengths, dev.lengths])
     encoder = sum(leaf.size for leaf in jax.tree.leaves(teacher.params["encoder"]))
-    shape = training.shape_tokens(encoder)
-    buckets = buckets_for(lengths, data.max_length, shape)
+    buckets = buckets_for(
+        np.concatenate([tokens.lengths, dev.lengths]),
+        data.max_length,
+        training.shape_tokens(encoder),
+    )
     measured = Batches(
         dev,
         batch_size=max(EVAL_ROWS, mesh.size),
@@ -120,15 +118,28 @@ def _with_task(
     return Experiment(recipe, run, mesh, tokenizer, teacher, students, teachers)
 
 
+def _used_words(
+    recipe: Recipe, config: BertConfig, tokenizer: Tokenizer, parts: list[Tokens]
+) -> np.ndarray:
+    """Return the ids of the words that occur, or all where rules need them all."""
+    rules = [r for stage in recipe.stages for r in (stage.rules, stage.init.split)]
+    if all(map(distillation.can_shrink_vocabulary, rules)):
+        pads = (tokenizer.pad_id, config.pad_token_id)
+        return distillation.used_ids(parts, *pads)
+    return np.arange(config.vocab_size)
+
+
 def read_task(
     data: Data, known: BertConfig | None = None, *, ready: bool = False
 ) -> tuple[Task, Task]:
-    """Return the task as a teacher is fine-tuned on it, and as students learn it.
+    """Return the task as its teacher is fine-tuned on it, and as students learn it.
+
+    The second is augmented, where the data say so.
 
     Args:
       data: the recipe's.
-      known: of a ready teacher: its classes, in their order.
-      ready: whether the teacher is; else labels have to be there.
+      known: the configuration of a ready teacher, whose classes and order are taken.
+      ready: whether the teacher comes fine-tuned; if not, the data must have labels.
 
     Raises:
       BitflaxError: the data are missing or bad.
@@ -145,7 +156,7 @@ def read_task(
 
 
 def _load_task(data: Data, known: BertConfig | None, ready: bool) -> Task:
-    """Read the task; a ready teacher knows the classes of own files and their order."""
+    """Read the task; of own files, a ready teacher says classes and their order."""
     regression, classes = data.regression, None
     if known is not None and named_task(data.task) is None:
         regression = known.regression if regression is None else regression
@@ -173,8 +184,8 @@ def _load_task(data: Data, known: BertConfig | None, ready: bool) -> Task:
 def _with_predictions(
     experiment: Experiment, students: TaskData, teachers: TaskData
 ) -> Experiment:
-    """Return the experiment with the teacher's predictions for the labels of dev."""
-    config, params = students.small(experiment.teacher)
+    """Return the experiment with the teacher's predictions as the labels of dev."""
+    config, params = students.shrink(experiment.teacher)
     logits = students.scorer(None, config).logits(params)
     said = predictions(logits, regression=config.regression)
     said = said.astype(np.float32 if config.regression else np.int32)
@@ -190,7 +201,7 @@ def _with_predictions(
     )
 
 
-def _load_untaught(recipe: Recipe, folder: Path, task: Task) -> Model:
+def _load_pretrained(recipe: Recipe, folder: Path, task: Task) -> Model:
     taught = recipe.teacher
     if taught.epochs == 0:
         raise ConfigError(
@@ -209,9 +220,9 @@ def _load_untaught(recipe: Recipe, folder: Path, task: Task) -> Model:
 
 
 def _in_order(task: Task, config: BertConfig) -> Task:
-    """Number the task's classes as the teacher does, by name.
+    """Number the task's classes as the teacher does: by name, where it has names.
 
-    MNLI's classes are known in two orders; mixed up they give 10 % accuracy.
+    Models of MNLI come with its classes in two orders; a wrong one scores 10 %.
     """
     if task.regression != config.regression:
         kinds = ("classes", "real numbers")
@@ -224,9 +235,9 @@ def _in_order(task: Task, config: BertConfig) -> Task:
     if task.regression or not task.labels:
         return task
     mine, its = config.labels, task.labels
-    if config.id2label is None and len(mine) == len(its):
-        return task
     places = label_places(its, mine)
+    if places is None and config.id2label is None and len(mine) == len(its):
+        return task
     if places is None:
         raise ConfigError(
             "Teacher",
@@ -250,7 +261,7 @@ def _in_order(task: Task, config: BertConfig) -> Task:
 
 
 def _pin_others(experiment: Experiment) -> None:
-    """Pin what stages learn from and start from besides data and teacher."""
+    """Pin the corpora and the models that stages use besides data and teacher."""
     run, taught = experiment.run, experiment.recipe.teacher
     for number, stage in enumerate(experiment.recipe.stages, 1):
         if stage.corpus is not None:
@@ -282,10 +293,10 @@ def _pin_task(run: RunFolder, data: Data, task: Task, wide: Task) -> None:
 
 
 def _space(run: Path, shapes: Mapping[str, Params], ready: bool) -> int:
-    """Return the bytes that the stages will write which are not finished.
+    """Return the bytes that unfinished stages have still to write.
 
-    Each keeps up to four checkpoints of three floats a parameter. What one that was
-    interrupted has written already counts no more, nor does a teacher that is ready.
+    A stage writes up to four checkpoints of three floats a parameter, and its result.
+    What an interrupted stage has written already, and a ready teacher, do not count.
     """
     size = 0
     for number, (name, params) in enumerate(shapes.items()):

@@ -1,6 +1,6 @@
-"""Whether a run's scores are good: against chance, against a linear model, as packed.
+"""Whether a run's scores are good: against chance, a linear model, and once packed.
 
-A share of the teacher's score is praise only where the teacher has learned something:
+"99 % of the teacher's score" says little where chance has nearly that score too. So
 beside it stands the share of what lies above chance,
 ``(student - chance) / (teacher - chance)``.
 """
@@ -16,9 +16,9 @@ from bitflax.runs.experiment import Experiment
 from bitflax.runs.report import Row
 
 MOST_MOVED = 0.01
-"""The share of labels that packing may move before that is a warning."""
+"""The share of labels that packing may change without a warning."""
 _FRACTIONS = ("accuracy", "f1_accuracy", "agreement")
-"""Metrics whose sampling error is that of a share of the examples."""
+"""Metrics whose standard error is that of a share, ``sqrt(p (1 - p) / n)``."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Judge:
         has labels.
       metric: what all of them are.
       examples: how many the scores were measured on.
-      ready: whether the teacher came fine-tuned.
+      ready: whether the teacher came fine-tuned, and is not fine-tuned here.
     """
 
     baselines: tuple[Baseline, ...] = ()
@@ -40,7 +40,7 @@ class Judge:
 
     @property
     def chance(self) -> float | None:
-        """The majority's score; 0 where a constant has none; None: unknown."""
+        """The majority class's score; 0 where its metric has none; None: unknown."""
         return (self.baselines[0].score or 0.0) if self.baselines else None
 
     def at_chance(self, score: float | None) -> bool:
@@ -55,13 +55,13 @@ class Judge:
         error = 1.0
         if self.metric in _FRACTIONS:
             error = math.sqrt(self.chance * (1 - self.chance))
-        # A score that is no number is not above anything.
+        # Written so that NaN is at chance too.
         return not score > self.chance + error / math.sqrt(self.examples)
 
     def judged(self, rows: Sequence[Row]) -> list[Row]:
-        """Return the rows with what they keep above chance.
+        """Return the rows with the share above chance that each keeps (``above``).
 
-        Where the teacher is at chance nobody keeps anything of it.
+        Where the teacher itself is at chance, no row has a share.
 
         >>> judge = Judge((Baseline("majority class", 0.5),), examples=400)
         >>> [row.above for row in judge.judged([Row("t", 0.75), Row("s", 0.625)])]
@@ -86,11 +86,11 @@ class Judge:
     def warnings(
         self, rows: Sequence[Row], moved: tuple[int, int] = (0, 0)
     ) -> Iterator[str]:
-        """Yield what is wrong with the scores, and what to turn (``fix:``).
+        """Yield what is wrong with the scores, and which settings to change (``fix:``).
 
         Args:
           rows: the teacher first.
-          moved: how many labels packing moved, and of how many.
+          moved: how many labels packing changed, and of how many.
         """
         teacher, students = rows[0], rows[1:]
         yield from self._of_teacher(teacher.score)
@@ -109,10 +109,10 @@ class Judge:
         if count > MOST_MOVED * whole:
             share = f"{count} of {whole} labels ({100 * count / whole:.1f} %)"
             fix = "--set rest=float16, or rest=float32, which rounds nothing more"
-            yield f"packing moves {share}\nfix: {fix}"
+            yield f"packing changes {share}\nfix: {fix}"
 
     def _of_teacher(self, score: float | None) -> Iterator[str]:
-        """Yield that the teacher has learned too little."""
+        """Yield a warning where the teacher has learned too little."""
         if score is None or not self.baselines:
             return
         constant, linear = self.baselines
@@ -128,7 +128,7 @@ class Judge:
 
 
 def make_judge(experiment: Experiment) -> Judge:
-    """Return what a run's scores are held against: measured once, then read."""
+    """Return what a run's scores are held against; baselines are measured once."""
     data = experiment.teacher_data
     if data is None or data.task.train.labels is None or data.task.dev.labels is None:
         return Judge()
@@ -139,7 +139,7 @@ def make_judge(experiment: Experiment) -> Judge:
 
 
 def _kept_baselines(experiment: Experiment) -> list[list]:
-    """Return the baselines of the run's folder; they are measured where it has none."""
+    """Return the baselines that the run's cache holds; measure them if it has none."""
     assert experiment.teacher_data is not None
     task, path = experiment.teacher_data.task, experiment.run.cache / "baselines.json"
     try:

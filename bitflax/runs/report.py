@@ -1,6 +1,6 @@
-"""What a run gave: the table on the terminal, ``report.json`` and ``report.html``.
+"""A run's results: the table on the terminal, ``report.json`` and ``report.html``.
 
-The page needs nothing but itself: its style, its plots and its numbers are inside.
+The page is one file: its style, its plots and its numbers are inside.
 """
 
 import dataclasses
@@ -24,9 +24,8 @@ class Row:
     """One line of the table: the teacher first, the packed student last.
 
     ``score`` and ``kept`` (the share of the teacher's score) are fractions; ``bits``
-    is what a quantised weight takes; ``bytes`` is the size on the disk. None is
-    unknown or does not apply. ``extra`` holds more columns for the page. ``above`` is
-    the share of what the teacher has above chance.
+    are those of a quantised weight; ``bytes`` is the size on disk; ``above`` is
+    ``(score - chance) / (teacher's score - chance)``. None: unknown, or does not apply.
     """
 
     name: str
@@ -35,14 +34,13 @@ class Row:
     bits: Any = 32
     bytes: int | None = None
     seconds: Number | None = None
-    extra: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     above: Number | None = None
 
 
 def table(
     rows: Sequence[Row], metric: str = "score", baselines: Sequence[Baseline] = ()
 ) -> str:
-    """Return the table as lines of text, what needs no network on top.
+    """Return the table as lines of text, the baselines first.
 
     >>> print(table([Row("teacher", 0.8, 1.0, 32, 9_000_000, 158.2, above=1.0),
     ...              Row("packed", 0.76, 0.95, 1, 300_000, above=0.92)], "accuracy",
@@ -68,9 +66,9 @@ def write_report(
       folder: the run folder.
       rows: the teacher first, the packed student last.
       lines: of ``log.jsonl``; ``loss/...`` and ``dev/...`` are plotted by stage.
-      meta: ``task`` and ``metric``; ``baselines`` and ``warnings``, if any; whatever
-        else it holds (name, command, versions, a list of notes) is printed below the
-        plots.
+      meta: ``task`` and ``metric``; ``baselines``, ``warnings`` and ``findings``, if
+        any; everything else (name, command, versions, a list of notes) is printed below
+        the plots.
 
     Raises:
       StorageError: the disk is full or broken.
@@ -108,17 +106,17 @@ def html(
     known = ("task", "metric", "name", "baselines", "warnings", "findings", "repeat")
     more = {k: v for k, v in meta.items() if k not in known and v}
     more |= {k: v for k, v in meta.get("repeat", {}).items() if v or v == 0}
-    baselines = meta.get("baselines", ())
+    metric, baselines = str(meta["metric"]), meta.get("baselines", ())
     levels = [(each.name, each.score) for each in baselines if each.score is not None]
     if rows and finite(rows[0].score) is not None:
         levels = [("teacher", rows[0].score), *levels]
     body = [
         sections.paragraph(_summary(rows, meta)),
         *map(warning, meta.get("warnings", ())),
-        _html_table(rows, str(meta["metric"]), baselines),
-        *sections.path_section(rows, str(meta["metric"])),
+        sections.table(_head(metric, baselines), _cells(rows, baselines)),
+        *sections.path_section(rows, metric),
         _sizes(rows),
-        *_stages(lines, levels, str(meta["metric"])),
+        *_stages(lines, levels, metric),
         *sections.findings_sections(meta.get("findings", {})),
         _details(more),
     ]
@@ -126,13 +124,13 @@ def html(
 
 
 def page(title: str, body: Sequence[str]) -> str:
-    """Return a whole page that needs nothing else."""
+    """Return a whole page of HTML."""
     inside = "\n".join([f"<h1>{escape(title)}</h1>", *body])
     return _PAGE.format(title=escape(title), style=_STYLE, body=inside)
 
 
 def rewrite(folder: str | Path, out: str | Path | None = None) -> Path:
-    """Draw a finished run's page anew from what the run kept; return its path.
+    """Draw a finished run's page again from its files; return the page's path.
 
     Args:
       folder: the run's.
@@ -234,19 +232,6 @@ def _summary(rows: Sequence[Row], meta: Mapping[str, Any]) -> str:
     return text
 
 
-def _html_table(rows: Sequence[Row], metric: str, baselines: Sequence[Baseline]) -> str:
-    extras = list(dict.fromkeys(name for row in rows for name in row.extra))
-    names = _head(metric, baselines) + extras
-    heads = "".join(f'<th scope="col">{escape(n)}</th>' for n in names)
-    lines, more = [], [*({} for _ in baselines), *(row.extra for row in rows)]
-    for of, (name, *numbers) in zip(more, _cells(rows, baselines), strict=True):
-        numbers += [_show(of.get(extra), ".4g") for extra in extras]
-        cells = "".join(f"<td>{escape(number)}</td>" for number in numbers)
-        lines.append(f'<tr><th scope="row">{escape(name)}</th>{cells}</tr>')
-    inside = f"<thead><tr>{heads}</tr></thead><tbody>{''.join(lines)}</tbody>"
-    return f'<div class="wide"><table>{inside}</table></div>'
-
-
 def _sizes(rows: Sequence[Row]) -> str:
     bars = [(r.name, r.bytes, f"{r.bytes / 1e6:,.1f} MB") for r in rows if r.bytes]
     if not bars:
@@ -263,10 +248,10 @@ def _stages(
         mine = [line for line in lines if line.get("stage") == stage and "step" in line]
         names = sorted(dict.fromkeys(name for line in mine for name in line))
         figures = [
-            _figure(name, _points(mine, name), levels, metric)
+            _figure(name, points, levels, metric)
             for start in ("dev/", "loss/", "lr", "flips/")
             for name in names
-            if name.startswith(start) and _points(mine, name)
+            if name.startswith(start) and (points := logged_points(mine, name))
         ]
         if figures:
             grid = f'<div class="plots">{"".join(figures)}</div>'
@@ -274,9 +259,10 @@ def _stages(
     return parts
 
 
-def _points(
+def logged_points(
     lines: Iterable[Mapping[str, Any]], name: str
 ) -> list[tuple[Number, Number]]:
+    """Return (step, value) of the lines that have a number of this name."""
     pairs = ((line["step"], line.get(name)) for line in lines)
     return [(x, y) for x, y in pairs if isinstance(y, (int, float))]
 
@@ -290,13 +276,12 @@ def _figure(
     levels: Sequence[tuple[str, Any]],
     metric: str,
 ) -> str:
-    few = len(points) <= 40
     mine = levels if name == f"dev/{metric}" else ()
     kind, _, part = name.partition("/")
     title = _TITLES.get(kind, name) + (f", {part}" if kind == "flips" else "")
     y = part or title
     axes = ("step", y if kind != "flips" else "share")
-    plot = svg.line_plot(f"{title} by step", points, levels=mine, dots=few, axes=axes)
+    plot = svg.line_plot(f"{title} by step", points, levels=mine, axes=axes)
     return sections.figure(title, plot)
 
 
@@ -307,7 +292,7 @@ def _details(more: Mapping[str, Any]) -> str:
         f"<dt>{escape(str(name))}</dt><dd>{escape(_plain(value))}</dd>"
         for name, value in more.items()
     )
-    return f"<h2>How</h2>\n<dl>{items}</dl>"
+    return f"<h2>How it was made</h2>\n<dl>{items}</dl>"
 
 
 def _plain(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""What a stage ends with, and what a run ends with: packed file, table, report."""
+"""A stage's result, and what a run ends with: packed file, table and report."""
 
 import dataclasses
 import itertools
@@ -51,7 +51,7 @@ def say(text: str) -> None:
 
 
 def check_order(experiment: Experiment, logits: np.ndarray) -> None:
-    """Warn where a teacher without label names fits another order of them better."""
+    """Warn where an unnamed teacher scores better with its labels in another order."""
     assert experiment.teacher_data is not None
     task, count = experiment.teacher_data.task, logits.shape[1]
     if task.dev.labels is None or not task.labels or count > _MOST_ORDERED:
@@ -81,9 +81,9 @@ def say_scores(name: str, scores: dict[str, float]) -> None:
 
 
 def weight_bits(stage: Stage, params: Params) -> int | None:
-    """Return the bits of a position of the stage's narrowest weights; None: unknown.
+    """Return the bits a weight of the stage's narrowest matrices; None: unknown.
 
-    A matrix that was split takes the bits of both of its halves.
+    A split matrix has the bits of both its halves.
     """
     flat = trees.flatten(params)
     found = [
@@ -94,7 +94,7 @@ def weight_bits(stage: Stage, params: Params) -> int | None:
 
 
 def packed_bits(packed: Params) -> int:
-    """Return the bits of the narrowest weights where no rule says them.
+    """Return the bits a weight of the narrowest part of a packed tree.
 
     >>> import jax.numpy as jnp
     >>> packed_bits(pack({"kernel": jnp.ones((8, 8))}, (), "int8"))
@@ -132,14 +132,11 @@ def finish(
       teacher: the fine-tuned one.
 
     Returns:
-      All rows, the packed file's as well unless the last stage is FP32; and what is
-      to be warned of.
+      All rows, with the packed file's unless the last stage is FP32; and warnings.
     """
-    recipe = experiment.recipe
+    last = experiment.recipe.stages[-1] if experiment.recipe.stages else None
     task = experiment.student_data and experiment.student_data.task
-    notes = list(task.notes) if task else []
     moved, made = (0, 0), ["report.html", "report.json"]
-    last = recipe.stages[-1] if recipe.stages else None
     found: dict[str, Any] = {}
     if last is not None and last.corpus is None and task is not None:
         logits = _logits(experiment, last, result.model)
@@ -148,41 +145,40 @@ def finish(
             found["answers"] = findings.answers(task, first, logits)
         if last.packs:
             values, moved = training.broadcast(
-                lambda: _packed(experiment, last, rows, result, logits, judge)
+                lambda: _pack_student(experiment, last, rows, result, logits, judge)
             )
             rows, made = [*rows, report.Row(*values)], [PACKED, *made]
     rows = judge.judged(rows)
     warnings = [*judge.warnings(rows, moved)]
+    notes = [*task.notes] if task else []
     if moved[1]:
-        notes.append(f"packing moves {moved[0]} of {moved[1]} labels")
+        notes.append(f"packing changes {moved[0]} of {moved[1]} labels")
         say(f"note: {notes[-1]}")
-    notes += experiment.run.record["changes"]
-    meta = {
-        "task": task.name if task else "general distillation",
-        "metric": task.metric if task else "loss",
-        "name": recipe.name,
-        "notes": notes,
-        "baselines": judge.baselines,
-        "dev": task.measured_on if task else None,
-        "warnings": warnings,
-        "findings": found,
-        "repeat": _repeat(experiment),
-    }
     if training.is_main_process():
-        where, notes = experiment.run, list[str]()
-        lines = log.read_log(where.log_path, notes) if where.log_path.exists() else []
-        meta["warnings"] = [*warnings, *notes]
+        run, unread = experiment.run, list[str]()
+        lines = log.read_log(run.log_path, unread) if run.log_path.exists() else []
         if last is not None and last.packs:
             found |= _of_file(experiment, last, result.model, lines)
-        report.write_report(where.path, rows, lines, meta)
-        where.board.texts("report", _texts(where.path, rows, meta))
+        meta = {
+            "task": task.name if task else "general distillation",
+            "metric": task.metric if task else "loss",
+            "name": experiment.recipe.name,
+            "notes": [*notes, *run.record["changes"]],
+            "baselines": judge.baselines,
+            "dev": task.measured_on if task else None,
+            "warnings": [*warnings, *unread],
+            "findings": found,
+            "repeat": _repeat(experiment),
+        }
+        report.write_report(run.path, rows, lines, meta)
+        run.tensorboard.texts("report", _texts(run.path, rows, meta))
     experiment.run.finish(*made)
     return rows, warnings
 
 
 def _logits(experiment: Experiment, stage: Stage | None, whole: Model) -> np.ndarray:
-    """Return a model's logits of the dev examples, as a stage computes them."""
-    small = experiment.task_data.small(whole)
+    """Return a model's logits of the dev examples, quantised as the stage does."""
+    small = experiment.task_data.shrink(whole)
     scorer = experiment.task_data.scorer(stage, small.config)
     return scorer.logits(small.params)
 
@@ -193,7 +189,7 @@ def _of_file(
     student: Model,
     lines: Sequence[Mapping[str, Any]],
 ) -> dict[str, Any]:
-    """Return what there is to say of the packed student's weights and its file."""
+    """Return the report's findings about the packed student's weights and file."""
     path, texts = experiment.run.path / PACKED, experiment.task_data.task.dev.texts
     text = texts[0][0] if len(texts) == 1 else tuple(each[0] for each in texts)
     return {
@@ -207,7 +203,7 @@ def _of_file(
 def _texts(
     folder: Path, rows: Sequence[report.Row], meta: Mapping[str, Any]
 ) -> dict[str, str]:
-    """Return what TensorBoard shows as texts: recipe, command and table."""
+    """Return the texts that TensorBoard shows: recipe, command and table."""
     source, command = folder / "recipe.py", meta["repeat"]["command"]
     table = report.table(rows, meta["metric"], meta["baselines"])
     texts = {"table": table, "command": command}
@@ -217,7 +213,7 @@ def _texts(
 
 
 def _repeat(experiment: Experiment) -> dict[str, Any]:
-    """Return all that it takes to have the run again."""
+    """Return what the report says about how to repeat the run."""
     record, recipe = experiment.run.record, experiment.recipe
     sets = [f"--set {shlex.quote(each)}" for each in record.get("overrides", ())]
     source = experiment.run.path / "recipe.py"
@@ -233,7 +229,7 @@ def _repeat(experiment: Experiment) -> dict[str, Any]:
     }
 
 
-def _packed(
+def _pack_student(
     experiment: Experiment,
     stage: Stage,
     rows: list[report.Row],
@@ -241,9 +237,18 @@ def _packed(
     logits: np.ndarray,
     judge: Judge,
 ) -> tuple[list[Any], tuple[int, int]]:
-    """Write the packed file; return its row, and how many of how many labels it moves.
+    """Write the packed file and score it as it is read back.
 
-    ``logits`` are those of the student before it is packed.
+    Args:
+      experiment: what all stages share.
+      stage: the last one.
+      rows: the teacher's and every stage's.
+      result: the last stage's.
+      logits: those of its student on dev, before it is packed.
+      judge: what scores are held against.
+
+    Returns:
+      The values of the file's row, and (labels that packing changes, labels).
     """
     began = time.monotonic()
     recipe, task_data = experiment.recipe, experiment.task_data
@@ -259,7 +264,11 @@ def _packed(
 
     def save(rows: list[report.Row]) -> None:
         source = inference.make_provenance(
-            *(recipe.name, task.name, task.metric, recipe.teacher.model, rows),
+            recipe.name,
+            task.name,
+            task.metric,
+            recipe.teacher.model,
+            rows,
             dev=task.measured_on,
             baselines=judge.baselines,
         )
@@ -268,19 +277,13 @@ def _packed(
         save_packed(path, config, packed, stage.act, text, extras)
 
     save(rows)
-    predictor = inference.load(path)
-    dev = task.dev
-    assert dev.labels is not None
-    texts = list(dev.texts[0])
-    if len(dev.texts) == 2:
-        texts = list(zip(*dev.texts, strict=True))
-    real = task.regression
-    said = data.predictions(predictor.logits(texts), regression=real)
-    before = data.predictions(logits, regression=real)
-    score = task.scores(said, dev.labels)[task.metric]
+    found = inference.load(path).evaluate(task)
+    score = found.scores[task.metric]
     row = report.Row("packed", score, kept_share(score, rows[0].score), bits)
     save([*rows, row])  # once more: a file carries its own score
     size, seconds = path.stat().st_size, time.monotonic() - began
     row = dataclasses.replace(row, bytes=size, seconds=seconds)
-    moved = (0, 0) if real else (int(np.sum(said != before)), len(said))
+    before = data.predictions(logits, regression=task.regression)
+    changed = int(np.sum(found.said != before))
+    moved = (0, 0) if task.regression else (changed, len(before))
     return list(dataclasses.astuple(row)), moved

@@ -8,7 +8,7 @@ from bitflax.runs import svg
 
 
 def path_section(rows: Sequence[Any], metric: str) -> list[str]:
-    """Return the way that a run took, a station a row: score, bits and bytes."""
+    """Return a picture of the run's stages in order: score, bits and bytes."""
     if len(rows) < 2:
         return []
     stations = []
@@ -18,11 +18,11 @@ def path_section(rows: Sequence[Any], metric: str) -> list[str]:
         size = "" if not row.bytes else f"{row.bytes / 1e6:,.2f} MB"
         stations.append((row.name, f"{metric} {score}", bits, size))
     picture = svg.stations("the run's stages, from the teacher on", stations)
-    return ["<h2>The way it took</h2>", f'<figure class="path">{picture}</figure>']
+    return ["<h2>Stage by stage</h2>", f'<figure class="path">{picture}</figure>']
 
 
 def findings_sections(found: Mapping[str, Any]) -> list[str]:
-    """Return the sections of whatever a run found; what it has not is left out."""
+    """Return a section for each finding that the run has."""
     parts = []
     for name, section in (
         ("answers", _answers),
@@ -53,8 +53,10 @@ def _answers(found: Mapping[str, Any]) -> list[str]:
     if found.get("confusion"):
         names = [one["label"] for one in found["classes"]]
         figures = [
-            f"<figure><figcaption>{who}: a row a true class, a column what was said"
-            f"</figcaption>{svg.matrix(who, found['confusion'][who], names)}</figure>"
+            figure(
+                f"{who}: a row for each true class, a column for each prediction",
+                svg.matrix(who, found["confusion"][who], names),
+            )
             for who in ("teacher", "student")
         ]
         parts.append(f'<div class="plots">{"".join(figures)}</div>')
@@ -65,7 +67,7 @@ def _answers(found: Mapping[str, Any]) -> list[str]:
     parts.append("<h2>Where teacher and student disagree</h2>")
     if not rows:
         return [*parts, "<p>Nowhere on dev.</p>"]
-    said = "The examples in which both were the surest, with their probabilities."
+    said = "The examples of which both were surest, with their probabilities."
     heads = ("text", "true class", "teacher", "student")
     return [*parts, f"<p>{said}</p>", table(heads, rows, words=True)]
 
@@ -83,7 +85,7 @@ def _weights(found: Mapping[str, Any]) -> list[str]:
         levels,
         axes=("latent weight / scale of its row or matrix", "weights"),
     )
-    text = "What training moves are latent weights; what computes are their levels."
+    text = "Training moves the latent weights; the student computes with their levels."
     return [
         "<h2>Weights</h2>",
         f"<p>{text}</p>",
@@ -106,7 +108,7 @@ def _kinds(found: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def _latency(found: Sequence[Mapping[str, Any]]) -> list[str]:
     rows = [(one["engine"], f"{one['milliseconds']:.2f}") for one in found]
-    text = "Text to label, one text at a time, median; on the machine that ran this."
+    text = "From text to label, one text at a time; medians on the machine of the run."
     heads = ("engine", "milliseconds")
     return ["<h2>Latency</h2>", f"<p>{text}</p>", table(heads, rows)]
 
@@ -124,7 +126,7 @@ def figure(caption: str, picture: str) -> str:
 def table(
     heads: Sequence[Any], rows: Sequence[Sequence[Any]], *, words: bool = False
 ) -> str:
-    """Return a table; every text in it is escaped. ``words``: columns wrap."""
+    """Return a table; every text in it is escaped. ``words``: its columns may wrap."""
     top = "".join(f'<th scope="col">{escape(str(head))}</th>' for head in heads)
     lines = []
     for first, *rest in rows:

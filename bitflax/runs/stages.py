@@ -3,26 +3,31 @@
 Everything that can be checked is checked before the first step.
 """
 
+import contextlib
 import functools
+import gc
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-import optax
 
-from bitflax import distillation, files, manifests, model, progress, training
+from bitflax import distillation, files, model, progress, training
 from bitflax.data import Task
-from bitflax.errors import DamagedFile, InputMissing
 from bitflax.recipe import Recipe, Stage, Teacher, check_plan, resolved
-from bitflax.runs import findings, initialization, report
-from bitflax.runs.ending import ending
-from bitflax.runs.experiment import Experiment, StageData, loaded_model, stored_values
-from bitflax.runs.folder import RESULT, RunFolder
+from bitflax.runs import initialization, report
+from bitflax.runs.environment import with_dtypes
+from bitflax.runs.experiment import (
+    Experiment,
+    StageData,
+    TaskData,
+    loaded_model,
+    output_shapes,
+)
+from bitflax.runs.folder import RunFolder
 from bitflax.runs.fork import take_finished
-from bitflax.runs.garbage import rare_collections
 from bitflax.runs.log import OnLog
 from bitflax.runs.prepare import prepare
 from bitflax.runs.quality import make_judge
@@ -36,8 +41,9 @@ from bitflax.runs.results import (
     weight_bits,
     weight_files,
 )
-from bitflax.runs.surroundings import precise
-from bitflax.types import LossFn, Model, Params
+from bitflax.runs.stage_training import train_stage
+from bitflax.runs.summary import run_summary
+from bitflax.types import BertConfig, LossFn, Model
 
 
 @training.failures_told()
@@ -63,14 +69,15 @@ def run(
       out: the run folder; the same recipe again goes on where it stopped, and a
         finished run is left as it is.
       until: stop after this stage (``"teacher"`` or a stage's name); after the last
-        one the student is packed as ever.
+        one, the student is still packed.
       source: the recipe file's text, kept in the folder.
       overrides: what was changed in it, kept too.
-      fork: another run's folder: what it has finished is taken over, up to the first
-        stage that differs.
+      fork: another run's folder, from which the finished stages are copied, up to the
+        first stage whose settings differ.
       on_log: called with every line of the log, a flat dict (``stage``, ``step``,
         ``loss/loss``, ``dev/accuracy``, ``lr``), for a logger of your own.
-      kept: teachers' outputs that other runs of this process kept, and these too then.
+      kept: teachers' outputs that several runs of this process share: this run reads
+        them, and adds those that it computes.
 
     Returns:
       The table's rows; empty where the run was finished before.
@@ -82,7 +89,7 @@ def run(
     check_plan(recipe, until)
     with rare_collections(), files.threads_heard(out), RunFolder(out, on_log) as folder:
         began = training.broadcast(lambda: folder.record.get("recipe", {}))
-        recipe = precise(recipe, began)
+        recipe = with_dtypes(recipe, began)
         known = resolved(recipe)
         folder.write_recipe(source, known, overrides)
         if fork is not None:
@@ -97,13 +104,36 @@ def run(
             return _run(experiment, until)
 
 
+@contextlib.contextmanager
+def rare_collections() -> Iterator[None]:
+    """Let Python collect garbage a seventieth as often while the ``with`` lasts.
+
+    With jax imported, each collection visits some hundred thousand objects, and reading
+    data or tracing a model makes objects by the ten thousand: a sixth of a run's start
+    was spent on garbage that was not there.
+
+    >>> before = gc.get_threshold()
+    >>> with rare_collections():
+    ...     gc.get_threshold()
+    (50000, 20, 20)
+    >>> gc.get_threshold() == before
+    True
+    """
+    before = gc.get_threshold()
+    gc.set_threshold(50_000, 20, 20)
+    try:
+        yield
+    finally:
+        gc.set_threshold(*before)
+
+
 def _run(experiment: Experiment, until: str | None) -> list[report.Row]:
-    """Run what is left of all stages; return and print the table."""
+    """Run all stages that are not done yet; print the table and return its rows."""
     judge = make_judge(experiment)
     for simple in judge.baselines:
         if simple.score is not None:
             say_scores(simple.name, {judge.metric: simple.score})
-    done = {"teacher": _teacher(experiment)}
+    done = {"teacher": _run_teacher(experiment)}
     names = [stage.name for stage in experiment.recipe.stages]
     for number, name in enumerate(names, 1):
         if until in done:
@@ -121,23 +151,17 @@ def _run(experiment: Experiment, until: str | None) -> list[report.Row]:
         for warning in warnings:
             progress.tell(warning)
         if ended:
-            print(f"\n{ending(experiment)}")
+            print(f"\n{run_summary(experiment)}")
     return rows
 
 
-def _teacher(experiment: Experiment) -> Result:
-    """Return the teacher, fine-tuned here if need be, and scored."""
+def _run_teacher(experiment: Experiment) -> Result:
+    """Return the teacher and its scores; it is fine-tuned here unless it came so."""
     taught, data = experiment.recipe.teacher, experiment.teacher_data
-    name = taught.model
+    folder = model.resolve_folder(taught.model)
     found, scores, seconds = experiment.teacher, {}, 0.0
     if data is not None and taught.folder is not None:
-        began = time.monotonic()
-        small = data.small(found)
-        scorer = data.scorer(None, small.config)
-        scores = scorer(small.params)
-        if found.config.id2label is None:
-            check_order(experiment, scorer.logits(small.params))
-        seconds = time.monotonic() - began
+        scores, seconds = _score_teacher(experiment, data)
     elif data is not None:
         stage = Stage(
             name="teach",
@@ -150,16 +174,29 @@ def _teacher(experiment: Experiment) -> Result:
             patience=taught.patience,
             dtype=taught.dtype,
         )
-        found, scores, seconds = _trained(
-            experiment, data, 0, "teacher", stage, None, lambda: experiment.teacher
+        found, scores, seconds = train_stage(
+            experiment, data, 0, stage, None, lambda: experiment.teacher
         )
-        name = experiment.run.stage(0, "teacher") / "params"
-    size = sum(p.stat().st_size for p in weight_files(model.resolve_folder(name)))
+        folder = experiment.run.stage(0, "teacher") / "params"
+    size = sum(path.stat().st_size for path in weight_files(folder))
     score = scores[data.metric] if data else None
     row = report.Row("teacher", score, score and 1.0, 32, size, seconds)
     if scores:
         say_scores("teacher", scores)
     return Result(found, scores, seconds, row)
+
+
+def _score_teacher(
+    experiment: Experiment, data: TaskData
+) -> tuple[dict[str, float], float]:
+    """Return the scores of a teacher that came fine-tuned, and the seconds it took."""
+    began = time.monotonic()
+    small = data.shrink(experiment.teacher)
+    scorer = data.scorer(None, small.config)
+    scores = scorer(small.params)
+    if experiment.teacher.config.id2label is None:
+        check_order(experiment, scorer.logits(small.params))
+    return scores, time.monotonic() - began
 
 
 def label_loss(taught: Teacher, task: Task) -> LossFn:
@@ -180,12 +217,12 @@ def label_loss(taught: Teacher, task: Task) -> LossFn:
 def run_stage(
     experiment: Experiment, number: int, done: Mapping[str, Result]
 ) -> Result:
-    """Run one stage: where it starts, its training, its score, its ``params/``.
+    """Build a stage's first student, train and score it, and write its ``params/``.
 
     Args:
       experiment: what all stages share, from ``prepare``.
       number: the stage's, from 1.
-      done: the teacher's result, then those of the stages before, by name.
+      done: the results so far by name: the teacher's, then each earlier stage's.
     """
     stage = experiment.recipe.stages[number - 1]
     data, fine_tuned = experiment.data_of(stage), done["teacher"]
@@ -193,25 +230,11 @@ def run_stage(
     if stage.corpus is not None:
         teacher = first = experiment.corpus_data.teacher
     before = first if number == 1 else list(done.values())[-1].model
-
-    def start() -> Model:
-        key = jax.random.fold_in(jax.random.key(experiment.recipe.seed), number)
-        source = {"previous": before, "teacher": first}.get(stage.init.source)
-        if source is None:
-            source = loaded_model(stage.init.source, first.config, key)
-        config, params = initialization.initial_student(
-            stage.init,
-            source,
-            key,
-            lambda whole: initialization.measured_importance(
-                experiment.task_data, whole
-            ),
-        )
-        fit = initialization.with_projection(params, config, teacher.config, key)
-        return Model(config, fit)
-
-    found, scores, seconds = _trained(
-        experiment, data, number, stage.name, stage, teacher, start
+    begin = functools.partial(
+        _initial_model, experiment, number, teacher.config, before, first
+    )
+    found, scores, seconds = train_stage(
+        experiment, data, number, stage, teacher, begin
     )
     weights = experiment.run.stage(number, stage.name) / "params" / "model.safetensors"
     # Latent weights are float32 whatever the bits: only the packed file's size counts.
@@ -228,171 +251,43 @@ def run_stage(
     return Result(found, scores, seconds, row)
 
 
+def _initial_model(
+    experiment: Experiment,
+    number: int,
+    teacher: BertConfig,
+    previous: Model,
+    first: Model,
+) -> Model:
+    """Return the student that a stage starts from.
+
+    Args:
+      experiment: what all stages share.
+      number: the stage's, from 1.
+      teacher: the shape of the stage's teacher.
+      previous: what an ``Init`` calls so.
+      first: what an ``Init`` calls ``"teacher"``.
+    """
+    init = experiment.recipe.stages[number - 1].init
+    key = jax.random.fold_in(jax.random.key(experiment.recipe.seed), number)
+    source = {"previous": previous, "teacher": first}.get(init.source)
+    if source is None:
+        source = loaded_model(init.source, first.config, key)
+
+    def importance(whole: Model) -> distillation.Importance:
+        return initialization.measured_importance(experiment.task_data, whole)
+
+    config, params = initialization.initial_student(init, source, key, importance)
+    return Model(config, initialization.with_projection(params, config, teacher, key))
+
+
 def _trains_logits(
     stage: Stage, teacher: Model, student: Model, data: StageData, number: int
 ) -> bool:
     """Whether a stage's loss reads the student's logits."""
     batch = data.batches(number, stage).batch(0)
-    apply = distillation.projected(model.bert(student.config, stage.act))
-    said = jax.eval_shape(apply, student.params, batch)
-    told = jax.eval_shape(model.bert(teacher.config), teacher.params, batch)
+    said, told = output_shapes(stage, teacher, student, batch)
 
-    def turned(told: Any, said: Any, batch: Any) -> Any:
+    def swapped(told: Any, said: Any, batch: Any) -> Any:
         return stage.loss(said, told, batch)
 
-    return "logits" in distillation.used_outputs(turned, told, said, batch)
-
-
-def _trained(
-    experiment: Experiment,
-    data: StageData,
-    number: int,
-    name: str,
-    stage: Stage,
-    teacher: Model | None,
-    begin: Callable[[], Model],
-) -> tuple[Model, dict[str, float], float]:
-    """Return the trained model, its scores and seconds; from disk if it was done."""
-    folder = experiment.run.stage(number, name)
-    done = folder / "result.json"
-    if training.broadcast(done.is_file):
-        found, record = _finished(folder / "params", done)
-        return found, record["scores"], record["seconds"]
-    began = time.monotonic()
-    start = begin()
-    batches = data.batches(number, stage)
-    small = _with_act(experiment, number, stage, data.small(start), batches)
-    scorer = data.scorer(stage, small.config)
-    steps = data.steps(stage, batches)
-    optimizer = training.make_optimizer(stage.optim, steps)
-    step, batch, teacher_params = _step(
-        experiment, data, stage, teacher, small, batches, optimizer, steps
-    )
-    setup = time.monotonic() - began
-    key = jax.random.fold_in(jax.random.key(experiment.recipe.seed), number)
-    state = training.init_state(small.params, optimizer, key=key)
-    state = training.replicate(state, experiment.mesh)
-
-    def programs() -> Iterator[training.Program]:
-        # By their first calls; those of a corpus have one shape.
-        firsts = [0] if stage.corpus else batches.first_steps()
-        for shapes in (training.described(batch(i)) for i in firsts if i < steps):
-            args = training.described((state, teacher_params))
-            yield training.Program(step, (*args, shapes))
-        yield from scorer.programs(state.params)
-
-    work = training.Training(
-        name=folder.name,
-        folder=folder,
-        steps=steps,
-        batch=batch,
-        step=lambda state, batch: step(state, teacher_params, batch),
-        evaluate=scorer,
-        programs=programs,
-        metric=data.metric,
-        eval_every=-(-steps // stage.evals),
-        rate=jax.jit(training.learning_rate(stage.optim, steps)),
-        keep=stage.keep,
-        patience=stage.patience,
-        watch=findings.watch(small.params, stage.rules),
-        place=f"stages.{name}" if number else "teacher",
-    )
-    trained = training.train(work, state, experiment.run)
-    seconds = setup + trained.seconds
-    params = data.whole(training.to_local(trained.params), start.params)
-    if training.is_main_process():
-        model.save_pretrained(
-            folder / "params", start.config, params, experiment.tokenizer, extra=True
-        )
-        manifests.write_manifest(folder / "params", {})
-        whole = manifests.sha256(folder / "params" / files.MANIFEST)
-        record = {"scores": trained.scores, "seconds": seconds, "steps": trained.steps}
-        manifests.write_sealed(done, record | {"params": whole})
-        for at, seen in ((0, start.params), (trained.steps, params)):
-            experiment.run.board.weights(folder.name, at, seen)
-    training.barrier()
-    return Model(start.config, params), trained.scores, seconds
-
-
-def _finished(folder: Path, done: Path) -> tuple[Model, dict[str, Any]]:
-    """Return a finished stage's model and what it scored, both as they were written."""
-    try:
-        record = manifests.read_sealed(done, earlier=RESULT)
-        manifest = folder / files.MANIFEST
-        written = record.get("params")  # none of an earlier bitflax
-        if written and not (
-            manifest.is_file() and manifests.sha256(manifest) == written
-        ):
-            raise DamagedFile(manifest, "it is not what was written", fix="")
-        return Model(*model.load_pretrained(folder)), record
-    except (DamagedFile, InputMissing) as error:
-        fix = f"move {done} away: the same command then goes on with the stage"
-        raise DamagedFile(error.place, error.problem, fix=fix) from error
-
-
-def _with_act(
-    experiment: Experiment, number: int, stage: Stage, small: Model, batches: Any
-) -> Model:
-    """Return the model with the parameters of its learned activation quantizers."""
-    earlier = experiment.recipe.stages[: max(number - 1, 0)]
-    before = earlier[-1].act if earlier else None
-    batch = batches.batch(0)
-    # How many rows only fill up depends on the devices.
-    batch = {name: x[batch["weight"] > 0] for name, x in batch.items()}
-    params = initialization.fit_act(small, stage, before, batch)
-    return small._replace(params=params)
-
-
-def _step(
-    experiment: Experiment,
-    data: StageData,
-    stage: Stage,
-    teacher: Model | None,
-    start: Model,
-    batches: Any,
-    optimizer: optax.GradientTransformation,
-    steps: int,
-):
-    """Return the mapped step, its batch function, and what it gets as a teacher."""
-    student = model.bert(
-        start.config, stage.act, dtype=stage.dtype, recompute=stage.recompute
-    )
-    apply = distillation.projected(student)
-    kept, teach = None, None
-    if teacher is not None:
-        teacher = data.small(teacher)
-        teach = model.bert(teacher.config, dtype=stage.teacher_dtype)
-        kept = data.kept(stage, teacher, start, batches)
-    stored = stored_values(stage, experiment.recipe.rest, lazy=True)
-
-    def values(latent: Params) -> Params:
-        latent = training.stop_frozen(latent, stage.optim)
-        return latent if stored is None else stored(latent)
-
-    step = training.make_train_step(
-        apply,
-        teach if kept is None else distillation.outputs_reader(kept.outputs),
-        stage.loss,
-        optimizer,
-        quantize=values,
-        accumulate=stage.accumulate,
-    )
-
-    def batch(number: int) -> Mapping[str, Any]:
-        found = batches.batch(number, training.process_part())
-        found = found if kept is None else kept.add_to(found)
-        # The step of one process itself shares rows out.
-        many = training.process_part()[1] > 1
-        return training.shard_batch(found, experiment.mesh) if many else found
-
-    positions = steps * batches.batch(0)["input_ids"].size // experiment.mesh.size
-    flop = 3 * model.forward_flop(start.config, positions)
-    if teacher is not None and kept is None:
-        flop += model.forward_flop(teacher.config, positions)
-    options = model.compiler_options(flop)
-    mapped = training.data_parallel(step, experiment.mesh, options)
-    mapped = training.Ahead(mapped)
-    params = None
-    if teacher is not None and kept is None:
-        params = training.replicate(teacher.params, experiment.mesh)
-    return mapped, batch, params
+    return "logits" in distillation.used_outputs(swapped, told, said, batch)

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from html import escape
 
 WIDTH, HEIGHT = 340, 202
+MOST_DOTS = 40
 Number = float | int
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 10, 22, 36
 
@@ -18,16 +19,17 @@ def line_plot(
     points: Sequence[tuple[Number, Number]],
     *,
     levels: Sequence[tuple[str, Number]] = (),
-    dots: bool = False,
     axes: tuple[str, str] = ("step", ""),
 ) -> str:
-    """Return a plot of y over x from 0 on; y is logarithmic over a factor of 30.
+    """Return a plot of y over x, which starts at 0.
+
+    y is logarithmic where its largest value is more than 30 times its smallest. Up to
+    ``MOST_DOTS`` points are drawn as dots too, with their numbers as tooltips.
 
     Args:
-      label: what a screen reader says.
+      label: the name of the picture, which a screen reader speaks.
       points: (x, y), at least one, finite.
       levels: names and values of dashed lines.
-      dots: draw each point with its numbers as a tooltip; for few points.
       axes: the names of x and y.
 
     >>> line_plot("loss", [(1, 2.0), (2, 1.0)]).count('class="line"')
@@ -40,10 +42,9 @@ def line_plot(
     y_axis = _Axis(min(every), max(every), HEIGHT - _BOTTOM, _TOP, log=log, room=0.06)
     parts = [_grid(x_axis, y_axis), _names(*axes)]
     parts += _levels([(name, y_axis.at(value)) for name, value in levels])
-    shown = points if dots else thin(points)
-    way = " L".join(f"{x_axis.at(x):.1f} {y_axis.at(y):.1f}" for x, y in shown)
+    way = " L".join(f"{x_axis.at(x):.1f} {y_axis.at(y):.1f}" for x, y in thin(points))
     parts.append(f'<path class="line" d="M{way}"/>')
-    for x, y in points if dots else ():
+    for x, y in points if len(points) <= MOST_DOTS else ():
         tip = f"<title>step {x:g}: {y:.4g}</title>"
         at = f'cx="{x_axis.at(x):.1f}" cy="{y_axis.at(y):.1f}"'
         parts.append(f'<circle class="dot" {at} r="3.5">{tip}</circle>')
@@ -88,10 +89,11 @@ def matrix(label: str, counts: Sequence[Sequence[int]], names: Sequence[str]) ->
     for i, row in enumerate(counts):
         for j, count in enumerate(row):
             share = count / (sum(row) or 1)
-            tip = f"<title>{escape(names[i])}, said {escape(names[j])}: {count}</title>"
+            tip = f"{names[i]}, predicted {names[j]}: {count}"
             box = f'x="{j * size:.1f}" y="{i * size:.1f}" width="{size:.1f}"'
             box += f' height="{size:.1f}" fill-opacity="{share:.3f}"'
-            parts.append(f'<rect class="cell" {box}>{tip}</rect>')
+            title = f"<title>{escape(tip)}</title>"
+            parts.append(f'<rect class="cell" {box}>{title}</rect>')
             if size > 22 and count:
                 x, y = (j + 0.5) * size, (i + 0.5) * size + 4
                 kind = ' class="on"' if share > 0.5 else ""
@@ -124,7 +126,7 @@ def bar_chart(label: str, bars: Sequence[tuple[str, Number, str]]) -> str:
     """Return horizontal bars, each under its name.
 
     Args:
-      label: what a screen reader says.
+      label: the name of the picture, which a screen reader speaks.
       bars: (name, value, the value as text).
 
     >>> bar_chart("size", [("teacher", 90.9, "90.9 MB")]).count("<rect")
@@ -148,7 +150,7 @@ def bar_chart(label: str, bars: Sequence[tuple[str, Number, str]]) -> str:
 def thin(
     points: Sequence[tuple[Number, Number]], most: int = 150
 ) -> list[tuple[Number, Number]]:
-    """Return the means of at most ``most`` runs of neighbouring points.
+    """Return at most ``most`` points, each the mean of as many neighbours.
 
     >>> thin([(1, 4.0), (2, 2.0), (3, 1.0), (4, 1.0)], most=2)
     [(1.5, 3.0), (3.5, 1.0)]
@@ -162,7 +164,7 @@ def thin(
 
 
 class _Axis:
-    """Numbers to places, and the numbers worth a tick."""
+    """Maps values to coordinates, and chooses the values that get a tick."""
 
     def __init__(
         self,

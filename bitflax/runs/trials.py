@@ -1,9 +1,8 @@
 """Several runs of one recipe, with other seeds or other settings, and their table.
 
-OUT/seed=0/, OUT/lr=1e-3,seed=0/, ...: a run's folder each; ``trials.json`` beside them
-holds every run's rows. Runs of one seed share what is the same: the teacher, finished
-stages, the teacher's kept outputs and compiled steps. A finished one keeps no
-checkpoints.
+Each run has its folder, OUT/seed=0/ or OUT/lr=1e-3,seed=0/; OUT/trials.json holds the
+scores of all. Runs of one seed share what they can: the teacher, finished stages, the
+teacher's kept outputs and compiled steps. A finished run keeps no checkpoints.
 """
 
 import dataclasses
@@ -29,16 +28,25 @@ from bitflax.runs.results import say
 REPORT = "trials.json"
 LONGEST = 100
 MOST = 10_000
-"""Runs of one command: more were a slip of the keyboard."""
+"""Runs of one command; a larger number is taken for a slip of the keyboard."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Trial:
-    """One run: what is set besides the settings that all have, its seed, its recipe."""
+    """One of several runs.
+
+    ``settings`` are its own, as in ``--set``; ``common`` are those that all runs have.
+    """
 
     settings: tuple[str, ...]
     seed: int
     recipe: Recipe
+    common: tuple[str, ...] = ()
+
+    @property
+    def overrides(self) -> tuple[str, ...]:
+        """All settings of the run."""
+        return (*_without_seed(self.common), *self.settings, f"seed={self.seed}")
 
     @property
     def name(self) -> str:
@@ -61,16 +69,16 @@ class Trial:
         return f"{plain[:LONGEST]}-{hashlib.sha256(whole.encode()).hexdigest()[:8]}"
 
 
-def choices(over: Sequence[str]) -> list[tuple[str, ...]]:
-    """Return every combination of what ``--over NAME=A,B`` says, as settings.
+def combinations(over: Sequence[str]) -> list[tuple[str, ...]]:
+    """Return every combination of the values that ``--over NAME=A,B`` gives.
 
-    Values that have commas of their own are parted by semicolons.
+    Values that contain commas are separated by semicolons.
 
     Raises:
       UsageError: there is no ``=``, a value is missing or stands twice, it is the seed,
         or there are more than ``MOST`` combinations.
 
-    >>> choices(["lr=1e-3,1e-4", "layers=1,3,5;0,2,4"])[:2]
+    >>> combinations(["lr=1e-3,1e-4", "layers=1,3,5;0,2,4"])[:2]
     [('lr=1e-3', 'layers=1,3,5'), ('lr=1e-3', 'layers=0,2,4')]
     """
     found = []
@@ -92,33 +100,46 @@ def choices(over: Sequence[str]) -> list[tuple[str, ...]]:
 
 
 def make_trials(
-    file: RecipeFile, settings: Sequence[str], over: Sequence[str], seeds: int
+    file: RecipeFile,
+    settings: Sequence[str] = (),
+    over: Sequence[str] = (),
+    seeds: int = 1,
+    until: str | None = None,
 ) -> list[Trial]:
-    """Return the runs, seed after seed; every recipe is made, so that a typo is told.
+    """Return the runs, seed after seed, each with its recipe built and checked.
 
-    The seeds count from the recipe's own.
+    Args:
+      file: the recipe's, from ``bitflax.recipe.read_recipe``.
+      settings: those that all runs have.
+      over: ``"stages.onebit.optim.lr=2e-4,1e-3"``: each value is a run of its own.
+      seeds: how many runs of each, with seeds that count from the recipe's.
+      until: the stage after which each is to stop.
 
     Raises:
-      UsageError: ``over`` cannot be read, or ``seeds`` is out of bounds.
+      UsageError: ``over`` cannot be read, ``seeds`` is out of bounds, or no stage is
+        called ``until``.
       ConfigError: a setting names no dial and no field, or is not of its type.
     """
-    found = choices(over)
+    found = combinations(over)
     most = MOST // len(found)
     if not 1 <= seeds <= most:
         problem = f"expected 1 to {most:,}, found {seeds:,}"
         raise UsageError("--seeds", problem, fix="give --seeds 3")
     first, rest = file.build(settings).seed, _without_seed(settings)
-    return [
-        Trial(chosen, seed, _build(file, rest, chosen, seed))
+    trials = [
+        Trial(chosen, seed, _build(file, rest, chosen, seed), tuple(settings))
         for seed in range(first, first + seeds)
         for chosen in found
     ]
+    for trial in trials:
+        check_plan(trial.recipe, until)
+    return trials
 
 
 def _build(
     file: RecipeFile, settings: Sequence[str], chosen: Sequence[str], seed: int
 ) -> Recipe:
-    """Return a run's recipe; what is wrong of a choice is told by its own option."""
+    """Return a run's recipe; an error names the option that gave the wrong value."""
     try:
         return file.build([*settings, *chosen, f"seed={seed}"])
     except ConfigError as error:
@@ -135,21 +156,17 @@ def _without_seed(settings: Sequence[str]) -> list[str]:
 
 def run_trials(
     file: RecipeFile,
+    trials: Sequence[Trial],
     out: str | Path,
-    settings: Sequence[str] = (),
-    over: Sequence[str] = (),
-    seeds: int = 1,
     until: str | None = None,
 ) -> list[dict[str, Any]]:
     """Run every trial, or go on with them; print and write the table.
 
     Args:
-      file: the recipe's, from ``bitflax.recipe.read_recipe``.
+      file: the recipe's.
+      trials: from ``make_trials``.
       out: a folder for all of them.
-      settings: what all have.
-      over: ``"stages.onebit.optim.lr=2e-4,1e-3"``: each value is a run of its own.
-      seeds: how many runs of each, with seeds that count from the recipe's.
-      until: stop after this stage.
+      until: stop each after this stage.
 
     Returns:
       A summary of each choice, the best one first: ``settings``, and for every row of
@@ -157,11 +174,8 @@ def run_trials(
 
     Raises:
       OutputError: ``out`` is a run's folder.
-      BitflaxError: as a run, or ``make_trials``, says.
+      BitflaxError: a run fails.
     """
-    trials = make_trials(file, settings, over, seeds)
-    for trial in trials:
-        check_plan(trial.recipe, until)
     out = files.given(out, OutputError)
     if (out / "recipe.json").exists():
         fix = "choose another --out: each run has a folder of its own in it"
@@ -171,32 +185,29 @@ def run_trials(
     rows: list[list[report.Row]] = []
     kept: list[Any] = []
     with training.compiled_for_user(out / "cache"):
-        for trial in trials:
-            say(f"{len(rows) + 1} of {len(trials)}: {trial.name}")
-            rest = (*_without_seed(settings), *trial.settings, f"seed={trial.seed}")
+        for number, trial in enumerate(trials):
+            say(f"{number + 1} of {len(trials)}: {trial.name}")
             made = stages.run(
                 trial.recipe,
                 out / trial.name,
                 until=until,
                 source=file.source,
-                overrides=rest,
-                fork=_begun(out, trial, trials[: len(rows)]),
+                overrides=trial.overrides,
+                fork=_nearest_run(out, trial, trials[:number]),
                 kept=kept,
             )
             rows.append(made or _read_rows(out / trial.name, until))
             if until is None:
                 clean(out / trial.name)
-    return _told(file, out, settings, trials, rows)
+    return _summarize(file, out, trials, rows)
 
 
-def _begun(out: Path, trial: Trial, before: Sequence[Trial]) -> Path | None:
-    """Return the folder of the earlier run that has most in common with this one."""
-    mine, best, most = resolved(trial.recipe), None, 0
-    for other in before:
-        same = len(fork.shared(resolved(other.recipe), mine))
-        if same > most:
-            best, most = out / other.name, same
-    return best
+def _nearest_run(out: Path, trial: Trial, before: Sequence[Trial]) -> Path | None:
+    """Return the folder of the earlier run that shares most stages with this one."""
+    recipe = resolved(trial.recipe)
+    shares = [len(fork.shared(resolved(other.recipe), recipe)) for other in before]
+    most = max(shares, default=0)
+    return out / before[shares.index(most)].name if most else None
 
 
 def _read_rows(folder: Path, until: str | None) -> list[report.Row]:
@@ -206,14 +217,13 @@ def _read_rows(folder: Path, until: str | None) -> list[report.Row]:
     return rows if until is None else rows[: names.index(until) + 1]
 
 
-def _told(
+def _summarize(
     file: RecipeFile,
     out: Path,
-    settings: Sequence[str],
     trials: Sequence[Trial],
     rows: Sequence[Sequence[report.Row]],
 ) -> list[dict[str, Any]]:
-    """Print and write the table; return its lines, the best choice first."""
+    """Print and write the table of all runs; return its rows, the best one first."""
     found = []
     for choice in dict.fromkeys(trial.settings for trial in trials):
         mine = [r for t, r in zip(trials, rows, strict=True) if t.settings == choice]
@@ -222,7 +232,7 @@ def _told(
     found.sort(key=_last_mean, reverse=trials[0].recipe.data is not None)
     record = {
         "recipe": file.name,
-        "settings": list(settings),
+        "settings": list(trials[0].common),
         "choices": found,
         "trials": [
             {"name": t.name, "stages": report.records(r)}
@@ -233,7 +243,7 @@ def _told(
         files.write_text(out / REPORT, json.dumps(record, indent=2) + "\n")
         print(f"\n{trials_table(found)}")
         if len(found) > 1:
-            chosen = [*settings, *found[0]["settings"]]
+            chosen = [*trials[0].common, *found[0]["settings"]]
             sets = " ".join(f"--set {shlex.quote(setting)}" for setting in chosen)
             where, best = (shlex.quote(str(x)) for x in (file.path, f"{out}-best"))
             print(f"best: bitflax run {where} --out {best} {sets}")
@@ -246,10 +256,11 @@ def _last_mean(choice: dict[str, Any]) -> float:
 
 
 def means(runs: Sequence[Sequence[report.Row]]) -> list[dict[str, Any]]:
-    """Return, for each row of equal runs' tables, ``name``, ``mean``, ``deviation``.
+    """Return the mean of each row over runs whose tables have the same rows.
 
-    The deviation is the sample's, ``sqrt(sum (x - mean)^2 / (n - 1))``; None of one
-    run. ``kept`` is the mean of the shares of each run's own teacher.
+    Each row has ``name``, ``mean``, ``deviation`` and ``kept``. The deviation is the
+    sample's, ``sqrt(sum (x - mean)^2 / (n - 1))``; None of one run. ``kept`` is the
+    mean of the shares that each run kept of its own teacher's score.
 
     >>> means([[report.Row("packed", x, x)] for x in (0.5, 0.7)])
     [{'name': 'packed', 'mean': 0.6, 'deviation': 0.1414..., 'kept': 0.6}]
@@ -270,7 +281,7 @@ def means(runs: Sequence[Sequence[report.Row]]) -> list[dict[str, Any]]:
 
 
 def trials_table(choices: Sequence[dict[str, Any]]) -> str:
-    """Return the table: a line a choice, a column a row of the runs' own tables.
+    """Return the table: a line for each choice, a column for each stage.
 
     >>> row = {"name": "packed", "mean": 0.6, "deviation": 0.1414, "kept": 0.98}
     >>> print(trials_table([{"settings": ["lr=1e-3"], "runs": 2, "rows": [row]}]))

@@ -11,7 +11,7 @@ from bitflax import cli, inference
 from bitflax.data import hub_datasets, load_task, tasks
 from bitflax.errors import ConfigError, DataError, InputMissing
 from bitflax.recipe import describe, overrides
-from bitflax.runs import ending
+from bitflax.runs import summary
 from tests.helpers import hub, tinyrun
 
 datasets = pytest.importorskip("datasets")
@@ -200,11 +200,11 @@ def test_show_and_run_take_a_name(asked, capsys):
     assert asked == []  # what is described is not downloaded
     data = bf.Data(task="hf:old/mrpc", dev="test", label="label")
     task = load_task("hf:old/mrpc", label="label")
-    assert ending._task(data, task) == "--task hf:old/mrpc --label label --dev test"
-    assert ending._task(bf.Data(task=rows()), load_task(rows())) == "--task TEST.csv"
+    assert summary._task(data, task) == "--task hf:old/mrpc --label label --dev test"
+    assert summary._task(bf.Data(task=rows()), load_task(rows())) == "--task TEST.csv"
     data = bf.Data(task="hf:old")
-    assert ending._task(data, task) == "--task hf:old"
-    assert ending._task(data, load_task(rows())) == "--task hf:old --dev SPLIT"
+    assert summary._task(data, task) == "--task hf:old"
+    assert summary._task(data, load_task(rows())) == "--task hf:old --dev SPLIT"
 
 
 @pytest.mark.parametrize(("split", "status"), [(None, 2), ("test", 0)])

@@ -110,7 +110,7 @@ def test_describe_says_what_a_stage_computes_with():
     for words in ("products", "computed again", "added up"):
         assert words not in plain
     assert "products    bfloat16, the teacher's float32" in other
-    assert "computed again on the way back" in other
+    assert "computed again in the backward pass" in other
     assert "added up over 4 parts" in other
 
 
@@ -190,4 +190,4 @@ def test_describe_says_steps_and_epochs_where_the_examples_are_counted():
     text = describe.describe_recipe(made(bf.xtc_1bit()), task=task)
     assert "fine-tuned: 750 steps (11.9 epochs)" in text
     assert "1,500 steps (23.8 epochs)" in text
-    assert "as long as the data ask for" in describe.describe_recipe(made())
+    assert "as many steps as suit the data" in describe.describe_recipe(made())

@@ -45,8 +45,8 @@ def test_a_finished_run_stays_finished(run, capsys):
 def test_an_unfinished_run_says_what_it_would_lose(run, capsys):
     assert cli.main(["clean", str(run)]) == 2
     err = capsys.readouterr().err
-    assert f"error: {run}: the run is not finished: 1-fp32 would begin anew" in err
-    assert "from step 40" in err
+    assert f"error: {run}: the run is not finished: 1-fp32 would lose its" in err
+    assert "lose its 40 steps" in err
     assert (run / "1-fp32/checkpoints/40/state").is_file()
     assert (run / "cache/tokens").is_file()
 
@@ -62,7 +62,7 @@ def test_a_run_that_is_held_is_left_alone(run):
 def test_another_folder_is_no_run(tmp_path, capsys, name):
     (tmp_path / "plain" / "cache").mkdir(parents=True)
     assert cli.main(["clean", str(tmp_path / name)]) == 66
-    assert "no run's folder" in capsys.readouterr().err
+    assert "not a run's folder" in capsys.readouterr().err
     assert (tmp_path / "plain" / "cache").is_dir()
     assert not (tmp_path / "nowhere").exists()
 

@@ -18,8 +18,8 @@ from bitflax.errors import (
     OutputError,
 )
 from bitflax.runs import folder as runs_folder
+from bitflax.runs.environment import differences
 from bitflax.runs.folder import RunFolder
-from bitflax.runs.surroundings import differences
 
 RECIPE = {
     "data": {"task": "icd10cm", "limit": None},

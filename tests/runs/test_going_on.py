@@ -9,7 +9,7 @@ import pytest
 
 from bitflax import manifests
 from bitflax.errors import ConfigError, DamagedFile, InputMissing
-from bitflax.runs import fork, log, surroundings
+from bitflax.runs import environment, fork, log
 from tests.helpers import tinyrun
 
 KINDS = dict(enumerate(tinyrun.KINDS))
@@ -95,7 +95,7 @@ def test_a_fork_takes_over_what_is_the_same(place, whole, tmp_path, caplog):
 def test_a_fork_of_which_nothing_is_the_same(place, whole, tmp_path, settings, said):
     with pytest.raises(ConfigError, match=said):
         start(place, tmp_path / "run", *settings, fork=whole)
-    with pytest.raises(InputMissing, match="no run's folder"):
+    with pytest.raises(InputMissing, match="not a run's folder"):
         start(place, tmp_path / "run", fork=tmp_path)
 
 
@@ -162,8 +162,8 @@ def test_other_devices_are_said_and_recorded(place, half, tmp_path, caplog):
 
 
 def test_64_bits_are_of_the_machine(x64):
-    assert surroundings.machine()["x64"] is True
-    assert surroundings.machine()["devices"] == len(jax.devices())
+    assert environment.machine()["x64"] is True
+    assert environment.machine()["devices"] == len(jax.devices())
 
 
 def test_a_stage_that_trains_no_logits_has_no_score(place, tmp_path):

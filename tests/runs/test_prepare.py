@@ -9,8 +9,9 @@ import pytest
 import safetensors.numpy
 
 import bitflax as bf
-from bitflax.data import tasks
+from bitflax.data import Task, tasks
 from bitflax.data.augmentation import augment
+from bitflax.data.examples import Examples
 from bitflax.errors import ConfigError, DataError, InputMissing, OutputError
 from bitflax.recipe import describe
 from bitflax.runs import experiment as runs_experiment
@@ -96,7 +97,7 @@ def refuse(place, tmp_path, monkeypatch):
         (["teacher.epochs=0"], ConfigError, "neither an already fine-tuned folder"),
         (["stages.fp32.init.layers=5"], ConfigError, "stages.0 (fp32)"),
         (["ready=PLACE/headless"], ConfigError, "its classifier is missing"),
-        (["stages.fp32.init.source=PLACE/other"], ConfigError, "other words than"),
+        (["stages.fp32.init.source=PLACE/other"], ConfigError, "other ids than"),
         (["task=PLACE/long.tsv"], ConfigError, "the header takes"),
         (["stages.fp32.optim.frozen=poler/.*"], ConfigError, "matches no parameter"),
         (["stages.fp32.optim.frozen=.*"], ConfigError, "(fp32).optim.frozen: freezes"),
@@ -159,6 +160,16 @@ def test_what_was_refused_can_be_mended_in_the_same_folder(refuse, place, tmp_pa
         tinyrun.run(place / "tiny.py", tmp_path / "run", *settings)
     record = json.loads((tmp_path / "run" / "recipe.json").read_text())
     assert record["recipe"]["data"]["task"].endswith("kinds.tsv")
+
+
+def test_default_label_names_are_matched_by_name():
+    names = tuple(sorted(f"LABEL_{i}" for i in range(11)))  # LABEL_10 is the third
+    texts = (np.array(["a"] * 11, object),)
+    rows = Examples(texts, np.arange(11, dtype=np.int32), np.arange(11))
+    config = bf.BertConfig(num_labels=11)
+    task = prepare._in_order(Task("t", rows, rows, names, "accuracy"), config)
+    assert task.labels == config.labels
+    assert [task.labels[i] for i in task.dev.labels.tolist()] == [*names]
 
 
 def test_a_teacher_without_label_names_counts_as_the_task_does(refuse):
@@ -290,7 +301,10 @@ def test_more_bits_after_fewer_are_warned_of(place, tmp_path, caplog):
             said = [text for text in caplog.messages if text.startswith("stage ")]
             assert len(said) == len(folder.record["changes"]) == warned
     problem, fix = said[0].splitlines()
-    words = "stage fp32: 32-bit weights that go on from the 1-bit ones of stage onebit"
-    assert problem == f"{words}: training for fewer bits is undone"
-    assert fix == "fix: put stages of fewer bits last, or give this one an init.source"
+    assert problem == (
+        "stage fp32 trains 32-bit weights, starting from the 1-bit ones of stage "
+        "onebit, whose training is undone"
+    )
+    first, second = "put stages of fewer bits last", "give this one another init.source"
+    assert fix == f"fix: {first}, or {second}"
     assert folder.record["changes"] == [f"{problem} ({fix})"]

@@ -63,7 +63,7 @@ def test_students_at_chance_are_named_with_the_stage_to_mend():
 
 def test_a_packed_file_that_moves_labels():
     (said,) = judge().warnings(rows(0.9, 0.88, 0.85, 0.84), (41, 277))
-    assert said.startswith("packing moves 41 of 277 labels (14.8 %)\nfix: ")
+    assert said.startswith("packing changes 41 of 277 labels (14.8 %)\nfix: ")
 
 
 def test_without_labels_nothing_is_judged():

@@ -16,7 +16,7 @@ from bitflax.inference import predictor as inference_predictor
 from bitflax.inference import provenance
 from bitflax.model import pretrained
 from bitflax.packed import file, packing, rounding
-from bitflax.runs import board, log, stages
+from bitflax.runs import log, stages, tensorboard
 from tests.helpers import tinyrun
 from tests.runs import test_log
 
@@ -139,7 +139,7 @@ def test_tensorboard_shows_latent_weights_and_what_was_run(whole):
     # A stage begins with what the one before it ended with.
     for histo, stage in ((first, "1-fp32"), (last, "2-onebit")):
         params = pretrained.load_pretrained(whole[0] / stage / "params", seed=None)[1]
-        values = np.float64(dict(board._by_layer(params))["layer_0"])
+        values = np.float64(dict(tensorboard._by_layer(params))["layer_0"])
         assert histo.num == values.size
         assert histo.max == pytest.approx(values.max(), rel=1e-6)
         assert histo.sum_squares == pytest.approx(np.square(values).sum(), rel=1e-5)

@@ -74,9 +74,7 @@ def test_ticks_are_round_numbers(low, high, ticks):
 
 
 def test_a_level_line_is_inside_even_above_the_curve():
-    root = parse(
-        svg.line_plot("a", [(0, 0.1), (9, 0.2)], levels=[("teacher", 0.9)], dots=True)
-    )
+    root = parse(svg.line_plot("a", [(0, 0.1), (9, 0.2)], levels=[("teacher", 0.9)]))
     (dash,) = of_class(root, "dash")
     y = float(re.findall(r"[\d.]+", dash.get("d"))[1])
     assert 0 < y < min(place[1] for place in way(root))
@@ -123,7 +121,7 @@ def test_texts_are_escaped():
 
 def test_a_matrix_names_each_cell_and_escapes_it():
     drawn = svg.matrix("m", [[8, 2], [0, 0]], ["<a>", "b"])
-    assert "<title>&lt;a&gt;, said b: 2</title>" in drawn
+    assert "<title>&lt;a&gt;, predicted b: 2</title>" in drawn
     assert 'fill-opacity="0.800"' in drawn
     assert drawn.count('fill-opacity="0.000"') == 2  # a class without examples
 

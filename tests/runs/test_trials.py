@@ -24,7 +24,8 @@ def tuned(tmp_path_factory):
 
     def tune(over=(RATES,), seeds=2):
         with tinyrun.devices(1):
-            return runs.run_trials(file, out, settings, over, seeds)
+            made = runs.make_trials(file, settings, over, seeds)
+            return runs.run_trials(file, made, out)
 
     filled, fill = [], distillation.fill
     with pytest.MonkeyPatch.context() as patch:
@@ -113,9 +114,8 @@ def test_one_teacher_pass_serves_all_runs_of_a_seed(tuned):
 def test_a_typo_is_told_before_any_run(over, fails, says, tmp_path):
     file = recipe.read_recipe(tinyrun.write_recipe(tmp_path))
     with pytest.raises(fails) as error:
-        runs.run_trials(file, tmp_path / "out", ["task=a", "teacher=b"], over)
+        runs.make_trials(file, ["task=a", "teacher=b"], over)
     assert says in f"{error.value.problem} {error.value.fix} {error.value.place}"
-    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("seeds", [0, -1, 5001])
@@ -128,8 +128,9 @@ def test_so_many_seeds_are_a_slip(seeds, tmp_path):
 def test_a_runs_own_folder_is_refused(tuned, tmp_path):
     out, _, _, _ = tuned
     file = recipe.read_recipe(tinyrun.write_recipe(tmp_path))
+    made = runs.make_trials(file, ["task=a", "teacher=b"])
     with pytest.raises(OutputError, match="is the folder of one run"):
-        runs.run_trials(file, out / "lr=1e-2,seed=0", ["task=a", "teacher=b"])
+        runs.run_trials(file, made, out / "lr=1e-2,seed=0")
 
 
 def test_settings_of_the_same_last_name_have_their_whole_names():

@@ -1,4 +1,4 @@
-"""What a run depends on besides its recipe, and what differs from the last time."""
+"""What a run depends on besides its recipe: versions, devices, dtypes they choose."""
 
 import dataclasses
 import importlib.metadata
@@ -13,10 +13,17 @@ import jax
 from bitflax import training
 from bitflax.recipe import Recipe
 
-_PACKAGES = (
-    *("bitflax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint"),
-    *("transformers", "tokenizers", "numpy"),
-)
+_PACKAGES = [
+    "bitflax",
+    "jax",
+    "jaxlib",
+    "flax",
+    "optax",
+    "orbax-checkpoint",
+    "transformers",
+    "tokenizers",
+    "numpy",
+]
 
 
 def memory() -> int:
@@ -29,7 +36,7 @@ def memory() -> int:
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of Python and of what the numbers depend on."""
+    """Return the versions of Python and of the packages that numbers depend on."""
     found = {"python": platform.python_version()}
     for name in _PACKAGES:
         try:
@@ -40,7 +47,7 @@ def versions() -> dict[str, str]:
 
 
 def machine() -> dict[str, Any]:
-    """Return what of this machine and jax's settings the last bits depend on."""
+    """Return the devices and the jax settings on which the last bits depend."""
     mesh = training.mesh()
     return {
         "devices": mesh.size,
@@ -52,15 +59,16 @@ def machine() -> dict[str, Any]:
 
 
 def with_appended(there: dict[str, Any], here: dict[str, Any]) -> dict[str, Any]:
-    """Return a recipe with the stages that another one has besides, at its end."""
+    """Return the recipe ``there`` with the later stages that only ``here`` has."""
     mine, its = (recipe.get("stages") or [] for recipe in (there, here))
-    return there | {"stages": mine + its[len(mine) :]} if its[len(mine) :] else there
+    more = its[len(mine) :]
+    return there | {"stages": mine + more} if more else there
 
 
 def differences(
     there: Any, here: Any, path: str = "", free: Collection[str] = ()
 ) -> Iterator[str]:
-    """Yield what differs between two JSON trees, but for the names in ``free``.
+    """Yield each difference of two JSON trees, except under the names in ``free``.
 
     >>> list(differences({"a": {"b": 1}, "c": 2}, {"a": {"b": 3}, "c": 2}))
     ['a.b was 1, is 3 now']
@@ -80,11 +88,11 @@ def differences(
         yield from differences(x, y, f"{path}.{name}" if path else str(name), free)
 
 
-def precise(recipe: Recipe, began: dict[str, Any]) -> Recipe:
-    """Return the recipe with what its products are computed in.
+def with_dtypes(recipe: Recipe, began: dict[str, Any]) -> Recipe:
+    """Return the recipe with a dtype in place of each ``"auto"``.
 
-    Where it leaves that to the devices (``"auto"``), a run goes on as it ``began``, by
-    its resolved recipe (``{}``: it begins), whatever devices it goes on with.
+    The devices decide, but a resumed run keeps the dtypes that it began with: ``began``
+    is its resolved recipe, ``{}`` where it begins now.
     """
 
     def chosen(part: Any, before: dict[str, Any] | None, *names: str) -> Any:

@@ -1,4 +1,4 @@
-"""What a person is told when a run is done: its files, and what to do with them."""
+"""What is printed when a run is done: its files, and commands that use them."""
 
 import shlex
 
@@ -8,11 +8,10 @@ from bitflax.progress import columns, escaped
 from bitflax.recipe import Data
 from bitflax.runs.cleaning import resume_bytes
 from bitflax.runs.experiment import Experiment
+from bitflax.runs.results import PACKED
 
-PACKED = "model.safetensors"
 
-
-def ending(experiment: Experiment) -> str:
+def run_summary(experiment: Experiment) -> str:
     """Return the run's files and the next commands, as lines."""
     path, data = experiment.run.path, experiment.recipe.data
     task = experiment.student_data and experiment.student_data.task
@@ -33,7 +32,7 @@ def ending(experiment: Experiment) -> str:
 
 
 def _example(task: Task) -> str:
-    """Return a dev example of some words as a command line gives it."""
+    """Return a dev example of about 40 characters, quoted for a command line."""
     texts = [*zip(*task.dev.texts, strict=True)]
     plain = [text for text in texts if not any(part[:1] == "-" for part in text)]
     first, *second = min(plain or texts, key=lambda text: abs(sum(map(len, text)) - 40))
@@ -42,16 +41,16 @@ def _example(task: Task) -> str:
 
 
 def _task(data: Data, task: Task) -> str:
-    """Return how ``bitflax eval`` is told the task; its dev file, where it has one."""
+    """Return the options of ``bitflax eval`` that measure on the run's dev examples."""
     if named_task(data.task):
         folder = f" --data-dir {shlex.quote(data.data_dir)}" if data.data_dir else ""
         return f"--task {data.task}{folder}"
     dev = None
-    if not isinstance(data.task, str):  # in memory: no command has it
+    if not isinstance(data.task, str):  # in memory: no command can name it
         name = "TEST.csv"
     elif is_hub_data(data.task):
         name, dev = data.task, data.dev or (None if has_dev(task) else "SPLIT")
-    else:  # a file whose dev examples were split off holds the others too
+    else:  # without a dev file: the data file holds the training examples too
         name = data.dev or ("TEST" + (files.given(data.task).suffix or ".csv"))
     text = data.text if isinstance(data.text, str) else ",".join(data.text or ())
     options = {"--text": text, "--label": data.label, "--dev": dev}

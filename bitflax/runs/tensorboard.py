@@ -13,14 +13,14 @@ from bitflax.runs.findings import layer
 from bitflax.types import Params
 
 FLUSH_SECONDS = 10.0
-"""So often what TensorBoard shows is brought to the disk."""
+"""How often new numbers are written to the disk."""
 BINS = 64
 MOST_VALUES = 1 << 20
-"""Of a layer; of a larger one every second, every third, ... value is counted."""
+"""In a layer's histogram; a larger layer is thinned to every second or third value."""
 
 
-class Board:
-    """What TensorBoard shows of a run, a folder a stage.
+class TensorBoard:
+    """Writes what TensorBoard shows of a run: a folder of event files a stage.
 
     Args:
       folder: the run's.
@@ -70,17 +70,17 @@ class Board:
         from tensorboardX import summary
 
         for name, text in texts.items():
-            # A path may hold bytes that are no UTF-8.
+            # A path in a text may hold bytes that are not UTF-8.
             plain = text.encode(errors="backslashreplace").decode()
             self._add(stage, 0, summary.text(name, plain))
 
     def rewind(self, stage: str, step: int) -> None:
-        """Let TensorBoard drop what a stage has from a step on: it comes again."""
+        """Let TensorBoard drop a stage's numbers from a step on: they come again."""
         self.close()
         self._purge[stage] = step
 
     def close(self) -> None:
-        """Close the files; what is added later opens others."""
+        """Close the files; what is added later goes to new ones."""
         writers, self._writers = self._writers, {}
         with files.disk(self._folder):
             for writer in writers.values():
@@ -95,7 +95,7 @@ class Board:
 
 
 def _by_layer(params: Params) -> Iterator[tuple[str, np.ndarray]]:
-    """Yield each layer's name and the values of its matrices, halves of split ones too.
+    """Yield each layer's name and its matrices' values; split ones have two halves.
 
     >>> tree = {"encoder": {"layer_0": {"kernel": np.eye(2), "bias": np.ones(2)}}}
     >>> [(name, values.tolist()) for name, values in _by_layer(tree)]
@@ -120,7 +120,7 @@ def _writer(folder: Path, purge: int | None) -> Any:
 
     again = folder.is_dir()
     folder.mkdir(parents=True, exist_ok=True)
-    # Two files of one second would bear one name.
+    # tensorboardX names files by the second; two of one second need another suffix.
     name, suffix = str(folder / "events"), f".{time.time_ns()}"
     writer = event_file_writer.EventsWriter(name, suffix)
     if again and purge is not None:

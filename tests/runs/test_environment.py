@@ -1,7 +1,7 @@
 """What a run keeps of the devices that it began on."""
 
 import bitflax as bf
-from bitflax.runs import surroundings
+from bitflax.runs import environment
 from bitflax.training import device_choices
 
 LOSS = bf.weighted(logits=(1.0, bf.soft_cross_entropy))
@@ -16,10 +16,10 @@ def test_a_run_goes_on_in_the_precision_that_it_began_with(monkeypatch):
             bf.Stage(name="b", loss=LOSS, dtype="auto"),
         ),
     )
-    new = surroundings.precise(recipe, {})
+    new = environment.with_dtypes(recipe, {})
     assert [new.teacher.dtype, *(s.dtype for s in new.stages)] == ["bfloat16"] * 3
     assert new.stages[0].teacher_dtype is None
     began = {"teacher": {}, "stages": [{"name": "a", "dtype": None}]}
-    on = surroundings.precise(recipe, began)
+    on = environment.with_dtypes(recipe, began)
     # What was begun stays float32; the appended stage is of these devices.
     assert [on.teacher.dtype, *(s.dtype for s in on.stages)] == [None, None, "bfloat16"]

@@ -5,13 +5,13 @@ import numpy as np
 import pytest
 
 from bitflax.model import Split
-from bitflax.runs import board
+from bitflax.runs import tensorboard
 from tests.runs.test_log import summaries
 
 
 @pytest.fixture
 def shown(tmp_path):
-    return board.Board(tmp_path)
+    return tensorboard.TensorBoard(tmp_path)
 
 
 def histograms(folder):
@@ -45,7 +45,7 @@ def test_each_layer_has_a_histogram_of_its_matrices(shown, tmp_path):
 
 
 def test_of_a_large_layer_a_part_is_counted(shown, tmp_path, monkeypatch):
-    monkeypatch.setattr(board, "MOST_VALUES", 50)
+    monkeypatch.setattr(tensorboard, "MOST_VALUES", 50)
     shown.weights("1-a", 0, tree(0))
     shown.close()
     (made,) = (
