@@ -96,7 +96,7 @@ def recipe(
                 act=bf.symmetric(bits=8),
                 epochs=onebit_epochs,
                 evals=3,
-                optim=bf.Optim(lr=onebit_lr),
+                optim=bf.Optim(lr=onebit_lr, frozen=("embeddings/word/embedding",)),
                 dtype=dtype,
                 teacher_dtype=dtype,
             ),
