@@ -1,6 +1,7 @@
 """How many steps a training has: as a recipe says, or as its data and bits ask for."""
 
 from bitflax.quantization import Rules, bits_of
+from bitflax.types import check_count
 
 EPOCHS, LEAST, MOST_EPOCHS = 3, 750, 40
 """Of 32 bits; weights of 1 or 2 bits have twice as much of each."""
@@ -27,6 +28,7 @@ def default_steps(steps_per_epoch: int, rules: Rules = ()) -> int:
     >>> [default_steps(n, xtc_1bit()) for n in (16, 63, 257, 2105)]
     [1280, 1500, 1542, 12630]
     """
+    check_count("steps_per_epoch", steps_per_epoch)
     bits = min((bits_of(quantizer) or 1 for _, quantizer in rules), default=32)
     times = 2 if bits <= 2 else 1
     steps = max(EPOCHS * steps_per_epoch, LEAST)
