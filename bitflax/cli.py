@@ -374,7 +374,7 @@ def _has_device() -> bool:
 
 def _storage(error: OSError) -> BitflaxError:
     place, problem = error.filename or _full_stream(), error.strerror or str(error)
-    if isinstance(error, FileNotFoundError):
+    if isinstance(error, FileNotFoundError) or error.errno == errno.ENAMETOOLONG:
         return InputMissing(place, problem, fix="give a file or folder that is there")
     full = error.errno in (errno.ENOSPC, errno.EDQUOT)
     fix = "free some space" if full else "check the disk and the folder's permissions"

@@ -23,14 +23,18 @@ class BitflaxError(Exception):
 
     status = 1
 
-    def __init__(self, place: object, problem: str, *, fix: str):
+    def __init__(
+        self, place: object, problem: str, *, fix: str, more: Iterable[str] = ()
+    ):
         self.place, self.problem, self.fix = str(place), problem, fix
+        self.more = tuple(more)  # lines of other places that have the like
         super().__init__(self.place, problem, fix)
 
     def __str__(self) -> str:
         """Return place, problem and mend on two lines, control characters escaped."""
-        problem = "\n".join(map(escaped, self.problem.split("\n")))
-        return f"{escaped(self.place)}: {problem}\nfix: {escaped(self.fix)}"
+        problem = self.problem.replace("\n", " ")  # of a library's error
+        lines = (f"{self.place}: {problem}", *self.more, f"fix: {self.fix}")
+        return "\n".join(map(escaped, lines))
 
 
 class UsageError(BitflaxError, ValueError):
@@ -138,6 +142,11 @@ _KINDS = {
     rb"\x80[\x02-\x05]": ("pickle, which may run code", _CSV, _FOLDER),
     rb"GGUF": ("GGUF, a model", "give data", _FOLDER),
     rb"(?s:.{6})\0\0\{": ("safetensors, a model", "give data", "name it .safetensors"),
+    rb"\xff\xfe|\xfe\xff|([\t -~]\0){2}|(\0[\t -~]){2}": (
+        "UTF-16 or UTF-32",
+        "save it as UTF-8 (iconv -f UTF-16 -t UTF-8)",
+        _FOLDER,
+    ),
 }
 """By its first bytes: what a file is, and the mend where data and where a model is
 wanted; one mend where it is the same."""

@@ -4,7 +4,7 @@ import math
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from typing import Any
 
 import numpy as np
@@ -48,6 +48,7 @@ def class_names(labels: Sequence[Any]) -> tuple[str, ...]:
     """
     plain = (_label(x) for x in labels if not isinstance(x, list | dict))
     names = {name for name in plain if name.lower() not in MISSING}
+    names = {name for name in names if not _several(name, names)}
     try:
         return tuple(sorted(names, key=lambda name: (int(name), name)))
     except ValueError:
@@ -139,13 +140,10 @@ def class_labels(
         label = _label(value)
         found = repr(label)
         several = _listed(value, label)
-        parts = [part.strip() for part in re.split("[;|,]", label)]
         if several is not None and len(several) == 1:
             found = f"{value!r:.40}: a list of one label"
             fix = f"write the label alone: {several[0]!r:.40}"
-        elif several is not None or (
-            label not in numbers and all(part in numbers for part in parts)
-        ):
+        elif several is not None or (label not in numbers and _several(label, numbers)):
             found = f"{value!r:.40}: several labels an example are not supported"
             fix = "give the row one label: multi-label is not supported"
         elif CONTROL.search(label):
@@ -158,7 +156,8 @@ def class_labels(
             continue
         else:
             fix = offers.get(_alike(label), "write one of the known labels")
-        problem = f"expected a label in column {name!r} ({known}), found {found}"
+        among = f" ({known})" if known else ""
+        problem = f"expected a label in column {name!r}{among}, found {found}"
         faults.add(table.path, table.rows[i], problem, fix)
     return labels
 
@@ -197,6 +196,10 @@ def check_classes(name: str, place: str, values: Sequence[str], rows: int) -> No
     Raises:
       DataError: all rows carry the same label, or every row one of its own.
     """
+    if values and all(re.fullmatch(r"(['\"]).*\1", value) for value in values):
+        problem = f"expected labels, found them in quotes: {values[0]!r:.40}"
+        fix = "take the quotes away; a .csv may have double ones, a .tsv none"
+        raise DataError(place, problem, fix=fix)
     if len(values) == 1:
         raise DataError(
             place,
@@ -236,6 +239,16 @@ def to_examples(
     elif label is not None and classes is not None:
         labels = class_labels(table, label, classes, faults)
     return Examples(columns, labels, np.array(table.rows, np.int64))
+
+
+def _several(label: str, known: Container[str]) -> bool:
+    """Whether a text is a list of labels that are known by themselves.
+
+    >>> _several("cat|red", {"cat", "red"}), _several("red, white", {"red"})
+    (True, False)
+    """
+    parts = [part.strip() for part in re.split("[;|,]", label)]
+    return len(parts) > 1 and all(part in known for part in parts)
 
 
 def _label(value: Any) -> str:

@@ -184,12 +184,9 @@ def choose_texts(place: str, header, text) -> tuple[str, ...]:
             + _name_it("text", _likeliest(header, _LIKE_TEXTS, _LIKE_LABELS)),
         )
     wanted = (text,) if isinstance(text, str) else tuple(text)
-    if len(wanted) not in (1, 2):
-        raise DataError(
-            place,
-            f"expected one or two text columns, found {len(wanted)} names",
-            fix="give text one name, or a pair of names",
-        )
+    if len(wanted) not in (1, 2) or len(set(wanted)) < len(wanted):
+        problem = f"expected one or two text columns, found {_listed(wanted)}"
+        raise DataError(place, problem, fix="give text one name, or a pair of names")
     for name in wanted:
         _must_have(place, header, name)
     return wanted
@@ -199,6 +196,9 @@ def _label_column(place: str, header, label: str | None, texts) -> str | None:
     """Return the label column of a file; None where it has none."""
     if label is not None:
         _must_have(place, header, label)
+        if label in texts:
+            problem = f"expected labels in another column than texts, found {label!r}"
+            raise DataError(f"{place}:1", problem, fix="name both columns")
         return label
     return next((n for n in LABEL_NAMES if n in header and n not in texts), None)
 

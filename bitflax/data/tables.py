@@ -17,7 +17,6 @@ from typing import Any
 from bitflax import files
 from bitflax.errors import DataError, InputMissing, check_text, nearest
 from bitflax.files import open_file
-from bitflax.progress import escaped
 
 SUFFIXES = (".tsv", ".csv", ".jsonl")
 SHOWN = 5
@@ -55,12 +54,11 @@ class Faults:
             return
         ordered = sorted(self.found, key=lambda bad: (self.files.index(bad[0]), bad[1]))
         (path, row, first, _), *others = ordered[:SHOWN]
-        more = [escaped(f"{path}:{row}: {what}") for path, row, what, _ in others]
+        more = [f"{path}:{row}: {what}" for path, row, what, _ in others]
         if len(ordered) > SHOWN:
             more.append(f"and {len(ordered) - SHOWN} more")
-        place, problem = f"{path}:{row}", "\n".join([escaped(first), *more])
-        fixes = dict.fromkeys(fix for *_, fix in ordered[:SHOWN])
-        raise DataError(place, problem, fix="; ".join(fixes))
+        fixes = "; ".join(dict.fromkeys(fix for *_, fix in ordered[:SHOWN]))
+        raise DataError(f"{path}:{row}", first, fix=fixes, more=more)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -222,6 +220,10 @@ def _collect(path, records, header, wanted, faults, skip_short) -> Table:
             kind = "tab" if path.lower().endswith(".tsv") else "comma"
             fix = f"put exactly one {kind} between two columns"
             faults.add(path, number, problem, fix)
+            continue
+        if wanted and values == [*wanted]:
+            problem = "expected a row of data, found the columns' names again"
+            faults.add(path, number, problem, "delete the row")
             continue
         rows.append(number)
         for name, value in zip(columns, values, strict=True):

@@ -24,8 +24,20 @@ Pairs = Sequence[tuple[int, int]]
 
 
 def _weight(batch: Batch, like: jax.Array) -> Float[Array, " batch"]:
-    weight = batch.get("weight", np.ones(like.shape[0]))
-    return jnp.asarray(weight).astype(like.dtype)
+    weights = {"weight": np.ones(like.shape[0]), **batch}
+    return _by_row(weights, "weight", like).astype(like.dtype)
+
+
+def _by_row(batch: Batch, name: str, like: jax.Array) -> jax.Array:
+    """Return what a batch has one of a row; other shapes would be spread over rows."""
+    values = jnp.asarray(batch[name])
+    _check_shapes(name, values.shape, like.shape[:1])
+    return values
+
+
+def _check_shapes(name: str, found: tuple[int, ...], expected: tuple[int, ...]) -> None:
+    if found != expected:
+        raise ValueError(f"{name} must have the shape {expected}, not {found}")
 
 
 def _real(batch: Batch, like: jax.Array) -> Float[Array, "batch seq"]:
@@ -90,7 +102,7 @@ def soft_cross_entropy(
         BinaryBERT and XTC; ``"batch"``: the mean over the batch alone.
 
     Raises:
-      ValueError: an unknown reduction, or one logit alone.
+      ValueError: an unknown reduction, one logit alone, or other shapes.
 
     Source: TinyBERT's ``soft_cross_entropy`` (arXiv:1909.10351, eq. 10).
 
@@ -104,6 +116,7 @@ def soft_cross_entropy(
         raise ValueError(f"reduction must be 'classes' or 'batch', not {reduction!r}")
     if student.logits.shape[-1] == 1:
         raise ValueError("one logit has no class probabilities: use logits_mse")
+    _check_shapes("the teacher's logits", teacher.logits.shape, student.logits.shape)
     target = jax.nn.softmax(jax.lax.stop_gradient(_rows(teacher, batch)) / temperature)
     log_p = jax.nn.log_softmax(_rows(student, batch) / temperature)
     size = student.logits.shape[-1] if reduction == "classes" else 1
@@ -119,6 +132,7 @@ def logits_mse(student: Outputs, teacher: Outputs, batch: Batch) -> Mean:
     >>> float(logits_mse(one, two, {}))
     4.0
     """
+    _check_shapes("the teacher's logits", teacher.logits.shape, student.logits.shape)
     taught = jax.lax.stop_gradient(_rows(teacher, batch))
     error = jnp.square(_rows(student, batch) - taught)
     return _row_mean(jnp.sum(error, axis=-1), batch, error.shape[-1])
@@ -161,20 +175,28 @@ def label_cross_entropy(
       smoothing: ``s``, the share of a label that all classes have alike.
       class_weights: of every class, float [classes]; None: 1.
 
+    Raises:
+      ValueError: ``smoothing`` is no share, or a class has no weight of 0 or more.
+
     Source: Szegedy et al. 2016 (arXiv:1512.00567), section 7, for the smoothing.
 
     >>> s = Outputs(jnp.array([[0.0, 0.0]]), (), ())
     >>> round(float(label_cross_entropy(s, None, {"labels": jnp.array([1])})), 4)
     0.6931
     """
+    if not 0 <= smoothing < 1:
+        raise ValueError(f"smoothing must be from 0 to below 1, not {smoothing}")
     log_p = jax.nn.log_softmax(_rows(student, batch))
-    labels = _counted(jnp.asarray(batch["labels"]), _weight(batch, log_p))
+    labels = _counted(_by_row(batch, "labels", log_p), _weight(batch, log_p))
     picked = jnp.take_along_axis(log_p, labels[:, None], axis=-1)[:, 0]
     if smoothing:
         picked = (1 - smoothing) * picked + smoothing * jnp.mean(log_p, axis=-1)
     known = (labels >= 0) & (labels < log_p.shape[-1])  # -1 is the last
     losses = jnp.where(known, -picked, jnp.nan)
     if class_weights is not None:
+        _check_shapes("class_weights", np.shape(class_weights), log_p.shape[1:])
+        if not all(0 <= each < math.inf for each in class_weights):
+            raise ValueError(f"class_weights must be 0 or more, not {class_weights}")
         weights = jnp.take(jnp.asarray(class_weights, losses.dtype), labels)
         batch = {**batch, "weight": _weight(batch, losses) * weights}
     return _row_mean(losses, batch, 1)
@@ -188,7 +210,7 @@ def label_mse(student: Outputs, teacher: Outputs | None, batch: Batch) -> Mean:
     4.0
     """
     logits = _rows(student, batch)[:, 0]
-    labels = _counted(jnp.asarray(batch["labels"]), _weight(batch, logits))
+    labels = _counted(_by_row(batch, "labels", logits), _weight(batch, logits))
     labels = labels.astype(logits.dtype)
     return _row_mean(jnp.square(logits - labels), batch, 1)
 

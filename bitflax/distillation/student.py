@@ -64,8 +64,7 @@ def layer_pairs(
     """
     if embeddings not in ("first", "first-1"):
         raise ValueError(f"embeddings must be 'first' or 'first-1', not {embeddings!r}")
-    if not layers or min(layers) < 0:
-        raise ValueError(f"layers must be at least one index from 0, not {layers!r}")
+    _check_layers(layers)
     if not hidden:
         return tuple(enumerate(layers))
     first = 0 if embeddings == "first" else layers[0] - 1
@@ -75,6 +74,18 @@ def layer_pairs(
             "-1; use embeddings='first'"
         )
     return ((0, first), *((m + 1, layer + 1) for m, layer in enumerate(layers)))
+
+
+def _check_layers(layers: Any) -> None:
+    kinds = int | np.integer
+    if (
+        layers is None
+        or not len(layers)
+        or not all(
+            isinstance(i, kinds) and not isinstance(i, bool) and i >= 0 for i in layers
+        )
+    ):
+        raise ValueError(f"layers must be at least one index from 0, not {layers!r}")
 
 
 def take_layers(params: Params, layers: Sequence[int]) -> Params:
@@ -97,8 +108,7 @@ def take_layers(params: Params, layers: Sequence[int]) -> Params:
     {'encoder': {'layer_0': 'b'}, 'pooler': 'p'}
     """
     encoder = params["encoder"]
-    if not layers:
-        raise ValueError("layers: expected one or more, found none")
+    _check_layers(layers)
     for layer in layers:
         if f"layer_{layer}" not in encoder:
             raise ValueError(f"layer {layer}: the teacher has {len(encoder)} layers")

@@ -39,7 +39,7 @@ def weighted(**parts: tuple[float, Callable[..., Mean]]) -> Weighted:
 
     Raises:
       ValueError: a part is no pair of a number and a function, the number is no
-        weight, or the function has no such option.
+        weight, all of them are 0, or the function has no such option.
 
     >>> from bitflax.distillation import logits_mse
     >>> loss = weighted(logits=(0.5, logits_mse))
@@ -52,9 +52,13 @@ def weighted(**parts: tuple[float, Callable[..., Mean]]) -> Weighted:
             raise ValueError(f"{name} must be (weight, function), not {part!r}")
         weight, fn = part
         number = isinstance(weight, int | float | np.number)
-        if number and not 0 <= weight < math.inf:
+        if not isinstance(weight, jax.Array) and not (
+            number and 0 <= weight < math.inf
+        ):
             raise ValueError(f"{name} must weigh 0 or more, not {weight!r}")
         _check_keywords(name, fn)
+    if not any(isinstance(weight, jax.Array) or weight for weight, _ in parts.values()):
+        raise ValueError("a loss needs a part that weighs more than 0")
     return Weighted(parts)
 
 

@@ -51,7 +51,8 @@ def bert(
 
     Raises:
       ValueError: a rule of ``act`` matches no site; from ``apply``, a sequence is
-        longer than the position embeddings, or a learned parameter is missing.
+        longer than the position embeddings, or layers or a learned parameter are
+        missing or too many.
 
     >>> config = BertConfig(8, 4, 1, 2, 8, 16)
     >>> batch = {"input_ids": jnp.array([[1, 2]]), "attention_mask": jnp.ones((1, 2)),
@@ -69,6 +70,10 @@ def bert(
                 f"a sequence of {length} tokens, but the model has only "
                 f"{config.max_position_embeddings} positions"
             )
+        layers = len(params["encoder"])
+        if layers != config.num_hidden_layers:
+            problem = f"the parameters have {layers} layers, the config has "
+            raise ValueError(problem + f"num_hidden_layers {config.num_hidden_layers}")
         rngs = None if rng is None else {"dropout": rng}
         inputs = {name: batch[name] for name in INPUTS}
         bound = sites.bind(chosen, params)

@@ -1,6 +1,7 @@
 """How many steps a training has: as a recipe says, or as its data and bits ask for."""
 
 from bitflax.quantization import Rules, bits_of
+from bitflax.types import check_count
 
 EPOCHS, LEAST, MOST_EPOCHS = 3, 750, 40
 """Of 32 bits; 1 or 2 bits have twice the epochs, and four times the other two."""
@@ -27,6 +28,7 @@ def default_steps(steps_per_epoch: int, rules: Rules = ()) -> int:
     >>> [default_steps(n, xtc_1bit()) for n in (16, 63, 257, 2105)]
     [2560, 3000, 3000, 12630]
     """
+    check_count("steps_per_epoch", steps_per_epoch)
     bits = min((bits_of(quantizer) or 1 for _, quantizer in rules), default=32)
     longer, times = (2, 4) if bits <= 2 else (1, 1)
     steps = max(longer * EPOCHS * steps_per_epoch, times * LEAST)

@@ -16,9 +16,8 @@ from bitflax.data import HubDataset
 from bitflax.errors import ConfigError
 
 T = TypeVar("T")
-LARGEST = {"batch_size": 1 << 20, "eps": 1} | dict.fromkeys(
-    ("lr", "act_lr", "weight_decay"), 1000
-)
+LARGEST = {"batch_size": 1 << 20, "eps": 1, "epochs": 1 << 20, "steps": 2**31 - 1}
+LARGEST |= dict.fromkeys(("lr", "act_lr", "weight_decay"), 1000)
 
 
 def check_fields(node: Any, place: str = "") -> None:

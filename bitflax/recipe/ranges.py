@@ -7,6 +7,9 @@ from typing import Any
 from bitflax.errors import ConfigError
 from bitflax.types import Optim
 
+LEAST = 1e-30
+"""Smaller ones are 0 to float32, or their products are: nothing would be trained."""
+
 
 def need(holds: bool, place: str, expected: str, found: object) -> None:
     """Raise a ``ConfigError`` of a field, unless what it needs holds."""
@@ -17,9 +20,10 @@ def need(holds: bool, place: str, expected: str, found: object) -> None:
 
 def check_optim(optim: Optim, place: str) -> None:
     """Check the ranges of an optimizer's settings."""
-    for name in ("lr", "act_lr", "eps"):
+    for name in ("lr", "act_lr", "eps", "clip"):
         value = getattr(optim, name)
-        need(value > 0, f"{place}.{name}", "a number above 0", value)
+        some = (name == "clip" and value is None) or value >= LEAST
+        need(some, f"{place}.{name}", f"a number above 0, {LEAST} at least", value)
     for name in ("b1", "b2"):
         value = getattr(optim, name)
         need(0 <= value < 1, f"{place}.{name}", "a decay, from 0 to below 1", value)
@@ -30,8 +34,6 @@ def check_optim(optim: Optim, place: str) -> None:
     need(warmup, f"{place}.warmup", "a share of the steps, 0 to 1", optim.warmup)
     known = optim.schedule in ("linear", "cosine", "constant")
     need(known, f"{place}.schedule", "linear, cosine or constant", optim.schedule)
-    clip = optim.clip is None or optim.clip > 0
-    need(clip, f"{place}.clip", "a norm above 0, or none", optim.clip)
 
 
 def check_rules(rules: Sequence[tuple[str, Any]], place: str) -> None:

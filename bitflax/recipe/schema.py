@@ -131,7 +131,8 @@ class Teacher:
     @property
     def model(self) -> str:
         """What is loaded: the fine-tuned folder, or what will be fine-tuned."""
-        return self.folder or self.pretrained or PACKAGED
+        given = (self.folder, self.pretrained, PACKAGED)
+        return next(each for each in given if each is not None)
 
     def __post_init__(self):
         """Check types and ranges."""
@@ -367,6 +368,10 @@ class Recipe:
             need(known, f"{place}.teacher", expected, stage.teacher)
             learns = self.data is not None or stage.corpus is not None
             need(learns, f"{place}.corpus", "a corpus, as the recipe has no data", None)
+            read = stage.corpus or self.data
+            size = stage.batch_size or (read.batch_size if read else 1)
+            parts, expected = stage.accumulate, f"at most the batch_size {size}"
+            need(parts <= size, f"{place}.accumulate", expected, parts)
             wide = self.data is not None or stage.init.width is None
             judged = "none: without data nothing says which heads matter"
             need(wide, f"{place}.init.width", judged, stage.init.width)

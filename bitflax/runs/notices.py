@@ -13,6 +13,7 @@ MOST_CUT = 0.1
 MOST_UNKNOWN = 0.01
 MOST_UNKNOWN_TOKENS = 0.02
 MOST_SHARED = 0.05
+MOST_CONTRADICTED = 0.05
 MOST_UNREACHED = 0.01
 """A larger share is a warning; GLUE's tasks, at 128 tokens, have smaller ones."""
 
@@ -37,6 +38,7 @@ def data_notices(
     """
     yield from _class_notices(task)
     yield from _shared(task)
+    yield from _contradictions(task)
     rows = len(task.train)
     if rows < batch_size:
         few = f"{rows} training examples are fewer than a batch of {batch_size}"
@@ -109,6 +111,19 @@ def _class_notices(task: Task) -> Iterator[str]:
             what = f"have no training example: {', '.join(none[:8])}"
             fix = "add examples of them, or leave these classes out"
             yield from _counted(len(none), len(task.labels), "classes", what, fix)
+
+
+def _contradictions(task: Task) -> Iterator[str]:
+    """Yield how many training examples have one text and several labels."""
+    said: dict[tuple[str, ...], set[float]] = {}
+    labels = () if task.train.labels is None else task.train.labels.tolist()
+    rows = [*zip(*task.train.texts, strict=True)][: len(labels)]
+    for row, label in zip(rows, labels, strict=True):
+        said.setdefault(row, set()).add(label)
+    odd = sum(len(said[row]) > 1 for row in rows)
+    what = "training examples", "have a text that stands with another label too"
+    fix = "give a text one label"
+    yield from _counted(odd, len(rows), *what, fix, MOST_CONTRADICTED)
 
 
 def _unknown(tokens: Sequence[Tokens], tokenizer: Tokenizer) -> Iterator[str]:

@@ -23,6 +23,8 @@ def lines(*rows):
         ({"text": "c", "label": "['cat', 'red']"}, "several labels.*not supported"),
         ({"text": "c", "label": "{'cat'}"}, "a list of one label"),
         ({"text": "c", "label": "[1, 0, 0]"}, "several labels.*not supported"),
+        ({"text": "c", "label": "a|b"}, "several labels.*not supported"),
+        ({"text": "c", "label": "b, a"}, "several labels.*not supported"),
         ({"text": "c", "label": "a\u001b[2J"}, "control characters"),
         ({"text": "c\0d", "label": "a"}, "a NUL"),
         ({"text": "\u200b", "label": "a"}, "an empty text"),
@@ -166,3 +168,35 @@ def test_labels_that_joiners_and_tags_tell_apart_are_two(write, one, other):
     rows = [{"text": f"t {i}", "label": (one, other)[i % 2]} for i in range(12)]
     task = tasks.load_task(write("own.jsonl", lines(*rows)))
     assert set(task.labels) == {one, other}
+
+
+@pytest.mark.parametrize("name", ["a.tsv", "a.csv"])
+def test_the_names_of_the_columns_are_no_row(write, name):
+    mark = {"a.tsv": "\t", "a.csv": ","}[name]
+    rows = [mark.join(row) for row in (("text", "label"), ("a", "x"), ("b", "y"))]
+    with pytest.raises(DataError, match="the columns' names again") as caught:
+        tasks.load_task(write(name, "\n".join([*rows, rows[0], "c" + mark + "x"])))
+    assert caught.value.place.endswith(f"{name}:4")
+
+
+def test_labels_in_quotes_are_no_labels(write):
+    rows = "".join(f'"a {i}"\t"{"xy"[i % 2]}"\n' for i in range(6))
+    with pytest.raises(DataError, match="found them in quotes: '\"x\"'"):
+        tasks.load_task(write("a.tsv", f"text\tlabel\n{rows}"))
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+def test_another_encoding_is_called_by_its_name(write, tmp_path, encoding):
+    (tmp_path / "a.tsv").write_bytes("text\tlabel\na\tx\nb\ty\n".encode(encoding))
+    with pytest.raises(DataError, match=r"found UTF-16 or UTF-32\nfix: save it as UTF"):
+        tasks.load_task(tmp_path / "a.tsv")
+
+
+def test_a_column_is_not_two(write):
+    path = write("a.tsv", "text\tlabel\na\tx\nb\ty\n")
+    with pytest.raises(
+        DataError, match="one or two text columns, found 'text', 'text'"
+    ):
+        tasks.load_task(path, text=("text", "text"))
+    with pytest.raises(DataError, match="labels in another column than texts"):
+        tasks.load_task(path, label="text")

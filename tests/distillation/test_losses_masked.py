@@ -57,3 +57,27 @@ def test_a_label_that_is_no_class_is_nan(label):
     equal = Outputs(jnp.zeros((2, 3)), (), ())
     batch = {"labels": jnp.array([1, label])}
     assert np.isnan(jax.jit(bf.label_cross_entropy)(equal, None, batch).value)
+
+
+def test_what_is_of_another_shape_is_not_spread_over_rows():
+    three, one = (Outputs(jnp.ones((2, n)), (), ()) for n in (3, 1))
+    for loss in (bf.soft_cross_entropy, bf.logits_mse):
+        with pytest.raises(ValueError, match="logits must have the shape"):
+            loss(three, one, {})
+    column = jnp.ones((2, 1), jnp.int32)
+    for name, loss in (("labels", bf.label_mse), ("weight", bf.logits_mse)):
+        with pytest.raises(ValueError, match=rf"{name} must have the shape \(2,\)"):
+            loss(one, one, {"labels": column[:, 0], name: column})
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        *({"smoothing": 1.0}, {"smoothing": -0.1}, {"class_weights": (1.0,)}),
+        *({"class_weights": (1.0, -1.0)}, {"class_weights": (1.0, np.nan)}),
+    ],
+)
+def test_an_option_of_the_labels_loss_is_in_its_range(option):
+    equal = Outputs(jnp.zeros((1, 2)), (), ())
+    with pytest.raises(ValueError, match=r"smoothing must|class_weights must"):
+        bf.label_cross_entropy(equal, None, {"labels": jnp.array([1])}, **option)

@@ -48,3 +48,12 @@ def test_a_part_that_is_no_pair_is_refused(wrong):
 
 def test_the_total_of_nothing_is_zero():
     assert float(bf.total({})) == 0
+
+
+@pytest.mark.parametrize("weight", [0, 0.0, "1", None])
+def test_a_loss_weighs_something(weight):
+    weighted = inspect.unwrap(bf.weighted)
+    with pytest.raises(ValueError, match=r"more than 0|must weigh 0 or more"):
+        weighted(logits=(weight, bf.logits_mse))
+    with pytest.raises(ValueError, match="a part that weighs more than 0"):
+        weighted()

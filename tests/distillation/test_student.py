@@ -88,14 +88,14 @@ def test_layers_may_come_twice_and_in_any_order():
 
 
 def test_no_layers_are_no_student():
-    with pytest.raises(ValueError, match="expected one or more"):
+    with pytest.raises(ValueError, match="at least one index from 0"):
         distillation_student.take_layers({"encoder": {}}, ())
 
 
-@pytest.mark.parametrize("layer", [2, -1])
+@pytest.mark.parametrize("layer", [2, -1, True])
 def test_a_layer_that_the_teacher_lacks_is_refused(layer):
     params = {"encoder": {"layer_0": "a", "layer_1": "b"}}
-    with pytest.raises(ValueError, match=f"layer {layer}: the teacher has 2 layers"):
+    with pytest.raises(ValueError, match=r"teacher has 2 layers|one index from 0"):
         distillation_student.take_layers(params, (0, layer))
 
 

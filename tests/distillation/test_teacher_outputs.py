@@ -99,7 +99,7 @@ def test_an_own_loss_is_traced_like_any_other():
 )
 def test_what_compares_padding_is_known(loss, reads):
     batch = small.batch(4, 0)
-    said = jax.eval_shape(bf.bert(small.config(2)), small.teacher_params(), batch)
+    said = jax.eval_shape(bf.bert(small.config(4)), small.teacher_params(), batch)
     two = bf.weighted(a=(1.0, bf.logits_mse), b=(1.0, loss))
     for one in (loss, bf.weighted(a=(1.0, loss)), two):
         assert teacher_outputs.may_read_padding(one, said, said, batch) == reads

@@ -431,3 +431,12 @@ def test_packed_leaves_give_the_outputs_of_the_unpacked(rules, rest):
     if rest == "float32":
         quantised = apply(bf.quantize(params, rules), batch)
         close(found.logits, quantised.logits, 1e-5)
+
+
+@pytest.mark.parametrize("layers", [1, 3])
+def test_parameters_of_another_depth_are_refused(layers):
+    params = small.params(small.config(layers), 0)
+    with pytest.raises(
+        ValueError, match=f"have {layers} layers, .*num_hidden_layers 2"
+    ):
+        bf.bert(small.config(2))(params, small.batch(2, 0))

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import inspect
 
 import jax.numpy as jnp
 import pytest
@@ -11,6 +12,7 @@ from bitflax.errors import ConfigError
 from bitflax.recipe import check_plan
 
 LOSS = bf.weighted(logits=(1.0, bf.soft_cross_entropy))
+STAGE = bf.Stage(name="a", loss=LOSS, batch_size=8, accumulate=9)
 
 
 @pytest.mark.parametrize(
@@ -25,6 +27,11 @@ LOSS = bf.weighted(logits=(1.0, bf.soft_cross_entropy))
         (lambda: bf.Teacher(optim=bf.Optim(eps=1e18)), "Teacher.optim.eps"),
         (lambda: bf.Teacher(optim=bf.Optim(lr=float("nan"))), "Teacher.optim.lr"),
         (lambda: bf.Teacher(optim=bf.Optim(clip=float("nan"))), "Teacher.optim.clip"),
+        (lambda: bf.Teacher(optim=bf.Optim(lr=1e-300)), "Teacher.optim.lr"),
+        (lambda: bf.Teacher(optim=bf.Optim(clip=1e-300)), "Teacher.optim.clip"),
+        (lambda: bf.Teacher(steps=2**31), "Teacher.steps"),
+        (lambda: bf.Teacher(epochs=10**15), "Teacher.epochs"),
+        (lambda: bf.Recipe(stages=(STAGE,)), "Stage 'a'.accumulate"),
         (lambda: bf.Init(layers=(0, 0)), "Init.layers"),
         (lambda: bf.Stage(name="a" * 300, loss=LOSS), "name"),
         (lambda: bf.Stage(name="a", loss=LOSS, patience=0), "patience"),
@@ -39,6 +46,16 @@ def test_a_setting_beyond_its_bounds_is_refused(make, place):
         make()
     assert place in caught.value.place
     assert caught.value.fix
+
+
+def test_a_name_that_is_empty_is_not_the_packaged_teachers():
+    assert (bf.Teacher(pretrained="").model, bf.Teacher(folder="").model) == ("", "")
+    assert bf.Teacher().model == "minilm"
+
+
+def test_a_recipes_name_is_no_recipe():
+    with pytest.raises(TypeError, match=r"bitflax\.load_recipe\(name or path\)"):
+        inspect.unwrap(check_plan)("quickstart")
 
 
 @pytest.mark.parametrize("temperature", [0.0, -1.0, float("nan"), float("inf")])

@@ -120,7 +120,7 @@ def test_texts_that_the_tokenizer_does_not_know():
 @pytest.mark.parametrize(("count", "warned"), [(7, True), (77, False)])
 def test_single_words_that_the_tokenizer_does_not_know(count, warned):
     texts = ["red xyz", *(WORDS * 11)[:count]]
-    train = texts, [i % 3 for i in range(count + 1)]
+    train = texts, [0, *(WORDS.index(word) % 3 for word in texts[1:])]
     (found,) = told(train, (["a dog", "my cat"], [0, 1]))
     words = 2 * count + 6
     share = f"1 of {words} tokens ({100 / words:.3g} %) are [UNK]"
@@ -198,3 +198,11 @@ def test_offsets_of_one_token_a_text_are_read():
     unknown = Tokens(np.array([1, 7], np.int32), np.zeros(2, np.uint8), np.arange(3))
     *_, found = notices._unknown([unknown], tinyrun.tokenizer())
     assert found.startswith("1 of 2 texts")
+
+
+def test_texts_that_have_several_labels():
+    train = [*WORDS, *WORDS[:2]], [i % 3 for i in range(len(WORDS))] + [1, 1]
+    found = [*told(train, (["a dog"], [0]))]
+    (said,) = [note for note in found if "another label" in note]
+    assert said.startswith(f"2 of {len(WORDS) + 2} training examples (")
+    assert said.endswith("fix: give a text one label")
