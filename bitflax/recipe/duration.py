@@ -1,22 +1,21 @@
-"""How many steps a training has: as a recipe says, or as its data and bits ask for."""
+"""How many steps a training has: the recipe's number, or one that suits the data."""
 
 from bitflax.quantization import Rules, bits_of
 
 EPOCHS, LEAST, MOST_EPOCHS = 3, 750, 40
-"""Of 32 bits; weights of 1 or 2 bits have twice as much of each."""
+"""For weights of 32 bits; those of 1 or 2 bits get twice as many steps."""
 
 
 def default_steps(steps_per_epoch: int, rules: Rules = ()) -> int:
-    """Return the steps of a training for which no length is given.
+    """Return the number of steps of a training for which no length is given.
 
-    ``min(max(epochs x steps_per_epoch, least), most_epochs x steps_per_epoch)``: a few
-    epochs where they are many steps; where they are few, as many steps as a new
-    classifier needs, and 1-bit weights need twice, at any number of examples; but no
-    more epochs than help.
+    ``min(max(EPOCHS x steps_per_epoch, LEAST), MOST_EPOCHS x steps_per_epoch)``, and
+    twice that for weights of 1 or 2 bits: 3 epochs of large data; of small data, the
+    750 steps that a new classifier needs, but not more than 40 epochs.
 
     Args:
       steps_per_epoch: how many batches show every example once.
-      rules: the stage's; ``()`` is FP32, as the teacher.
+      rules: the stage's; ``()`` is FP32, as for a teacher.
 
     Source: measured on 539 and 2,002 examples of 77 classes and 8,222 of 21; see the
     tables in ``bitflax/docs/results.md``.
@@ -40,15 +39,15 @@ def planned_steps(
     rules: Rules = (),
     own: int | None = None,
 ) -> int:
-    """Return the steps of a training: ``steps``, or ``epochs``, or the default.
+    """Return the number of steps of a training.
 
     Args:
-      steps: as the recipe says.
-      epochs: likewise.
+      steps: the recipe's, which come first.
+      epochs: the recipe's, where it gives no steps.
       steps_per_epoch: how many batches show every example once.
       rules: the stage's.
-      own: as many without augmentation, which makes no default longer; None: there is
-        none.
+      own: the same without augmentation, from which the default is computed; None:
+        there is no augmentation.
 
     >>> planned_steps(None, 2, 100), planned_steps(None, None, 1200, own=300)
     (200, 900)
