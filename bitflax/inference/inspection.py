@@ -7,7 +7,7 @@ import numpy as np
 
 from bitflax import model, packed
 from bitflax.errors import DamagedFile, InputMissing
-from bitflax.inference.stored_model import SHARED, given_model
+from bitflax.inference.stored_model import PACKED_COPY, given_model
 
 
 def tensor_sizes(path: str | Path) -> list[packed.SizeRow]:
@@ -23,8 +23,8 @@ def tensor_sizes(path: str | Path) -> list[packed.SizeRow]:
     """
     path = given_model(path)
     if path.is_dir():
-        if (path / SHARED).is_file():
-            return packed.size_report(path / SHARED)
+        if (path / PACKED_COPY).is_file():
+            return packed.size_report(path / PACKED_COPY)
         if (path / "config.json").is_file():
             return _dense(model.read_state(path)[0])
         if not (path / "model.safetensors").is_file():
