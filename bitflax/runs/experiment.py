@@ -375,7 +375,7 @@ class Experiment:
                 raise ConfigError(
                     folder,
                     f"its tokenizer is not that of {taught.folder}",
-                    fix="give Teacher.pretrained that the folder was fine-tuned from",
+                    fix="give the model that the folder was fine-tuned from",
                 )
         return CorpusData(
             self.run, self.mesh, self.recipe.seed, self.tokenizer, teacher

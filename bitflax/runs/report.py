@@ -169,7 +169,7 @@ def read_report(folder: Path) -> tuple[list[Row], dict[str, Any]]:
         record["baselines"] = [Baseline(**x) for x in record.get("baselines", ())]
         return rows, {k: v for k, v in record.items() if k not in _ROWS}
     except (KeyError, TypeError, ValueError) as error:
-        fix = "the run's same command writes it again"
+        fix = "remove it: the run's command then writes it again"
         raise DamagedFile(path, "it is no run's report", fix=fix) from error
 
 

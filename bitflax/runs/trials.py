@@ -89,7 +89,7 @@ def combinations(over: Sequence[str]) -> list[tuple[str, ...]]:
             fix = "give --over NAME=VALUE,VALUE, each value once"
             raise UsageError(f"--over {text}", "expected a name and values", fix=fix)
         if key.strip() == "seed":
-            problem = "expected another dial: --seeds counts the runs' seeds"
+            problem = "expected another dial: seeds are given by --seeds"
             raise UsageError(f"--over {text}", problem, fix="give --seeds 3")
         found.append([f"{key}={value}" for value in values])
     count = math.prod(map(len, found))
