@@ -91,7 +91,7 @@ def export(
     Raises:
       ConfigError: there is no such kind, or it cannot hold this model.
       InputMissing: there is no model, or ONNX is not installed.
-      UsageError: ``push`` is given for a file, or ``private`` without ``push``.
+      UsageError: a file is to be pushed, or nothing is and ``private`` is given.
       OutputError: the place cannot be written or holds something else; or the hub
         refuses it.
       DamagedFile: a file is damaged.
