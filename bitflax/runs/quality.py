@@ -75,8 +75,9 @@ class Judge:
             return [dataclasses.replace(row, kept=None, above=None) for row in rows]
 
         def above(score: float | None) -> float | None:
-            known = score is not None and teacher is not None
-            return (score - chance) / (teacher - chance) if known else None
+            if score is None or teacher is None:
+                return None
+            return (score - chance) / (teacher - chance)
 
         return [dataclasses.replace(row, above=above(row.score)) for row in rows]
 
