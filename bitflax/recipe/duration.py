@@ -3,19 +3,20 @@
 from bitflax.quantization import Rules, bits_of
 
 EPOCHS, LEAST, MOST_EPOCHS = 3, 750, 40
-"""For weights of 32 bits; those of 1 or 2 bits get twice as many steps."""
+"""Of 32 bits; weights of 1 or 2 bits have twice as much of each."""
 
 
 def default_steps(steps_per_epoch: int, rules: Rules = ()) -> int:
-    """Return the number of steps of a training for which no length is given.
+    """Return the steps of a training for which no length is given.
 
-    ``min(max(EPOCHS x steps_per_epoch, LEAST), MOST_EPOCHS x steps_per_epoch)``, and
-    twice that for weights of 1 or 2 bits: 3 epochs of large data; of small data, the
-    750 steps that a new classifier needs, but not more than 40 epochs.
+    ``min(max(epochs x steps_per_epoch, least), most_epochs x steps_per_epoch)``: a few
+    epochs where they are many steps; where they are few, as many steps as a new
+    classifier needs, and 1-bit weights need twice, at any number of examples; but no
+    more epochs than help.
 
     Args:
       steps_per_epoch: how many batches show every example once.
-      rules: the stage's; ``()`` is FP32, as for a teacher.
+      rules: the stage's; ``()`` is FP32, as the teacher.
 
     Source: measured on 539 and 2,002 examples of 77 classes and 8,222 of 21; see the
     tables in ``bitflax/docs/results.md``.
