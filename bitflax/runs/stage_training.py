@@ -79,7 +79,7 @@ def train_stage(
         rate=jax.jit(training.learning_rate(stage.optim, steps)),
         keep=stage.keep,
         patience=stage.patience,
-        watch=findings.watch(small.params, stage.rules),
+        watch=findings.sign_flips(small.params, stage.rules),
         place=f"stages.{name}" if number else "teacher",
     )
     trained = training.train(work, state, experiment.run)

@@ -23,6 +23,7 @@ from bitflax.errors import ConfigError, OutputError, UsageError
 from bitflax.recipe import Recipe, RecipeFile, check_plan, resolved
 from bitflax.runs import fork, report, stages
 from bitflax.runs.cleaning import clean
+from bitflax.runs.log import finite
 from bitflax.runs.results import say
 
 REPORT = "trials.json"
@@ -267,8 +268,8 @@ def means(runs: Sequence[Sequence[report.Row]]) -> list[dict[str, Any]]:
     """
     found = []
     for same in zip(*runs, strict=True):
-        scores = [x for row in same if (x := report.finite(row.score)) is not None]
-        kept = [x for row in same if (x := report.finite(row.kept)) is not None]
+        scores = [x for row in same if (x := finite(row.score)) is not None]
+        kept = [x for row in same if (x := finite(row.kept)) is not None]
         found.append(
             {
                 "name": same[0].name,
