@@ -1,7 +1,7 @@
 """The ``bitflax`` command: its arguments, its errors and its exit statuses.
 
-What the subcommands do is in ``bitflax.commands``. An error that a person can mend is
-two lines on stderr; a traceback comes only with ``--debug``.
+What the subcommands do is in ``bitflax.commands``. An error that a person can fix is
+two lines on stderr; only ``--debug`` shows a traceback.
 """
 
 import argparse
@@ -72,13 +72,13 @@ class _Parser(argparse.ArgumentParser):
         raise UsageError(self.prog, message, fix=fix)
 
     def _mend(self, option: str) -> str:
-        """Return the mend of an option that it has not: what it has comes first."""
+        """Return the fix of an unknown option: the nearest one, or where it belongs."""
         own, name = self.options(), option.removeprefix("--")
         bare = [each.removeprefix("--") for each in own]
         if close := difflib.get_close_matches(name, bare, n=1, cutoff=0.6):
             return f"did you mean '--{close[0]}'?"
         if "--set" in own:
-            return f"a dial is turned by --set {name}=...; `bitflax show` lists them"
+            return f"a dial is set by --set {name}=...; `bitflax show` lists them"
         if its := [n for n, c in self.commands.items() if option in c.options()]:
             return f"leave it out: it is an option of {' and '.join(its)}"
         return f"the options are: {', '.join(own)}"
@@ -118,23 +118,22 @@ def make_parser() -> _Parser:
 
     add("ls", help="list the recipes and the named tasks")
     _add_recipe(add("show", help="describe a recipe; nothing is run"))
-    run = add("run", help="run a recipe; the same command again goes on or is done")
+    run = add("run", help="run a recipe; the same command again goes on with it")
     _add_recipe(run)
     run.add_argument("--out", required=True, metavar="DIR", help="the run's folder")
     run.add_argument("--until", metavar="STAGE", help="stop after this stage")
-    fork = "another run, of a recipe that was like this one up to some stage: what is "
-    fork += "finished and the same is taken over from it"
+    fork = "copy what DIR has finished, up to the first stage with other settings"
     run.add_argument("--fork", metavar="DIR", help=fork)
-    many = "so many runs, each with a seed and a folder of its own in DIR, and a table"
+    many = "run it with N seeds, each in a folder of its own in DIR, and print a table"
     run.add_argument("--seeds", type=int, metavar="N", help=many)
     _add_hosts(run)
-    _add_tune(add("tune", help="compare settings: a run of each, a table, the best"))
-    drawn = add("report", help="draw a run's report.html anew; of several, a page")
+    _add_tune(add("tune", help="run a recipe with several settings and compare them"))
+    drawn = add("report", help="draw a run's page again, or one page of several runs")
     folders = "folders of finished runs"
     drawn.add_argument("runs", nargs="+", metavar="DIR", help=folders)
     page = "the page (report.html in the run's folder; of several: comparison.html)"
     drawn.add_argument("--out", metavar="FILE", help=page)
-    clean = add("clean", help="remove what only a resume needs of a finished run")
+    clean = add("clean", help="remove a finished run's checkpoints and cache")
     clean.add_argument("run", metavar="DIR", help="the run's folder")
     _add_eval(add("eval", help="measure a model on a task"))
     predict = add("predict", help="print label, probability and text")
@@ -142,10 +141,10 @@ def make_parser() -> _Parser:
     _add_predict(predict)
     inspect = add("inspect", help="print every tensor's bits and bytes")
     inspect.add_argument("model", metavar="DIR|FILE", help=_MODEL)
-    _add_verify(add("verify", help="read all of a packed file strictly, and say so"))
+    _add_verify(add("verify", help="check every byte of a packed file"))
     _add_export(add("export", help="write a model for others to run"))
     add("native", help="compile the native engine, test it, and measure it")
-    _add_augment(add("augment", help="write a task's training examples, many varied"))
+    _add_augment(add("augment", help="write a task's training examples with variants"))
     return parser
 
 
@@ -158,7 +157,7 @@ def _add_recipe(parser: _Parser) -> None:
         default=[],
         dest="settings",
         metavar="A.B=C",
-        help="turn a dial or set a field; may be repeated",
+        help="set a dial or a field of the recipe; may be repeated",
     )
 
 
@@ -169,11 +168,11 @@ def _add_tune(parser: _Parser) -> None:
         action="append",
         required=True,
         metavar="A.B=C,D",
-        help="a dial or field and its values; may be repeated, for all combinations",
+        help="a dial or field and its values; repeated: all combinations are run",
     )
     out = "a folder for all runs; the same command again goes on"
     parser.add_argument("--out", required=True, metavar="DIR", help=out)
-    seeds = "runs of each setting, with seeds of their own (1)"
+    seeds = "runs of each setting, with different seeds (1)"
     parser.add_argument("--seeds", type=int, default=1, metavar="N", help=seeds)
     parser.add_argument("--until", metavar="STAGE", help="stop each after this stage")
     _add_hosts(parser)
@@ -181,12 +180,13 @@ def _add_tune(parser: _Parser) -> None:
 
 def _add_hosts(parser: _Parser) -> None:
     group = parser.add_argument_group(
-        "many hosts", "one command a host; on TPU pods and under Slurm without these"
+        "many hosts",
+        "give the same command on each host; TPU pods and Slurm need none of these",
     )
-    at = "where process 0 is to be reached; the same for all"
+    at = "the address of process 0, the same for all"
     group.add_argument("--coordinator", metavar="HOST:PORT", help=at)
-    group.add_argument("--processes", type=int, metavar="N", help="how many there are")
-    this = "which of them this is, from 0"
+    group.add_argument("--processes", type=int, metavar="N", help="their number")
+    this = "the number of this one, from 0"
     group.add_argument("--process", type=int, metavar="I", help=this)
 
 
@@ -194,10 +194,10 @@ def _add_eval(parser: _Parser) -> None:
     parser.add_argument("model", metavar="DIR|FILE", help=_MODEL)
     task = "a named task, a data file, or hf:NAME"
     parser.add_argument("--task", required=True, metavar="T", help=task)
-    out = "a .jsonl file for every example's text, label, what is right, probabilities"
+    out = "write each example's text, labels and probabilities to this .jsonl file"
     parser.add_argument("--out", metavar="FILE", help=out)
     _add_data(parser)
-    dev = "the file or the split (of hf:...) to measure on, where TASK has others too"
+    dev = "the file, or the split of hf:NAME, to measure on where the task has several"
     parser.add_argument("--dev", metavar="FILE|SPLIT", help=dev)
     _add_engine(parser)
 
@@ -208,12 +208,12 @@ def _add_engine(parser: _Parser) -> None:
     parser.add_argument(
         "--engine", choices=inference.ENGINES, default="auto", help=engine
     )
-    threads = "that native or onnx computes with; by default all cores"
+    threads = "the number of threads of native or onnx; by default one for each core"
     parser.add_argument("--threads", type=int, metavar="N", help=threads)
 
 
 def _add_predict(parser: _Parser) -> None:
-    texts = "texts; a pair has a tab between; none: a text a line from stdin"
+    texts = "texts, pairs with a tab between; without any, the lines of stdin"
     parser.add_argument("texts", nargs="*", metavar="TEXT", help=texts)
     pair = "the second text of a pair; once for each TEXT"
     parser.add_argument("--pair", action="append", default=[], metavar="T", help=pair)
@@ -221,9 +221,9 @@ def _add_predict(parser: _Parser) -> None:
     parser.add_argument("--csv", metavar="FILE", help=table)
     column = "the column of --csv that holds the texts, or two for pairs"
     parser.add_argument("--column", metavar="COLUMN[,COLUMN]", help=column)
-    top = "the K likeliest labels of each text, a line each"
+    top = "print the K likeliest labels of each text, one a line"
     parser.add_argument("--top", type=int, metavar="K", help=top)
-    lines = "a line of JSON a text: text, label, probabilities (of all, or of --top)"
+    lines = "print each answer as a line of JSON, with all probabilities (or --top's)"
     parser.add_argument("--json", action="store_true", help=lines)
     _add_engine(parser)
 
@@ -231,22 +231,22 @@ def _add_predict(parser: _Parser) -> None:
 def _add_verify(parser: _Parser) -> None:
     model = "a packed model.safetensors, a run's folder, or OWNER/NAME of a hub"
     parser.add_argument("model", metavar="DIR|FILE", help=model)
-    sha256 = "what the whole file's SHA-256 has to be"
+    sha256 = "the expected SHA-256 of the whole file"
     parser.add_argument("--sha256", metavar="HEX", help=sha256)
 
 
 def _add_export(parser: _Parser) -> None:
     parser.add_argument("model", metavar="DIR|FILE", help=_MODEL)
-    form = "a file for ONNX Runtime (8-bit or float32 products) or for the native "
-    form += "engine from C, or a folder for transformers (hf: float32, with a card)"
+    form = "onnx-int8 and onnx-fp32: a file for ONNX Runtime; native: a file for the "
+    form += "native engine, from C too; hf: a folder for transformers, in float32"
     parser.add_argument(
         "--format", required=True, choices=inference.EXPORT_FORMATS, help=form
     )
     out = "the file or folder to write; by default beside the model"
     parser.add_argument("--out", metavar="PATH", help=out)
-    push = "send the folder (hf) to a hub too, as who `hf auth login` made you"
+    push = "upload the folder (hf) to a hub too; `hf auth login` says as whom"
     parser.add_argument("--push", metavar="OWNER/NAME", help=push)
-    private = "seen by its owner alone, where --push makes a new one"
+    private = "make it private, where --push creates a new one"
     parser.add_argument("--private", action="store_true", default=None, help=private)
 
 
@@ -264,21 +264,21 @@ def _add_augment(parser: _Parser) -> None:
     parser.add_argument("--out", required=True, metavar="FILE", help=out)
     _add_data(parser)
     parser.add_argument("--dev", metavar="FILE", help="the dev file of a data file")
-    masked = "the folder of a BertForMaskedLM"
+    masked = "the folder of a BertForMaskedLM, which proposes words"
     parser.add_argument("--masked-lm", metavar="DIR", help=masked)
     vectors = "GloVe's .txt, or glove: the packaged ones"
     parser.add_argument("--vectors", metavar="FILE|glove", help=vectors)
-    copies = "variants an example (MNLI, QQP 10; SST-2, QNLI 20; others 30)"
+    copies = "variants of each example (MNLI, QQP 10; SST-2, QNLI 20; others 30)"
     parser.add_argument("--copies", type=int, metavar="N", help=copies)
     for name, kind, default, text in (
-        ("--probability", float, 0.4, "of a word to be replaced"),
-        ("--candidates", int, 15, "words that may stand in a word's place"),
-        ("--seed", int, 0, "of the draws, and of --limit's and a split's choice"),
+        ("--probability", float, 0.4, "that a word is replaced"),
+        ("--candidates", int, 15, "words of which one replaces a word"),
+        ("--seed", int, 0, "of the variants, of --limit's choice and of a split"),
     ):
         parser.add_argument(
             name, type=kind, default=default, metavar="X", help=f"{text} ({default})"
         )
-    limit = "take so many training examples only"
+    limit = "take only N training examples"
     parser.add_argument("--limit", type=int, metavar="N", help=limit)
 
 
@@ -301,7 +301,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _main(argv: Sequence[str]) -> int:
     try:
         if sys.stdout is None:
-            problem, fix = "is closed, and answers go there", "leave it open: > FILE"
+            problem, fix = "is closed, but results go there", "leave it open, or > FILE"
             raise StorageError("stdout", problem, fix=fix)
         with signals.heard(), progress.lines_shown():
             _dispatch(argv)
@@ -382,9 +382,9 @@ def _storage(error: OSError) -> BitflaxError:
 
 
 def _full_stream() -> str:
-    """Return the name of what an error without a file's name is probably about."""
+    """Return what an I/O error without a file's name is probably about."""
     try:
-        sys.stdout.flush()  # what could not be written is still to be
+        sys.stdout.flush()  # fails again where stdout is what could not be written
         return "I/O"
     except (OSError, ValueError, AttributeError):
         return "stdout"

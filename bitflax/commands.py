@@ -10,10 +10,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from bitflax import data, inference, model, packed, recipe, runs, training
+from bitflax import data, inference, packed, recipe, runs, training
 from bitflax.data import augmentation
 from bitflax.errors import (
-    DamagedFile,
     InputMissing,
     OutputError,
     StorageError,
@@ -54,11 +53,11 @@ def show_command(args: Namespace) -> None:
     _print_pairs({name: _dial(default) for name, (_, default) in file.dials.items()})
     print(f"\n{text}")
     if config is None:
-        print(f"\nbits and bytes need the teacher's shape: {where}")
+        print(f"\nfor bits and bytes the teacher's config.json is needed: {where}")
 
 
 def _read(made: recipe.Recipe) -> tuple[data.Task, data.Task] | tuple[None, None]:
-    """Return what a recipe's teacher learns, and its students; none of a download."""
+    """Return the tasks of a recipe's teacher and students; None if not on this disk."""
     if made.data is None:
         return None, None
     named, task = data.named_task(made.data.task), made.data.task
@@ -72,7 +71,7 @@ def _read(made: recipe.Recipe) -> tuple[data.Task, data.Task] | tuple[None, None
 
 def _dial(default: Any) -> str:
     if default is inspect.Parameter.empty:
-        return "(has to be given)"
+        return "(must be given)"
     if isinstance(default, tuple):
         return ",".join(map(str, default))
     return str(default).lower() if default in (None, True, False) else str(default)
@@ -96,16 +95,16 @@ def report_command(args: Namespace) -> None:
 
 
 def run_command(args: Namespace) -> None:
-    """Run a recipe, or go on with it; once a seed where ``--seeds`` says so."""
+    """Run a recipe, or go on with it; several times with ``--seeds``."""
     if args.seeds is not None:
         if args.fork is not None:
-            fix = "leave one of them out: runs of other seeds have nothing in common"
+            fix = "leave one of them out: runs of different seeds share nothing"
             raise UsageError("--seeds", "does not go with --fork", fix=fix)
         return tune_command(Namespace(**vars(args) | {"over": []}))
     file = recipe.read_recipe(args.recipe)
     made = file.build(args.settings)
     recipe.check_plan(made, args.until)
-    # A mistyped command is told at once, and not when the other processes have come.
+    # After the checks: a mistyped command fails at once, without waiting for others.
     training.initialize(args.coordinator, args.processes, args.process)
     runs.run(
         made,
@@ -118,16 +117,16 @@ def run_command(args: Namespace) -> None:
 
 
 def clean_command(args: Namespace) -> None:
-    """Remove what only a resume needs of a finished run; print how much that was."""
+    """Remove what only a resume needs of a finished run; print its size."""
     size = runs.clean(args.run)
     print(f"{args.run}\t{size / 1e6:,.1f} MB removed: checkpoints and cache")
 
 
 @training.compiled_for_user()
 def eval_command(args: Namespace) -> None:
-    """Print a model's scores on a task's dev examples; of an own file, on all.
+    """Print a model's scores on a task's dev examples, or on all of a data file.
 
-    Of classes: each one's precision, recall and F1, and what it is taken for.
+    A classifier's have each class's precision, recall and F1, and the confusion matrix.
     """
     read = (name for name in (args.model, args.task, args.dev) if name)
     out = None if args.out is None else _new_file(args.out, ".jsonl", *read)
@@ -137,7 +136,7 @@ def eval_command(args: Namespace) -> None:
         dev = args.task
     predictor = inference.load(args.model, args.engine, args.threads)
     config, known = predictor.config, {}
-    if not named:  # the model knows which classes there are, and in which order
+    if not named:  # the model says which classes there are, and in which order
         known["regression"] = config.regression
         if not config.regression and config.id2label is not None:
             known["classes"] = config.labels
@@ -153,7 +152,7 @@ def eval_command(args: Namespace) -> None:
     for note in task.notes:
         tell(note)
     if data.is_hub_data(args.task) and not data.has_dev(task):
-        problem = f"{args.task} has no validation split, and its train was learnt from"
+        problem = f"{args.task} has no validation split, only the one to learn from"
         raise UsageError(
             "--dev", problem, fix="name the split to measure on: --dev test"
         )
@@ -166,11 +165,16 @@ def eval_command(args: Namespace) -> None:
 
 
 def _new_file(name: str, kind: str, *read: str) -> Path:
-    """Return the path of a page or of lines of JSON, new or one of ours before.
+    """Return the path of an output file that may be written.
+
+    Args:
+      name: as it was given.
+      kind: the suffix that it must have, ``".html"`` or ``".jsonl"``.
+      *read: files that the command reads, none of which it may be.
 
     Raises:
-      OutputError: it is named otherwise or holds something else, it is a folder, its
-        own folder is not there, or it is one of the files that are ``read``.
+      OutputError: it has another suffix, is a folder or lies in none, is one of the
+        files that are read, or is there and was not written by bitflax.
     """
     out = given(name, OutputError)
     if out.is_dir() or not out.parent.is_dir():
@@ -179,21 +183,28 @@ def _new_file(name: str, kind: str, *read: str) -> Path:
     if out.suffix != kind:
         problem = f"expected a name that ends with {kind}, found {out.name!r}"
         raise OutputError(out, problem, fix=f"give --out NAME{kind}")
-    ours = {
-        ".html": rb"<!doctype html>(?s:.*)<title>bitflax: ",
-        ".jsonl": rb'\{"row": ',
-    }
-    head = b""
-    if out.is_file():
-        with disk(out), out.open("rb") as file:
-            head = file.read(1024)
     if any(out.resolve() == given(each).resolve() for each in read):
-        raise OutputError(out, "is read from", fix="name a new file")
-    known = not head or re.match(ours[kind], head)
-    if not known or (out.exists() and not out.is_file()):
-        problem = "is there, and is nothing that this command wrote"
+        problem = "is a file that this command reads"
+        raise OutputError(out, problem, fix="name a new file")
+    if out.exists() and not _is_ours(out):
+        problem = "is there already, and this command did not write it"
         raise OutputError(out, problem, fix="name a new file, or remove that one")
     return out
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether a file is empty or begins as bitflax's pages and lines of JSON do."""
+    if not path.is_file():
+        return False
+    with disk(path), path.open("rb") as file:
+        head = file.read(1024)
+    return not head or _OURS[path.suffix].match(head) is not None
+
+
+_OURS = {
+    ".html": re.compile(rb"<!doctype html>(?s:.*)<title>bitflax: "),
+    ".jsonl": re.compile(rb'\{"row": '),
+}
 
 
 def _columns(text: str | None) -> str | tuple[str, ...] | None:
@@ -203,7 +214,7 @@ def _columns(text: str | None) -> str | tuple[str, ...] | None:
 
 
 def augment_command(args: Namespace) -> None:
-    """Write a task's training examples with their variants, or go on with it."""
+    """Write a task's training examples and variants of them, or go on with it."""
     how = augmentation.Augment(
         masked_lm=args.masked_lm,
         vectors=args.vectors,
@@ -232,7 +243,7 @@ def augment_command(args: Namespace) -> None:
 def predict_command(args: Namespace) -> None:
     """Print label, probability and text, a line each; or each as a line of JSON.
 
-    Of many texts, stderr says how far they are and how many a second there were.
+    stderr shows the progress of many texts, and how many were answered a second.
 
     Raises:
       UsageError: a text is the name of a file, there is none and no stdin, or texts
@@ -275,31 +286,8 @@ def export_command(args: Namespace) -> None:
 
 
 def inspect_command(args: Namespace) -> None:
-    """Print every tensor's bits and bytes."""
-    path = inference.given_model(args.model)
-    file = _weights(path)
-    named = path.is_file()
-    # A packed file may lie in any folder, a dense model's too.
-    shared = named or file.name == inference.SHARED
-    if not (file.parent / "config.json").is_file() or (shared and _is_packed(file)):
-        rows = packed.size_report(file)
-    else:
-        own = named and not file.name.endswith(".index.json")  # it is its folder
-        state = model.read_weights(file) if own else model.read_state(file.parent)[0]
-        rows = [
-            packed.SizeRow(name, 8 * array.dtype.itemsize, array.size, array.nbytes)
-            for name, array in state.items()
-        ]
-    print(packed.size_table(rows))
-
-
-def _is_packed(file: Path) -> bool:
-    """Whether a file says that it is a packed one; others are no error here."""
-    try:
-        found = packed.guarded(packed.read_header, file)
-    except DamagedFile:
-        return False
-    return found.metadata.get("format") == packed.FORMAT
+    """Print the bits and bytes of every tensor."""
+    print(packed.size_table(inference.tensor_sizes(args.model)))
 
 
 def verify_command(args: Namespace) -> None:
@@ -308,7 +296,7 @@ def verify_command(args: Namespace) -> None:
     Where the native engine is compiled, it is tested too.
     """
     said = _verified(inference.verify(args.model, args.sha256))
-    with contextlib.suppress(InputMissing, StorageError):  # no engine to test
+    with contextlib.suppress(InputMissing, StorageError):  # it cannot be compiled
         if native.find_built():
             tested = inference.self_test()
             print(f"native engine: {len(tested)} self-tests passed")
@@ -316,7 +304,7 @@ def verify_command(args: Namespace) -> None:
 
 
 def native_command(args: Namespace) -> None:
-    """Compile the native engine if need be; print its self-test and its speeds."""
+    """Compile the native engine if need be, test it, and print its speeds."""
     built = native.build()
     names, made = native.usable_targets(), native.targets(native.machine())
     about = "compiled {date} in {seconds} s by {compiler}".format(**built.record)
@@ -340,24 +328,8 @@ def native_command(args: Namespace) -> None:
     print("\n" + columns(rows, "<>><"))
 
 
-def _weights(path: Path) -> Path:
-    """Return the file of weights of a packed model, a run or a model's folder."""
-    if path.is_file():
-        return path
-    if (path / inference.SHARED).is_file():
-        return path / inference.SHARED
-    if (path / "config.json").is_file() or (path / "model.safetensors").is_file():
-        return path / "model.safetensors"
-    if not path.is_dir():
-        fix = "give a packed model.safetensors, a run's folder or a model's"
-        raise InputMissing(path, "no such file or folder", fix=fix)
-    stages = sorted(path.glob("*-*/params"))
-    fix = f"finish the run, or give {stages[-1]}" if stages else "give a run's folder"
-    raise InputMissing(path, "no packed model.safetensors in it", fix=fix)
-
-
 def _verified(found: inference.Verified) -> str:
-    """Return what a verified file is, a fact a line."""
+    """Return the facts about a verified file, one a line."""
     config, rows, known = found.model.config, found.rows, found.model.tokenizer
     size = sum(row.bytes for row in rows)
     shape = f"{config.num_hidden_layers} layers of {config.hidden_size}, "
@@ -388,7 +360,7 @@ def _activations(act: Any) -> str:
 
 
 def _by_bits(rows: list[packed.SizeRow]) -> dict[str, str]:
-    """Return how many weights have how many bits, and what they take."""
+    """Return, for each number of bits, how many weights have it and their bytes."""
     weights = [row for row in rows if row.name not in ("header", "tokenizer")]
     shares = {}
     for bits in sorted({row.bits for row in weights}):

@@ -322,7 +322,7 @@ def test_a_page_of_several_runs_takes_no_other_page_s_place(
     (tmp_path / "comparison.html").write_text("<!doctype html>")
     assert cli.main(["report", "a", "b"]) == 73
     assert cli.main(["report", "a"]) == 66
-    assert "comparison.html: is there, and is nothing" in capsys.readouterr().err
+    assert "comparison.html: is there already, and" in capsys.readouterr().err
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no full device")

@@ -8,12 +8,11 @@ from bitflax.inference.asking import from_table as from_table
 from bitflax.inference.engines import ENGINES as ENGINES
 from bitflax.inference.exporting import EXPORT_FORMATS as EXPORT_FORMATS
 from bitflax.inference.exporting import export as export
+from bitflax.inference.inspection import tensor_sizes as tensor_sizes
 from bitflax.inference.native_check import chosen_target as chosen_target
 from bitflax.inference.native_check import self_test as self_test
 from bitflax.inference.predictor import Predictor as Predictor
 from bitflax.inference.predictor import load as load
 from bitflax.inference.provenance import make_provenance as make_provenance
-from bitflax.inference.stored_model import SHARED as SHARED
 from bitflax.inference.stored_model import Verified as Verified
-from bitflax.inference.stored_model import given_model as given_model
 from bitflax.inference.stored_model import verify as verify

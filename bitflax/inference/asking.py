@@ -1,4 +1,4 @@
-"""Texts from a command line, a stream or a table, and the lines that answer them."""
+"""``bitflax predict``: texts from arguments, stdin or a table, and lines of answers."""
 
 import itertools
 import json
@@ -17,36 +17,36 @@ from bitflax.inference.predictor import Text
 from bitflax.progress import escaped, tell
 
 PIECE = 1024
-"""Texts that are answered at once; a pipe of any length is answered as it comes."""
+"""Texts that are answered together: a pipe of any length is answered piece by piece."""
 
 
 class Asked(NamedTuple):
-    """Texts, each one checked as it comes, and how many; None: nobody knows yet."""
+    """Texts, each checked as it is read, and their number; None: not known yet."""
 
     texts: Iterator[Text]
     total: int | None
 
 
 def from_arguments(texts: Sequence[str], seconds: Sequence[str] = ()) -> Asked:
-    """Return texts that a command line gives; a pair has a tab between.
+    """Return the texts of a command line; a tab separates the texts of a pair.
 
     Args:
-      texts: as Python decodes a command line.
-      seconds: the second text of each, where they are given by themselves.
+      texts: the arguments, as Python decodes them.
+      seconds: the second text of each pair, where ``--pair`` gives it.
 
     Raises:
-      UsageError: a text is the name of a file, or there are more or fewer seconds.
-      DataError: when it comes, a text is none; names its number.
+      UsageError: a text is the name of a file, or ``seconds`` are not as many.
+      DataError: while they are read: a text is not valid; names its number.
     """
     if file := next(filter(os.path.isfile, texts), None):
-        problem = f"{file!r} is a file: texts are expected, or none and them on stdin"
-        fix = "give the file's lines by `< FILE`, a table's column by `--csv FILE`; "
-        fix += "its name as a text by `echo NAME |`"
+        problem = f"expected texts, found the name of a file: {file!r}"
+        fix = "for the file's lines give `< FILE`, for a table's column `--csv FILE`, "
+        fix += "for the name itself `echo NAME |`"
         raise UsageError("bitflax predict", problem, fix=fix)
     if seconds and len(seconds) != len(texts):
         problem = f"expected a --pair for each text, found {len(texts)} texts and "
-        problem += f"{len(seconds)} of them"
-        fix = "give each text its own: TEXT --pair SECOND"
+        problem += f"{len(seconds)} --pair"
+        fix = "give each text its second one: TEXT --pair SECOND"
         raise UsageError("bitflax predict", problem, fix=fix)
     if seconds:
         texts = [f"{a}\t{b}" for a, b in zip(texts, seconds, strict=True)]
@@ -54,24 +54,27 @@ def from_arguments(texts: Sequence[str], seconds: Sequence[str] = ()) -> Asked:
 
 
 def from_stdin() -> Asked:
-    """Return the lines of stdin as texts; a pair has a tab between.
+    """Return the lines of stdin as texts; a tab separates the texts of a pair.
 
     Raises:
       UsageError: stdin is closed.
-      DataError: when it comes, a line is no text, or no pair as the first is.
+      DataError: while they are read: a line is not a text, or not a pair as the first
+        line is.
     """
     if sys.stdin is None:
         fix = "give texts, or a text a line on stdin"
         raise UsageError("bitflax predict", "no texts, and stdin is closed", fix=fix)
     if sys.stdin.isatty():
-        tell("one text a line; Ctrl-D ends")
+        tell("type one text a line; Ctrl-D ends")
     lines = (raw.rstrip(b"\r\n") for raw in sys.stdin.buffer)
     total = lines_left()
     return Asked(_lines("stdin", lines), total)
 
 
 def from_table(path: str | Path, text: str | Sequence[str] | None = None) -> Asked:
-    """Return the texts of a table's column, or pairs of two columns, all checked.
+    """Return the texts of a table's column, or the pairs of two columns.
+
+    All of them are checked first.
 
     Args:
       path: a ``.csv``, ``.tsv`` or ``.jsonl`` file.
@@ -107,7 +110,7 @@ def _column(place: str, header: Sequence[str], text: Any) -> tuple[str, ...]:
 
 
 def lines_left() -> int | None:
-    """Return how many lines stdin has; None where it is no file."""
+    """Return the number of lines of stdin; None where stdin is not a file."""
     stdin, count, last = sys.stdin.buffer, 0, b"\n"
     try:
         start = stdin.tell()
@@ -154,18 +157,18 @@ def _text(place: str, raw: bytes, width: int) -> Text:
 def answers(
     predictor: Any, asked: Asked, *, top: int | None = None, as_json: bool = False
 ) -> Iterator[tuple[int, list[str]]]:
-    """Yield how many texts were answered, and the lines that say so, piece by piece.
+    """Yield the number of texts and the lines of output of each ``PIECE`` of texts.
 
     Args:
       predictor: the model, a ``Predictor``.
       asked: the texts.
-      top: so many labels a text, the likeliest first, a line each; None: one.
-      as_json: a line of JSON a text: text, label and the probabilities of all labels,
-        or of the ``top`` ones.
+      top: how many of the likeliest labels are printed, a line each; None: one.
+      as_json: print a line of JSON for each text: its label, and the probabilities of
+        all labels, or of the ``top`` ones.
 
     Raises:
-      UsageError: ``top`` of a model that gives a real number, or below 1.
-      DataError: a text is none, or one text is given to a model of pairs.
+      UsageError: ``top`` is below 1, or the model is a regression.
+      DataError: a text is not valid, or a model of pairs is given single texts.
     """
     if top is not None and (top < 1 or predictor.config.regression):
         problem = f"expected 1 or more, found {top}"
@@ -199,7 +202,7 @@ def _ranked(predictor: Any, texts: list[Text], top: int) -> list[str]:
 
 
 def _best(row: np.ndarray, top: int | None) -> np.ndarray:
-    """Return the places of the largest values, the largest first.
+    """Return the indices of the largest values, the largest first.
 
     >>> _best(np.array([0.1, 0.7, 0.2]), 2).tolist()
     [1, 2]
@@ -208,7 +211,7 @@ def _best(row: np.ndarray, top: int | None) -> np.ndarray:
 
 
 def _json(predictor: Any, texts: list[Text], top: int | None) -> list[str]:
-    """Return a line of ASCII JSON a text, which any terminal and any file takes."""
+    """Return a line of JSON for each text, in ASCII, which every terminal can show."""
     if predictor.config.regression:
         said = predictor.predict(texts)
         return [json.dumps({"text": s.text, "label": s.label}) for s in said]

@@ -1,8 +1,8 @@
-"""A model as others run it: one file, or a folder that transformers loads.
+"""Exports: a model as one file for other engines, or a folder for transformers.
 
 An ONNX file takes ``input_ids``, ``attention_mask`` and ``token_type_ids``, int64
-[batch, sequence], and gives ``logits``, float32 [batch, labels]. Its metadata carry
-what else it takes to run it: ``tokenizer`` (the text of ``tokenizer.json``),
+[batch, sequence], and gives ``logits``, float32 [batch, labels]. Its metadata hold
+what else is needed to run it: ``tokenizer`` (the text of ``tokenizer.json``),
 ``id2label`` (JSON), ``max_length`` and ``kind``. So, with no more than NumPy, ONNX
 Runtime and tokenizers::
 
@@ -37,10 +37,10 @@ from bitflax.errors import ConfigError, OutputError, UsageError
 from bitflax.inference import engines, model_card, native, onnx_bert, provenance
 from bitflax.inference.stored_model import (
     DENSE_SUM,
-    SHARED,
+    PACKED_COPY,
     given_model,
     locate_model,
-    open_model,
+    read_model,
     write_dense_sum,
 )
 from bitflax.model import (
@@ -58,8 +58,8 @@ _LOG = logging.getLogger(__name__)
 
 EXPORT_FORMATS = ("native", "onnx-int8", "onnx-fp32", "hf")
 CARD = "README.md"
-_ALSO = {CARD, SHARED, DENSE_SUM}
-# A ModelProto's fields in the order of their numbers: version, producer's name, ...
+_ALSO = {CARD, PACKED_COPY, DENSE_SUM}
+# How an ONNX file (IR version, then the producer's name) and a native one begin.
 _OURS = re.compile(rb"\x08.\x12\x07bitflax|bitflax\0", re.DOTALL)
 
 
@@ -71,7 +71,7 @@ def export(
     push: str | None = None,
     private: bool | None = None,
 ) -> Path:
-    """Write a model for other programs, whole or not at all.
+    """Write a model for other programs. What fails leaves nothing half written.
 
     Args:
       model: as ``bitflax.load`` takes it.
@@ -81,9 +81,9 @@ def export(
         ``"onnx-fp32"``; ``"onnx-int8"``: integer matrix products, for a student with
         8-bit activations; or ``"hf"``: a folder of dense float32 weights, without
         what activation quantizers do, with a model card and the packed file.
-      push: of ``"hf"``: a hub's ``OWNER/NAME``, where the folder is sent too; it is
-        made, where it is new, and holds nothing else afterwards.
-      private: whether a new one there is its owner's alone; None: the account's way.
+      push: for ``"hf"``: a hub's ``OWNER/NAME``, where the folder is uploaded too. The
+        repository is created if need be; files in it that the folder lacks are removed.
+      private: whether a new repository is private; None: as the account's default.
 
     Returns:
       The file or folder.
@@ -92,14 +92,14 @@ def export(
       ConfigError: there is no such kind, or it cannot hold this model.
       InputMissing: there is no model, or ONNX is not installed.
       UsageError: a file is to be pushed, or nothing is and ``private`` is given.
-      OutputError: it cannot be written there, or something else lies there; or the hub
-        does not take it.
+      OutputError: the place cannot be written or holds something else; or the hub
+        refuses it.
       DamagedFile: a file is damaged.
       StorageError: the disk is full.
     """
     _check_kind(kind, push)
     if private is not None and push is None:
-        problem = "is of what --push sends, and nothing is sent"
+        problem = "says how --push creates a repository, and there is no --push"
         raise UsageError("--private", problem, fix="give --push OWNER/NAME too")
     far = str(model).partition("/")[2] if is_hub_name(model) else None
     model = given_model(model)
@@ -112,9 +112,9 @@ def export(
     (_check_folder if kind == "hf" else _check_file)(out)
     if push is not None:
         check_push(push, model_card.MARK, private)
-    found = open_model(place)
+    found = read_model(place)
     if kind == "hf":
-        config_to_hf(found.config)  # before the work: does this BERT fit there?
+        config_to_hf(found.config)  # raises early if transformers lacks this shape
         origin = None if far or model == place else provenance.from_run(model)
         size = place.stat().st_size if place.is_file() else None
         origin = origin or provenance.from_extras(found.extras)
@@ -130,7 +130,7 @@ def export(
 
 
 def _check_kind(kind: str, push: str | None) -> None:
-    """Refuse a format that is none, or cannot be pushed, or lacks its packages."""
+    """Check that there is such a format, that it can be pushed, and its packages."""
     if kind == "onnx-2bit":
         fix = "onnx-int8, smaller and faster"
         raise ConfigError("format", "onnx-2bit is gone", fix=fix)
@@ -139,23 +139,24 @@ def _check_kind(kind: str, push: str | None) -> None:
             "format", f"no format {kind!r}", fix=f"one of {', '.join(EXPORT_FORMATS)}"
         )
     if push is not None and kind != "hf":
-        raise UsageError("--push", "sends a folder", fix="give --format hf")
+        problem = f"uploads a folder, and {kind} is a file"
+        raise UsageError("--push", problem, fix="give --format hf")
     if kind.startswith("onnx"):
         engines.need_packages("onnx")
 
 
 def _beside(model: Path, place: Path, kind: str) -> Path:
-    """Return where an export goes that nobody said a place for."""
+    """Return where an export goes by default."""
     stem = model.absolute()
-    if model != place and place.name != SHARED:  # a run
+    if model != place and place.name != PACKED_COPY:  # a run
         stem = stem / "model"
-    elif model.is_file():  # a folder keeps what follows a dot in its name
+    elif model.is_file():  # a folder's name may have a dot
         stem = stem.with_suffix("")
     return _named(stem, kind)
 
 
 def _named(stem: Path, kind: str) -> Path:
-    """Return the file or folder of an export that is called by its model."""
+    """Return the file or folder of an export, named after its model."""
     if kind == "native":
         return stem.with_name(f"{stem.name}.bitflax")
     ending = "hf" if kind == "hf" else f"{kind.removeprefix('onnx-')}.onnx"
@@ -163,7 +164,7 @@ def _named(stem: Path, kind: str) -> Path:
 
 
 def _check_file(path: Path) -> None:
-    """Refuse a place where no file can be written."""
+    """Check that a file can be written here."""
     problem = ""
     if not path.parent.is_dir():
         problem = "there is no such folder"
@@ -182,7 +183,7 @@ def _check_file(path: Path) -> None:
 
 
 def _check_folder(path: Path) -> None:
-    """Refuse a folder that holds anything but an earlier export."""
+    """Check that a folder is new, empty, or an earlier export."""
     files.check_model_folder(path, also=_ALSO)
     card = path / CARD
     if path.exists() and any(path.iterdir()):
@@ -223,12 +224,12 @@ def _write_folder(out: Path, model: StoredModel, card: str, file: Path | None) -
         save_pretrained(new, model.config, _dense(model), model.tokenizer)
         (new / CARD).write_text(card, "utf-8")
         if file is not None:
-            shutil.copyfile(file, new / SHARED)
+            shutil.copyfile(file, new / PACKED_COPY)
             write_dense_sum(new)
 
 
 def _dense(model: StoredModel) -> Params:
-    """Return dense weights, without what activation quantizers have learned."""
+    """Return dense weights, without the parameters of activation quantizers."""
     flat = trees.flatten(model.params).items()
     kept = {p: packed.on_host(x) for p, x in flat if not re.fullmatch(ACT_PARAMS, p)}
     return trees.unflatten(kept)

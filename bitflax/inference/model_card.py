@@ -1,6 +1,6 @@
 """The ``README.md`` of an exported folder: a model card that Hugging Face reads.
 
-It says what is known of the model, and leaves out what is not.
+What is not known of the model is left out.
 """
 
 import json
@@ -12,14 +12,14 @@ from bitflax import trees
 from bitflax.data import TASKS
 from bitflax.inference import engines
 from bitflax.inference.provenance import PACKAGED, Provenance, Scored
-from bitflax.inference.stored_model import SHARED
+from bitflax.inference.stored_model import PACKED_COPY
 from bitflax.model import Packed, Split, at_sites
 from bitflax.model import learns as model_learns
 from bitflax.packed import StoredModel, size_report
 from bitflax.types import BertConfig, Params
 
 MARK = "<!-- written by bitflax export -->"
-"""Where a card has it, the folder is an export, and may be replaced by another."""
+"""Marks a folder as an export, which another export may replace."""
 
 _METRICS = {
     "accuracy": ["accuracy"],
@@ -60,8 +60,8 @@ def card(
     Args:
       model: what was exported.
       origin: where it comes from.
-      size: the bytes of the packed file, which lies in the folder as ``SHARED``; None:
-        it was none.
+      size: the bytes of the packed file, which is in the folder as ``PACKED_COPY``;
+        None: the model was not packed.
       repo: the name that the folder will have on a hub.
     """
     counts = _counts(model)
@@ -81,7 +81,7 @@ def card(
 
 
 def _front(origin: Provenance, bits: int | float) -> str:
-    """Return the YAML that a hub reads; its values are JSON, which YAML includes."""
+    """Return the YAML that a hub reads; its values are JSON, which is YAML too."""
     task = TASKS.get(origin.task or "")
     tags = ["bitflax", "bert", "knowledge-distillation"]
     fields: dict[str, Any] = {
@@ -102,8 +102,8 @@ def _base(origin: Provenance) -> str | None:
 
 
 def _bits(params: Params, counts: Counter[int | float]) -> int | float:
-    """Return the bits that most of the weights take in the packed file; 32: dense."""
-    # The counts are a packed file's, which has 16 bits for floats that fit into them.
+    """Return the bits of most of the weights; 32 where the model is dense."""
+    # Not by the counts alone: size_report counts float16 where a float32 fits into it.
     if not any(isinstance(x, Packed | Split) for x in trees.flatten(params).values()):
         return 32
     return max(counts.items(), key=lambda pair: pair[1])[0]
@@ -148,7 +148,7 @@ def _labels(config: BertConfig) -> Iterator[str]:
 
 
 def _scores(origin: Provenance, size: int | None) -> Iterator[str]:
-    """Return the table of all stages, where a score is known."""
+    """Yield the table of all stages that have a score."""
     rows = [row for row in origin.stages if row.score is not None]
     if not rows:
         return
@@ -178,13 +178,14 @@ def _cells(row: Scored, first: float | None) -> Sequence[str]:
 
 
 def _packed(counts: Counter[int | float], size: int | None) -> Iterator[str]:
+    """Yield how the packed file and the dense weights beside it compare."""
     if size:
         shares = ", ".join(
             f"{count:,} of {bits:g} bit{'s' if bits > 1 else ''}"
             for bits, count in sorted(counts.items())
         )
         yield (
-            f"The packed file, `{SHARED}`, has {size:,} bytes: {shares}. "
+            f"The packed file, `{PACKED_COPY}`, has {size:,} bytes: {shares}. "
             f"`model.safetensors`, which transformers loads, holds the same "
             f"{sum(counts.values()):,} values as float32: it is as large and as fast "
             "as any other BERT of this shape."
@@ -218,14 +219,18 @@ def _loading(model: StoredModel, name: str, packed: bool) -> Iterator[str]:
     if model.max_length is not None:
         options = f", truncation=True, max_length={model.max_length}"
     yield _TRANSFORMERS.format(name=json.dumps(name), options=options)
-    how = f"which takes the packed file, `{SHARED}`" if packed else "the same weights"
+    how = (
+        f"which takes the packed file, `{PACKED_COPY}`"
+        if packed
+        else "the same weights"
+    )
     yield _BITFLAX.format(how=how, name=json.dumps(name))
     kind = engines.onnx_kind(model.config, model.act)
     yield _ONNX.format(name=name, kind=kind)
 
 
 def _plain(text: str | None) -> str:
-    """Return a text of one line that Markdown takes as it is."""
+    """Return a text on one line, with Markdown's special characters escaped."""
     line = " ".join((text or "").split())
     return "".join(f"\\{c}" if c in "\\`*_{}[]<>()#+!|~" else c for c in line)
 

@@ -1,4 +1,4 @@
-"""The native engine's self-test: small models, and what NumPy computes of them."""
+"""The native engine's self-test: its logits of small models against NumPy's."""
 
 import itertools
 import math
@@ -27,13 +27,13 @@ _BITS = {"binary": (1,), "ternary": (2,), "split": (1, 1)}
 
 
 class Tested(NamedTuple):
-    """How a target computed a kind of model."""
+    """How a target of the engine computed one kind of model."""
 
     target: str
     kind: str
     close: int
-    """Texts of ``texts`` whose logits are NumPy's; of the others an activation lay
-    halfway between two levels and was rounded to the other one."""
+    """How many of ``texts`` have NumPy's logits. In the others, an activation halfway
+    between two levels was rounded to the other level."""
     texts: int
     worst: float
 
@@ -44,7 +44,7 @@ class Tested(NamedTuple):
 
 
 def chosen_target() -> str:
-    """Return the target that a model runs on where nobody names one.
+    """Return the target that a model runs on by default.
 
     Raises:
       InputMissing, StorageError: there is no native engine.
@@ -58,7 +58,7 @@ def self_test() -> list[Tested]:
 
     Raises:
       InputMissing, StorageError: there is no native engine.
-      DamagedFile: it computes something else than NumPy.
+      DamagedFile: its logits are not NumPy's.
     """
     rng = np.random.default_rng(0)
     shape = (_ROWS, CONFIG.max_position_embeddings)

@@ -1,8 +1,8 @@
 """Activation quantizers as parts of an ONNX graph, as values or as integers.
 
-The same arithmetic as ``bitflax.quantization``'s; rounding is half to even on both
-sides. Each quantizer is a grid: what is rounded, the step, the lowest and the highest
-multiple of it, and what is added again.
+The arithmetic is that of ``bitflax.quantization``; both round half to even. Each
+quantizer becomes a grid: the value that is rounded, the step, the lowest and highest
+multiple of the step, and the zero point that is added again.
 """
 
 from typing import Any, NamedTuple
@@ -14,10 +14,10 @@ from bitflax.inference.onnx_graph import Graph, Value
 from bitflax.quantization import LEAST_STEP, Axis, shared_by
 
 _LEAST = np.float32(1e-30)
-"""In place of a step of 0, which only zeros have."""
+"""Replaces a step of 0, which a range of nothing but zeros has."""
 _FLAT = np.array([-1])
 _SIMPLE = (None, -1, (-1,))
-"""Axes that share one range: all of them, or the last."""
+"""Axes over which a range is shared: all of them, or only the last."""
 
 
 class _Grid(NamedTuple):
@@ -50,11 +50,11 @@ def values(
     """Add a quantizer and return the quantised values, of the shape of ``x``.
 
     Args:
-      graph: what grows.
+      graph: the graph that it is added to.
       site: where the quantizer stands, for errors.
       quantizer: one of bitflax's activation quantizers.
       x: what is quantised.
-      p: what the quantizer learned, if it learns.
+      p: the quantizer's learned parameters, if it has any.
       rank: the number of axes of ``x``.
 
     Raises:
@@ -71,7 +71,7 @@ def values(
 
 
 def has_codes(quantizer: Any) -> bool:
-    """Whether 8 bits with one scale a token, or one in all, can say its values.
+    """Whether its values fit into 8-bit integers with one scale a token, or one in all.
 
     >>> from bitflax.quantization import lsq, symmetric
     >>> [has_codes(q) for q in (symmetric(8), symmetric(8, groups=4), lsq(16), None)]
@@ -84,7 +84,7 @@ def has_codes(quantizer: Any) -> bool:
 
 
 def is_flat(quantizer: Any) -> bool:
-    """Whether all that it has to know of axes is which one is the last."""
+    """Whether it quantises rows [rows, n] as it does [batch, sequence, n]."""
     axis, groups = shared_by(quantizer)
     return bool(groups) or axis in ((), *_SIMPLE)
 
@@ -93,11 +93,11 @@ def codes(graph: Graph, site: str, quantizer: Any, x: str, p: Any = None) -> Cod
     """Add a quantizer that ``has_codes`` and return its integers.
 
     Args:
-      graph: what grows.
+      graph: the graph that it is added to.
       site: where the quantizer stands, for errors.
       quantizer: one of bitflax's activation quantizers.
       x: a matrix [rows, n].
-      p: what the quantizer learned, if it learns.
+      p: the quantizer's learned parameters, if it has any.
 
     Raises:
       ConfigError: the quantizer is not bitflax's own.
@@ -116,7 +116,7 @@ def codes(graph: Graph, site: str, quantizer: Any, x: str, p: Any = None) -> Cod
         scale = graph.op("Reshape", graph.op("Max", scale, _LEAST), _FLAT)
         origin = graph.full(graph.op("Shape", scale), origin)
     integers = graph.op("QuantizeLinear", grid.x, scale, origin, axis=0)
-    if (low, top) != (0, 255):  # else the type itself is the limit
+    if (low, top) != (0, 255):  # else uint8 itself clips
         integers = graph.op("Clip", integers, low, top)
     by_token = isinstance(scale, str) and axis is not None
     return Codes(integers, middle, scale, grid.zero, by_token)
@@ -140,7 +140,7 @@ def _rounded(graph: Graph, grid: _Grid) -> str:
 
 
 def _grid(graph: Graph, site: str, quantizer: Any, x: str, p: Any, axis: Axis) -> _Grid:
-    """Return the grid of a quantizer whose scale the axes ``axis`` share."""
+    """Return the grid of a quantizer whose scale is shared over ``axis``."""
     levels = getattr(quantizer, "grid", None)
     if levels is None:
         raise ConfigError(
@@ -149,7 +149,7 @@ def _grid(graph: Graph, site: str, quantizer: Any, x: str, p: Any, axis: Axis) -
             fix="train with symmetric, asymmetric, clipped, lsq or elastic",
         )
     low, top, centred, steps, spare, whole = levels
-    if not steps:  # what it learned is the step
+    if not steps:  # the learned parameter is the step itself
         step, least = np.maximum(np.float32(p), np.float32(LEAST_STEP)), None
         if not centred:
             least = _reduced(graph, "ReduceMin", x, None)
@@ -175,7 +175,7 @@ def _grid(graph: Graph, site: str, quantizer: Any, x: str, p: Any, axis: Axis) -
 
 
 def _reduced(graph: Graph, kind: str, x: str, axis: Axis) -> str:
-    """Reduce over axes and keep them; None is all of them."""
+    """Reduce over axes, None being all of them, and keep them with length 1."""
     if axis is None:
         return graph.op(kind, x, keepdims=1)
     axes = [axis] if isinstance(axis, int) else list(axis)

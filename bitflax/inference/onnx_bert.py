@@ -8,9 +8,8 @@ where and as in training. The kinds differ in how matrices are stored and multip
 ``onnx-int8``  matrices of 1 and 2 bits times integer activations: ``MatMulInteger``
 =============  =====================================================================
 
-In the second, tables and the rest are stored as they are packed, and a matrix is
-multiplied in float32 that is not of 1 or 2 bits, or whose input has no integers of 8
-bits.
+In ``onnx-int8``, tables and other parameters are stored as in the packed file. Matrices
+of more than 2 bits, and those whose input has more than 8, are multiplied in float32.
 """
 
 import functools
@@ -47,9 +46,9 @@ def build_onnx(config: BertConfig, params: Params, act: Any, kind: str) -> Any:
 
     Raises:
       ConfigError: there is no such kind; ``act`` holds a quantizer that is not
-        bitflax's own; or the kind is ``"onnx-int8"``, and the student has no such
-        product.
-      ValueError: a rule of ``act`` matches no site, or what it learned is missing.
+        bitflax's own; or the kind is ``"onnx-int8"``, and the student has no matrix
+        that can be multiplied so.
+      ValueError: a rule of ``act`` matches no site, or learned parameters are missing.
     """
     if kind not in KINDS:
         raise ConfigError("kind", f"no kind {kind!r}", fix=f"one of {', '.join(KINDS)}")
@@ -89,7 +88,7 @@ class _Student:
         )
         self.shape = graph.op("Shape", self.ids)
         self.products = 0
-        """How many are with matrices of 1 or 2 bits."""
+        """The number of integer products so far."""
         self._known: dict[tuple, Any] = {}
 
     def logits(self) -> str:
@@ -102,7 +101,7 @@ class _Student:
         *layers, last = range(self.config.num_hidden_layers)
         for i in layers:
             x = self.layer(f"encoder/layer_{i}", x, x, mask, first=False)
-        # Of the last layer, only what becomes of first tokens is used.
+        # Of the last layer, the pooler reads the first tokens alone.
         path = f"encoder/layer_{last}"
         if self.by_token(path):
             x = self.layer(path, self.first(x), x, mask, first=True)
@@ -127,7 +126,7 @@ class _Student:
         return self.norm("embeddings/norm", self.by_row(x, self.config.hidden_size))
 
     def layer(self, path: str, x: str, tokens: str, mask: str, *, first: bool) -> str:
-        """Add a layer that makes of ``x`` new rows, attending to all ``tokens``."""
+        """Add a layer that maps rows ``x`` to new rows, attending to ``tokens``."""
         y = self.attention(f"{path}/attention", x, tokens, mask, first)
         x = self.norm(f"{path}/attention/norm", self.graph.op("Add", x, y))
         y = self.linear(f"{path}/ffn/in", x, first)
@@ -194,12 +193,12 @@ class _Student:
         return self.graph.op("Reshape", y, self.graph.op("Shape", x))
 
     def values(self, site: str, x: str, rank: int) -> str:
-        """Add the quantizer of a site; once for equal ones of the same ``x``."""
+        """Add the quantizer of a site; equal ones of the same ``x`` are shared."""
         make = functools.partial(onnx_activations.values, rank=rank)
         return self._once(make, site, x)
 
     def codes(self, site: str, x: str) -> onnx_activations.Codes:
-        """Add the quantizer of a site as integers; once for equal ones of ``x``."""
+        """Add the quantizer of a site as integers; equal ones of ``x`` are shared."""
         return self._once(onnx_activations.codes, site, x)
 
     def _once(self, make: Callable, site: str, x: str) -> Any:
@@ -220,7 +219,7 @@ class _Student:
         return self.graph.op("Gather", self.by_text(x), np.array(0), axis=1)
 
     def by_text(self, x: str, *sizes: int, first: bool = False) -> str:
-        """Return rows as [batch, sequence, *sizes]; -1 is what is left."""
+        """Reshape rows to [batch, sequence, *sizes]; a size of -1 is inferred."""
         tail = np.array(sizes or (-1,))
         if first:
             return self.graph.op("Reshape", x, np.array([0, 1, *tail]))
@@ -230,5 +229,5 @@ class _Student:
         return self.graph.op("Reshape", x, self._known[key])
 
     def by_row(self, x: str, width: int) -> str:
-        """Return [..., width] as rows."""
+        """Reshape [..., width] to rows."""
         return self.graph.op("Reshape", x, np.array([-1, width]))

@@ -13,9 +13,9 @@ import numpy as np
 OPSET = 17
 """The first with LayerNormalization; ONNX Runtime reads it since 1.12."""
 IR_VERSION = 8
-"""What belongs to the opset."""
+"""The IR version that belongs to this opset."""
 FLOAT, INT32 = 1, 6
-"""Numbers of element types, as ``onnx.TensorProto`` has them."""
+"""Element types, as ``onnx.TensorProto`` numbers them."""
 
 Value = Any
 """A value's name, or a number or an array that becomes a constant."""
@@ -56,7 +56,7 @@ class Graph:
         return self._known[key]
 
     def full(self, shape: Value, value: Any) -> str:
-        """Add an array of one value, of a shape that is a value."""
+        """Add an array filled with one value; its shape is a ``Value`` too."""
         from onnx import numpy_helper
 
         single = numpy_helper.from_array(np.asarray(value)[None])
@@ -80,8 +80,8 @@ class Graph:
         """Return the checked ``onnx.ModelProto``.
 
         Args:
-          outputs: ``{its name outside: (value, dtype, shape)}``.
-          metadata: texts that travel along.
+          outputs: ``{name in the model: (value, dtype, shape)}``.
+          metadata: texts to store in the model.
         """
         import onnx
         from onnx import helper

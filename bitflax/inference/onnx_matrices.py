@@ -1,8 +1,8 @@
 """Weights as parts of an ONNX graph: stored as the few bits they have.
 
-Codes of 1 and 2 bits stay packed in the graph and are unpacked by looking each byte up
-in a table of its fields. Of what does not depend on the inputs a runtime does that
-once, when it loads the model; of a table's rows, after they are looked up.
+Codes of 1 and 2 bits stay packed in the graph; each byte is unpacked by a look-up in a
+table of its fields. A runtime unpacks matrices once, as it loads the model, since they
+do not depend on the inputs; rows of an embedding are unpacked after they are gathered.
 """
 
 import functools
@@ -24,10 +24,10 @@ def read(leaf: Any) -> Any:
 
 
 def integers(leaf: Any) -> list[Packed]:
-    """Return the 1- or 2-bit matrices whose sum a leaf is.
+    """Return the matrices of 1 or 2 bits whose sum is this leaf: one, or a split's two.
 
-    One ``Packed`` is one, a ``Split`` is two. There are none of an array, of 8 bits, or
-    where rows have scales of their own, which cannot be taken out of the sum over them.
+    The list is empty for a dense array, for 8 bits, and where each row has its own
+    scale: a product sums over rows, so that such a scale cannot be applied afterwards.
 
     >>> leaf = read(np.array([[0.5, -0.5], [-0.5, 0.0]], np.float32))
     >>> [part.bits for part in integers(leaf)]
@@ -67,7 +67,7 @@ def _bytes(leaf: Packed) -> np.ndarray:
 
 
 def _unpacked(graph: Graph, leaf: Packed, codes: Value = None) -> Value:
-    """Return int8 [n, cols] of codes [n, bytes], a leaf's own if none are given."""
+    """Unpack codes [n, bytes], by default the leaf's own, to int8 [n, cols]."""
     cols, bits = leaf.shape[1], leaf.bits
     codes = _bytes(leaf) if codes is None else codes
     if bits == 8:
@@ -102,8 +102,9 @@ def int8(graph: Graph, x: onnx_activations.Codes, parts: list[Packed]) -> str:
     add two products of uint8 and int8.
 
     Args:
-      graph: what grows.
-      x: integers [rows, in]; their zero, a number or one a row, adds to the product.
+      graph: the graph that it is added to.
+      x: integers [rows, in]; their zero point, one in all or one a row, adds to the
+        product.
       parts: one weight matrix, or two, whose products are added.
     """
     products, sums = [], np.float32(0)

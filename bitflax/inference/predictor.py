@@ -284,7 +284,7 @@ def load(
     """
     engines.check_engine(engine, threads)
     place = stored_model.locate_model(stored_model.given_model(path))
-    found = stored_model.open_model(place)
+    found = stored_model.read_model(place)
     if found.tokenizer is None:
         raise InputMissing(
             place,

@@ -1,7 +1,7 @@
-"""Where a student comes from: its teacher, its task, and what every stage scored.
+"""Where a student comes from: its teacher, its task, and every stage's score.
 
-A packed file says it in its ``extras``, a run in its ``report.json``. Neither is taken
-on trust: what is not of the kind that it should be is left out.
+A packed file has this in its ``extras``, a run in its ``report.json``. Neither is
+trusted: values of a wrong type or length are left out.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ _MOST_STAGES = 50
 
 
 class Scored(NamedTuple):
-    """A stage's line: its score, the bits of its weights, its bytes on the disk."""
+    """A stage's score, the bits of its weights, and its bytes on disk."""
 
     name: str
     score: float | None
@@ -30,16 +30,16 @@ class Scored(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Provenance:
-    """What is known of where a student comes from; None is unknown.
+    """Where a student comes from; None is unknown.
 
     Attributes:
       recipe: the recipe's name.
       task: the named task, or the name of its data file.
       metric: what the scores are.
-      teacher: the name of a packaged model or of a hub's, no local path.
+      teacher: the name of a packaged model or of one on a hub; never a local path.
       stages: the teacher first, the packed student last.
       dev: what the scores were measured on, in words.
-      baselines: names and scores of what needs no network.
+      baselines: names and scores of the majority class and a linear model.
     """
 
     recipe: str | None = None
@@ -51,7 +51,7 @@ class Provenance:
     baselines: tuple[tuple[str, float], ...] = ()
 
     def to_extras(self) -> dict[str, Any]:
-        """Return it as JSON has it, without what is unknown.
+        """Return it as JSON-able data, without what is unknown.
 
         >>> Provenance("xtc", stages=(Scored("onebit", 0.8, 1, None),)).to_extras()
         {'recipe': 'xtc', 'stages': [['onebit', 0.8, 1, None]]}
@@ -71,16 +71,16 @@ def make_provenance(
     dev: str | None = None,
     baselines: Iterable[tuple[str, float | None]] = (),
 ) -> Provenance:
-    """Return what a run knows of its student.
+    """Return the provenance of a run's student.
 
     Args:
       recipe: the recipe's name.
       task: the task's name or path.
       metric: its metric.
-      teacher: the name, hub id or folder of what the run began with.
-      rows: what has ``name``, ``score``, ``bits`` and ``bytes`` (``report.Row``).
+      teacher: the name, hub id or folder of the model that the run began with.
+      rows: the report's, with ``name``, ``score``, ``bits`` and ``bytes``.
       dev: what the scores were measured on, in words.
-      baselines: names and scores of what needs no network.
+      baselines: names and scores of the majority class and a linear model.
     """
     stages = (_scored([r.name, r.score, r.bits, r.bytes]) for r in rows)
     known = tuple(stage for stage in stages if stage is not None)
@@ -90,7 +90,7 @@ def make_provenance(
 
 
 def from_extras(extras: Mapping[str, Any]) -> Provenance:
-    """Return what the ``extras`` of a packed file say.
+    """Return the provenance that the ``extras`` of a packed file hold.
 
     >>> from_extras({"task": "icd10cm", "metric": 7, "stages": [["onebit"], 3]})
     Provenance(recipe=None, task='icd10cm', metric=None, teacher=None, stages=(),
@@ -114,7 +114,7 @@ def from_extras(extras: Mapping[str, Any]) -> Provenance:
 
 
 def from_run(folder: Path) -> Provenance | None:
-    """Return what a finished run's ``report.json`` says; None where there is none."""
+    """Return the provenance in a finished run's ``report.json``; None: it has none."""
     try:
         found = files.read_json(folder / "report.json")
         recipe = files.read_json(folder / "recipe.json")["recipe"]
@@ -139,7 +139,7 @@ def from_run(folder: Path) -> Provenance | None:
 
 
 def _scored(row: Any) -> Scored | None:
-    """Return a stage of ``[name, score, bits, bytes]``; None where it is none."""
+    """Return a stage of ``[name, score, bits, bytes]``; None where that is not one."""
     if not isinstance(row, (list, tuple)) or len(row) != 4 or not _text(row[0]):
         return None
     name, score, *counts = row
@@ -154,7 +154,7 @@ def _text(value: Any) -> str | None:
 
 
 def _public(teacher: str) -> str | None:
-    """Return a name that others know too; a folder on this machine is none.
+    """Return a teacher's name if it has one outside this machine.
 
     >>> _public("minilm"), _public("google/mobilebert-uncased"), _public("/tmp/mine")
     ('minilm', 'google/mobilebert-uncased', None)

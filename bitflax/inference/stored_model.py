@@ -23,55 +23,51 @@ from bitflax.model import (
 from bitflax.packed import SizeRow, StoredModel
 from bitflax.types import Params
 
-SHARED = "packed.safetensors"
-"""A packed file beside the dense weights that a folder for transformers holds."""
+PACKED_COPY = "packed.safetensors"
+"""A copy of the packed file, which an exported folder has beside its dense weights."""
 _DENSE = "model.safetensors"
 DENSE_SUM = f"{_DENSE}.sha256"
-"""The dense weights' sum, as ``sha256sum`` writes it: of these the packed file is."""
+"""The SHA-256 of the dense weights that the copy belongs to, as of ``sha256sum``."""
 
 
 def given_model(name: str | Path) -> Path:
-    """Return the path that a person gave for a model, or that of a hub's model.
+    """Return a model's path; a model on a hub is fetched first.
 
     Args:
-      name: a path, which wins where something lies there; or a hub's ``org/name``, of
-        which the packed file is fetched, or the whole folder where it has none.
+      name: a path, or a hub's ``org/name`` where no such path exists. Of the hub's
+        model the packed file is fetched, or the whole folder if it has none.
 
     Raises:
-      InputMissing: it is an address, or no hub and no cache has it.
+      InputMissing: it is a URL, or neither a hub nor the cache has it.
     """
     if is_hub_name(name):
-        return fetch(str(name), alone=SHARED)
+        return fetch(str(name), alone=PACKED_COPY)
     return files.given(name)
 
 
-def open_model(path: str | Path) -> StoredModel:
+def read_model(place: Path) -> StoredModel:
     """Read a model and make its tokenizer.
 
     Args:
-      path: a packed ``model.safetensors``; the folder of a run, whose packed model is
-        taken, or the last stage's ``params/`` where that stage is not quantised; a
-        Hugging Face folder with a tokenizer, whose ``packed.safetensors`` is taken, if
-        it has one; or the name of such a folder on a hub.
+      place: a packed file or a Hugging Face folder, from ``locate_model``.
 
     Raises:
-      InputMissing: there is nothing there that predicts.
-      ConfigError: the run has not come to its packed model yet, or a folder holds the
-        latent halves of a split student, or no classifier.
+      InputMissing: the folder has no weights or no tokenizer.
+      ConfigError: the folder holds the latent halves of a split student, or no
+        classifier.
       DamagedFile: a file is damaged.
     """
-    place = locate_model(given_model(path))
     if place.is_dir():
         config, params = load_pretrained(place, seed=None)
         _check_whole(params, place)
         run, stage = place.parent.parent, place.parent.name.partition("-")[2]
         if place.name == "params" and _quantised(run / "recipe.json", stage):
-            problem = "latent weights: the student computes with their rounding"
+            problem = "latent weights: the student computes with quantised ones"
             progress.tell(f"{place}: {problem}\nfix: give the run, {run}")
         tokenizer = Tokenizer.from_folder(place)
         extras = {"max_length": tokenizer.max_length}
         return StoredModel(config, params, None, tokenizer, extras)
-    found = packed.read_packed(place, np.asarray)  # an engine takes them over
+    found = packed.read_packed(place, np.asarray)  # an engine moves them to a device
     if found.tokenizer is None:
         return found
     made = Tokenizer.from_json(found.tokenizer, place, found.max_length)
@@ -79,7 +75,7 @@ def open_model(path: str | Path) -> StoredModel:
 
 
 def _check_whole(params: Params, place: Path) -> None:
-    """Refuse latent halves: without their 1-bit rounding they are another model."""
+    """Refuse a split student's latent weights: it computes with their 1-bit values."""
     halves = [p for p, x in trees.flatten(params).items() if isinstance(x, Split)]
     if halves:
         raise ConfigError(
@@ -92,44 +88,45 @@ def _check_whole(params: Params, place: Path) -> None:
 
 
 def locate_model(path: Path) -> Path:
-    """Return the packed file or the model's folder that a path stands for.
+    """Return the packed file or the Hugging Face folder that a path stands for.
+
+    A run's folder stands for its packed file, or for the last stage's ``params/`` where
+    that stage is not quantised; an exported folder for the packed file in it.
 
     Raises:
       InputMissing: a folder holds no model.
-      ConfigError: a run has not come to its packed model yet; or the dense weights
-        beside a packed file were changed since that was put there.
+      ConfigError: a run has not packed its student yet; or the dense weights of an
+        exported folder were changed since its packed file was copied there.
     """
-    if (path / SHARED).is_file():
+    if (path / PACKED_COPY).is_file():
         _check_dense(path)
-        return path / SHARED
+        return path / PACKED_COPY
     if path.is_dir() and not os.path.lexists(path / "config.json"):
         return _of_run(path)
     return path
 
 
 def write_dense_sum(folder: Path) -> None:
-    """Write which dense weights a folder's packed file stands for."""
+    """Write the SHA-256 of a folder's dense weights beside them."""
     found = packed.guarded(_digest, folder / _DENSE)
     files.write_text(folder / DENSE_SUM, f"{found}  {_DENSE}\n")
 
 
 def _check_dense(folder: Path) -> None:
-    """Refuse a packed file beside other dense weights than it was exported with."""
+    """Check that the dense weights are those beside which the packed file was put."""
     known, dense = folder / DENSE_SUM, folder / _DENSE
     if not known.is_file() or not dense.is_file():
         return
     with files.disk(known):
         expected = known.read_text("utf-8", "replace")[:64]
     if packed.guarded(_digest, dense) != expected:
-        raise ConfigError(
-            folder,
-            f"{_DENSE} was changed after {SHARED} was exported beside it",
-            fix=f"remove {SHARED} to use the changed weights, or give that file itself",
-        )
+        problem = f"{_DENSE} was changed after {PACKED_COPY} was exported beside it"
+        fix = f"remove {PACKED_COPY} to use the changed weights, or give that file "
+        raise ConfigError(folder, problem, fix=f"{fix}itself")
 
 
 def _of_run(folder: Path) -> Path:
-    """Return what predicts in a run's folder: its packed file or its last stage."""
+    """Return a run's packed file, or the parameters of its last stage."""
     if (folder / "model.safetensors").is_file():
         return folder / "model.safetensors"
     stages = [
@@ -138,11 +135,11 @@ def _of_run(folder: Path) -> Path:
         if re.match(r"\d+-", part.name) and (part / "params/config.json").is_file()
     ]
     if not stages:
-        return resolve_folder(folder)  # which says what it is
+        return resolve_folder(folder)  # says what is wrong with it
     _, last = max(stages)
     if _quantised(folder / "recipe.json", last.name.split("-", 1)[1]):
         latent = f", or give {last / 'params'} to see its latent weights"
-        split = (last / "params" / EXTRA_FILE).is_file()  # halves cannot be given
+        split = (last / "params" / EXTRA_FILE).is_file()  # and would be refused
         raise ConfigError(
             last,
             "this stage trains quantised weights, and the run has not packed them yet",
@@ -166,31 +163,31 @@ def _quantised(recipe: Path, stage: str) -> bool:
 
 
 class Verified(NamedTuple):
-    """What a packed file is, after all of it was read."""
+    """What a packed file holds, after all of it was read and checked."""
 
     path: Path
     sha256: str
-    """Of the whole file, in hexadecimal."""
+    """The whole file's, in hexadecimal."""
     version: str
-    """Of the format."""
+    """The format's."""
     model: StoredModel
     rows: list[SizeRow]
-    """Every byte of the file, as ``size_report`` accounts for them."""
+    """The sizes of all its parts, from ``size_report``."""
 
 
 def verify(path: str | Path, sha256: str | None = None) -> Verified:
-    """Read a packed file, every part of it verified.
+    """Read a packed file and check every part of it.
 
     Args:
-      path: a packed file, the folder of a run that has one, or a hub's name.
-      sha256: what the whole file's SHA-256 has to be, 64 hexadecimal digits; compared
-        before anything in the file is looked at.
+      path: a packed file, the folder of a run that has one, or a hub's ``org/name``.
+      sha256: the expected SHA-256 of the whole file, 64 hexadecimal digits; compared
+        before anything in the file is parsed.
 
     Raises:
-      UsageError: ``sha256`` is no such digest.
+      UsageError: ``sha256`` is not such a digest.
       InputMissing: there is no packed file.
       StorageError: reading failed.
-      DamagedFile: something in it is not as it was written; says what.
+      DamagedFile: a part is not as it was written; says which.
     """
     if sha256 is not None and not re.fullmatch(r"[0-9a-fA-F]{64}", sha256):
         problem = f"expected 64 hexadecimal digits, found {sha256[:80]!r}"
@@ -205,7 +202,7 @@ def verify(path: str | Path, sha256: str | None = None) -> Verified:
         problem = f"its SHA-256 is {found}, not {sha256.lower()}"
         fix = "fetch the file again, or compare with another digest"
         raise DamagedFile(place, problem, fix=fix)
-    model = open_model(place)
+    model = read_model(place)
     version, rows = packed.version_and_sizes(place)
     return Verified(place, found, version, model, rows)
 

@@ -196,15 +196,10 @@ def _stage(
     if teacher != "teacher":
         rows.append(f"taught by   {teacher}")
     rows += _loss_rows(stage.loss)
-    for regex, quantizer in stage.rules:
-        bits = quantization.bits_of(quantizer)
-        name = function_name(quantizer)
-        rows.append(f"weights     {'?' if bits is None else bits} bit  {regex}  {name}")
-    if not stage.rules:
-        rows.append("weights     32 bit")
+    rows += _weight_rows(stage.rules)
     rows += _act_rows(stage.act)
-    size = f", {stage.batch_size} a batch" if stage.batch_size else ""
     rows += _compute_rows(stage)
+    size = f", {stage.batch_size} a batch" if stage.batch_size else ""
     each = own = None
     if examples and plain and of.data and stage.corpus is None:
         batch = stage.batch_size or of.data.batch_size
@@ -236,6 +231,15 @@ def _loss_rows(loss: Any) -> list[str]:
         head = "loss" if not rows else "  +"
         rows.append(f"{head:<11} {weight:g} x {name}: {function_name(fn)}")
     return rows
+
+
+def _weight_rows(rules: quantization.Rules) -> list[str]:
+    rows = []
+    for regex, quantizer in rules:
+        bits = quantization.bits_of(quantizer)
+        name = function_name(quantizer)
+        rows.append(f"weights     {'?' if bits is None else bits} bit  {regex}  {name}")
+    return rows or ["weights     32 bit"]
 
 
 def _act_rows(act: Any) -> list[str]:

@@ -1,4 +1,4 @@
-"""How many steps a training has: as a recipe says, or as its data and bits ask for."""
+"""How many steps a training has: the recipe's number, or one that suits the data."""
 
 from bitflax.quantization import Rules, bits_of
 from bitflax.types import check_count
@@ -42,15 +42,15 @@ def planned_steps(
     rules: Rules = (),
     own: int | None = None,
 ) -> int:
-    """Return the steps of a training: ``steps``, or ``epochs``, or the default.
+    """Return the number of steps of a training.
 
     Args:
-      steps: as the recipe says.
-      epochs: likewise.
+      steps: the recipe's, which come first.
+      epochs: the recipe's, where it gives no steps.
       steps_per_epoch: how many batches show every example once.
       rules: the stage's.
-      own: as many without augmentation, which makes no default longer; None: there is
-        none.
+      own: the same without augmentation, from which the default is computed; None:
+        there is no augmentation.
 
     >>> planned_steps(None, 2, 100), planned_steps(None, None, 1200, own=300)
     (200, 900)

@@ -1,8 +1,8 @@
-"""Recipe files: finding one by name, running it, and turning its dials.
+"""Recipe files: finding one by name, running it, and setting its dials.
 
 A recipe file has a docstring and a function ``recipe(*, dial=default, ...) -> Recipe``.
-Its parameters are the dials that ``--set`` turns; any other field is set by its path.
-A recipe is Python that its user names: it is run, as any script of theirs.
+The function's parameters are its dials; ``--set`` sets these by name and any other
+field by its path. A recipe is Python, and is run like any script of its user's.
 """
 
 import ast
@@ -27,10 +27,10 @@ _PACKAGE = Path(__file__).resolve().parents[1]
 
 
 def recipe_folders() -> list[Path]:
-    """Return the folders where a bare name is looked for, first one first.
+    """Return the folders where a bare name is looked up, in this order.
 
-    ``recipes`` in the working folder, then those that came with the package: in a
-    wheel, or beside the package in a checkout.
+    First ``recipes`` in the working folder, then the package's own, which lie in it
+    where a wheel was installed and beside it in a checkout.
     """
     folders = [Path("recipes"), _PACKAGE / "_recipes"]
     if (_PACKAGE.parent / "pyproject.toml").is_file():
@@ -102,7 +102,7 @@ class RecipeFile:
           ConfigError: the function fails or returns no ``Recipe``, or a setting names
             no dial and no field, or is not of its type.
         """
-        if isinstance(settings, str):  # which would give letters
+        if isinstance(settings, str):  # its letters would be taken for settings
             raise TypeError("expected a list of settings, 'name=value', found one")
         dials, fields = self._sort(settings)
         for name, (_, default) in self.dials.items():
@@ -119,7 +119,7 @@ class RecipeFile:
         return dataclasses.replace(recipe, name=recipe.name or self.name)
 
     def _sort(self, settings: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
-        """Split settings into dials, already of their types, and fields."""
+        """Split settings into dials, converted to their types, and fields."""
         dials: dict[str, Any] = {}
         fields = []
         known = self.dials
@@ -149,7 +149,7 @@ def _dial(text: str, hint: Any, place: str) -> Any:
 
 
 def read_recipe(path_or_name: str | Path) -> RecipeFile:
-    """Read and run a recipe file, but not yet its function.
+    """Read a recipe file and run it, without calling its ``recipe`` yet.
 
     Raises:
       InputMissing: there is no such recipe.
@@ -201,15 +201,13 @@ def _text(path: Path) -> str:
         fix = "give a Python file that returns a recipe"
         raise ConfigError(path, f"not a text file ({error.reason})", fix=fix) from error
     except OSError as error:
-        fix = "make it readable"
-        raise InputMissing(
-            path, f"cannot be read: {error.strerror}", fix=fix
-        ) from error
+        problem = f"cannot be read: {error.strerror}"
+        raise InputMissing(path, problem, fix="make it readable") from error
 
 
 @contextlib.contextmanager
 def _located(path: Path) -> Iterator[None]:
-    """Turn any exception of a recipe's own code into an error that says the line."""
+    """Turn any exception of a recipe's own code into an error that names its line."""
     try:
         yield
     except (Exception, SystemExit) as error:
@@ -228,7 +226,7 @@ def _located(path: Path) -> Iterator[None]:
 
 
 def _explained(error: BaseException) -> tuple[str, str]:
-    """Return problem and mend of an exception that a recipe's own code raised."""
+    """Return problem and fix of an exception that a recipe's own code raised."""
     text = str(error)
     found = re.search(r"(\w+)(?:\.__init__)?\(\) got an unexpected .*?'(\w+)'", text)
     if isinstance(error, TypeError) and found:
@@ -246,7 +244,7 @@ def _explained(error: BaseException) -> tuple[str, str]:
 
 
 def _parameters(owner: str) -> list[str]:
-    """Return the parameter names of what bitflax calls by this name."""
+    """Return the parameter names of the function or class of bitflax of this name."""
     for name, module in list(sys.modules.items()):
         if name.split(".")[0] == "bitflax" and callable(getattr(module, owner, None)):
             signature = inspect.signature(getattr(module, owner))

@@ -36,7 +36,7 @@ def check_fields(node: Any, place: str = "") -> None:
         most = LARGEST.get(field.name) or 2**63 - 1
         if isinstance(value, int | float) and not -most <= value <= most:  # or NaN
             problem = f"expected a finite number, at most {most:,}, found {value!r}"
-            raise ConfigError(where, problem, fix="give one")
+            raise ConfigError(where, problem, fix="give such a number")
         if dataclasses.is_dataclass(value) and not isinstance(value, type):
             check_fields(value, where)
 

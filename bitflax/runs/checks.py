@@ -137,8 +137,9 @@ def _load(name: str, teacher: BertConfig, experiment: Experiment) -> Model:
     data = experiment.recipe.data
     longest = data.max_length if data else 0
     if found.max_position_embeddings < longest:
-        problem = f"{found.max_position_embeddings} positions, but Data.max_length is "
-        raise ConfigError(place, f"{problem}{longest}", fix="shorten Data.max_length")
+        most = found.max_position_embeddings
+        problem = f"{most} positions, but Data.max_length is {longest}"
+        raise ConfigError(place, problem, fix=f"lower Data.max_length to {most}")
     return _shapes_of(loaded_model(name, teacher, jax.random.key(0)))
 
 

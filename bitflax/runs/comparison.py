@@ -46,7 +46,7 @@ def draw_report(folders: Sequence[str | Path], out: str | Path | None) -> Path:
     if len(kinds) > 1:
         said = " and ".join(f"{task} by {metric}" for task, metric in sorted(kinds))
         fix = "give runs of one task, or draw them one by one"
-        raise UsageError("report", f"scores do not compare: {said}", fix=fix)
+        raise UsageError("report", f"these scores cannot be compared: {said}", fix=fix)
     out = files.given(COMPARISON if out is None else out, OutputError)
     task, metric = kinds.pop()
     page = report.page(f"bitflax: {len(paths)} runs", _body(paths, found, task, metric))

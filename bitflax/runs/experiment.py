@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import hashlib
 from collections.abc import Callable
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import jax
 import numpy as np
@@ -22,53 +22,9 @@ from bitflax.types import BertConfig, Mean, Model, Outputs, Params
 MOST_KEPT_BYTES = 4 << 30
 
 
-@runtime_checkable
-class StageData(Protocol):
-    """What a stage learns from, and how it is scored."""
-
-    @property
-    def metric(self) -> str:
-        """The name of the main score."""
-        ...
-
-    def batches(self, number: int, stage: Stage) -> Any:
-        """Return the training batches of a stage; each number has its own order."""
-        ...
-
-    def steps(self, stage: Stage, batches: Any) -> int:
-        """Return the number of a stage's steps."""
-        ...
-
-    def shrink(self, whole: Model) -> Model:
-        """Return a model whose embedding has only the words that occur.
-
-        Batches number the words so.
-        """
-        ...
-
-    def grow(self, params: Params, start: Params) -> Params:
-        """Return trained parameters with the word embedding as long as the start's.
-
-        The rows of words that do not occur are the start's.
-        """
-        ...
-
-    def teacher_outputs(
-        self, stage: Stage, teacher: Model, start: Model, batches: Any
-    ) -> distillation.TeacherOutputs | None:
-        """Return the teacher's outputs that a stage's loss reads, where they fit."""
-        ...
-
-    def scorer(
-        self, stage: Stage, student: BertConfig
-    ) -> training.Evaluator | training.LossEvaluator:
-        """Return what scores a stage's parameters: ``params -> {name: value}``."""
-        ...
-
-
 @dataclasses.dataclass
 class TaskData:
-    """The examples of a task: a ``StageData``.
+    """The examples of a task, as a stage learns from them.
 
     Attributes:
       run: the run folder, held.
@@ -122,7 +78,10 @@ class TaskData:
         return planned_steps(stage.steps, stage.epochs, each, stage.rules, own)
 
     def shrink(self, whole: Model) -> Model:
-        """Return a model whose embedding has only the words that the task uses."""
+        """Return a model whose embedding has only the words that the task uses.
+
+        The tokens of batches are numbered so.
+        """
         return Model(*distillation.shrink_vocabulary(*whole, self.used))
 
     def grow(self, params: Params, start: Params) -> Params:
@@ -246,7 +205,7 @@ def output_shapes(
 
 @dataclasses.dataclass
 class CorpusData:
-    """The pieces of a stage's corpus: a ``StageData``.
+    """The pieces of a stage's corpus, with the methods of ``TaskData``.
 
     The score is the loss on pieces of the corpus that training does not see: the lower
     the better.
@@ -327,6 +286,10 @@ class CorpusData:
         return training.LossEvaluator(measure, teacher, batches, self.mesh, options)
 
 
+StageData = TaskData | CorpusData
+"""What a stage learns from and is scored on."""
+
+
 @dataclasses.dataclass
 class Experiment:
     """What all stages of a run share.
@@ -375,7 +338,7 @@ class Experiment:
                 raise ConfigError(
                     folder,
                     f"its tokenizer is not that of {taught.folder}",
-                    fix="give Teacher.pretrained that the folder was fine-tuned from",
+                    fix="give the model that the folder was fine-tuned from",
                 )
         return CorpusData(
             self.run, self.mesh, self.recipe.seed, self.tokenizer, teacher

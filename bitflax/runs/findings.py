@@ -118,18 +118,9 @@ def latent_histogram(params: Params, rules: Rules) -> dict[str, Any] | None:
     }
 
 
-def watch(start: Params, rules: Rules) -> Callable[[Params], dict[str, Any]] | None:
-    """Return a function from a stage's parameters to what its log tells of them.
-
-    None where no weights are quantised.
-    """
-    flips = sign_flips(start, rules)
-    return None if flips is None else lambda params: {"flips": flips(params)}
-
-
 def sign_flips(
     start: Params, rules: Rules
-) -> Callable[[Params], dict[str, float]] | None:
+) -> Callable[[Params], dict[str, dict[str, float]]] | None:
     """Return a function from parameters to the share of signs flipped since the start.
 
     The shares are those of the weights that the rules quantise, by layer (``layer_0``,
@@ -138,7 +129,7 @@ def sign_flips(
     >>> tree = {"encoder": {"layer_0": {"kernel": jnp.array([1.0, -1.0, 1.0, 1.0])}}}
     >>> flips = sign_flips(tree, [(".*kernel", jnp.sign)])
     >>> flips(jax.tree.map(lambda w: -abs(w), tree))
-    {'layer_0': 0.75}
+    {'flips': {'layer_0': 0.75}}
     """
     chosen = [*trees.match(rules, trees.flatten(start))]
     if not chosen:
@@ -162,9 +153,9 @@ def sign_flips(
             for place, parts in found.items()
         }
 
-    def flips(params: Params) -> dict[str, float]:
+    def flips(params: Params) -> dict[str, dict[str, float]]:
         found = jax.device_get(counted(params, begun))
-        return {place: float(share) for place, share in found.items()}
+        return {"flips": {place: float(share) for place, share in found.items()}}
 
     return flips
 

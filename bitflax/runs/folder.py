@@ -283,7 +283,7 @@ class RunFolder:
     ) -> ConfigError:
         more = f" (and {len(differ) - 5} more)" if len(differ) > 5 else ""
         problem = f"{self.path} began with other {what}: {'; '.join(differ[:5])}{more}"
-        fix = "choose another --out, or put back what was"
+        fix = "choose another --out, or undo the change"
         return ConfigError(place or self.path, problem, fix=fix)
 
     def _check_same(self, mine: Mapping[str, Any]) -> None:
@@ -291,7 +291,7 @@ class RunFolder:
         differ = list(differences(training.broadcast(lambda: mine), mine))
         if differ and not training.is_main_process():
             text = "; ".join(differ[:5]).replace(" now", " here")
-            fix = "give all the same command and the same files"
+            fix = "give all processes the same command and the same files"
             who = f"process {training.process_part()[0]}"
             problem = f"{who} differs from process 0: {text}"
             raise ConfigError(self.path, problem, fix=fix)
@@ -304,8 +304,8 @@ class RunFolder:
             changes.append(f"version of {line}")
         for line in differences(known["machine"], here):
             _LOG.warning(
-                "%s: %s: other numbers, in their last bits or more, than those of a "
-                "run on one machine\nfix: go on as the run began, or begin another",
+                "%s: %s: scores may differ from those of a run that stays on one "
+                "machine\nfix: resume it where it began, or begin another run",
                 self.path,
                 line,
             )

@@ -92,7 +92,7 @@ def check_shared(path: Path) -> None:
     while not place.is_file() or place.read_text() != mark:
         if time.monotonic() > until:
             problem = "is not the folder that process 0 writes: all need the same"
-            fix = "choose an --out on a disk that all hosts mount, as NFS"
+            fix = "choose an --out on a disk that all hosts mount, such as NFS"
             raise OutputError(path, problem, fix=fix)
         time.sleep(0.2)
     training.barrier()

@@ -172,12 +172,16 @@ def flatten(line: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     for name, value in line.items():
         if isinstance(value, Mapping):
             flat |= flatten(value, f"{prefix}{name}/")
-        elif value is None or isinstance(value, (str, int)):
-            flat[prefix + name] = value
         else:
-            number = value.item() if hasattr(value, "item") else float(value)
-            flat[prefix + name] = number if math.isfinite(number) else None
+            flat[prefix + name] = finite(value)
     return flat
+
+
+def finite(value: Any) -> Any:
+    """Return a value as JSON has it: an array as a number, NaN and infinity as None."""
+    value = value.item() if hasattr(value, "item") else value
+    bad = isinstance(value, float) and not math.isfinite(value)
+    return None if bad else value
 
 
 def _drop_torn_end(path: Path) -> None:

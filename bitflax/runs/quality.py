@@ -67,21 +67,19 @@ class Judge:
         >>> [row.above for row in judge.judged([Row("t", 0.75), Row("s", 0.625)])]
         [1.0, 0.5]
         """
-        if self.chance is None or not rows:
+        chance = self.chance
+        if chance is None or not rows:
             return [*rows]
         teacher = rows[0].score
         if self.at_chance(teacher):
             return [dataclasses.replace(row, kept=None, above=None) for row in rows]
-        span = teacher and teacher - self.chance
-        return [
-            dataclasses.replace(
-                row,
-                above=(row.score - self.chance) / span
-                if span and row.score is not None
-                else None,
-            )
-            for row in rows
-        ]
+
+        def above(score: float | None) -> float | None:
+            if score is None or teacher is None:
+                return None
+            return (score - chance) / (teacher - chance)
+
+        return [dataclasses.replace(row, above=above(row.score)) for row in rows]
 
     def warnings(
         self, rows: Sequence[Row], moved: tuple[int, int] = (0, 0)
@@ -92,24 +90,25 @@ class Judge:
           rows: the teacher first.
           moved: how many labels packing changed, and of how many.
         """
-        teacher, students = rows[0], rows[1:]
-        yield from self._of_teacher(teacher.score)
-        low = [row for row in students if self.at_chance(row.score)]
-        if low and not self.at_chance(teacher.score):
-            names = ", ".join(f"{row.name} ({row.score:.4f})" for row in low)
-            problem = f"no better than the {self.baselines[0].name}"
-            problem += f" ({self.chance:.4f}): {names}"
-            place = f"stages.{low[0].name}"
-            if low[0].name == "packed":
-                place = f"stages.{rows[-2].name}"
-            fix = f"raise {place}.epochs (or .steps) or {place}.optim.lr, or take more"
-            fix += " layers"
-            yield f"{problem}\nfix: {fix}"
+        yield from self._of_teacher(rows[0].score)
+        yield from self._of_students(rows)
         count, whole = moved
         if count > MOST_MOVED * whole:
             share = f"{count} of {whole} labels ({100 * count / whole:.1f} %)"
             fix = "--set rest=float16, or rest=float32, which rounds nothing more"
             yield f"packing changes {share}\nfix: {fix}"
+
+    def _of_students(self, rows: Sequence[Row]) -> Iterator[str]:
+        """Yield a warning where students have learned too little of a good teacher."""
+        low = [row for row in rows[1:] if self.at_chance(row.score)]
+        if not low or self.at_chance(rows[0].score):
+            return
+        names = ", ".join(f"{row.name} ({row.score:.4f})" for row in low)
+        problem = f"no better than the {self.baselines[0].name} ({self.chance:.4f})"
+        name = rows[-2].name if low[0].name == "packed" else low[0].name
+        place = f"stages.{name}"
+        fix = f"raise {place}.epochs (or .steps) or {place}.optim.lr, or take more "
+        yield f"{problem}: {names}\nfix: {fix}layers"
 
     def _of_teacher(self, score: float | None) -> Iterator[str]:
         """Yield a warning where the teacher has learned too little."""

@@ -5,7 +5,6 @@ The page is one file: its style, its plots and its numbers are inside.
 
 import dataclasses
 import json
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -16,6 +15,7 @@ from bitflax.data import Baseline
 from bitflax.errors import DamagedFile, InputMissing, OutputError
 from bitflax.runs import log, sections, svg
 from bitflax.runs.folder import FINISHED
+from bitflax.runs.log import finite
 from bitflax.runs.svg import Number
 
 
@@ -169,18 +169,11 @@ def read_report(folder: Path) -> tuple[list[Row], dict[str, Any]]:
         record["baselines"] = [Baseline(**x) for x in record.get("baselines", ())]
         return rows, {k: v for k, v in record.items() if k not in _ROWS}
     except (KeyError, TypeError, ValueError) as error:
-        fix = "the run's same command writes it again"
+        fix = "remove it: the run's command then writes it again"
         raise DamagedFile(path, "it is no run's report", fix=fix) from error
 
 
 _ROWS = ("stages", "kept_above_chance")
-
-
-def finite(value: Any) -> Any:
-    """Return a number as JSON has it: None where it is not finite."""
-    value = value.item() if hasattr(value, "item") else value
-    bad = isinstance(value, float) and not math.isfinite(value)
-    return None if bad else value
 
 
 def warning(text: str) -> str:

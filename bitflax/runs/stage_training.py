@@ -9,7 +9,7 @@ import jax
 import optax
 
 from bitflax import distillation, files, manifests, model, training
-from bitflax.data import Tokenizer
+from bitflax.data import Batches, Tokenizer
 from bitflax.errors import DamagedFile, InputMissing
 from bitflax.recipe import Stage
 from bitflax.runs import findings, initialization
@@ -60,7 +60,7 @@ def train_stage(
 
     def programs() -> Iterator[training.Program]:
         # Each batch shape is a program of its own; a corpus has one shape.
-        firsts = [0] if stage.corpus else batches.first_steps()
+        firsts = batches.first_steps() if isinstance(batches, Batches) else [0]
         for shapes in (training.described(batch(i)) for i in firsts if i < steps):
             args = training.described((state, teacher_params))
             yield training.Program(step, (*args, shapes))
@@ -79,7 +79,7 @@ def train_stage(
         rate=jax.jit(training.learning_rate(stage.optim, steps)),
         keep=stage.keep,
         patience=stage.patience,
-        watch=findings.watch(small.params, stage.rules),
+        watch=findings.sign_flips(small.params, stage.rules),
         place=f"stages.{name}" if number else "teacher",
     )
     trained = training.train(work, state, experiment.run)

@@ -23,6 +23,7 @@ from bitflax.errors import ConfigError, OutputError, UsageError
 from bitflax.recipe import Recipe, RecipeFile, check_plan, resolved
 from bitflax.runs import fork, report, stages
 from bitflax.runs.cleaning import clean
+from bitflax.runs.log import finite
 from bitflax.runs.results import say
 
 REPORT = "trials.json"
@@ -89,7 +90,7 @@ def combinations(over: Sequence[str]) -> list[tuple[str, ...]]:
             fix = "give --over NAME=VALUE,VALUE, each value once"
             raise UsageError(f"--over {text}", "expected a name and values", fix=fix)
         if key.strip() == "seed":
-            problem = "expected another dial: --seeds counts the runs' seeds"
+            problem = "expected another dial: seeds are given by --seeds"
             raise UsageError(f"--over {text}", problem, fix="give --seeds 3")
         found.append([f"{key}={value}" for value in values])
     count = math.prod(map(len, found))
@@ -267,8 +268,8 @@ def means(runs: Sequence[Sequence[report.Row]]) -> list[dict[str, Any]]:
     """
     found = []
     for same in zip(*runs, strict=True):
-        scores = [x for row in same if (x := report.finite(row.score)) is not None]
-        kept = [x for row in same if (x := report.finite(row.kept)) is not None]
+        scores = [x for row in same if (x := finite(row.score)) is not None]
+        kept = [x for row in same if (x := finite(row.kept)) is not None]
         found.append(
             {
                 "name": same[0].name,

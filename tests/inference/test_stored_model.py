@@ -23,7 +23,7 @@ def save(path, extras=None, tokenizer=None):
 
 def test_a_packed_file_is_opened_as_it_is(tmp_path):
     path = save(tmp_path / "m", {"max_length": 6, "task": "mine"}, tokenizer())
-    found = stored_model.open_model(path)
+    found = stored_model.read_model(path)
     assert (found.config, found.act) == (CONFIG, bf.symmetric(bits=8))
     assert isinstance(found.params["encoder"]["layer_0"]["ffn"]["in"]["kernel"], Packed)
     assert found.tokenizer.to_json() == tokenizer().to_json()
@@ -31,13 +31,13 @@ def test_a_packed_file_is_opened_as_it_is(tmp_path):
 
 
 def test_a_file_without_tokenizer_is_opened(tmp_path):
-    found = stored_model.open_model(save(tmp_path / "m"))
+    found = stored_model.read_model(save(tmp_path / "m"))
     assert (found.tokenizer, found.max_length) == (None, None)
 
 
 def test_a_folder_is_dense(tmp_path):
     pretrained.save_pretrained(tmp_path / "m", CONFIG, params(), tokenizer())
-    found = stored_model.open_model(tmp_path / "m")
+    found = stored_model.read_model(tmp_path / "m")
     assert (found.config, found.act, found.extras) == (CONFIG, None, {"max_length": 16})
     kernel = found.params["pooler"]["kernel"]
     np.testing.assert_array_equal(kernel, params()["pooler"]["kernel"])
@@ -46,14 +46,14 @@ def test_a_folder_is_dense(tmp_path):
 def test_a_folder_needs_a_tokenizer(tmp_path):
     pretrained.save_pretrained(tmp_path / "m", CONFIG, params())
     with pytest.raises(InputMissing, match=r"tokenizer\.json"):
-        stored_model.open_model(tmp_path / "m")
+        stored_model.read_model(tmp_path / "m")
 
 
 def test_latent_halves_are_refused(tmp_path):
     halves = bf.split(params(), bf.xtc_2bit())
     pretrained.save_pretrained(tmp_path / "m", CONFIG, halves, tokenizer(), extra=True)
     with pytest.raises(ConfigError, match="two latent halves") as raised:
-        stored_model.open_model(tmp_path / "m")
+        stored_model.read_model(tmp_path / "m")
     assert raised.value.place == str(tmp_path / "m")
     assert "the run's folder" in raised.value.fix
 
@@ -75,7 +75,7 @@ def test_packed_halves_are_opened(tmp_path):
     ternary = bf.xtc_2bit()
     packed = packing.pack(bf.split(params(), ternary), bf.binary_rules(ternary))
     file.save_packed(tmp_path / "m", CONFIG, packed)
-    found = stored_model.open_model(tmp_path / "m")
+    found = stored_model.read_model(tmp_path / "m")
     assert isinstance(found.params["embeddings"]["word"]["embedding"], Split)
 
 

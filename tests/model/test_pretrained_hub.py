@@ -52,7 +52,7 @@ def test_a_folder_of_no_whole_model(names, error, fix, tmp_path):
             path.symlink_to("blobs/gone")
         else:
             path.touch()
-    for read in (pretrained.resolve_folder, stored_model.open_model):
+    for read in (pretrained.resolve_folder, stored_model.read_model):
         with pytest.raises(error) as caught:
             read(tmp_path)
         assert caught.value.fix.startswith(fix.format(tmp_path))

@@ -52,7 +52,7 @@ def test_runs_that_do_not_compare_are_refused(two, tmp_path):
         comparison.draw_report([two[0], two[0]], tmp_path / "x.html")
     meta = {"task": "other", "metric": "accuracy"}
     report.write_report(two[1], ROWS, (), meta)
-    with pytest.raises(UsageError, match="do not compare"):
+    with pytest.raises(UsageError, match="cannot be compared"):
         comparison.draw_report(two, tmp_path / "x.html")
     with pytest.raises(InputMissing):
         comparison.draw_report([two[0], tmp_path / "no"], tmp_path / "x.html")

@@ -63,12 +63,12 @@ def test_flips_are_shares_of_each_layer():
         "encoder": {"layer_1": {"a": jnp.ones(3), "b": bf.Split(*jnp.ones((2, 1)))}},
     }
     flips = findings.sign_flips(start, (("embeddings/.*|encoder/.*", bf.binarize),))
-    assert flips(start) == {"embeddings": 0, "layer_1": 0}
+    assert flips(start) == {"flips": {"embeddings": 0, "layer_1": 0}}
     now = {
         "embeddings": {"word": jnp.array([-1.0, 2.0])},
         "encoder": {
             "layer_1": {"a": jnp.array([1.0, -1, 1]), "b": bf.Split(*-jnp.ones((2, 1)))}
         },
     }
-    assert flips(now) == pytest.approx({"embeddings": 0.5, "layer_1": 0.6})
-    assert findings.watch(start, ()) is None
+    assert flips(now)["flips"] == pytest.approx({"embeddings": 0.5, "layer_1": 0.6})
+    assert findings.sign_flips(start, ()) is None
