@@ -368,8 +368,7 @@ class Recipe:
             need(known, f"{place}.teacher", expected, stage.teacher)
             learns = self.data is not None or stage.corpus is not None
             need(learns, f"{place}.corpus", "a corpus, as the recipe has no data", None)
-            read = stage.corpus or self.data
-            size = stage.batch_size or (read.batch_size if read else 1)
+            size = stage.batch_size or (stage.corpus or self.data or Data()).batch_size
             parts, expected = stage.accumulate, f"at most the batch_size {size}"
             need(parts <= size, f"{place}.accumulate", expected, parts)
             wide = self.data is not None or stage.init.width is None
@@ -390,8 +389,7 @@ def check_plan(recipe: Recipe, until: str | None = None) -> None:
       TypeError: it is no recipe, but its name, say.
     """
     if not isinstance(recipe, Recipe):
-        found = f"expected a Recipe, found {recipe!r:.100}"
-        raise TypeError(f"{found}: make one by bitflax.load_recipe(name or path)")
+        raise TypeError(f"make a Recipe by bitflax.load_recipe, found {recipe!r:.100}")
     names = ["teacher", *(stage.name for stage in recipe.stages)]
     if until is not None and until not in names:
         fix = errors.nearest(until, names, "stages")

@@ -189,5 +189,5 @@ def test_describe_says_steps_and_epochs_where_the_examples_are_counted():
     task = examples.Task("t", rows, rows, ("x", "y"), "accuracy")
     text = describe.describe_recipe(made(bf.xtc_1bit()), task=task)
     assert "fine-tuned: 750 steps (11.9 epochs)" in text
-    assert "1,500 steps (23.8 epochs)" in text
+    assert "3,000 steps (47.6 epochs)" in text
     assert "as many steps as suit the data" in describe.describe_recipe(made())
