@@ -54,7 +54,7 @@ def test_a_name_that_is_empty_is_not_the_packaged_teachers():
 
 
 def test_a_recipes_name_is_no_recipe():
-    with pytest.raises(TypeError, match=r"bitflax\.load_recipe\(name or path\)"):
+    with pytest.raises(TypeError, match=r"bitflax\.load_recipe, found"):
         inspect.unwrap(check_plan)("quickstart")
 
 
