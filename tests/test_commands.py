@@ -172,7 +172,7 @@ def test_a_file_given_as_a_text_is_asked_about(capsys, echo, tmp_path):
     (tmp_path / "texts.txt").write_text("a\n")
     assert cli.main(["predict", "m", "a", f"{tmp_path}/texts.txt"]) == 2
     err = capsys.readouterr().err
-    assert f"'{tmp_path}/texts.txt' is a file" in err
+    assert f"found the name of a file: '{tmp_path}/texts.txt'" in err
     assert "< FILE" in err
     assert cli.main(["predict", "m", f"{tmp_path}/nothing.txt"]) == 0
     assert echo.asked == [[f"{tmp_path}/nothing.txt"]]
@@ -217,7 +217,7 @@ def test_what_moves_the_cursor_is_escaped_in_label_and_text(capsys, echo):
     [
         (["a", "--csv", "b.csv"], "texts and a file of texts"),
         (["--column", "a"], "--column, and no --csv"),
-        (["--pair", "a"], "0 texts and 1 of them"),
+        (["--pair", "a"], "0 texts and 1 --pair"),
     ],
 )
 def test_texts_come_from_one_place(capsys, echo, argv, problem):

@@ -80,7 +80,7 @@ def test_a_top_that_cannot_be_is_refused(predictor, top, problem):
 def test_a_pair_for_each_text():
     asked = asking.from_arguments(["a", "c"], ["b", "d"])
     assert (list(asked.texts), asked.total) == ([("a", "b"), ("c", "d")], 2)
-    with pytest.raises(UsageError, match="2 texts and 1 of them"):
+    with pytest.raises(UsageError, match="2 texts and 1 --pair"):
         asking.from_arguments(["a", "c"], ["b"])
 
 
