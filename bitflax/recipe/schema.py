@@ -249,7 +249,8 @@ class Stage:
 
     ``cache_teacher`` keeps the teacher's outputs, as many as the loss reads, in memory,
     if they fit into ``cache_bytes`` (None: a quarter of the memory, at most 4 GiB);
-    else the teacher runs in every step, as it does with many processes. ``dtype`` and
+    else the teacher runs in every step, as it does with many processes and where that
+    is quicker than to hand them to an accelerator. ``dtype`` and
     ``teacher_dtype`` are what the operands of matrix products are rounded to
     (``bitflax.bert``; None: they stay float32; ``"auto"``: bfloat16 where the device
     multiplies it by itself); parameters, sums and the student's scores on dev are

@@ -143,6 +143,7 @@ class TaskData:
     ) -> distillation.TeacherOutputs | None:
         """Return the teacher's outputs that a stage's loss reads, where they fit.
 
+        None where devices run the teacher quicker than a host hands them its outputs.
         A stage that reads what a stage before it read takes over what that kept. With
         many processes none are kept: each would compute them for all examples alone.
         """
@@ -156,6 +157,10 @@ class TaskData:
             if known == source and used <= kept.names:
                 return kept
         size = distillation.outputs_size(used, outputs, batches)
+        flop = 3 * model.forward_flop(start.config, batches.padded_tokens)
+        flop += model.forward_flop(teacher.config, batches.padded_tokens)
+        if not training.keeps_outputs(flop, size):
+            return None
         if not self._fits(size, stage.cache_bytes):
             return None
         kept = self._filled(stage, teacher, batches, outputs, used)

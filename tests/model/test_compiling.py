@@ -37,8 +37,9 @@ def test_what_the_user_sets_is_left_alone(monkeypatch):
 
 def test_a_tpu_optimises_what_runs_for_long(monkeypatch):
     on("tpu", monkeypatch)
-    found = compiling.compiler_options(SHORT)
-    assert found == {"exec_time_optimization_effort": -1.0}
+    for flop, effort in ((SHORT, -1.0), (1e14, -0.5)):
+        found = compiling.compiler_options(flop)
+        assert found == {"exec_time_optimization_effort": effort}
     assert compiling.compiler_options(LONG) is None
 
 
