@@ -9,12 +9,13 @@ import jax
 from bitflax.types import BertConfig
 
 TPU_EFFORT = ((3e13, -1.0), (5e14, -0.5))
-"""What a TPU computes in a program's calls, and the effort below that. A v5e's step of
-8e10 FLOP compiles in 11, 22 and 80 CPU seconds at the efforts -1, -0.5 and -0.25, and in
-more than 235 at XLA's own; its compiler estimates 25.0, 14.4 and 5.8 million cycles: at
-1.5 GHz 7 ms more at -1 than at -0.5, and 6 ms more at that. Of 5 CPU seconds a host of
-many cores waits one (estimated): 2 seconds are 300 such steps, or 3e13 FLOP, and 40 are
-7,000, or 6e14; another step, of 2e11 FLOP, gives 3e13 and 4e14."""
+"""Effort for programs that compute, in all their calls, less than so many FLOP.
+
+A v5e's step of 8e10 FLOP compiles in 11, 22 and 80 CPU seconds at the efforts -1, -0.5
+and -0.25, in more than 235 at XLA's own. Its compiler estimates 25.0, 14.4 and 5.8
+million cycles: at 1.5 GHz -1 loses 7 ms against -0.5, and that 6 ms. Of 5 CPU seconds a
+host of many cores waits one (estimated): 2 seconds are 300 such steps or 3e13 FLOP, and
+40 seconds 7,000 or 6e14. Another step, of 2e11 FLOP, gives 3e13 and 4e14."""
 _GPU = {"xla_gpu_enable_triton_gemm": False, "xla_gpu_autotune_level": 0}
 """Products go to cuBLAS, by its own rules. Else XLA measures its ways to compute each
 of some hundred products, shape by shape, which took an H200 most of half a minute."""
@@ -44,8 +45,8 @@ def compiler_options(flop: float) -> dict[str, Any] | None:
         found = {name: value for name, value in wanted.items() if name not in flags}
     asked = getattr(jax.config, "jax_exec_time_optimization_effort", None)
     if platform == "tpu" and not asked:
-        efforts = [effort for most, effort in TPU_EFFORT if flop < most]
-        found = {"exec_time_optimization_effort": each for each in efforts[:1]}
+        effort = next((each for most, each in TPU_EFFORT if flop < most), None)
+        found = {} if effort is None else {"exec_time_optimization_effort": effort}
     return {name: found[name] for name in found if _known(name, found[name])} or None
 
 

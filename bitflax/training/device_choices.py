@@ -15,8 +15,8 @@ a minute of a T4 at a third of its 65 TFLOP/s, on two cores, 1.3e15 (estimated).
 STEP_FLOP, EPOCHS = 6, 3
 """A step's products a parameter and token, forward and back; epochs of a stage."""
 KEPT_BYTES = 3e9
-"""Kept outputs of a teacher that a host gathers and sends in a second: 61 MB were
-gathered in 10 ms by a Xeon's core (measured); to send them takes as long (estimated)."""
+"""Bytes of a teacher's kept outputs that a host gathers and sends in a second: a Xeon's
+core gathered 61 MB in 10 ms (measured); to send them takes as long (estimated)."""
 NATIVE_FLOP, OTHER_FLOP = 1e14, 4e12
 """What a device computes in a second, where it multiplies bfloat16 and where not: an
 H200 took 13.3 ms for a step of 1.7e12 FLOP (measured); half of a T4's peak in float32

@@ -68,8 +68,8 @@ GPUS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 """NVIDIA's data sheets: cores are multiprocessors, memory in bytes and bytes/s."""
 COLUMNS = (
-    "program", "CPU s", "lines", "kernels", "all-reduces", "GFLOP", "temporary, MB",
-    "held, MB",
+    "program", "CPU s", "lines", "kernels", "all-reduces", "GFLOP", "accessed, MB",
+    "temporary, MB", "held, MB",
 )  # fmt: skip
 
 
@@ -208,6 +208,7 @@ def measured(fn: Any, shapes: tuple) -> dict[str, float]:
         "kernels": len(calls),
         "all-reduces": len(re.findall(r" all-reduce(?:-start)?[(]", text)),
         "GFLOP": cost.get("flops", 0.0) / 1e9,
+        "accessed, MB": cost.get("bytes accessed", 0.0) / 1e6,
         "temporary, MB": memory.temp_size_in_bytes / 1e6,
         "held, MB": memory.argument_size_in_bytes / 1e6,
     }

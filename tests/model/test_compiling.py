@@ -1,5 +1,7 @@
 """How XLA compiles on which device."""
 
+import math
+
 import jax
 
 from bitflax import trees
@@ -41,6 +43,7 @@ def test_a_tpu_optimises_what_runs_for_long(monkeypatch):
         found = compiling.compiler_options(flop)
         assert found == {"exec_time_optimization_effort": effort}
     assert compiling.compiler_options(LONG) is None
+    assert compiling.compiler_options(math.inf) is None
 
 
 def test_a_processor_compiles_as_ever():
