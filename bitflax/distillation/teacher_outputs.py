@@ -134,16 +134,16 @@ class TeacherOutputs:
             name: np.empty((len(index), *shape(length)), np.float32)
             for name, shape in self._shapes.items()
         }
+        buckets, places = self._bucket[index].tolist(), self._place[index].tolist()
+        examples = zip(index, buckets, places, strict=True)
         # Row by row: picked all at once they were copied twice, into zeros.
-        for row, example in enumerate(index.tolist()):
+        for row, (example, number, place) in enumerate(examples):
             for name, array in out.items():
-                if example < 0:
+                kept = self._store[number][name][place]
+                if example < 0 or kept.shape != array.shape[1:]:
                     array[row] = 0
-                    continue
-                kept = self._store[self._bucket[example]][name][self._place[example]]
-                if kept.shape != array.shape[1:]:
-                    array[row] = 0
-                array[(row, *map(slice, kept.shape))] = kept
+                if example >= 0:
+                    array[(row, *map(slice, kept.shape))] = kept
         return batch | {PREFIX + name: array for name, array in out.items()}
 
 
