@@ -19,7 +19,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 PROGRAMS = {
     "train_step": ["--shapes", "2x8", "--sides", "fp32", "1-bit"],
     "scaling": ["--shape", "8x8"],
-    "estimate": ["--rows", "4"],
+    "estimate": [],
     "inference": ["--threads", "1", "--loads", "1"],
     "compile": ["--rows", "4", "--length", "16", "--only", "scores"],
     "memory": ["--shape", "8x16", "--kinds", "1-bit", "1-bit recompute"],
@@ -72,7 +72,7 @@ def test_a_program_writes_its_json(name):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("target", "plugin"), [
-    ("v5e:2x4", "libtpu"), ("h100", "jax_plugins.xla_cuda12"),
+    ("v5e:2x4", "libtpu"), ("v5e:4x8", "libtpu"), ("h100", "jax_plugins.xla_cuda12"),
 ])  # fmt: skip
 def test_the_one_bit_step_compiles_for_devices_that_are_not_there(target, plugin):
     try:

@@ -119,28 +119,32 @@ class TeacherOutputs:
 
     def put(self, index: np.ndarray, outputs: Mapping[str, np.ndarray]) -> None:
         """Keep the outputs of the examples ``index`` (-1: a filler row)."""
-        for name, kept, place, part in self._parts(index):
-            kept[place] = outputs[name][part]
-
-    def add_to(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Return the batch with the kept outputs of its examples; 0 in padding."""
-        index, length = batch["index"], batch["input_ids"].shape[1]
-        out = {
-            name: np.zeros((len(index), *shape(length)), np.float32)
-            for name, shape in self._shapes.items()
-        }
-        for name, kept, place, part in self._parts(index):
-            out[name][part] = kept[place]
-        return batch | {PREFIX + name: array for name, array in out.items()}
-
-    def _parts(self, index: np.ndarray) -> Iterator[tuple[str, np.ndarray, Any, Any]]:
-        """Yield (name, kept array, places in it, places in a batch) by bucket."""
         buckets = np.where(index >= 0, self._bucket[index], -1)
         for number in np.unique(buckets[buckets >= 0]).tolist():
             rows = np.flatnonzero(buckets == number)
             place = self._place[index[rows]]
             for name, array in self._store[number].items():
-                yield name, array, place, (rows, *map(slice, array.shape[1:]))
+                part = (rows, *map(slice, array.shape[1:]))
+                array[place] = outputs[name][part]
+
+    def add_to(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Return the batch with the kept outputs of its examples; 0 in padding."""
+        index, length = batch["index"], batch["input_ids"].shape[1]
+        out = {
+            name: np.empty((len(index), *shape(length)), np.float32)
+            for name, shape in self._shapes.items()
+        }
+        buckets, places = self._bucket[index].tolist(), self._place[index].tolist()
+        examples = zip(index, buckets, places, strict=True)
+        # Row by row: picked all at once they were copied twice, into zeros.
+        for row, (example, number, place) in enumerate(examples):
+            for name, array in out.items():
+                kept = self._store[number][name][place]
+                if example < 0 or kept.shape != array.shape[1:]:
+                    array[row] = 0
+                if example >= 0:
+                    array[(row, *map(slice, kept.shape))] = kept
+        return batch | {PREFIX + name: array for name, array in out.items()}
 
 
 def _row_shapes(names: frozenset[str], teacher: Outputs) -> dict[str, Any]:

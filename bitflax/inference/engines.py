@@ -29,6 +29,9 @@ Engine = Callable[[Mapping[str, np.ndarray]], np.ndarray]
 ENGINES = ("auto", "native", "jax", "onnx")
 ASKED = 2**19
 """Token positions that a program of jax's is taken to answer: some thousand texts."""
+SHAPE_FLOP = 1e14
+"""What an accelerator could compute in the second or so for which one more length of
+texts compiles: an H100's program of MiniLM takes 1 CPU second (estimated)."""
 _LOG = logging.getLogger(__name__)
 
 
@@ -154,6 +157,17 @@ def _multiplies_integers(config: BertConfig, params: Params, act: Any) -> bool:
     kernels = re.compile(r"encoder/.*/kernel").fullmatch
     flat = trees.flatten(params).items()
     return all(fits(path, leaf) for path, leaf in flat if kernels(path))
+
+
+def shape_tokens(config: BertConfig) -> int | None:
+    """Return what one more length of batches costs in token positions.
+
+    As ``bitflax.data.buckets_for`` takes it: None on a processor. An accelerator pads
+    some thousand texts to one length.
+    """
+    if not _has_accelerator():
+        return None
+    return int(SHAPE_FLOP / model.forward_flop(config, 1))
 
 
 def _has_accelerator() -> bool:

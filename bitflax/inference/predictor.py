@@ -211,7 +211,8 @@ class Predictor:
             few, buckets = len(tokens), tuple(np.unique(tokens.lengths).tolist())
         else:
             few = 1 << (len(tokens) - 1).bit_length()
-            buckets = data.buckets_for(tokens.lengths, self.max_length)
+            shape = engines.shape_tokens(self.config)
+            buckets = data.buckets_for(tokens.lengths, self.max_length, shape)
         return data.Batches(
             tokens,
             batch_size=min(batch_size, few),

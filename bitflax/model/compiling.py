@@ -8,11 +8,14 @@ import jax
 
 from bitflax.types import BertConfig
 
-SHORT_FLOP = 1e14
-"""What a TPU computes while XLA optimises a program for it: for a v5e, a step of 2e11
-FLOP compiles in 118 CPU seconds, or in 12 at the least effort, which its compiler
-estimates to run 4 times as slowly: 36 ms more. On a host of many cores 100 CPU seconds
-are some 20 of waiting, which 550 such steps lose: 1.2e14 FLOP (estimated)."""
+TPU_EFFORT = ((3e13, -1.0), (5e14, -0.5))
+"""Effort for programs that compute, in all their calls, less than so many FLOP.
+
+A v5e's step of 8e10 FLOP compiles in 11, 22 and 80 CPU seconds at the efforts -1, -0.5
+and -0.25, in more than 235 at XLA's own. Its compiler estimates 25.0, 14.4 and 5.8
+million cycles: at 1.5 GHz -1 loses 7 ms against -0.5, and that 6 ms. Of 5 CPU seconds a
+host of many cores waits one (estimated): 2 seconds are 300 such steps or 3e13 FLOP, and
+40 seconds 7,000 or 6e14. Another step, of 2e11 FLOP, gives 3e13 and 4e14."""
 _GPU = {"xla_gpu_enable_triton_gemm": False, "xla_gpu_autotune_level": 0}
 """Products go to cuBLAS, by its own rules. Else XLA measures its ways to compute each
 of some hundred products, shape by shape, which took an H200 most of half a minute."""
@@ -28,7 +31,7 @@ def compiler_options(flop: float) -> dict[str, Any] | None:
     """Return how XLA compiles a program on the devices here: as ``jax.jit`` takes it.
 
     On a GPU no autotuning. Where the program computes less, in all its calls, than
-    would be computed while it is optimised: on a TPU the least effort, on a GPU no
+    would be computed while it is optimised: on a TPU little effort, on a GPU no
     softmax in Triton. What the user has set in ``XLA_FLAGS`` or in jax's configuration
     is left alone; on a processor nothing is set.
 
@@ -41,8 +44,9 @@ def compiler_options(flop: float) -> dict[str, Any] | None:
         wanted = _GPU | (_SHORT_GPU if flop < GPU_SHORT_FLOP else {})
         found = {name: value for name, value in wanted.items() if name not in flags}
     asked = getattr(jax.config, "jax_exec_time_optimization_effort", None)
-    if platform == "tpu" and flop < SHORT_FLOP and not asked:
-        found = {"exec_time_optimization_effort": -1.0}
+    if platform == "tpu" and not asked:
+        effort = next((each for most, each in TPU_EFFORT if flop < most), None)
+        found = {} if effort is None else {"exec_time_optimization_effort": effort}
     return {name: found[name] for name in found if _known(name, found[name])} or None
 
 

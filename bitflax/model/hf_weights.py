@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
+import jax
 import ml_dtypes
 import numpy as np
 import safetensors
@@ -269,7 +269,8 @@ def _leaf(array: Any, entry: names.Entry, place: object) -> Any:
             problem,
             fix="fetch the model again; config.json must be the one beside it",
         )
-    return jnp.array(array.T if entry.transposed else array)
+    # ``jnp.array`` would compile a program for each shape.
+    return jax.device_put(np.array(array.T if entry.transposed else array, order="C"))
 
 
 def _some(names: Iterable[str]) -> str:

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
@@ -48,8 +49,9 @@ def half(x: Float32[np.ndarray, "..."], *, normal: bool = False) -> np.ndarray:
 
 
 def _packed(fields: np.ndarray, scale: np.ndarray, bits: int, shape: tuple) -> Packed:
-    codes = jnp.asarray(bitfields.fields_to_bytes(fields.astype(np.int8), bits))
-    return Packed(codes, jnp.asarray(scale), bits, shape)
+    # ``jnp.asarray`` would compile a program for each shape.
+    codes = jax.device_put(bitfields.fields_to_bytes(fields.astype(np.int8), bits))
+    return Packed(codes, jax.device_put(scale), bits, shape)
 
 
 def eight_bits(
@@ -204,7 +206,7 @@ def pack_leaf(path: str, leaf: Any, chosen: bool, rest: str) -> Any:
     bits = rest_bits(values.shape, rest)
     if bits <= 8:
         return eight_bits(values, row_use(path, len(values)), 2 ** (bits - 1) - 1)
-    return jnp.asarray(values if bits == 32 else half(values))
+    return jax.device_put(values if bits == 32 else half(values))
 
 
 def row_use(path: str, rows: int) -> np.ndarray | None:
@@ -232,7 +234,7 @@ def _pack_quantised(path: str, values: np.ndarray, rest: str) -> Packed:
     if rest == "float32" or packed.scale.shape[0] == 1:
         return packed
     scale = half(np.asarray(packed.scale), normal=True)
-    return Packed(packed.codes, jnp.asarray(scale), packed.bits, packed.shape)
+    return Packed(packed.codes, jax.device_put(scale), packed.bits, packed.shape)
 
 
 def pack(params: Params, rules: Rules, rest: Rest = "int8") -> Params:

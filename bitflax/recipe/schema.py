@@ -262,8 +262,8 @@ class Stage:
 
     ``cache_teacher`` computes those of the teacher's outputs that the loss reads once,
     and keeps them in memory if they fit into ``cache_bytes`` (None: a quarter of the
-    memory, at most 4 GiB). Otherwise, and with many processes, the teacher runs in
-    every step. ``dtype`` and ``teacher_dtype`` are what the operands of matrix products
+    memory, at most 4 GiB). Otherwise, with many processes, and where an accelerator
+    computes them before the host can copy them, the teacher runs in every step. ``dtype`` and ``teacher_dtype`` are what the operands of matrix products
     are rounded to (``bitflax.bert``; None: float32; ``"auto"``: bfloat16 where the
     device multiplies it natively); parameters, sums and the scores on dev are always
     float32. ``recompute`` saves memory for time, as for long texts. So does

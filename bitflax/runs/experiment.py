@@ -113,6 +113,7 @@ class TaskData:
 
         Outputs that an earlier stage computed are used again. With many processes,
         none are kept: each process would have to compute them for all examples.
+        None are kept where a device computes them before the host can copy them, either.
         """
         if not stage.cache_teacher or training.process_part()[1] > 1:
             return None
@@ -126,6 +127,10 @@ class TaskData:
             if known == source and used <= kept.names:
                 return kept
         size = distillation.outputs_size(used, told, batches)
+        flop = 3 * model.forward_flop(start.config, batches.padded_tokens)
+        flop += model.forward_flop(teacher.config, batches.padded_tokens)
+        if not training.keeps_outputs(flop, size):
+            return None
         if not self._fits(size, stage.cache_bytes):
             return None
         kept = self._compute_outputs(stage, teacher, batches, told, used)

@@ -14,6 +14,13 @@ H200 with autotuning on 16 cores, at the 1.5e14 FLOP/s of its float32 steps, is 
 a minute of a T4 at a third of its 65 TFLOP/s, on two cores, 1.3e15 (estimated)."""
 STEP_FLOP, EPOCHS = 6, 3
 """A step's products a parameter and token, forward and back; epochs of a stage."""
+KEPT_BYTES = 3e9
+"""Bytes of a teacher's kept outputs that a host gathers and sends in a second: a Xeon's
+core gathered 61 MB in 10 ms (measured); to send them takes as long (estimated)."""
+NATIVE_FLOP, OTHER_FLOP = 1e14, 4e12
+"""What a device computes in a second, where it multiplies bfloat16 and where not: an
+H200 took 13.3 ms for a step of 1.7e12 FLOP (measured); half of a T4's peak in float32
+(estimated)."""
 _CPU_FLAGS = ("amx_bf16", "avx512_bf16")
 _CPUINFO = Path("/proc/cpuinfo")
 
@@ -62,6 +69,27 @@ def compile_threads() -> int:
     if not accelerator or jax.process_count() > 1:
         return 0
     return max(1, min(4, (os.cpu_count() or 1) // 4))
+
+
+def keeps_outputs(flop: float, size: int) -> bool:
+    """Whether a teacher's kept outputs come quicker than the teacher runs.
+
+    Steps are sent ahead, so that a host gathers outputs while its devices compute.
+    They cost nothing where that takes no longer than the steps with the teacher in
+    them would: ``size / KEPT_BYTES <= flop / (devices x a device's FLOP a second)``.
+    Logits always are kept; hidden states and scores on a T4, but not where bfloat16 is
+    multiplied. On a processor all are, whose own cores the teacher would need.
+
+    Args:
+      flop: of an epoch's steps, the teacher's with them.
+      size: bytes of the outputs of an epoch.
+    """
+    devices = parallel.mesh().devices
+    if devices.flat[0].platform == "cpu":
+        return True
+    native = all(map(multiplies_bfloat16, devices.flat))
+    rate = devices.size * (NATIVE_FLOP if native else OTHER_FLOP)
+    return size / KEPT_BYTES <= flop / rate
 
 
 def multiplies_bfloat16(device: Any) -> bool:

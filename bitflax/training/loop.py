@@ -114,7 +114,8 @@ class Training:
         arrays will do: steps are sent ahead of the device, up to ``LOG_EVERY``, so that
         it takes a batch while it computes the steps before. To make one and to send
         its step took a processor 1.5 ms (32 x 128, six layers), so a thread or a second
-        buffer for that would gain nothing; a teacher's kept hidden states take 15 ms.
+        buffer for that would gain nothing; a teacher's kept hidden states and scores
+        take 10 ms more, and are kept where a step takes as long.
       step: ``(state, batch) -> (state, metrics)``, compiled; the state is donated.
       evaluate: ``params -> scores``; the entry ``metric`` is compared.
       metric: the main metric's name.

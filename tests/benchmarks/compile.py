@@ -9,6 +9,7 @@ without a device: on a real one, where it is on, it is most of the time.
 
 import argparse
 import functools
+import math
 import os
 import re
 import resource
@@ -67,8 +68,8 @@ GPUS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 """NVIDIA's data sheets: cores are multiprocessors, memory in bytes and bytes/s."""
 COLUMNS = (
-    "program", "CPU s", "lines", "kernels", "all-reduces", "GFLOP", "temporary, MB",
-    "held, MB",
+    "program", "CPU s", "lines", "kernels", "all-reduces", "GFLOP", "accessed, MB",
+    "temporary, MB", "held, MB",
 )  # fmt: skip
 
 
@@ -140,18 +141,25 @@ def programs(
     said = jax.eval_shape(bf.bert(student), small, batch)
     used = teacher_outputs.used_outputs(loss, said, outputs, batch)
     kept = {teacher_outputs.PREFIX + key: on(shapes[key], cut) for key in used}
+    # Of a batch, on all devices, the teacher running.
+    flop = mesh.size * (3 * forward(student) + forward(teacher))
+    size = sum(math.prod(x.shape) * x.dtype.itemsize for x in kept.values())
+    keeps = training.keeps_outputs(flop, size)
+    words += " kept" if keeps else ""
     for kind, start in (
-        ("fine-tuning", params), (f"fp32{words} kept", small),
-        (f"1-bit{words} kept", small),
+        ("fine-tuning", params), (f"fp32{words}", small), (f"1-bit{words}", small),
     ):  # fmt: skip
-        config = teacher if kind == "fine-tuning" else student
-        given = None if kind == "fine-tuning" else reader
+        taught = kind != "fine-tuning"
+        config = student if taught else teacher
+        given = reader if taught and keeps else None
         step, optimizer = steps.train_step(kind, teacher, config, layers, reader=given)
         begin = functools.partial(training.init_state, optimizer=optimizer)
         state = jax.eval_shape(lambda p, b=begin: b(p, key=jax.random.key(1)), start)
-        mapped = training.data_parallel(step, mesh, options(3 * forward(config), taken))
-        more = {} if kind == "fine-tuning" else kept
-        yield f"step, {kind}", mapped, (on(state), None, batch | more)
+        cost = 3 * forward(config) + (forward(teacher) if taught and not keeps else 0)
+        mapped = training.data_parallel(step, mesh, options(cost, taken))
+        more = kept if taught and keeps else {}
+        held = on(params) if taught and not keeps else None
+        yield f"step, {kind}", mapped, (on(state), held, batch | more)
     for kind, config, start, act in (
         ("teacher", teacher, params, None), ("student", student, small, None),
         ("1-bit student", student, small, steps.ACT),
@@ -160,21 +168,22 @@ def programs(
             bf.bert(config, act), options(forward(config), scored)
         )
         yield f"scores, {kind}", score, (on(start), inputs)
-    told = bf.bert(teacher, dtype=dtype)
+    if keeps:
+        told = bf.bert(teacher, dtype=dtype)
 
-    def tell(params: Any, batch: Any) -> dict[str, Any]:
-        out = told(params, batch)
-        found = dict(
-            zip(teacher_outputs._names(out), jax.tree.leaves(out), strict=True)
+        def tell(params: Any, batch: Any) -> dict[str, Any]:
+            out = told(params, batch)
+            found = dict(
+                zip(teacher_outputs._names(out), jax.tree.leaves(out), strict=True)
+            )
+            return {key: found[key] for key in used}
+
+        passed = options(forward(teacher), taken // 3)
+        yield (
+            "teacher's outputs",
+            jax.jit(tell, compiler_options=passed),
+            (on(params), inputs),
         )
-        return {key: found[key] for key in used}
-
-    passed = options(forward(teacher), taken // 3)
-    yield (
-        "teacher's outputs",
-        jax.jit(tell, compiler_options=passed),
-        (on(params), inputs),
-    )
     stored = functools.partial(packed.stored, rules=bf.xtc_1bit(per="channel"))
     yield "stored values", jax.jit(stored), (on(small),)
 
@@ -199,6 +208,7 @@ def measured(fn: Any, shapes: tuple) -> dict[str, float]:
         "kernels": len(calls),
         "all-reduces": len(re.findall(r" all-reduce(?:-start)?[(]", text)),
         "GFLOP": cost.get("flops", 0.0) / 1e9,
+        "accessed, MB": cost.get("bytes accessed", 0.0) / 1e6,
         "temporary, MB": memory.temp_size_in_bytes / 1e6,
         "held, MB": memory.argument_size_in_bytes / 1e6,
     }

@@ -1,10 +1,10 @@
 """What XTC's recipe would cost on accelerators: FLOP counted, hours assumed.
 
-The 1-bit distillation step of BERT-base, 12 layers into 6, is compiled here and nothing
-is run: its FLOP are those that XLA counts in it, its memory is what XLA's compiler for
-this machine's CPU lays out (another compiler lays out less or more). Hours are FLOP over
-peak FLOP/s times a share of the peak that is *assumed*, as are MNLI's mean length and
-what of a bucketed batch is padding.
+The 1-bit distillation step of BERT-base, 12 layers into 6, is traced here and nothing
+is run: its FLOP are those that XLA counts in it. Hours are FLOP over peak FLOP/s times a
+share of the peak that is *assumed*, as are MNLI's mean length and what of a bucketed
+batch is padding. What a step of a slice moves and holds, ``tests.benchmarks.compile``
+says.
 
     python -m tests.benchmarks.estimate > estimate.json
 """
@@ -31,17 +31,17 @@ LONGEST = 128
 
 
 class Machine(NamedTuple):
-    """Chips, their peak in bfloat16 without sparsity, and their memory."""
+    """Chips, and their peak in bfloat16 without sparsity."""
 
     name: str
     chips: int
     peak: float
-    memory: float
 
 
 MACHINES = (
-    Machine("v5e-8", 8, 197e12, 16e9),
-    Machine("H100 SXM x8", 8, 989e12, 80e9),
+    Machine("v5e-8", 8, 197e12),
+    Machine("v5e-32", 32, 197e12),
+    Machine("H100 SXM x8", 8, 989e12),
 )
 
 
@@ -97,14 +97,6 @@ def by_rule(name: str, length: int) -> float:
     return length * (3 * forward(student) + forward(teacher))
 
 
-def memory(kind: str, name: str, rows: int) -> dict[str, float]:
-    """Return the bytes of a step of so many rows, as this machine's compiler has it."""
-    found = lowered(kind, name, rows, LONGEST).compile().memory_analysis()
-    held = found.argument_size_in_bytes + found.output_size_in_bytes
-    held -= found.alias_size_in_bytes
-    return {"held": held, "temporary": found.temp_size_in_bytes}
-
-
 def quadratic(kind: str, name: str) -> Any:
     """Return FLOP an example by its length: ``a n + b n^2``, exact at two lengths."""
     lengths = np.array([LONGEST // 2, LONGEST])
@@ -126,8 +118,6 @@ def main() -> None:
     """Print the estimate; the tables go to stderr, the JSON to stdout."""
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--model", choices=common.MODELS, default="bert-base")
-    options.add_argument("--rows", type=int, nargs="+", default=[32, 64, 128, 256, 512])
-    options.add_argument("--step", choices=steps.KINDS, default="1-bit")
     options.add_argument("--mean-length", type=float, default=39.0, help="assumed")
     options.add_argument(
         "--filled", type=float, default=0.9, help="assumed: real share"
@@ -155,19 +145,11 @@ def main() -> None:
         for machine, each in hours.items()
     ]
     common.say("\n" + common.table(["hours", *ways], lines))
-    held = {rows: memory(args.step, args.model, rows) for rows in args.rows}
-    lines = [
-        [rows, f"{each['held'] / 1e9:.2f}", f"{each['temporary'] / 1e9:.2f}"]
-        for rows, each in held.items()
-    ]
-    common.say(
-        "\n" + common.table(["rows a device", "held, GB", "temporary, GB"], lines)
-    )
     common.write(
         "estimate",
         args,
         {"flop_per_example": counted, "by_rule": rule, "flop": flops,
-         "hours": hours, "memory": held},
+         "hours": hours},
     )  # fmt: skip
 
 

@@ -13,6 +13,7 @@ import bitflax as bf
 from bitflax.data import examples
 from bitflax.data.text import Tokenizer
 from bitflax.errors import ConfigError, DamagedFile, DataError, InputMissing
+from bitflax.inference import engines
 from bitflax.inference import predictor as inference_predictor
 from bitflax.model import pretrained
 from bitflax.packed import file, packing
@@ -131,16 +132,21 @@ def test_a_regression_gives_real_numbers():
         assert math.isnan(said.probability)
 
 
-def test_few_shapes_compile():
-    found = inference_predictor.Predictor(CONFIG, params(), tokenizer())
-    shapes = set()
-    engine = found._engine
+def shapes_of(predictor):
+    """Return the set of shapes that a predictor's engine is going to be called with."""
+    shapes, engine = set(), predictor._engine
 
     def counted(batch):
         shapes.add(batch["input_ids"].shape)
         return engine(batch)
 
-    found._engine = counted
+    predictor._engine = counted
+    return shapes
+
+
+def test_few_shapes_compile():
+    found = inference_predictor.Predictor(CONFIG, params(), tokenizer())
+    shapes = shapes_of(found)
     rng = np.random.default_rng(0)
     for count in (1, 2, 3, 5, 8, 20, 33, 40, 64):
         words = [
@@ -150,6 +156,18 @@ def test_few_shapes_compile():
     # Rows are powers of two up to 32; lengths 8, 12 and 16 (all the positions).
     assert {rows for rows, _ in shapes} == {1, 2, 4, 8, 32}
     assert {length for _, length in shapes} <= {8, 12, 16}
+
+
+def test_an_accelerator_pads_to_one_length(monkeypatch):
+    found = inference_predictor.Predictor(CONFIG, params(), tokenizer())
+    texts = [WORDS[4]] * 800 + [" ".join(WORDS[4:7] * 4)]
+    shapes = shapes_of(found)
+    expected = found.logits(texts)
+    assert {length for _, length in shapes} == {8, 16}
+    shapes.clear()
+    monkeypatch.setattr(engines, "_has_accelerator", lambda: True)
+    np.testing.assert_allclose(found.logits(texts), expected, atol=2e-5)
+    assert shapes == {(32, 16)}
 
 
 def test_long_texts_are_cut():

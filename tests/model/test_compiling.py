@@ -1,5 +1,7 @@
 """How XLA compiles on which device."""
 
+import math
+
 import jax
 
 from bitflax import trees
@@ -37,9 +39,11 @@ def test_what_the_user_sets_is_left_alone(monkeypatch):
 
 def test_a_tpu_optimises_what_runs_for_long(monkeypatch):
     on("tpu", monkeypatch)
-    found = compiling.compiler_options(SHORT)
-    assert found == {"exec_time_optimization_effort": -1.0}
+    for flop, effort in ((SHORT, -1.0), (1e14, -0.5)):
+        found = compiling.compiler_options(flop)
+        assert found == {"exec_time_optimization_effort": effort}
     assert compiling.compiler_options(LONG) is None
+    assert compiling.compiler_options(math.inf) is None
 
 
 def test_a_processor_compiles_as_ever():

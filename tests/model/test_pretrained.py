@@ -280,3 +280,11 @@ def test_the_default_teacher_loads(said):
     assert (config.num_hidden_layers, config.hidden_size) == (6, 384)
     assert found["classifier"]["kernel"].shape == (384, 21)
     assert said() == "the classifier starts anew: the checkpoint has none that fits"
+
+
+def test_weights_come_in_without_a_program_a_shape(caplog):
+    with caplog.at_level(logging.WARNING), jax.log_compiles(True):
+        hf_weights.params_from_hf(hf_tiny.state(), CONFIG)
+        assert not [line for line in caplog.messages if "compil" in line.lower()]
+        jax.jit(lambda x: x * 2.5)(1.0)
+        assert [line for line in caplog.messages if "compil" in line.lower()]

@@ -9,6 +9,7 @@ import pytest
 import safetensors.numpy
 
 import bitflax as bf
+from bitflax import training
 from bitflax.data import Task, tasks
 from bitflax.data.augmentation import augment
 from bitflax.data.examples import Examples
@@ -17,6 +18,7 @@ from bitflax.recipe import describe
 from bitflax.runs import experiment as runs_experiment
 from bitflax.runs import folder as runs_folder
 from bitflax.runs import prepare, results
+from bitflax.types import Model
 from tests.helpers import tinyrun
 
 
@@ -238,6 +240,38 @@ def test_edits_are_for_students_and_train_no_longer(place, tmp_path):
     assert taken == bf.default_steps(plain)
     said = describe.describe_recipe(made, None, students.task, teachers.task)
     assert f"{taken} steps ({round(taken / -(-216 // 16), 1)} epochs)" in said
+
+
+def test_where_the_teacher_is_quicker_its_outputs_are_not_kept(
+    place, tmp_path, monkeypatch
+):
+    settings = [f"task={place / 'kinds.tsv'}", f"teacher={place / 'pretrained'}"]
+    made = bf.load_recipe(place / "tiny.py", settings)
+    asked = []
+
+    def keeps(flop, size):
+        asked.append((flop, size))
+        return False
+
+    monkeypatch.setattr(training, "keeps_outputs", keeps)
+    with tinyrun.devices(1), runs_folder.RunFolder(tmp_path / "run") as folder:
+        folder.write_recipe("", describe.resolved(made))
+        experiment = prepare.prepare(made, folder)
+        data, stage = experiment.task_data, made.stages[0]
+        teacher = data.small(experiment.teacher)
+        config, params = teacher
+        half = dataclasses.replace(config, num_hidden_layers=1)
+        student = Model(half, bf.take_layers(params, (1,)))
+        batches = data.batches(1, stage)
+        assert data.kept(stage, teacher, student, batches) is None
+    # Two layers of 32 x 32 four times and 32 x 64 twice; a student's step is three
+    # passes of one.
+    flop = 2 * batches.padded_tokens * (4 * 32**2 + 2 * 32 * 64) * (2 + 3 * 1)
+    ((found, size),) = asked
+    assert found == flop
+    rows = np.array(batches.buckets)[batches.bucket]
+    # Three logits, two hidden states, the scores of two heads.
+    assert size == 4 * sum(3 + 2 * n * 32 + 2 * n * n for n in rows.tolist())
 
 
 def test_a_loss_of_labels_finds_none_in_edits(place, tmp_path):

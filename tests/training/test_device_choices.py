@@ -55,8 +55,8 @@ def test_a_processor_that_says_nothing_multiplies_float32(tmp_path, monkeypatch)
     assert device_choices.chosen_dtype("auto") is None
 
 
-def accelerator(monkeypatch):
-    devices = np.array([device("gpu", "9.0")], object)
+def accelerator(monkeypatch, capability="9.0", count=1):
+    devices = np.array([device("gpu", capability)] * count, object)
     made = types.SimpleNamespace(devices=devices)
     monkeypatch.setattr(parallel, "mesh", lambda: made)
 
@@ -95,3 +95,21 @@ def test_a_large_model_on_much_text_has_more_lengths_than_one(monkeypatch):
         for size in (10_600_000, 302_000_000)
     )
     assert (small, large) == ((128,), (24, 128))
+
+
+LOGITS, STATES = 32 * 21 * 4, 61_000_000
+"""Bytes a batch of MiniLM's outputs, 32 x 96."""
+
+
+@pytest.mark.parametrize(
+    ("capability", "count", "size", "kept"),
+    [("9.0", 1, LOGITS, True), ("9.0", 1, STATES, False), ("9.0", 8, LOGITS, True),
+     ("7.5", 1, LOGITS, True), ("7.5", 1, STATES, True), ("7.5", 8, STATES, False)],
+)  # fmt: skip
+def test_outputs_are_kept_where_that_is_quicker(
+    capability, count, size, kept, monkeypatch
+):
+    flop = 1.63e11
+    assert device_choices.keeps_outputs(flop, 10**12)  # a processor
+    accelerator(monkeypatch, capability, count)
+    assert device_choices.keeps_outputs(flop, size) is kept
