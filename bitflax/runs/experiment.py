@@ -111,9 +111,9 @@ class TaskData:
     ) -> distillation.TeacherOutputs | None:
         """Return the teacher's outputs that a stage's loss reads, where they fit.
 
-        Outputs that an earlier stage computed are used again. With many processes,
-        none are kept: each process would have to compute them for all examples.
-        None are kept where a device computes them before the host can copy them, either.
+        Outputs that an earlier stage computed are used again. None are kept where a
+        device computes them before the host can copy them; nor with many processes,
+        each of which would have to compute them for all examples.
         """
         if not stage.cache_teacher or training.process_part()[1] > 1:
             return None
