@@ -263,12 +263,12 @@ class Stage:
     ``cache_teacher`` computes those of the teacher's outputs that the loss reads once,
     and keeps them in memory if they fit into ``cache_bytes`` (None: a quarter of the
     memory, at most 4 GiB). Otherwise, with many processes, and where an accelerator
-    computes them before the host can copy them, the teacher runs in every step. ``dtype`` and ``teacher_dtype`` are what the operands of matrix products
-    are rounded to (``bitflax.bert``; None: float32; ``"auto"``: bfloat16 where the
-    device multiplies it natively); parameters, sums and the scores on dev are always
-    float32. ``recompute`` saves memory for time, as for long texts. So does
-    ``accumulate``: it cuts a batch into that many parts, with filler rows where need
-    be, and adds up their gradients.
+    computes them faster than the host copies them, the teacher runs in every step.
+    ``dtype`` and ``teacher_dtype`` are what the operands of matrix products are rounded
+    to (``bitflax.bert``; None: float32; ``"auto"``: bfloat16 where the device
+    multiplies it natively); parameters, sums and the scores on dev are always float32.
+    ``recompute`` saves memory for time, as for long texts. So does ``accumulate``: it
+    cuts a batch into that many parts, and adds up their gradients.
 
     With a ``corpus`` the stage is general distillation: the teacher is the pretrained
     model before its fine-tuning, there are no labels, and ``steps`` must be given.
