@@ -96,7 +96,7 @@ def describe_recipe(
     check_plan(of)
     rows = None if task is None else len(task.train)
     plain = rows if taught is None else len(taught.train)
-    blocks = [*_data(of, task), _teacher(of, config, plain)]
+    blocks = [*_data(of, task, taught or task), _teacher(of, config, plain)]
     blocks += [_stage(i, stage, of, rows, plain) for i, stage in enumerate(of.stages)]
     if of.stages and of.stages[-1].packs:
         blocks.append(f"model.safetensors  packed; the rest as {_rest(of.rest)}")
@@ -118,7 +118,7 @@ def _rows(title: str, rows: list[str]) -> str:
     )
 
 
-def _data(of: Recipe, task: Task | None) -> list[str]:
+def _data(of: Recipe, task: Task | None, taught: Task | None) -> list[str]:
     data = of.data
     if data is None:
         return []
@@ -127,12 +127,15 @@ def _data(of: Recipe, task: Task | None) -> list[str]:
     rows = [first + (f", {data.limit} examples" if data.limit else "")]
     if data.data_dir:
         rows.append(f"from {data.data_dir}")
-    if data.augment:
-        rows.append(f"augmented by {data.augment}")
-    if task is not None:
+    if task is None or taught is None:
+        rows += [f"augmented by {data.augment}"] if data.augment else []
+    else:
         kinds = "real numbers" if task.regression else f"{len(task.labels)} classes"
-        read = f"{len(task.train):,} examples to learn from, {len(task.dev):,} to "
+        read = f"{len(taught.train):,} examples to learn from, {len(task.dev):,} to "
         rows.append(f"{read}measure {task.metric} on; {kinds}")
+        if data.augment:
+            more = len(task.train) - len(taught.train)
+            rows.append(f"students learn {more:,} more, of {data.augment}")
         rows += [line for note in task.notes for line in note.splitlines()]
     return [_rows("data", rows)]
 
@@ -172,7 +175,9 @@ def _schedule(part: Any, each: int | None = None, own: int | None = None) -> str
         length = _count(part.epochs, "epoch")
     if part.patience is not None:
         length += f", or until {_count(part.patience, 'evaluation')} brought no gain"
-    return f"{length}, lr {optim.lr:g} {optim.schedule}, {optim.warmup:.0%} warm-up"
+    held = f", frozen {', '.join(optim.frozen)}" if optim.frozen else ""
+    rate = f"lr {optim.lr:g} {optim.schedule}, {optim.warmup:.0%} warm-up"
+    return f"{length}, {rate}{held}"
 
 
 def _count(number: int | float, noun: str) -> str:

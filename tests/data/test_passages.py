@@ -87,7 +87,7 @@ def test_the_hash_is_of_the_text_alone(write, tmp_path):
     [
         (b"one\ntwo\nth\xffree\n", ":3: expected UTF-8, found 0xff at byte 10"),
         (b"one\n\xc3", ":2: expected UTF-8, found 0xc3 at byte 4"),
-        ("\ufeffone".encode("utf-16"), ":1: expected UTF-8, found 0xff at byte 0"),
+        ("\ufeffone".encode("utf-16"), ": expected a text, found UTF-16 or UTF-32"),
     ],
 )
 def test_what_is_no_utf_8_is_found_with_row_and_byte(

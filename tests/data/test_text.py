@@ -221,7 +221,7 @@ def test_pad_id_is_looked_up(tmp_path):
     ("name", "content", "problem"),
     [
         ("tokenizer.json", b"{", "expected a tokenizer"),
-        ("tokenizer.json", b"\xff\xfe", "not UTF-8"),
+        ("tokenizer.json", b"\xff", "not UTF-8"),
         ("tokenizer.json", b'{"model": {"type": "Unheard"}}', "expected a tokenizer"),
         ("vocab.txt", b"word\n", r"expected a tokenizer.*without \[UNK\]"),
     ],

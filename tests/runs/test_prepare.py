@@ -258,12 +258,12 @@ def test_where_the_teacher_is_quicker_its_outputs_are_not_kept(
         folder.write_recipe("", describe.resolved(made))
         experiment = prepare.prepare(made, folder)
         data, stage = experiment.task_data, made.stages[0]
-        teacher = data.small(experiment.teacher)
+        teacher = data.shrink(experiment.teacher)
         config, params = teacher
         half = dataclasses.replace(config, num_hidden_layers=1)
         student = Model(half, bf.take_layers(params, (1,)))
         batches = data.batches(1, stage)
-        assert data.kept(stage, teacher, student, batches) is None
+        assert data.teacher_outputs(stage, teacher, student, batches) is None
     # Two layers of 32 x 32 four times and 32 x 64 twice; a student's step is three
     # passes of one.
     flop = 2 * batches.padded_tokens * (4 * 32**2 + 2 * 32 * 64) * (2 + 3 * 1)
