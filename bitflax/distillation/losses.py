@@ -191,11 +191,12 @@ def label_cross_entropy(
     picked = jnp.take_along_axis(log_p, labels[:, None], axis=-1)[:, 0]
     if smoothing:
         picked = (1 - smoothing) * picked + smoothing * jnp.mean(log_p, axis=-1)
-    known = (labels >= 0) & (labels < log_p.shape[-1])  # -1 is the last
-    losses = jnp.where(known, -picked, jnp.nan)
+    valid = (labels >= 0) & (labels < log_p.shape[-1])  # -1 is the last
+    losses = jnp.where(valid, -picked, jnp.nan)
     if class_weights is not None:
         _check_shapes("class_weights", np.shape(class_weights), log_p.shape[1:])
-        if not all(0 <= each < math.inf for each in class_weights):
+        known = not isinstance(class_weights, jax.core.Tracer)
+        if known and not all(0 <= each < math.inf for each in class_weights):
             raise ValueError(f"class_weights must be 0 or more, not {class_weights}")
         weights = jnp.take(jnp.asarray(class_weights, losses.dtype), labels)
         batch = {**batch, "weight": _weight(batch, losses) * weights}
