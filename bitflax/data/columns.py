@@ -145,7 +145,7 @@ def class_labels(
             fix = f"write the label alone: {several[0]!r:.40}"
         elif several is not None or (label not in numbers and _several(label, numbers)):
             found = f"{value!r:.40}: several labels an example are not supported"
-            fix = "give the row one label: multi-label is not supported"
+            fix = "give the row one label; if it is a class of its own, rename it (a+b)"
         elif CONTROL.search(label):
             found += " with control characters"
             fix = "take the control characters out of the label"

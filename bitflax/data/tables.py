@@ -221,7 +221,7 @@ def _collect(path, records, header, wanted, faults, skip_short) -> Table:
             fix = f"put exactly one {kind} between two columns"
             faults.add(path, number, problem, fix)
             continue
-        if wanted and values == [*wanted]:
+        if len(wanted) > 1 and values == [*wanted]:
             problem = "expected a row of data, found the columns' names again"
             faults.add(path, number, problem, "delete the row")
             continue

@@ -184,7 +184,7 @@ def label_cross_entropy(
     >>> round(float(label_cross_entropy(s, None, {"labels": jnp.array([1])})), 4)
     0.6931
     """
-    if not 0 <= smoothing < 1:
+    if not isinstance(smoothing, jax.Array) and not 0 <= smoothing < 1:
         raise ValueError(f"smoothing must be from 0 to below 1, not {smoothing}")
     log_p = jax.nn.log_softmax(_rows(student, batch))
     labels = _counted(_by_row(batch, "labels", log_p), _weight(batch, log_p))
@@ -195,7 +195,7 @@ def label_cross_entropy(
     losses = jnp.where(valid, -picked, jnp.nan)
     if class_weights is not None:
         _check_shapes("class_weights", np.shape(class_weights), log_p.shape[1:])
-        known = not isinstance(class_weights, jax.core.Tracer)
+        known = not isinstance(class_weights, jax.Array)
         if known and not all(0 <= each < math.inf for each in class_weights):
             raise ValueError(f"class_weights must be 0 or more, not {class_weights}")
         weights = jnp.take(jnp.asarray(class_weights, losses.dtype), labels)

@@ -47,17 +47,16 @@ def weighted(**parts: tuple[float, Callable[..., Mean]]) -> Weighted:
     >>> float(total(loss(one, two, {})))
     2.0
     """
+    arrays = jax.Array | np.ndarray
     for name, part in parts.items():
         if not (isinstance(part, tuple) and len(part) == 2 and callable(part[1])):
             raise ValueError(f"{name} must be (weight, function), not {part!r}")
         weight, fn = part
         number = isinstance(weight, int | float | np.number)
-        if not isinstance(weight, jax.Array) and not (
-            number and 0 <= weight < math.inf
-        ):
+        if not isinstance(weight, arrays) and not (number and 0 <= weight < math.inf):
             raise ValueError(f"{name} must weigh 0 or more, not {weight!r}")
         _check_keywords(name, fn)
-    if not any(isinstance(weight, jax.Array) or weight for weight, _ in parts.values()):
+    if not any(isinstance(weight, arrays) or weight for weight, _ in parts.values()):
         raise ValueError("a loss needs a part that weighs more than 0")
     return Weighted(parts)
 

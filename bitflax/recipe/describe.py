@@ -96,6 +96,8 @@ def describe_recipe(
     check_plan(of)
     rows = None if task is None else len(task.train)
     plain = rows if taught is None else len(taught.train)
+    if of.data is not None and of.data.augment == "edits":
+        rows = plain
     blocks = [*_data(of, task, taught or task), _teacher(of, config, plain)]
     blocks += [_stage(i, stage, of, rows, plain) for i, stage in enumerate(of.stages)]
     if of.stages and of.stages[-1].packs:

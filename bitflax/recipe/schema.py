@@ -253,12 +253,12 @@ class Stage:
     weights have which bits, ``act`` how activations are quantised.
 
     ``batch_size`` None is the data's. ``steps``, where it is given, replaces
-    ``epochs``; without either, the length depends on the data and the bits
-    (``bitflax.default_steps``). There are ``evals`` evaluations, evenly spread, the
-    last one after the last step. ``keep`` says which parameters are the result: the
-    ``"last"`` ones, or the ``"best"`` of all evaluations. After ``patience``
-    evaluations in a row without a new best one, training ends early, and the best
-    parameters are the result.
+    ``epochs`` (of the examples without edits); without either, the length depends on
+    data and bits (``bitflax.default_steps``). There are ``evals`` evaluations, evenly
+    spread, the last one after the last step. ``keep`` says which parameters are the
+    result: the ``"last"`` ones, or the ``"best"`` of all evaluations. After
+    ``patience`` evaluations in a row without a new best one, training ends early, and
+    the best parameters are the result.
 
     ``cache_teacher`` computes those of the teacher's outputs that the loss reads once,
     and keeps them in memory if they fit into ``cache_bytes`` (None: a quarter of the

@@ -73,8 +73,8 @@ def _errors_at(place: str) -> Iterator[None]:
         raise
     except KeyError as error:
         problem = f"its loss reads {error} of the batch, which the data do not have"
-        fix = "give data with labels (data.augment=edits has none), or a loss that "
-        fix += "needs none"
+        fix = "give data with labels (edits have none: --set data.augment=none), or a "
+        fix += "loss that needs none"
         raise ConfigError(place, problem, fix=fix) from error
     except Exception as error:
         kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "

@@ -10,7 +10,15 @@ import jax
 import numpy as np
 
 from bitflax import distillation, model, training
-from bitflax.data import EVAL_BATCHES, Batches, CorpusBatches, Task, Tokenizer, Tokens
+from bitflax.data import (
+    EVAL_BATCHES,
+    Batches,
+    CorpusBatches,
+    Task,
+    Tokenizer,
+    Tokens,
+    augmentation,
+)
 from bitflax.errors import ConfigError
 from bitflax.packed import Rest, stored
 from bitflax.quantization import quantize
@@ -74,7 +82,8 @@ class TaskData:
     def steps(self, stage: Stage, batches: Any) -> int:
         """Return the number of a stage's steps."""
         own = -(-len(np.unique(self.task.train.rows)) // batches.batch_size)
-        each = batches.steps_per_epoch
+        edits = self.data.augment == augmentation.EDITS
+        each = own if edits else batches.steps_per_epoch
         return planned_steps(stage.steps, stage.epochs, each, stage.rules, own)
 
     def shrink(self, whole: Model) -> Model:

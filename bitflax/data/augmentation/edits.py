@@ -6,6 +6,7 @@ its teacher does. Any text tells more of the teacher, one that nobody would writ
 
 import itertools
 import random
+import re
 from collections.abc import Sequence
 from contextlib import nullcontext
 
@@ -21,6 +22,10 @@ COPIES, SHARE = 3, 0.15
 MANY = 1 << 17
 """So many examples take seconds, which are shown."""
 _DROP, _SWAP, _REPLACE = 0.25, 0.5, 0.9
+_NO_SPACES = re.compile(
+    "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u2e80-\ua4cf\uf900-\ufaff]"
+)
+"""Letters of scripts that put no spaces between words: Thai, Chinese, Japanese, ..."""
 
 
 def edited(train: Examples, seed: int) -> Examples:
@@ -43,7 +48,7 @@ def edited(train: Examples, seed: int) -> Examples:
     [1, 1, 1, 1, 2, 2, 2, 2]
     """
     columns = train.texts
-    own = [word for text in itertools.chain(*columns) for word in text.split()]
+    own = [word for text in itertools.chain(*columns) for word in _words(text)]
     rows = np.repeat(np.arange(len(train)), 1 + COPIES)
     texts = tuple(column[rows] for column in columns)
     shown = len(train) >= MANY
@@ -66,12 +71,13 @@ def edit(text: str, own: Sequence[str], rng: random.Random) -> str:
     next one, four in ten replace it, and one in ten puts one before it.
 
     Args:
-      text: its words are what stands between spaces; without any it stays.
+      text: its words are what stands between spaces, or each character in a script
+        without spaces; without any it stays.
       own: the words to draw from; where they are all of a task's texts, as often as
         they occur there.
       rng: draws.
     """
-    words = text.split()
+    words = _words(text)
     if not words:
         return text
     for _ in range(max(1, round(SHARE * len(words)))):
@@ -84,4 +90,8 @@ def edit(text: str, own: Sequence[str], rng: random.Random) -> str:
             words[place] = rng.choice(own)
         else:
             words.insert(place, rng.choice(own))
-    return " ".join(words)
+    return ("" if _NO_SPACES.search(text) else " ").join(words)
+
+
+def _words(text: str) -> list[str]:
+    return [*text] if _NO_SPACES.search(text) else text.split()

@@ -6,6 +6,7 @@ import random
 import numpy as np
 import pytest
 
+from bitflax.data import Examples
 from bitflax.data.augmentation import edits
 from tests.data.augmentation.test_augment import TEXTS, make_task
 
@@ -51,6 +52,14 @@ def test_one_word_in_seven_is_edited():
 @pytest.mark.parametrize("words", [["one"], ["one", "two"]])
 def test_a_short_text_is_never_empty(words):
     assert {len(made) for made in drawn(words, 300)} == {len(words), len(words) + 1}
+
+
+def test_where_no_spaces_are_written_a_character_is_a_word():
+    texts = np.array(["今天天气很好", "我 don't know"], object)
+    made = edits.edited(Examples((texts,), None, np.array([1, 2])), 0).texts[0]
+    assert all(len({*made[at : at + 4]}) > 1 for at in (0, 4))
+    assert all(abs(len(text) - 6) <= 1 for text in made[:4])
+    assert {*"".join(made)} == {*"".join(texts)}
 
 
 def test_a_text_without_words_stays_as_it_is():
