@@ -280,7 +280,7 @@ def test_other_data_on_one_process_end_all(place):
         assert processes.statuses() == [78, 78], processes.said(0)
         for said in map(processes.said, range(2)):
             assert "process 1 differs from process 0: data was" in said
-            assert "give all the same command and the same files" in said
+            assert "give all processes the same command and the same files" in said
         assert "process 1 failed" in processes.said(0)
 
 
