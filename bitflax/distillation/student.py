@@ -77,14 +77,9 @@ def layer_pairs(
 
 
 def _check_layers(layers: Any) -> None:
-    kinds = int | np.integer
-    if (
-        layers is None
-        or not len(layers)
-        or not all(
-            isinstance(i, kinds) and not isinstance(i, bool) and i >= 0 for i in layers
-        )
-    ):
+    found = [] if layers is None else [*layers]
+    whole = [isinstance(i, int | np.integer) and type(i) is not bool for i in found]
+    if not found or not all(whole) or min(found) < 0:
         raise ValueError(f"layers must be at least one index from 0, not {layers!r}")
 
 
