@@ -43,6 +43,20 @@ def map_paths(fn: Callable[[str, Any], Any], params: Params) -> Params:
     return unflatten({path: fn(path, leaf) for path, leaf in flatten(params).items()})
 
 
+def compiled(regex: str) -> re.Pattern[str]:
+    """Return a rule's regex, compiled; compiling it again costs nothing.
+
+    Raises:
+      ValueError: it is no regular expression; holds its text.
+    """
+    try:
+        return re.compile(regex)
+    except (re.error, RecursionError, OverflowError, TypeError) as error:
+        raise ValueError(
+            f"rule {regex!r:.200} is no regular expression: {error}"
+        ) from None
+
+
 def match(rules: Sequence[tuple[str, T]], paths: Iterable[str]) -> dict[str, T]:
     """Return ``{path: value}`` of the first rule whose regex is the whole path's.
 
@@ -51,14 +65,15 @@ def match(rules: Sequence[tuple[str, T]], paths: Iterable[str]) -> dict[str, T]:
       paths: parameter paths, or a flattened tree.
 
     Raises:
-      ValueError: a rule matches no path; it is a typo, and names itself.
+      ValueError: a rule matches no path, or is no regular expression; it is a typo,
+        and names itself.
 
     >>> match([("ffn/.*", 1), (".*/kernel", 2)], ["ffn/in/kernel", "out/kernel"])
     {'ffn/in/kernel': 1, 'out/kernel': 2}
     """
     paths = tuple(paths)
     for regex, _ in rules:
-        if not any(re.fullmatch(regex, path) for path in paths):
+        if not any(map(compiled(regex).fullmatch, paths)):
             near = ", ".join(paths[:3])
             raise ValueError(
                 f"rule {regex!r} matches no parameter path (paths look like: {near})"
@@ -73,7 +88,7 @@ def match_one(rules: Sequence[tuple[str, T]], path: str) -> T | None:
     >>> match_one([("ffn/.*", 1), (".*", 2)], "ffn/in/kernel")
     1
     """
-    matching = (value for regex, value in rules if re.fullmatch(regex, path))
+    matching = (value for regex, value in rules if compiled(regex).fullmatch(path))
     return next(matching, None)
 
 

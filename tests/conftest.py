@@ -25,6 +25,7 @@ os.environ[f"{_KEPT}_COMPILE_TIME_SECS"] = "0"
 os.environ[f"{_KEPT}_ENTRY_SIZE_BYTES"] = "-1"
 
 import jax  # noqa: E402
+import jaxtyping  # noqa: E402
 import pytest  # noqa: E402
 
 from bitflax.errors import StorageError  # noqa: E402
@@ -70,6 +71,14 @@ def x64():
     """Switch 64-bit numbers on for one test."""
     with _enable_x64():
         yield
+
+
+@pytest.fixture
+def types_unchecked():
+    """Switch the type checker off for one test: users have none."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @pytest.fixture(scope="session")

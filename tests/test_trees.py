@@ -1,9 +1,13 @@
+import functools
+import re
+
 import hypothesis
 import hypothesis.strategies as st
 import jax
 import jax.numpy as jnp
 import pytest
 
+import bitflax as bf
 from bitflax import trees
 from bitflax.model.leaves import Packed
 
@@ -56,6 +60,22 @@ def test_part_of_a_path_is_no_match():
         trees.match([("kernel", 1)], FLAT)
     with pytest.raises(ValueError, match=r"rule 'a/kern' matches"):
         trees.match([("a/kern", 1)], FLAT)
+
+
+@pytest.mark.parametrize("regex", ["a/(", "*", "(" * 9999, None, 3])
+@pytest.mark.usefixtures("types_unchecked")
+def test_what_is_no_regex_is_named(regex):
+    quantize = functools.partial(bf.quantize, {"a": jnp.ones(2)})
+    pack = functools.partial(bf.pack, {"a": jnp.ones((2, 2))})
+    frozen = bf.make_optimizer(bf.Optim(frozen=(regex,)), 1).init
+    problem = re.escape(f"rule {regex!r:.200} is no regular expression: ")
+    for call in (quantize, pack, functools.partial(trees.match_one, path="a")):
+        with pytest.raises(ValueError, match=problem):
+            call(rules=[(regex, bf.binarize)])
+    with pytest.raises(ValueError, match=problem):
+        frozen({"a": jnp.ones(2)})
+    with pytest.raises(ValueError, match=problem):
+        bf.bert(bf.BertConfig(), act=((regex, bf.symmetric()),))
 
 
 def test_a_rule_behind_another_may_win_nothing_but_must_match():

@@ -12,7 +12,7 @@ import typing
 from collections.abc import Mapping
 from typing import Any
 
-from bitflax import model, quantization
+from bitflax import model, quantization, trees
 from bitflax.errors import CONTROL, ConfigError
 from bitflax.packed import safetensors_file
 from bitflax.types import BertConfig
@@ -155,9 +155,9 @@ def _site_regex(found: Any) -> str:
     if not fits or re.search(r"\)[*+]", found):
         raise ValueError(f"act: no plain regex of sites: {str(found)[:60]!r}")
     try:
-        re.compile(found)
-    except (re.error, RecursionError, OverflowError):
-        raise ValueError(f"act: no regex: {found[:60]!r}") from None
+        trees.compiled(found)
+    except ValueError as error:
+        raise ValueError(f"act: {error}") from None
     return found
 
 

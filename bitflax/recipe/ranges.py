@@ -1,9 +1,9 @@
 """Checks of a recipe's fields beyond their types: what numbers may be."""
 
-import re
 from collections.abc import Sequence
 from typing import Any
 
+from bitflax import trees
 from bitflax.errors import ConfigError
 from bitflax.types import Optim
 
@@ -40,9 +40,9 @@ def check_rules(rules: Sequence[tuple[str, Any]], place: str) -> None:
     """Check that every rule has a regular expression."""
     for regex, _ in rules:
         try:
-            re.compile(regex)
-        except re.error as error:
-            need(False, place, "a regular expression", f"{regex!r} ({error})")
+            trees.compiled(regex)
+        except ValueError as error:
+            raise ConfigError(place, str(error), fix="correct the rule") from None
 
 
 def check_counts(part: Any, place: str, fields: Sequence[str]) -> None:

@@ -370,7 +370,7 @@ HOSTILE = {
         meta("config", lambda c: c.update(num_hidden_layers=3)),
         "more layers than there are tensors",
     ),
-    "no regex": (meta("act", lambda a: [["a(", a]]), "no regex"),
+    "no regex": (meta("act", lambda a: [["a(", a]]), "no regular"),
     "half a surrogate": (text("extras", '{"a": "\ud800"}'), "surrogates not allowed"),
     "no tokenizer": (tokenizer(b"no xz data, but text"), "not whole xz data"),
     "half a tokenizer": (tokenizer(lzma.compress(b"{}" * 999)[:-9]), "or cut"),
