@@ -14,9 +14,15 @@ from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Real
 
-from bitflax.quantization.quantizers import Axis, Grid, asymmetric, symmetric
+from bitflax.quantization.quantizers import (
+    Axis,
+    Grid,
+    asymmetric,
+    floating,
+    symmetric,
+)
 
 LEAST_STEP = 1e-5
 """Steps below this count as this, so that nothing is divided by zero."""
@@ -71,15 +77,16 @@ class clipped:  # noqa: N801
         """Return what shares a range in the inner quantizer."""
         return self.quantizer.shares()
 
-    def init(self, x: Float[Array, "..."] | None = None) -> Float[Array, "2"]:
+    def init(self, x: Real[Array, "..."] | None = None) -> Float[Array, "2"]:
         """Return ``[-at, at]``, in the dtype of ``x`` if there is one."""
-        return jnp.array([-self.at, self.at], None if x is None else x.dtype)
+        dtype = None if x is None else floating(x).dtype
+        return jnp.array([-self.at, self.at], dtype)
 
     def __call__(
-        self, x: Float[Array, "..."], p: Float[Array, "2"]
+        self, x: Real[Array, "..."], p: Float[Array, "2"]
     ) -> Float[Array, "..."]:
         """Return the quantised values of the clipped ``x``."""
-        p = jax.lax.stop_gradient(p) if self.fixed else p
+        p, x = jax.lax.stop_gradient(p) if self.fixed else p, floating(x)
         return _clipped(self.quantizer, x, p.astype(x.dtype))
 
 
@@ -120,7 +127,7 @@ class _Stepped:
         """Return no axis and no groups: no range is taken from the values."""
         return (), None
 
-    def init(self, x: Float[Array, "..."]) -> Float[Array, ""]:
+    def init(self, x: Real[Array, "..."]) -> Float[Array, ""]:
         """Return the first step: ``2 mean|x| / sqrt(top)``, twice that if unsigned."""
         if not x.size:
             raise ValueError("an activation without values has no first step")
@@ -129,9 +136,10 @@ class _Stepped:
         return jnp.maximum(factor * jnp.mean(jnp.abs(x)), LEAST_STEP)
 
     def __call__(
-        self, x: Float[Array, "..."], p: Float[Array, ""]
+        self, x: Real[Array, "..."], p: Float[Array, ""]
     ) -> Float[Array, "..."]:
         """Return the multiples of the step ``p`` next to ``x``."""
+        x = floating(x)
         return _stepped(self.grid[:2], x, p.astype(x.dtype))
 
 
@@ -174,7 +182,7 @@ class lsq(_Stepped):  # noqa: N801
         return () if self.signed else None, None
 
     def __call__(
-        self, x: Float[Array, "..."], p: Float[Array, ""]
+        self, x: Real[Array, "..."], p: Float[Array, ""]
     ) -> Float[Array, "..."]:
         """Return the multiples of the step ``p`` next to ``x``, or ``x - min(x)``."""
         if self.signed:

@@ -26,7 +26,7 @@ from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Real
 
 from bitflax import model
 from bitflax.types import Quantizer
@@ -140,8 +140,19 @@ def _grouped(fn: Callable, w: jax.Array, axis: Axis, groups: int | None) -> Code
     return Codes(integers, spread(found.scale), spread(found.zero))
 
 
+def floating(x: Real[Array, "..."]) -> Float[Array, "..."]:
+    """Return numbers as floating point: whole ones as float32, as ``jnp.mean`` does.
+
+    >>> floating(jnp.array([1, -2]))
+    Array([ 1., -2.], dtype=float32)
+    """
+    x = jnp.asarray(x)
+    return x if jnp.issubdtype(x.dtype, jnp.inexact) else x.astype(jnp.float32)
+
+
 def _limited(w: jax.Array, clip: float | None) -> jax.Array:
     """Clip with no gradient at the ends; ``jnp.clip`` has half of it there."""
+    w = floating(w)
     if clip is None:
         return w
     if not clip > 0:
@@ -172,7 +183,7 @@ def _ternary(w: jax.Array, axis: Axis) -> Codes:
 
 
 def binarize(
-    w: Float[Array, "..."],
+    w: Real[Array, "..."],
     axis: Axis = None,
     *,
     groups: int | None = None,
@@ -207,7 +218,7 @@ def binarize(
 
 
 def ternarize(
-    w: Float[Array, "..."],
+    w: Real[Array, "..."],
     axis: Axis = None,
     *,
     groups: int | None = None,
@@ -290,22 +301,22 @@ class _Activation:
         """Return the axes, or the groups of the last, that share one range."""
         return self.axis, self.groups
 
-    def codes(self, x: Float[Array, "..."]) -> Codes:
+    def codes(self, x: Real[Array, "..."]) -> Codes:
         """Return the integers of ``x``, their scale and their zero point."""
         axis = self.axis if self.groups is None else None
-        return _grouped(self._codes, x, axis, self.groups)
+        return _grouped(self._codes, floating(x), axis, self.groups)
 
     def _codes(self, x: jax.Array, axis: Axis) -> Codes:
         raise NotImplementedError
 
-    def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
+    def __call__(self, x: Real[Array, "..."]) -> Float[Array, "..."]:
         """Return the quantised values of ``x``, with the gradient of ``x``."""
 
         def values(x: jax.Array) -> jax.Array:
             integers, scale, zero = self.codes(x)
             return (integers * scale + zero).astype(x.dtype)
 
-        return straight_through(values, x)
+        return straight_through(values, floating(x))
 
 
 @dataclasses.dataclass(frozen=True)

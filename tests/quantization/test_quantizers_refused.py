@@ -52,6 +52,30 @@ def test_a_sum_that_overflows_is_no_zero():
     np.testing.assert_allclose(found, expected, rtol=1e-3)
 
 
+WHOLE = np.array([[3, -1, 0, 7], [2, -5, 4, 1]])
+CLIPPED = [bf.clipped(bf.symmetric(8), at=2.5), bf.clipped(bf.asymmetric(4))]
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.int8])
+@pytest.mark.parametrize("fn", [*WEIGHTS, *ACTIVATIONS, *LEARNED, *CLIPPED])
+def test_whole_numbers_are_quantised_as_the_same_real_ones(fn, dtype):
+    whole, real = jnp.asarray(WHOLE, dtype), jnp.asarray(WHOLE, jnp.float32)
+    learns = hasattr(fn, "init")
+    first, same = (fn.init(whole), fn.init(real)) if learns else (None, None)
+    found, expected = (
+        (fn(x, p) if learns else fn(x)) for x, p in ((whole, first), (real, same))
+    )
+    assert found.dtype == jnp.float32
+    np.testing.assert_array_equal(found, expected)
+    if learns:
+        np.testing.assert_array_equal(first, same)
+
+
+def test_a_scale_of_whole_numbers_is_not_rounded():
+    found = bf.ternarize(jnp.array([3, -4, 0]))
+    np.testing.assert_array_equal(found, [3.5, -3.5, 0.0])
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 @pytest.mark.parametrize("fn", WEIGHTS)
 def test_a_matrix_with_what_is_no_number_is_not_packed(fn, value):
