@@ -2,8 +2,9 @@
 
 A loss is ``(student, teacher, batch) -> Mean``; options come by ``functools.partial``.
 Rows of ``batch["weight"]`` 0 count nowhere, whatever they hold: what is left out is
-masked before any arithmetic, so that no NaN of it comes back. By default padding counts
-nowhere either, so that a value does not depend on how far a batch was padded;
+masked before any arithmetic, so that no NaN of it comes back. A weight below 0 gives
+NaN. By default padding counts nowhere either, so that a value does not depend on how
+far a batch was padded;
 ``count_padding=True`` gives the papers' codes' means over padding too.
 """
 
@@ -25,7 +26,8 @@ Pairs = Sequence[tuple[int, int]]
 
 def _weight(batch: Batch, like: jax.Array) -> Float[Array, " batch"]:
     weights = {"weight": np.ones(like.shape[0]), **batch}
-    return _by_row(weights, "weight", like).astype(like.dtype)
+    found = _by_row(weights, "weight", like).astype(like.dtype)
+    return jnp.where(found < 0, jnp.nan, found)
 
 
 def _by_row(batch: Batch, name: str, like: jax.Array) -> jax.Array:

@@ -59,6 +59,14 @@ def test_a_label_that_is_no_class_is_nan(label):
     assert np.isnan(jax.jit(bf.label_cross_entropy)(equal, None, batch).value)
 
 
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("weight", [-1.0, -1e-9])
+def test_a_weight_below_0_is_nan_and_not_0(name, weight):
+    batch = a_batch(weight=(1, 1, weight, 1))
+    found = jax.jit(LOSSES[name])(outputs(0), outputs(1), batch)
+    assert np.isnan(found.value)
+
+
 def test_what_is_of_another_shape_is_not_spread_over_rows():
     three, one = (Outputs(jnp.ones((2, n)), (), ()) for n in (3, 1))
     for loss in (bf.soft_cross_entropy, bf.logits_mse):
