@@ -1,6 +1,7 @@
 """The data that every part of bitflax hands to every other part."""
 
 import dataclasses
+import numbers
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -22,11 +23,12 @@ Quantizer = Callable[[jax.Array], jax.Array]
 """An array to the array of its quantised values, with a gradient of its own."""
 
 
-def check_count(name: str, value: Any) -> None:
-    """Raise a ValueError unless it is a whole number of at least 1."""
+def check_count(name: str, value: Any, least: int = 1) -> int:
+    """Return a whole number of at least ``least`` as an int; else raise ValueError."""
     whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
-    if not whole or value < 1:
-        raise ValueError(f"{name} must be at least 1 and whole, not {value!r}")
+    if not whole or value < least:
+        raise ValueError(f"{name} must be at least {least} and whole, not {value!r}")
+    return int(value)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,8 +39,9 @@ class BertConfig:
     ``problem_type`` is ``"regression"`` or None (classes).
 
     Raises:
-      ValueError: a size is not positive, the heads do not divide the width, a rate is
-        none, or the activation function is not known.
+      ValueError: a size is not whole and positive, the heads do not divide the width,
+        a rate is none, a label's name is no text, or the activation function is not
+        known.
 
     >>> BertConfig(hidden_size=64, num_attention_heads=4).head_width
     16
@@ -65,12 +68,19 @@ class BertConfig:
     def __post_init__(self):
         """Refuse a shape that no BERT can have."""
         for field in dataclasses.fields(self):
-            if field.type is int and field.name != "pad_token_id":
-                check_count(f"BertConfig.{field.name}", getattr(self, field.name))
+            name, value = f"BertConfig.{field.name}", getattr(self, field.name)
+            if value is None and field.default is None:
+                continue
+            if field.type in (int, int | None):  # a file cannot hold NumPy's
+                least = 0 if field.name == "pad_token_id" else 1
+                value = check_count(name, value, least)
+            elif field.type in (float, float | None):
+                if isinstance(value, bool) or not isinstance(value, numbers.Real):
+                    raise ValueError(f"{name} must be a number, not {value!r}")
+                value = float(value)
+            object.__setattr__(self, field.name, value)
         if self.num_hidden_layers > 1000:  # each is a tree of parameters, made first
             raise ValueError("BertConfig.num_hidden_layers must be at most 1000")
-        if self.head_size is not None:
-            check_count("BertConfig.head_size", self.head_size)
         if self.head_size is None and self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"BertConfig.hidden_size {self.hidden_size} is not a multiple of "
@@ -95,10 +105,12 @@ class BertConfig:
                 )
             # Whole and in the order of the logits, however it came.
             ordered = dict(enumerate(self.labels))
+            for i, name in ordered.items():
+                if not isinstance(name, str) or not name.strip():
+                    problem = f"gives label {i} no name, but {name!r:.80}"
+                    raise ValueError(f"BertConfig.id2label {problem}")
             if len(set(ordered.values())) < len(ordered):
                 raise ValueError("BertConfig.id2label gives two labels one name")
-            if not all(name.strip() for name in ordered.values()):
-                raise ValueError("BertConfig.id2label gives a label no name")
             object.__setattr__(self, "id2label", ordered)
         if self.regression and self.num_labels != 1:
             problem = f"must be 1 in a regression, not {self.num_labels}"

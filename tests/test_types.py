@@ -1,4 +1,5 @@
 import dataclasses
+import json
 import math
 
 import jax
@@ -93,13 +94,30 @@ def test_sizes_are_positive(name):
         ({"hidden_size": 64, "num_attention_heads": 5}, "64 is not a multiple of"),
         ({"hidden_act": "silu"}, "gelu or relu, not 'silu'"),
         ({"pad_token_id": 30522}, "pad_token_id lies outside"),
-        ({"pad_token_id": -1}, "pad_token_id lies outside"),
+        ({"pad_token_id": -1}, "pad_token_id must be at least 0 and whole, not -1"),
+        ({"pad_token_id": 1.5}, "pad_token_id must be at least 0 and whole, not 1.5"),
+        ({"pad_token_id": True}, "pad_token_id must be at least 0 and whole, not True"),
+        ({"head_size": 1.5}, "head_size must be at least 1 and whole, not 1.5"),
+        ({"layer_norm_eps": True}, "layer_norm_eps must be a number, not True"),
+        ({"hidden_dropout_prob": "0.1"}, "dropout_prob must be a number, not '0.1'"),
+        ({"classifier_dropout": np.nan}, "dropout must lie between 0 and 1"),
+        ({"id2label": {0: "a", 1: 5}}, "gives label 1 no name, but 5"),
+        ({"id2label": {0: None}}, "gives label 0 no name, but None"),
         ({"problem_type": "multi_label_classification"}, "is not supported"),
     ],
 )
+@pytest.mark.usefixtures("types_unchecked")
 def test_shapes_that_no_bert_has_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         bf.BertConfig(**changes)
+
+
+@pytest.mark.usefixtures("types_unchecked")
+def test_numbers_of_numpy_become_those_that_a_file_holds():
+    sizes = {"vocab_size": 9, "pad_token_id": 3, "layer_norm_eps": 0.5}
+    made = bf.BertConfig(**{name: np.asarray(x)[()] for name, x in sizes.items()})
+    assert made == bf.BertConfig(**sizes)
+    assert json.loads(json.dumps(dataclasses.asdict(made)))["pad_token_id"] == 3
 
 
 def test_settings_of_the_optimizer_are_keywords_only():

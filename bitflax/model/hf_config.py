@@ -207,7 +207,7 @@ def _check_back(names: Mapping[int, str], back: Any, place: object) -> None:
 def _names(names: Any, place: str) -> dict[int, str]:
     """Return ``{0: name, ...}`` of a mapping whose keys may be strings."""
     try:
-        found = {int(key): str(name) for key, name in names.items()}
+        found = {int(k): str(n) if type(n) is int else n for k, n in names.items()}
         if not found or sorted(found) != list(range(len(found))):
             raise ValueError
     except (AttributeError, TypeError, ValueError):

@@ -41,6 +41,7 @@ def test_every_field_is_read(golden):
         # transformers fills in names of its own where there are none.
         ({"id2label": {"0": "LABEL_0", "1": "LABEL_1"}}, (2, None, None)),
         ({"id2label": {"0": "score"}}, (1, {0: "score"}, "regression")),
+        ({"id2label": {"0": 1, "1": 5}}, (2, {0: "1", 1: "5"}, None)),
         ({"num_labels": 1, "problem_type": None}, (1, None, "regression")),
         (
             {"problem_type": "single_label_classification"},
@@ -106,7 +107,8 @@ def test_a_new_task_has_its_own_labels(own, overrides, expected):
         ({"id2label": {"a": 0}}, "id2label", "each of 0, 1"),
         ({"id2label": {}}, "id2label", "each of 0, 1"),
         ({"id2label": ["a"]}, "id2label", "each of 0, 1"),
-        ({"id2label": {"0": "a", "1": " "}}, "", "a label no name"),
+        ({"id2label": {"0": "a", "1": " "}}, "", "label 1 no name"),
+        ({"id2label": {"0": "a", "1": None}}, "", "label 1 no name, but None"),
         (
             {"id2label": {"0": "no", "1": "yes"}, "label2id": {"yes": 0, "no": 1}},
             "label2id",
