@@ -11,19 +11,21 @@ import jax.numpy as jnp
 import optax
 
 from bitflax import model, trees
-from bitflax.types import Optim, Params
+from bitflax.types import Optim, Params, check_count
 
 
 def learning_rate(optim: Optim, steps: int) -> optax.Schedule:
     """Return the rate at each step: from 0 up to ``lr``, then down as it says.
 
     Raises:
-      ValueError: ``optim.schedule`` is unknown.
+      ValueError: ``optim.schedule`` is unknown, or ``steps`` is no whole number of at
+        least 1.
 
     >>> rate = learning_rate(Optim(lr=1.0, warmup=0.1), 100)
     >>> [float(rate(i)) for i in (0, 10, 55, 100)]
     [0.0, 1.0, 0.5, 0.0]
     """
+    check_count("steps", steps)
     warm = round(optim.warmup * steps)
     rest = max(steps - warm, 1)
     after = {
@@ -83,8 +85,9 @@ def make_optimizer(optim: Optim, steps: int) -> optax.GradientTransformation:
       steps: the number of steps in the whole stage.
 
     Raises:
-      ValueError: the kind or the schedule is unknown; at ``init``, a ``frozen`` regex
-        matches no parameter, or all of them together match every one.
+      ValueError: the kind or the schedule is unknown, or there are no steps; at
+        ``init``, a ``frozen`` regex matches no parameter, or all of them together match
+        every one.
 
     Source: Loshchilov & Hutter 2019 (arXiv:1711.05101), as XTC trains (no decay of
     biases and LayerNorm, bias correction); ``bitflax.training.optimizer``.

@@ -12,7 +12,16 @@ import jax.numpy as jnp
 import optax
 
 from bitflax import distillation, trees
-from bitflax.types import ApplyFn, Batch, LossFn, Mean, Outputs, Params, TrainState
+from bitflax.types import (
+    ApplyFn,
+    Batch,
+    LossFn,
+    Mean,
+    Outputs,
+    Params,
+    TrainState,
+    check_count,
+)
 
 Metrics = dict[str, Mean]
 Step = Callable[..., tuple[TrainState, Metrics]]
@@ -88,7 +97,8 @@ def make_train_step(
       accumulate: cut the batch into this many microbatches and add their gradients.
 
     Raises:
-      ValueError: when traced, the batch does not split into ``accumulate`` parts.
+      ValueError: ``accumulate`` is no whole number of at least 1; when traced, the
+        batch does not split into so many parts.
 
     >>> import bitflax as bf
     >>> config = bf.BertConfig(8, 4, 1, 2, 8, 16)
@@ -104,6 +114,7 @@ def make_train_step(
     >>> int(state.step), round(float(metrics["loss"]), 1)
     (1, 0.7)
     """
+    check_count("accumulate", accumulate)
     dropout = teacher is None
 
     def parts_of(params, teacher_params, batch, rng) -> Metrics:

@@ -61,6 +61,13 @@ def test_without_warm_up_the_first_step_has_the_whole_rate():
     close([rate(i) for i in (0, 5, 10)], [1.0, 0.5, 0.0], 1e-6)
 
 
+@pytest.mark.parametrize("steps", [0, -3, 1.5])
+@pytest.mark.usefixtures("types_unchecked")
+def test_a_training_without_steps_is_refused(steps):
+    with pytest.raises(ValueError, match=f"steps must be at least 1 .* not {steps}"):
+        bf.make_optimizer(bf.Optim(), steps)
+
+
 def test_an_unknown_schedule_is_refused():
     with pytest.raises(ValueError, match="'step': choose from"):
         bf.make_optimizer(bf.Optim(schedule="step"), 10)
@@ -352,6 +359,14 @@ def test_a_batch_of_filler_rows_alone_moves_nothing_to_nan():
     state, metrics = step(state, teacher(), small.batch(6, 0, filler=6))
     assert float(metrics["loss"]) == 0
     assert all(bool(jnp.isfinite(x).all()) for x in jax.tree.leaves(state.params))
+
+
+@pytest.mark.parametrize("accumulate", [0, -1, 1.5])
+@pytest.mark.usefixtures("types_unchecked")
+def test_there_is_at_least_one_microbatch(accumulate):
+    problem = f"accumulate must be at least 1 and whole, not {accumulate}"
+    with pytest.raises(ValueError, match=problem):
+        kd(accumulate=accumulate)
 
 
 def test_microbatches_must_be_equal():
