@@ -47,7 +47,8 @@ def bert(
     Returns:
       ``apply``. Its batch holds ``input_ids``, ``attention_mask`` and
       ``token_type_ids`` [batch, seq]; with an ``rng`` key, dropout is on. A row
-      without any real token is no NaN.
+      without any real token is no NaN; one with a real token whose id or type is
+      beyond its table is.
 
     Raises:
       ValueError: a rule of ``act`` matches no site; from ``apply``, a sequence is

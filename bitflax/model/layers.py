@@ -16,7 +16,7 @@ from jax.typing import DTypeLike
 
 from bitflax.model import leaves, matmul
 from bitflax.model.matmul import Coded
-from bitflax.types import BertConfig, Outputs, Quantizer
+from bitflax.types import INPUTS, BertConfig, Outputs, Quantizer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -266,11 +266,15 @@ class Bert(nn.Module):
     def __call__(self, batch, dropout=False):
         """Return the outputs of a batch."""
         config, numerics = self.config, self.numerics
-        ids, mask = jnp.asarray(batch["input_ids"]), batch["attention_mask"]
+        ids, mask, types = (jnp.asarray(batch[name]) for name in INPUTS)
         x = Embeddings(config, numerics, "embeddings", name="embeddings")(
-            ids, jnp.asarray(batch["token_type_ids"]), dropout
+            ids, types, dropout
         )
-        masked = (1 - jnp.asarray(mask)[:, None, None, :].astype(x.dtype)) * _MASKED
+        # JAX would take another row, without a word.
+        known = (ids >= 0) & (ids < config.vocab_size)
+        known &= (types >= 0) & (types < config.type_vocab_size)
+        x = jnp.where((known | (mask == 0))[..., None], x, jnp.nan)
+        masked = (1 - mask[:, None, None, :].astype(x.dtype)) * _MASKED
         encoder = Encoder(config, numerics, "encoder", name="encoder")
         hidden, scores = encoder(x, masked, dropout)
         first = numerics.into("pooler/input", hidden[-1][:, 0])

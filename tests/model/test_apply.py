@@ -277,6 +277,33 @@ def test_a_sequence_longer_than_the_positions_is_refused():
         bf.bert(small.config(2))(params_of(), small.batch(1, 0, length=17))
 
 
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("input_ids", x) for x in (50, -1, 2**31 - 1)),
+        *(("token_type_ids", x) for x in (2, -1)),
+    ],
+)
+def test_an_index_beyond_its_table_is_nan_and_no_other_row(name, value, packed):
+    config, batch = small.config(1), small.batch(3, 0)
+    params = small.params(config)
+    params = bf.pack(params, bf.xtc_1bit()) if packed else params
+    apply = jax.jit(bf.bert(config))
+    good = apply(params, batch).logits
+
+    def wrong(column):
+        ids = batch[name].copy()
+        ids[1, column] = value
+        return apply(params, batch | {name: ids}).logits
+
+    real = int(batch["attention_mask"][1].sum())
+    assert np.isnan(wrong(real - 1)[1]).all()
+    np.testing.assert_array_equal(wrong(real - 1)[::2], good[::2])
+    assert real < 8  # what padding holds changes nothing
+    np.testing.assert_array_equal(wrong(real), good)
+
+
 def test_dropout_needs_a_key_and_the_same_key_drops_the_same():
     config = small.config(2, hidden_dropout_prob=0.5, attention_probs_dropout_prob=0.0)
     apply, batch = jax.jit(bf.bert(config)), small.batch(4, 0)
