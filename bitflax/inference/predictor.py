@@ -44,7 +44,8 @@ class Predictor:
       max_length: longer texts are cut; None: as many as the model has positions.
       engine: what computes, one of ``bitflax.inference.ENGINES``.
       threads: that compute together, in ``"native"`` and ``"onnx"``; None: all cores.
-      pairs: whether it was trained on pairs of texts, which then are asked for.
+      pairs: whether it was trained on pairs of texts, which then are asked for, or on
+        single ones; None: unknown.
 
     Raises:
       ConfigError: the tokenizer knows more tokens than the model, ``max_length`` is
@@ -61,7 +62,7 @@ class Predictor:
         max_length: int | None = None,
         engine: str = "jax",
         threads: int | None = None,
-        pairs: bool = False,
+        pairs: bool | None = None,
     ):
         positions = config.max_position_embeddings
         tokenizer.check(config, max_length or positions)
@@ -80,15 +81,11 @@ class Predictor:
         ``batch_size`` are filled up to a power of two, so that there are few.
 
         Raises:
-          DataError: a text is empty or not a string, or not every one is a pair.
+          DataError: a text is empty or not a string, or not every one is a pair; or
+            they are pairs and the model was trained on single texts, or the reverse.
           TypeError: one text is given, or a dict or a set of them.
         """
-        columns = _columns(_listed(texts))
-        if self.pairs and len(columns) == 1 and columns[0]:
-            problem = "the model was trained on pairs of texts, found one"
-            fix = "give the second too: (first, second), or `bitflax predict DIR FIRST "
-            raise DataError("text 1", problem, fix=f"{fix}--pair SECOND`")
-        return self._logits(columns, batch_size)
+        return self._logits(_columns(_listed(texts)), batch_size)
 
     def probabilities(
         self, texts: Sequence[Any], batch_size: int = 32
@@ -189,6 +186,13 @@ class Predictor:
         batch_size: int,
         done: Callable[[int], None] | None = None,
     ) -> np.ndarray:
+        if len(columns[0]) and self.pairs is (len(columns) == 1):
+            problem, fix = "single texts, found a pair", "give one: join the two"
+            if self.pairs:
+                problem, fix = "pairs of texts, found one", "give the second too: "
+                fix += "(first, second), or `bitflax predict DIR FIRST --pair SECOND`"
+            problem = f"the model was trained on {problem}"
+            raise DataError("text 1", problem, fix=fix)
         tokens = self.tokenizer.encode(columns, self.max_length)
         tokens.check(self.config)
         out = np.zeros((len(tokens), self.config.num_labels), np.float32)
@@ -292,6 +296,7 @@ def load(
             "the file carries no tokenizer",
             fix="pack it again with save_packed(..., tokenizer=...)",
         )
+    pairs = found.extras.get("pairs")
     return Predictor(
         found.config,
         found.params,
@@ -300,5 +305,5 @@ def load(
         found.max_length,
         engine,
         threads,
-        found.extras.get("pairs") is True,
+        pairs if isinstance(pairs, bool) else None,
     )

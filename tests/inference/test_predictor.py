@@ -394,6 +394,26 @@ def test_one_text_for_a_model_of_pairs_is_refused():
     assert said.probability == shares.max()
 
 
+def test_a_pair_for_a_model_of_single_texts_is_refused():
+    one = small.config(2)
+    found = inference_predictor.Predictor(one, params(), tokenizer(), pairs=False)
+    for ask in (found.predict, found.logits, found.probabilities):
+        with pytest.raises(DataError, match="trained on single texts, found a pair"):
+            ask([("a", "b")])
+    assert len(found.predict(["a"])) == 1 and found.predict([]) == []
+
+
+@pytest.mark.parametrize(
+    ("extras", "known"),
+    [({"pairs": False}, False), ({"pairs": True}, True), ({"pairs": 1}, None), ({}, None)],
+)
+def test_a_file_says_whether_its_model_knows_pairs(extras, known, tmp_path):
+    path, text = tmp_path / "model.safetensors", tokenizer().to_json()
+    packed = bf.pack(params(), bf.xtc_1bit())
+    bf.save_packed(path, small.config(2), packed, tokenizer=text, extras=extras)
+    assert bf.load(path, "jax").pairs is known
+
+
 @pytest.mark.parametrize("texts", ["a b", b"a b", {"a": 1}, {"a", "b"}])
 def test_what_is_no_list_of_texts_is_refused(predictor, texts):
     asks = (predictor.predict, predictor.logits, predictor.probabilities)
