@@ -1,6 +1,7 @@
 """Checks of a recipe's fields beyond their types: what numbers may be."""
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from bitflax import trees
@@ -50,6 +51,17 @@ def check_counts(part: Any, place: str, fields: Sequence[str]) -> None:
     for field in fields:
         value = getattr(part, field)
         need(value is None or value > 0, f"{place}.{field}", "at least 1", value)
+
+
+def check_unread(part: Any, place: str, read: Collection[str]) -> None:
+    """Check that a ready teacher has no settings but those in ``read``."""
+    for field in dataclasses.fields(part):
+        value = getattr(part, field.name)
+        if field.name not in read and value not in (field.default, 0):
+            problem = "expected none, as a ready folder is not fine-tuned, found "
+            fix = f"leave it out (--set teacher.{field.name}={field.default} before "
+            fix += "the folder), or give the folder as pretrained"
+            raise ConfigError(f"{place}.{field.name}", f"{problem}{value!r}", fix=fix)
 
 
 def check_patience(part: Any, place: str) -> None:

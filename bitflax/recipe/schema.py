@@ -20,6 +20,7 @@ from bitflax.recipe.ranges import (
     check_optim,
     check_patience,
     check_rules,
+    check_unread,
     need,
 )
 from bitflax.types import BertConfig, LossFn, Optim
@@ -112,8 +113,8 @@ class Teacher:
     is spread evenly over all classes; ``balanced`` gives every class the same weight,
     however rare it is (``bitflax.label_cross_entropy``).
 
-    Beside a ``folder``, ``pretrained`` is the model that the folder was fine-tuned
-    from. It teaches the stages that have a corpus.
+    A ``folder`` is not fine-tuned: settings of that are refused, or unread (``optim``,
+    ``dtype``); ``pretrained`` is what it was fine-tuned from, to teach from a corpus.
     """
 
     folder: str | None = None
@@ -139,10 +140,10 @@ class Teacher:
         overrides.check_fields(self)
         if self.folder is None and self.pretrained is None:
             object.__setattr__(self, "pretrained", PACKAGED)
-        if self.folder is not None and self.epochs is None:
-            object.__setattr__(self, "epochs", 0)
-        epochs = self.epochs is None or self.epochs >= 0
-        need(epochs, "Teacher.epochs", "at least 0, or none", self.epochs)
+        if self.folder is not None:
+            object.__setattr__(self, "epochs", self.epochs or 0)
+            check_unread(self, "Teacher", ("folder", "pretrained", "optim", "dtype"))
+        need((self.epochs or 0) >= 0, "Teacher.epochs", "at least 0", self.epochs)
         check_counts(self, "Teacher", ("steps", "evals", "patience"))
         smooth = 0 <= self.smoothing < 1
         expected = "a share, from 0 to below 1"
@@ -394,7 +395,6 @@ def check_plan(recipe: Recipe, until: str | None = None) -> None:
     if until is not None and until not in names:
         fix = errors.nearest(until, names, "stages")
         raise UsageError(f"--until {until}", "the recipe has no such stage", fix=fix)
-    if recipe.teacher.folder is None:  # a ready one is never trained
-        check_patience(recipe.teacher, "teacher")
+    check_patience(recipe.teacher, "teacher")
     for stage in recipe.stages:
         check_patience(stage, f"stages.{stage.name}")

@@ -400,12 +400,18 @@ def test_a_pair_for_a_model_of_single_texts_is_refused():
     for ask in (found.predict, found.logits, found.probabilities):
         with pytest.raises(DataError, match="trained on single texts, found a pair"):
             ask([("a", "b")])
-    assert len(found.predict(["a"])) == 1 and found.predict([]) == []
+    assert len(found.predict(["a"])) == 1
+    assert found.predict([]) == []
 
 
 @pytest.mark.parametrize(
     ("extras", "known"),
-    [({"pairs": False}, False), ({"pairs": True}, True), ({"pairs": 1}, None), ({}, None)],
+    [
+        ({"pairs": False}, False),
+        ({"pairs": True}, True),
+        ({"pairs": 1}, None),
+        ({}, None),
+    ],
 )
 def test_a_file_says_whether_its_model_knows_pairs(extras, known, tmp_path):
     path, text = tmp_path / "model.safetensors", tokenizer().to_json()

@@ -1,6 +1,5 @@
 """Settings that no run can use, refused where they are made."""
 
-import dataclasses
 import functools
 import inspect
 
@@ -116,7 +115,25 @@ def test_patience_with_evaluations_to_spare_is_taken():
     check_plan(bf.load_recipe("quickstart", more))  # of three evaluations
 
 
-def test_a_teacher_that_is_ready_has_any_patience():
-    made = bf.load_recipe("quickstart", ["teacher.patience=9"])
-    ready = dataclasses.replace(made.teacher, folder="ready", pretrained=None)
-    check_plan(dataclasses.replace(made, teacher=ready))
+@pytest.mark.parametrize(
+    "setting",
+    [
+        *({"epochs": 3}, {"steps": 9}, {"evals": 2}, {"keep": "best"}),
+        *({"patience": 1}, {"smoothing": 0.1}, {"balanced": True}),
+    ],
+)
+def test_a_ready_teacher_takes_no_settings_of_its_fine_tuning(setting):
+    (name,) = setting
+    with pytest.raises(ConfigError, match="a ready folder is not fine-tuned") as caught:
+        bf.Teacher(folder="ready", **setting)
+    assert caught.value.place == f"Teacher.{name}"
+    with pytest.raises(ConfigError, match="not fine-tuned, found 3"):
+        bf.load_recipe("xtc", ["teacher.folder=ready"])
+
+
+def test_a_ready_teacher_has_no_epochs_and_may_name_where_it_comes_from():
+    made = bf.Teacher(folder="ready", epochs=0, pretrained="x", optim=bf.Optim(lr=1.0))
+    assert (made.epochs, made.model) == (0, "ready")
+    assert bf.Teacher(folder="ready", epochs=None).epochs == 0
+    sets = ["teacher.epochs=None", "teacher.folder=ready"]
+    assert bf.load_recipe("xtc", sets).teacher.epochs == 0
