@@ -13,7 +13,7 @@ from bitflax.data import Tokenizer
 from bitflax.errors import BitflaxError, ConfigError
 from bitflax.model import bert, config_from_hf, resolve_folder
 from bitflax.quantization import quantize
-from bitflax.recipe import Stage, function_name
+from bitflax.recipe import Recipe, Stage, function_name
 from bitflax.runs import initialization, results
 from bitflax.runs.experiment import Experiment, loaded_model
 from bitflax.types import BertConfig, Model, Optim, Params
@@ -60,7 +60,7 @@ def check_stages(experiment: Experiment) -> dict[str, Params]:
     if stages and stages[-1].packs:
         assert before is not None
         packed.check_tokenizer(experiment.tokenizer.to_json(), before.config)
-        _check_packs(stages[-1], experiment.recipe.rest, before)
+        _check_packs(stages[-1], experiment.recipe, before)
     return {name: model.params for name, model in done.items()}
 
 
@@ -143,11 +143,16 @@ def _load(name: str, teacher: BertConfig, experiment: Experiment) -> Model:
     return _shapes_of(loaded_model(name, teacher, jax.random.key(0)))
 
 
-def _check_packs(stage: Stage, rest: packed.Rest, last: Model) -> None:
+def _check_packs(stage: Stage, recipe: Recipe, last: Model) -> None:
     """Check that what the last stage trains can be packed."""
+    most = last.config.max_position_embeddings
+    if (recipe.positions or 0) > most:
+        problem = f"expected at most {most}, as the student has, found "
+        fix = f"give {most} or fewer, or none"
+        raise ConfigError("Recipe.positions", f"{problem}{recipe.positions}", fix=fix)
     packed.check_header(last.config, stage.act, trees.flatten(last.params))
     try:
-        packed.rest_of(rest, trees.flatten(last.params))
+        packed.rest_of(recipe.rest, trees.flatten(last.params))
     except ValueError as error:
         fix = "correct the rule's regular expression"
         raise ConfigError("Recipe.rest", str(error), fix=fix) from error
