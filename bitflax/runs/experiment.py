@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from bitflax import distillation, model, training
+from bitflax import distillation, model, progress, training
 from bitflax.data import (
     EVAL_BATCHES,
     Batches,
@@ -140,16 +140,25 @@ class TaskData:
         flop += model.forward_flop(teacher.config, batches.padded_tokens)
         if not training.keeps_outputs(flop, size):
             return None
-        if not self._fits(size, stage.cache_bytes):
+        if not self._fits(stage, size):
             return None
         kept = self._compute_outputs(stage, teacher, batches, told, used)
         self.kept_outputs.append((source, kept))
         return kept
 
-    def _fits(self, size: int, most: int | None) -> bool:
+    def _fits(self, stage: Stage, size: int) -> bool:
         """Whether outputs of this size may be kept; if need be, drop earlier ones."""
-        most = min(MOST_KEPT_BYTES, memory() // 4) if most is None else most
+        whole = memory()
+        most = min(MOST_KEPT_BYTES, whole // 4)
+        if stage.cache_bytes is not None:
+            most = min(stage.cache_bytes, whole)
         if size > most:
+            if most:  # 0 asks for it
+                problem = (
+                    f"{stage.name}: the teacher's outputs take {size / 1e9:.2g} GB, "
+                )
+                problem += f"of {most / 1e9:.2g} GB: the teacher runs in every step"
+                progress.tell(problem)
             return False
         if sum(kept.nbytes for _, kept in self.kept_outputs) + size > most:
             self.kept_outputs.clear()

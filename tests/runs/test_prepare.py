@@ -96,6 +96,7 @@ def refuse(place, tmp_path, monkeypatch):
         (["task=PLACE/bare.tsv"], DataError, "bare.tsv:1: expected a column of labels"),
         (["data.dev=PLACE/bare.tsv"], DataError, "bare.tsv:1: expected a column of"),
         (["teacher=PLACE/short"], ConfigError, "max_position_embeddings is 8"),
+        (["positions=17"], ConfigError, "expected at most 16, as the student has, fo"),
         (["teacher.epochs=0"], ConfigError, "neither an already fine-tuned folder"),
         (["stages.fp32.init.layers=5"], ConfigError, "stages.0 (fp32)"),
         (["ready=PLACE/headless"], ConfigError, "its classifier is missing"),
@@ -272,6 +273,29 @@ def test_where_the_teacher_is_quicker_its_outputs_are_not_kept(
     rows = np.array(batches.buckets)[batches.bucket]
     # Three logits, two hidden states, the scores of two heads.
     assert size == 4 * sum(3 + 2 * n * 32 + 2 * n * n for n in rows.tolist())
+
+
+@pytest.mark.parametrize(
+    ("cache_bytes", "memory", "fits", "said"),
+    [
+        (None, 4000, True, ""),
+        (None, 3999, False, "take 1e-06 GB, of 1e-06 GB: the teacher runs in every"),
+        (1000, 1000, True, ""),
+        (10**15, 999, False, "fp32: the teacher's outputs take 1e-06 GB"),
+        (0, 4000, False, ""),
+    ],
+)
+def test_outputs_larger_than_the_memory_are_not_kept_and_it_is_said(
+    cache_bytes, memory, fits, said, monkeypatch, caplog
+):
+    monkeypatch.setattr(runs_experiment, "memory", lambda: memory)
+    caplog.set_level("INFO")
+    data = object.__new__(runs_experiment.TaskData)
+    data.kept_outputs = []
+    stage = bf.Stage(name="fp32", loss=bf.soft_labels, cache_bytes=cache_bytes)
+    assert data._fits(stage, 1000) is fits
+    assert said in caplog.text
+    assert bool(said) == bool(caplog.text)
 
 
 def test_a_loss_of_labels_finds_none_in_edits(place, tmp_path):
