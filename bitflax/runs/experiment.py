@@ -154,10 +154,9 @@ class TaskData:
             most = min(stage.cache_bytes, whole)
         if size > most:
             if most:  # 0 asks for it
-                problem = (
-                    f"{stage.name}: the teacher's outputs take {size / 1e9:.2g} GB, "
-                )
-                problem += f"of {most / 1e9:.2g} GB: the teacher runs in every step"
+                size_is, most_is = (f"{n / 1e9:.2g} GB" for n in (size, most))
+                problem = f"{stage.name}: the teacher's outputs take {size_is}, and "
+                problem += f"{most_is} may be kept: the teacher runs in every step"
                 progress.tell(problem)
             return False
         if sum(kept.nbytes for _, kept in self.kept_outputs) + size > most:

@@ -207,6 +207,21 @@ class RunFolder:
             raise self._changed(differ or ["its content differs"], name, place)
         self._write(record)
 
+    def planned(self, stage: str, steps: int) -> int:
+        """Return the steps that a stage began with; none recorded, ``steps`` are.
+
+        A default length may be another one in another version of bitflax.
+        """
+        known = training.broadcast(lambda: self.record.get("steps", {}))
+        if known.get(stage, steps) != steps:
+            note = f"{stage} began with {known[stage]} steps, and goes on with them, "
+            note += f"though the recipe now means {steps}"
+            progress.tell(note)
+            self.note(note)
+        elif stage not in known and training.is_main_process():
+            self._write(self.record | {"steps": known | {stage: steps}})
+        return known.get(stage, steps)
+
     @property
     def finished(self) -> bool:
         """Whether a run has finished here and its results are still there."""

@@ -48,7 +48,7 @@ def train_stage(
     batches = data.batches(number, stage)
     small = _with_act(experiment, number, stage, data.shrink(start), batches)
     scorer = data.scorer(stage, small.config)
-    steps = data.steps(stage, batches)
+    steps = experiment.run.planned(folder.name, data.steps(stage, batches))
     optimizer = training.make_optimizer(stage.optim, steps)
     step, batch, teacher_params = _make_step(
         experiment, data, stage, teacher, small, batches, optimizer, steps

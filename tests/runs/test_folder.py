@@ -213,6 +213,25 @@ def test_what_a_stage_costs_may_change(tmp_path):
                 folder.write_recipe("", {"stages": [now["stages"][0] | {field: value}]})
 
 
+def test_a_stage_goes_on_with_the_steps_that_it_began_with(tmp_path, caplog):
+    caplog.set_level("INFO")
+    with RunFolder(tmp_path / "a") as folder:
+        folder.write_recipe("", RECIPE)
+        folder.stage(1, "fp32")
+        assert folder.planned("1-fp32", 640) == 640
+        assert folder.planned("2-1bit", 2560) == 2560
+    assert not caplog.records
+    with RunFolder(tmp_path / "a") as folder:
+        folder.write_recipe("", RECIPE)
+        assert folder.planned("1-fp32", 640) == 640
+        assert not caplog.records
+        assert folder.planned("2-1bit", 5120) == 2560
+        (change,) = folder.record["changes"]
+    said = "2-1bit began with 2560 steps, and goes on with them, though the recipe now "
+    assert change == f"{said}means 5120"
+    assert change in caplog.text
+
+
 def test_many_differences_are_counted(tmp_path):
     with RunFolder(tmp_path) as folder:
         folder.write_recipe("", {f"f{i}": i for i in range(9)})
