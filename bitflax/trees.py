@@ -52,9 +52,8 @@ def compiled(regex: str) -> re.Pattern[str]:
     try:
         return re.compile(regex)
     except (re.error, RecursionError, OverflowError, TypeError) as error:
-        raise ValueError(
-            f"rule {regex!r:.200} is no regular expression: {error}"
-        ) from None
+        problem = f"rule {regex!r:.200} is no regular expression: {error}"
+        raise ValueError(problem) from None
 
 
 def match(rules: Sequence[tuple[str, T]], paths: Iterable[str]) -> dict[str, T]:
@@ -65,8 +64,7 @@ def match(rules: Sequence[tuple[str, T]], paths: Iterable[str]) -> dict[str, T]:
       paths: parameter paths, or a flattened tree.
 
     Raises:
-      ValueError: a rule matches no path, or is no regular expression; it is a typo,
-        and names itself.
+      ValueError: a rule matches no path, or is no regex; it is a typo, and names itself.
 
     >>> match([("ffn/.*", 1), (".*/kernel", 2)], ["ffn/in/kernel", "out/kernel"])
     {'ffn/in/kernel': 1, 'out/kernel': 2}

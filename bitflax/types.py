@@ -40,8 +40,7 @@ class BertConfig:
 
     Raises:
       ValueError: a size is not whole and positive, the heads do not divide the width,
-        a rate is none, a label's name is no text, or the activation function is not
-        known.
+        a rate or a label's name is none, or the activation function is not known.
 
     >>> BertConfig(hidden_size=64, num_attention_heads=4).head_width
     16
@@ -75,8 +74,9 @@ class BertConfig:
                 least = 0 if field.name == "pad_token_id" else 1
                 value = check_count(name, value, least)
             elif field.type in (float, float | None):
-                if isinstance(value, bool) or not isinstance(value, numbers.Real):
-                    raise ValueError(f"{name} must be a number, not {value!r}")
+                real = isinstance(value, numbers.Real) and abs(value) < 1e38
+                if isinstance(value, bool) or not real:
+                    raise ValueError(f"{name} must be a number, not {value!r:.80}")
                 value = float(value)
             object.__setattr__(self, field.name, value)
         if self.num_hidden_layers > 1000:  # each is a tree of parameters, made first

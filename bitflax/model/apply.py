@@ -51,9 +51,9 @@ def bert(
       beyond its table is.
 
     Raises:
-      ValueError: a rule of ``act`` matches no site; from ``apply``, a sequence is
-        longer than the position embeddings, or layers or a learned parameter are
-        missing or too many.
+      ValueError: a rule of ``act`` matches no site, or ``dtype`` is not of real
+        numbers; from ``apply``, a sequence is longer than the position embeddings, or
+        layers or a learned parameter are missing or too many.
 
     >>> config = BertConfig(8, 4, 1, 2, 8, 16)
     >>> batch = {"input_ids": jnp.array([[1, 2]]), "attention_mask": jnp.ones((1, 2)),
@@ -63,6 +63,8 @@ def bert(
     ((1, 2), 2, 1)
     """
     chosen = sites.at_sites(act, config)
+    if dtype is not None and not jnp.issubdtype(dtype, jnp.floating):
+        raise ValueError(f"dtype must be one of real numbers, not {dtype!r}")
 
     def apply(params: Params, batch: Batch, rng: jax.Array | None = None) -> Outputs:
         length = batch["input_ids"].shape[1]

@@ -16,13 +16,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Real
 
-from bitflax.quantization.quantizers import (
-    Axis,
-    Grid,
-    asymmetric,
-    floating,
-    symmetric,
-)
+from bitflax.quantization.quantizers import Axis, Grid, asymmetric, floating, symmetric
 
 LEAST_STEP = 1e-5
 """Steps below this count as this, so that nothing is divided by zero."""

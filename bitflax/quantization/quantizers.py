@@ -141,11 +141,7 @@ def _grouped(fn: Callable, w: jax.Array, axis: Axis, groups: int | None) -> Code
 
 
 def floating(x: Real[Array, "..."]) -> Float[Array, "..."]:
-    """Return numbers as floating point: whole ones as float32, as ``jnp.mean`` does.
-
-    >>> floating(jnp.array([1, -2]))
-    Array([ 1., -2.], dtype=float32)
-    """
+    """Return numbers as floating point: whole ones as float32, as ``jnp.mean`` does."""
     x = jnp.asarray(x)
     return x if jnp.issubdtype(x.dtype, jnp.inexact) else x.astype(jnp.float32)
 

@@ -208,10 +208,7 @@ class RunFolder:
         self._write(record)
 
     def planned(self, stage: str, steps: int) -> int:
-        """Return the steps that a stage began with; none recorded, ``steps`` are.
-
-        A default length may be another one in another version of bitflax.
-        """
+        """Return the steps that a stage began with; a default may have changed since."""
         known = training.broadcast(lambda: self.record.get("steps", {}))
         if known.get(stage, steps) != steps:
             note = f"{stage} began with {known[stage]} steps, and goes on with them, "

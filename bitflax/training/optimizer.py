@@ -18,8 +18,7 @@ def learning_rate(optim: Optim, steps: int) -> optax.Schedule:
     """Return the rate at each step: from 0 up to ``lr``, then down as it says.
 
     Raises:
-      ValueError: ``optim.schedule`` is unknown, or ``steps`` is no whole number of at
-        least 1.
+      ValueError: ``optim.schedule`` is unknown, or there are no steps.
 
     >>> rate = learning_rate(Optim(lr=1.0, warmup=0.1), 100)
     >>> [float(rate(i)) for i in (0, 10, 55, 100)]
@@ -85,9 +84,8 @@ def make_optimizer(optim: Optim, steps: int) -> optax.GradientTransformation:
       steps: the number of steps in the whole stage.
 
     Raises:
-      ValueError: the kind or the schedule is unknown, or there are no steps; at
-        ``init``, a ``frozen`` regex matches no parameter, or all of them together match
-        every one.
+      ValueError: kind or schedule are unknown, or there are no steps; at ``init``, a
+        ``frozen`` regex matches no parameter, or all of them together match every one.
 
     Source: Loshchilov & Hutter 2019 (arXiv:1711.05101), as XTC trains (no decay of
     biases and LayerNorm, bias correction); ``bitflax.training.optimizer``.

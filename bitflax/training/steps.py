@@ -11,17 +11,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from bitflax import distillation, trees
-from bitflax.types import (
-    ApplyFn,
-    Batch,
-    LossFn,
-    Mean,
-    Outputs,
-    Params,
-    TrainState,
-    check_count,
-)
+from bitflax import distillation, trees, types
+from bitflax.types import ApplyFn, Batch, LossFn, Mean, Outputs, Params, TrainState
 
 Metrics = dict[str, Mean]
 Step = Callable[..., tuple[TrainState, Metrics]]
@@ -97,8 +88,8 @@ def make_train_step(
       accumulate: cut the batch into this many microbatches and add their gradients.
 
     Raises:
-      ValueError: ``accumulate`` is no whole number of at least 1; when traced, the
-        batch does not split into so many parts.
+      ValueError: ``accumulate`` is no count; when traced, the batch does not split
+        into so many parts.
 
     >>> import bitflax as bf
     >>> config = bf.BertConfig(8, 4, 1, 2, 8, 16)
@@ -114,7 +105,7 @@ def make_train_step(
     >>> int(state.step), round(float(metrics["loss"]), 1)
     (1, 0.7)
     """
-    check_count("accumulate", accumulate)
+    types.check_count("accumulate", accumulate)
     dropout = teacher is None
 
     def parts_of(params, teacher_params, batch, rng) -> Metrics:

@@ -418,6 +418,12 @@ def test_a_rule_of_no_site_is_refused():
 # --------------------------------------------------------------------------- parameters
 
 
+@pytest.mark.parametrize("dtype", ["int8", jnp.int32, "bool", "complex64"])
+def test_products_are_not_rounded_to_whole_numbers(dtype):
+    with pytest.raises(ValueError, match="dtype must be one of real numbers"):
+        bf.bert(small.config(1), dtype=dtype)
+
+
 def test_fresh_parameters_have_the_tables_paths_and_shapes():
     config = small.config(2, head_size=5)
     params = trees.flatten(bf.init_params(config, jax.random.key(0)))
