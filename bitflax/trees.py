@@ -64,7 +64,7 @@ def match(rules: Sequence[tuple[str, T]], paths: Iterable[str]) -> dict[str, T]:
       paths: parameter paths, or a flattened tree.
 
     Raises:
-      ValueError: a rule matches no path, or is no regex; it is a typo, and names itself.
+      ValueError: a rule matches no path, or is no regex: a typo, which names itself.
 
     >>> match([("ffn/.*", 1), (".*/kernel", 2)], ["ffn/in/kernel", "out/kernel"])
     {'ffn/in/kernel': 1, 'out/kernel': 2}

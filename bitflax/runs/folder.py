@@ -208,7 +208,7 @@ class RunFolder:
         self._write(record)
 
     def planned(self, stage: str, steps: int) -> int:
-        """Return the steps that a stage began with; a default may have changed since."""
+        """Return the steps that a stage began with; a default may be another since."""
         known = training.broadcast(lambda: self.record.get("steps", {}))
         if known.get(stage, steps) != steps:
             note = f"{stage} began with {known[stage]} steps, and goes on with them, "
