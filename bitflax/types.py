@@ -1,7 +1,6 @@
 """The data that every part of bitflax hands to every other part."""
 
 import dataclasses
-import numbers
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -29,6 +28,14 @@ def check_count(name: str, value: Any, least: int = 1) -> int:
     if not whole or value < least:
         raise ValueError(f"{name} must be at least {least} and whole, not {value!r}")
     return int(value)
+
+
+def check_number(name: str, value: Any) -> float:
+    """Return a real number as a float; else raise ValueError."""
+    real = isinstance(value, int | float | np.integer | np.floating)
+    if isinstance(value, bool) or not real or not abs(value) < 1e38:
+        raise ValueError(f"{name} must be a number, not {value!r:.80}")
+    return float(value)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,10 +81,7 @@ class BertConfig:
                 least = 0 if field.name == "pad_token_id" else 1
                 value = check_count(name, value, least)
             elif field.type in (float, float | None):
-                real = isinstance(value, numbers.Real) and abs(value) < 1e38
-                if isinstance(value, bool) or not real:
-                    raise ValueError(f"{name} must be a number, not {value!r:.80}")
-                value = float(value)
+                value = check_number(name, value)
             object.__setattr__(self, field.name, value)
         if self.num_hidden_layers > 1000:  # each is a tree of parameters, made first
             raise ValueError("BertConfig.num_hidden_layers must be at most 1000")
@@ -103,12 +107,12 @@ class BertConfig:
                     f"BertConfig.id2label names {sorted(self.id2label)}, but there are "
                     f"{self.num_labels} labels, from 0"
                 )
-            # Whole and in the order of the logits, however it came.
-            ordered = dict(enumerate(self.labels))
-            for i, name in ordered.items():
+            for i, name in self.id2label.items():
                 if not isinstance(name, str) or not name.strip():
                     problem = f"gives label {i} no name, but {name!r:.80}"
                     raise ValueError(f"BertConfig.id2label {problem}")
+            # Whole and in the order of the logits, however it came.
+            ordered = dict(enumerate(self.labels))
             if len(set(ordered.values())) < len(ordered):
                 raise ValueError("BertConfig.id2label gives two labels one name")
             object.__setattr__(self, "id2label", ordered)
