@@ -9,7 +9,7 @@ Task       a diagnosis in words -> its ICD-10-CM chapter (21 classes; 8,222 text
 Teacher    the packaged MiniLM, fine-tuned here; or, with teacher_epochs=0, the folder
            of a BERT that is fine-tuned already.
 Text       students learn the texts and three edits of each (augment=none: no edits);
-           the 1-bit stage keeps the signs of the word embedding.
+           they keep the teacher's word embedding, and then its signs.
 Length     as the data ask for where no epochs are given (bitflax.default_steps): here
            771 steps for the teacher and in FP32, 3,000 with 1 bit.
 Command    bitflax run quickstart --out runs/quickstart
@@ -67,6 +67,7 @@ def recipe(
         teach = bf.Teacher(
             pretrained=teacher, epochs=teacher_epochs, optim=optim, dtype=dtype
         )
+    words = ("embeddings/word/embedding",)
     return bf.Recipe(
         data=bf.Data(
             task=task,
@@ -88,7 +89,7 @@ def recipe(
                 loss=loss,
                 epochs=fp32_epochs,
                 evals=3,
-                optim=bf.Optim(lr=fp32_lr),
+                optim=bf.Optim(lr=fp32_lr, frozen=words),
                 dtype=dtype,
                 teacher_dtype=dtype,
             ),
@@ -99,7 +100,7 @@ def recipe(
                 act=bf.symmetric(bits=8),
                 epochs=onebit_epochs,
                 evals=3,
-                optim=bf.Optim(lr=onebit_lr, frozen=("embeddings/word/embedding",)),
+                optim=bf.Optim(lr=onebit_lr, frozen=words),
                 dtype=dtype,
                 teacher_dtype=dtype,
             ),
