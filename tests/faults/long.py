@@ -12,6 +12,6 @@ import sys
 if __name__ == "__main__":
     root = pathlib.Path(__file__).parents[2]
     argv = [sys.executable, "-m", "pytest", "-m", "faults", "tests/faults"]
-    argv += ["--dist=load", *sys.argv[1:]]
+    argv += ["--dist=worksteal", *sys.argv[1:]]
     env = os.environ | {"BITFLAX_FAULTS": "long"}
     sys.exit(subprocess.run(argv, cwd=root, env=env).returncode)
