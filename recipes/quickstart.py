@@ -14,9 +14,9 @@ Length     as the data ask for where no epochs are given (bitflax.default_steps)
            771 steps for the teacher and in FP32, 3,000 with 1 bit.
 Command    bitflax run quickstart --out runs/quickstart
 Measured   accuracy, seeds 0, 1, 2 (mean, sample deviation; one score's standard error
-           is 0.009), in bfloat16: teacher 0.8046 (0.005), FP32 0.7959 (0.006; 98.9 % of
-           it), 1-bit 0.7963 (0.002), packed 0.7964 (0.002; 99.0 %); 2.73 MB. Without
-           edits, with trained words, 1,542 steps and lr 5e-4: packed 0.7951 (0.005).
+           is 0.009), in bfloat16: teacher 0.8046 (0.005), FP32 0.7934 (0.003; 98.6 % of
+           it), 1-bit 0.7994 (0.007), packed 0.7995 (0.007; 99.4 %); 2.73 MB. Words
+           trained in FP32: 0.7959 (0.006) and packed 0.7964 (0.002).
            Other tasks gain more: bitflax/docs/results.md.
 Lost       on one seed (teacher 0.8033, 6 epochs of 1 bit): logits averaged over the
            classes too, as in the papers' codes, so that they weigh 1/21: 0.785 with
