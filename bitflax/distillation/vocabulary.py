@@ -11,7 +11,6 @@ import dataclasses
 from collections.abc import Sequence
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
@@ -65,8 +64,8 @@ def shrink_vocabulary(
 def grow_vocabulary(params: Params, whole: Params, used: np.ndarray) -> Params:
     """Return the parameters with the rows of ``whole`` where they have none.
 
-    >>> whole = {"embeddings": {"word": {"embedding": jnp.zeros((4, 1))}}}
-    >>> small = {"embeddings": {"word": {"embedding": jnp.ones((2, 1))}}}
+    >>> whole = {"embeddings": {"word": {"embedding": np.zeros((4, 1))}}}
+    >>> small = {"embeddings": {"word": {"embedding": np.ones((2, 1))}}}
     >>> grown = grow_vocabulary(small, whole, np.array([0, 3]))
     >>> grown["embeddings"]["word"]["embedding"][:, 0]
     Array([1., 0., 0., 1.], dtype=float32)
@@ -75,7 +74,7 @@ def grow_vocabulary(params: Params, whole: Params, used: np.ndarray) -> Params:
     def grown(table: Array, rows: Array) -> Array:
         out = np.array(table)
         out[used] = np.asarray(rows)
-        return jnp.asarray(out)
+        return jax.device_put(out)
 
     flat = trees.flatten(params)
     flat[TABLE] = jax.tree.map(grown, trees.flatten(whole)[TABLE], flat[TABLE])

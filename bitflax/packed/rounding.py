@@ -8,6 +8,7 @@ the exact one, and a student that is trained with it keeps them at no cost.
 
 import functools
 import re
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -17,7 +18,7 @@ from bitflax import model, trees
 from bitflax.model import ACT_PARAMS
 from bitflax.packed import packing
 from bitflax.quantization import WORD_TABLE, Rules, quantize, straight_through
-from bitflax.types import Params
+from bitflax.types import Params, Quantizer
 
 
 def stored(
@@ -49,13 +50,56 @@ def stored(
 def round_rest(params: Params, rules: Rules, rest: packing.Rest = "int8") -> Params:
     """Return the parameters, those that no rule matches rounded as ``rest`` says."""
     flat = trees.flatten(params)
+    for path, fn in _roundings(flat, rules, rest).items():
+        flat[path] = straight_through(fn, flat[path])
+    return trees.unflatten(flat)
+
+
+def stored_by_leaf(params: Params, rules: Rules, rest: packing.Rest = "int8") -> Params:
+    """Return the values of ``stored``, each leaf's by a program of its own.
+
+    All leaves of a shape share one, also with ``round_rest_by_leaf`` and a
+    ``jax.jit`` of a quantizer: one program of all leaves compiles for as long as ten
+    small ones, and a packed file's table is of another size than the one trained.
+    """
+    flat = trees.flatten(round_rest_by_leaf(params, rules, rest))
+    rests = packing.rest_of(rest, flat)
+    for path, quantizer in trees.match(rules, flat).items():
+        if rests[path] != "float32" and path.startswith("embeddings/"):
+            quantizer = _halving(quantizer)
+        flat[path] = jax.tree.map(jax.jit(quantizer), flat[path])
+    return trees.unflatten(flat)
+
+
+def round_rest_by_leaf(
+    params: Params, rules: Rules, rest: packing.Rest = "int8"
+) -> Params:
+    """Return the values of ``round_rest``, each matrix by a program of its own."""
+    flat = trees.flatten(params)
+    found = _roundings(flat, rules, rest)
+    short = {path: flat[path] for path, fn in found.items() if fn is _half}
+    flat |= _halves(short)
+    for path in found.keys() - short.keys():
+        flat[path] = jax.jit(found[path])(flat[path])
+    return trees.unflatten(flat)
+
+
+def _roundings(
+    flat: Mapping[str, Any], rules: Rules, rest: packing.Rest
+) -> dict[str, Callable[[jax.Array], jax.Array]]:
+    """Return what ``packing.pack_leaf`` makes of the leaves that no rule matches."""
     chosen, rests = trees.match(rules, flat), packing.rest_of(rest, flat)
+    found = {}
     for path, leaf in flat.items():
         kept = re.fullmatch(rf"projection/.*|{ACT_PARAMS}|{WORD_TABLE}", path)
-        if path not in chosen and not kept and hasattr(leaf, "ndim"):
-            fn = functools.partial(_rounded, path, rests[path])
-            flat[path] = straight_through(fn, leaf)
-    return trees.unflatten(flat)
+        if path in chosen or kept or not hasattr(leaf, "ndim"):
+            continue
+        bits = packing.rest_bits(leaf.shape, rests[path])
+        # Of all paths `row_use` knows one alone: the others share what compiles.
+        known = path if path == model.POSITIONS else ""
+        if bits < 32:
+            found[path] = _half if bits > 8 else _coding(known, bits)
+    return found
 
 
 def _with_half_scales(leaf: Any) -> Any:
@@ -63,8 +107,7 @@ def _with_half_scales(leaf: Any) -> Any:
     if isinstance(leaf, model.Split):
         return model.Split(_with_half_scales(leaf.a), _with_half_scales(leaf.b))
     if isinstance(leaf, model.Lazy):
-        quantizer = leaf.quantizer
-        return model.Lazy(leaf.table, lambda w: _half_values(quantizer(w)))
+        return model.Lazy(leaf.table, _halving(leaf.quantizer))
     return _half_values(leaf)
 
 
@@ -90,11 +133,23 @@ def _half(x: jax.Array, normal: bool = False) -> jax.Array:
     return jnp.where(bad, x, _to_half(x))
 
 
-def _rounded(path: str, rest: str, x: jax.Array) -> jax.Array:
-    """Return what ``packing.pack_leaf`` keeps of a leaf that no rule matches."""
-    bits = packing.rest_bits(x.shape, rest)
-    if bits > 8:
-        return x if bits == 32 else _half(x)
+_halves = jax.jit(functools.partial(jax.tree.map, _half))
+
+
+@functools.lru_cache(32)
+def _halving(quantizer: Quantizer) -> Quantizer:
+    """Return ``_half_values`` of a quantizer's, the same function each time."""
+    return lambda table: _half_values(quantizer(table))
+
+
+@functools.cache
+def _coding(path: str, bits: int) -> Callable[[jax.Array], jax.Array]:
+    """Return ``_coded`` of these settings, the same function each time."""
+    return functools.partial(_coded, path, bits)
+
+
+def _coded(path: str, bits: int, x: jax.Array) -> jax.Array:
+    """Return the values of ``packing.eight_bits``, or of fewer bits."""
     use, levels = packing.row_use(path, len(x)), 2 ** (bits - 1) - 1
     (rows, by_row), (cols, by_col) = (_by_axis(x, n, use, levels) for n in (1, 0))
     return jnp.where(by_row <= by_col, rows, cols)

@@ -20,7 +20,7 @@ from bitflax.data import (
     augmentation,
 )
 from bitflax.errors import ConfigError
-from bitflax.packed import Rest, stored
+from bitflax.packed import Rest, stored, stored_by_leaf
 from bitflax.quantization import quantize
 from bitflax.recipe import Data, Recipe, Stage, planned_steps
 from bitflax.runs.environment import memory
@@ -111,7 +111,7 @@ class TaskData:
             self.task.scores,
             self.task.regression,
             self.mesh,
-            stored_values(stage, self.rest),
+            stored_values(stage, self.rest, by_leaf=True),
             model.compiler_options(model.forward_flop(student, positions)),
         )
 
@@ -201,18 +201,26 @@ def _fingerprint(stage: Stage, teacher: Model, batches: Batches) -> tuple[Any, .
 
 
 def stored_values(
-    stage: Stage | None, rest: Rest, *, lazy: bool = False
+    stage: Stage | None, rest: Rest, *, by_leaf: bool = False
 ) -> Callable[[Params], Params] | None:
     """Return the function from latent weights to those that a packed file holds.
 
     It is None for an FP32 stage, which rounds nothing. A stage with a corpus is never
     packed, since another stage goes on with its student: only its rules apply.
+
+    Args:
+      stage: whose rules; None: none.
+      rest: how what no rule matches is packed.
+      by_leaf: for what computes with the values many times: each by a program of its
+        own; else within a step's, and quantised as they are used.
     """
     if stage is None or not (stage.rules or stage.packs):
         return None
     if stage.corpus is not None:
-        return functools.partial(quantize, rules=stage.rules, lazy=lazy)
-    return functools.partial(stored, rules=stage.rules, rest=rest, lazy=lazy)
+        return functools.partial(quantize, rules=stage.rules, lazy=True)
+    if by_leaf:
+        return functools.partial(stored_by_leaf, rules=stage.rules, rest=rest)
+    return functools.partial(stored, rules=stage.rules, rest=rest, lazy=True)
 
 
 def output_shapes(

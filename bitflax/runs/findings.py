@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bitflax import data, inference, trees
+from bitflax import data, inference, training, trees
 from bitflax.data import Task
 from bitflax.errors import BitflaxError
 from bitflax.model import Split
@@ -198,11 +198,14 @@ def bytes_by_kind(path: Path) -> list[dict[str, Any]]:
 def latencies(path: Path, text: Any) -> list[dict[str, Any]]:
     """Return the milliseconds that each installed engine takes for one text.
 
-    From text to logits, on all cores: the median of ``ANSWERS`` calls in a row.
+    From text to logits, on all cores: the median of ``ANSWERS`` calls in a row. Not
+    jax on an accelerator, where a program of this shape would be compiled for it.
     """
-    found = []
+    found, untimed = [], {"auto", "onnx"}
+    if training.has_accelerator():
+        untimed.add("jax")
     for engine in inference.ENGINES:
-        if engine in ("auto", "onnx"):
+        if engine in untimed:
             continue
         try:
             predictor = inference.load(path, engine)

@@ -1,12 +1,13 @@
 """A stage's result, and what a run ends with: packed file, table and report."""
 
 import dataclasses
+import functools
 import itertools
 import logging
 import math
 import shlex
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,15 @@ import numpy as np
 
 from bitflax import data, distillation, inference, progress, training, trees
 from bitflax.errors import InputMissing
-from bitflax.model import Split
-from bitflax.packed import pack, round_rest, save_packed, size_report
+from bitflax.model import Packed, Split
+from bitflax.packed import (
+    on_host,
+    pack,
+    read_packed,
+    round_rest_by_leaf,
+    save_packed,
+    size_report,
+)
 from bitflax.quantization import bits_of
 from bitflax.recipe import Stage
 from bitflax.runs import findings, log, report
@@ -139,13 +147,19 @@ def finish(
     moved, made = (0, 0), ["report.html", "report.json"]
     found: dict[str, Any] = {}
     if last is not None and last.corpus is None and task is not None:
-        logits = _logits(experiment, last, result.model)
+        scorer, params = _scorer(experiment, last, result.model)
+        logits = scorer.logits(params)
         if not task.regression:
-            first = _logits(experiment, None, teacher)
+            scores, params = _scorer(experiment, None, teacher)
+            first = scores.logits(params)
             found["answers"] = findings.answers(task, first, logits)
         if last.packs:
+            before = data.predictions(logits, regression=task.regression)
+            score = functools.partial(_score_file, experiment, scorer)
             values, moved = training.broadcast(
-                lambda: _pack_student(experiment, last, rows, result, logits, judge)
+                lambda: _pack_student(
+                    experiment, last, rows, result, judge, before, score
+                )
             )
             rows, made = [*rows, report.Row(*values)], [PACKED, *made]
     rows = judge.judged(rows)
@@ -176,11 +190,12 @@ def finish(
     return rows, warnings
 
 
-def _logits(experiment: Experiment, stage: Stage | None, whole: Model) -> np.ndarray:
-    """Return a model's logits of the dev examples, quantised as the stage does."""
+def _scorer(
+    experiment: Experiment, stage: Stage | None, whole: Model
+) -> tuple[training.Evaluator, Params]:
+    """Return what scores a model as the stage does, and the parameters it takes."""
     small = experiment.task_data.shrink(whole)
-    scorer = experiment.task_data.scorer(stage, small.config)
-    return scorer.logits(small.params)
+    return experiment.task_data.scorer(stage, small.config), small.params
 
 
 def _of_file(
@@ -234,8 +249,9 @@ def _pack_student(
     stage: Stage,
     rows: list[report.Row],
     result: Result,
-    logits: np.ndarray,
     judge: Judge,
+    before: np.ndarray,
+    score_file: Callable[[Path], tuple[float, np.ndarray]],
 ) -> tuple[list[Any], tuple[int, int]]:
     """Write the packed file and score it as it is read back.
 
@@ -244,8 +260,9 @@ def _pack_student(
       stage: the last one.
       rows: the teacher's and every stage's.
       result: the last stage's.
-      logits: those of its student on dev, before it is packed.
       judge: what scores are held against.
+      before: what its student says of dev, before it is packed.
+      score_file: reads a packed file, and returns its score and what it says of dev.
 
     Returns:
       The values of the file's row, and (labels that packing changes, labels).
@@ -253,8 +270,10 @@ def _pack_student(
     began = time.monotonic()
     recipe, task_data = experiment.recipe, experiment.task_data
     config, params = result.model
-    rounded = jax.jit(lambda whole: round_rest(whole, stage.rules, recipe.rest))
-    packed = pack(rounded(params), stage.rules, recipe.rest)
+    rounded = round_rest_by_leaf(params, stage.rules, recipe.rest)
+    # The programs are those that quantised for the scores, and not one an operation.
+    rules = [(regex, jax.jit(quantizer)) for regex, quantizer in stage.rules]
+    packed = pack(rounded, rules, recipe.rest)
     bits = weight_bits(stage, params) if stage.rules else packed_bits(packed)
     if recipe.positions:
         config, packed = distillation.take_positions(config, packed, recipe.positions)
@@ -277,13 +296,33 @@ def _pack_student(
         save_packed(path, config, packed, stage.act, text, extras)
 
     save(rows)
-    found = inference.load(path).evaluate(task)
-    score = found.scores[task.metric]
+    score, said = score_file(path)
     row = report.Row("packed", score, kept_share(score, rows[0].score), bits)
     save([*rows, row])  # once more: a file carries its own score
     size, seconds = path.stat().st_size, time.monotonic() - began
     row = dataclasses.replace(row, bytes=size, seconds=seconds)
-    before = data.predictions(logits, regression=task.regression)
-    changed = int(np.sum(found.said != before))
+    changed = int(np.sum(said != before))
     moved = (0, 0) if task.regression else (changed, len(before))
     return list(dataclasses.astuple(row)), moved
+
+
+def _score_file(
+    experiment: Experiment, scorer: training.Evaluator, path: Path
+) -> tuple[float, np.ndarray]:
+    """Return the score of a packed file, as it is read back, and its answers on dev.
+
+    Its engine answers. On an accelerator, where another program would be compiled for
+    that, its values go through the program that scored its student; not where many
+    processes have to call that together.
+    """
+    task = experiment.task_data.task
+    if not training.has_accelerator() or training.process_part()[1] > 1:
+        found = inference.load(path).evaluate(task)
+        return found.scores[task.metric], found.said
+    kept = read_packed(path, np.asarray)
+    values = jax.tree.map(on_host, kept.params, is_leaf=lambda x: isinstance(x, Packed))
+    small = experiment.task_data.shrink(Model(kept.config, values))
+    assert task.dev.labels is not None  # as `_pack_student` has them
+    logits = scorer.logits_of(small.params)
+    said = data.predictions(logits, regression=task.regression)
+    return task.scores(said, task.dev.labels)[task.metric], said

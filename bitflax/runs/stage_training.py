@@ -163,7 +163,7 @@ def _make_step(
         teacher = data.shrink(teacher)
         teach = model.bert(teacher.config, dtype=stage.teacher_dtype)
         kept = data.teacher_outputs(stage, teacher, start, batches)
-    stored = stored_values(stage, experiment.recipe.rest, lazy=True)
+    stored = stored_values(stage, experiment.recipe.rest)
 
     def values(latent: Params) -> Params:
         latent = training.stop_frozen(latent, stage.optim)

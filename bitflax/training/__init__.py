@@ -5,6 +5,7 @@ from bitflax.training.ahead import Program as Program
 from bitflax.training.ahead import described as described
 from bitflax.training.compile_cache import compiled_for_user as compiled_for_user
 from bitflax.training.device_choices import chosen_dtype as chosen_dtype
+from bitflax.training.device_choices import has_accelerator as has_accelerator
 from bitflax.training.device_choices import keeps_outputs as keeps_outputs
 from bitflax.training.device_choices import shape_tokens as shape_tokens
 from bitflax.training.evaluation import Evaluator as Evaluator

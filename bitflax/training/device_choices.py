@@ -42,6 +42,11 @@ def chosen_dtype(dtype: str | None) -> str | None:
     return None if dtype == "float32" else dtype
 
 
+def has_accelerator() -> bool:
+    """Whether a GPU or a TPU computes, for which programs compile so long."""
+    return parallel.mesh().devices.flat[0].platform != "cpu"
+
+
 def shape_tokens(parameters: int) -> int | None:
     """Return what one more length of batches costs, in token positions an epoch.
 
@@ -52,7 +57,7 @@ def shape_tokens(parameters: int) -> int | None:
     Args:
       parameters: of the encoder, which every token goes through.
     """
-    if parallel.mesh().devices.flat[0].platform == "cpu":
+    if not has_accelerator():
         return None
     return int(COMPILE_FLOP / (STEP_FLOP * EPOCHS * parameters))
 
@@ -65,8 +70,7 @@ def compile_threads() -> int:
     processes, which save and stop at a step that all agree on: one that gave up waiting
     for a program would leave the others in a step.
     """
-    accelerator = parallel.mesh().devices.flat[0].platform != "cpu"
-    if not accelerator or jax.process_count() > 1:
+    if not has_accelerator() or jax.process_count() > 1:
         return 0
     return max(1, min(4, (os.cpu_count() or 1) // 4))
 

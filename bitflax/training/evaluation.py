@@ -25,7 +25,8 @@ class Evaluator:
       scores: ``(predictions, labels) -> {name: value}``, as ``Task.scores``.
       regression: whether labels are real numbers.
       mesh: the devices that share a batch.
-      quantize: maps latent parameters to what the model computes with, once.
+      quantize: maps latent parameters to what the model computes with, once; what
+        is to be compiled of it, it compiles.
       compiler_options: as ``jax.jit`` takes them.
     """
 
@@ -42,16 +43,13 @@ class Evaluator:
     ):
         self._batches, self._labels, self._scores = batches, labels, scores
         self._regression, self._mesh = regression, mesh
-        self._quantize = None if quantize is None else ahead.Ahead(jax.jit(quantize))
+        self._quantize = quantize or (lambda params: params)
         self._step = ahead.Ahead(steps.make_eval_step(apply, compiler_options))
 
     def programs(self, params: Params) -> Iterator[ahead.Program]:
         """Yield what scoring these parameters, or their shapes, compiles."""
-        values = params = ahead.described(params, NamedSharding(self._mesh, P()))
-        if self._quantize is not None:
-            yield ahead.Program(self._quantize, (params,))
-            shapes = jax.eval_shape(self._quantize.function, params)
-            values = ahead.described(shapes, NamedSharding(self._mesh, P()))
+        shapes = jax.eval_shape(self._quantize, params)
+        values = ahead.described(shapes, NamedSharding(self._mesh, P()))
         share = NamedSharding(self._mesh, P(parallel.AXIS))
         for shape in self._batches.shapes():
             ids = jax.ShapeDtypeStruct(shape, np.int32, sharding=share)
@@ -60,10 +58,11 @@ class Evaluator:
     def logits(self, params: Params) -> np.ndarray:
         """Return the logits of all examples [examples, labels], in their order."""
         params = parallel.replicate(params, self._mesh)
-        values = params
-        if self._quantize is not None:
-            values = parallel.replicate(self._quantize(params), self._mesh)
-        found = []
+        return self.logits_of(self._quantize(params))
+
+    def logits_of(self, values: Params) -> np.ndarray:
+        """Return the logits of what ``quantize`` gives, or of a file's values."""
+        values, found = parallel.replicate(values, self._mesh), []
         # CPU devices that run ahead of each other can wait for each other for good.
         many = jax.default_backend() == "cpu" and self._mesh.size > 1
         for batch in self._batches.evaluation(hosts.process_part()):
