@@ -156,9 +156,9 @@ def _check_packs(stage: Stage, recipe: Recipe, last: Model) -> None:
     except ValueError as error:
         fix = "correct the rule's regular expression"
         raise ConfigError("Recipe.rest", str(error), fix=fix) from error
-    for regex, quantizer in stage.rules:
-        values = np.asarray(jax.jit(quantizer)(_SOME))
-        packed.pack_leaf(f"{stage.name}: {regex}", values, True, "int8")
+    tried = jax.jit(lambda some: [quantizer(some) for _, quantizer in stage.rules])
+    for (regex, _), values in zip(stage.rules, tried(_SOME), strict=True):
+        packed.pack_leaf(f"{stage.name}: {regex}", np.asarray(values), True, "int8")
 
 
 def _check_stage(

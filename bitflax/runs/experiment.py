@@ -46,6 +46,7 @@ class TaskData:
       used: the ids of the words that the task uses; ``tokens`` hold places in it.
       rest: how parameters that no rule quantises are packed.
       kept_outputs: teachers' outputs, each with what it depends on.
+      scorers: what has scored, each with what it was made of.
     """
 
     run: RunFolder
@@ -59,6 +60,9 @@ class TaskData:
     used: np.ndarray
     rest: Rest = "int8"
     kept_outputs: list[tuple[Any, distillation.TeacherOutputs]] = dataclasses.field(
+        default_factory=list
+    )
+    scorers: list[tuple[Any, training.Evaluator]] = dataclasses.field(
         default_factory=list
     )
 
@@ -101,11 +105,19 @@ class TaskData:
         return distillation.grow_vocabulary(params, start, self.used)
 
     def scorer(self, stage: Stage | None, student: BertConfig) -> training.Evaluator:
-        """Return what scores a stage's parameters; without a stage, a plain model's."""
+        """Return what scores a stage's parameters; without a stage, a plain model's.
+
+        One that an earlier call made, with what it has compiled, is returned again.
+        """
+        act = stage.act if stage else None
+        source = (student, act, stage.rules if stage else ())
+        for known, made in self.scorers:
+            if known == source:
+                return made
         times = stage.evals if stage else 1
         positions = times * self.dev.padded_tokens // self.mesh.size
-        return training.Evaluator(
-            model.bert(student, stage.act if stage else None),
+        made = training.Evaluator(
+            model.bert(student, act),
             self.dev,
             self.task.dev.labels,
             self.task.scores,
@@ -114,6 +126,8 @@ class TaskData:
             stored_values(stage, self.rest, by_leaf=True),
             model.compiler_options(model.forward_flop(student, positions)),
         )
+        self.scorers.append((source, made))
+        return made
 
     def teacher_outputs(
         self, stage: Stage, teacher: Model, start: Model, batches: Batches
@@ -347,6 +361,11 @@ class Experiment:
         """The students' data, for stages that need some: ``Recipe`` checks that."""
         assert self.student_data is not None
         return self.student_data
+
+    def key(self, number: int) -> jax.Array:
+        """Return the key of a stage, by its number; 0: of the teacher."""
+        # As one program: jax would compile a number's conversion too.
+        return jax.jit(jax.random.fold_in)(jax.random.key(self.recipe.seed), number)
 
     def data_of(self, stage: Stage) -> StageData:
         """Return what a stage learns from."""

@@ -135,17 +135,21 @@ def sign_flips(
     if not chosen:
         return None
 
-    def signs(params: Params) -> dict[str, Any]:
-        flat = trees.flatten(params)
-        return {path: jax.tree.map(lambda w: w >= 0, flat[path]) for path in chosen}
+    def signs(params: Params, own: Any = jnp) -> dict[str, Any]:
+        flat, leaves = trees.flatten(params), jax.tree.leaves
+        return {
+            path: [own.asarray(w) >= 0 for w in leaves(flat[path])] for path in chosen
+        }
 
-    begun, places = jax.jit(signs)(start), {path: layer(path) for path in chosen}
+    # On the host, for which nothing is compiled.
+    begun = jax.device_put(signs(start, np))
+    places = {path: layer(path) for path in chosen}
 
     @jax.jit
     def counted(params: Params, begun: Mapping[str, Any]) -> dict[str, jax.Array]:
         found: dict[str, list[Any]] = {}
         for path, now in signs(params).items():
-            both = zip(jax.tree.leaves(now), jax.tree.leaves(begun[path]), strict=True)
+            both = zip(now, begun[path], strict=True)
             found.setdefault(places[path], []).extend(a != b for a, b in both)
         return {
             place: jnp.sum(jnp.stack([jnp.sum(each) for each in parts]))

@@ -194,7 +194,7 @@ def _with_predictions(
     def labelled(one: TaskData) -> TaskData:
         dev = dataclasses.replace(one.task.dev, labels=said)
         task = dataclasses.replace(one.task, dev=dev, labels=names)
-        return dataclasses.replace(one, task=task)
+        return dataclasses.replace(one, task=task, scorers=[])
 
     return dataclasses.replace(
         experiment, student_data=labelled(students), teacher_data=labelled(teachers)

@@ -28,7 +28,7 @@ from bitflax.packed import (
 from bitflax.quantization import bits_of
 from bitflax.recipe import Stage
 from bitflax.runs import findings, log, report
-from bitflax.runs.experiment import Experiment
+from bitflax.runs.experiment import Experiment, TaskData
 from bitflax.runs.quality import Judge
 from bitflax.types import Model, Params
 
@@ -147,10 +147,11 @@ def finish(
     moved, made = (0, 0), ["report.html", "report.json"]
     found: dict[str, Any] = {}
     if last is not None and last.corpus is None and task is not None:
-        scorer, params = _scorer(experiment, last, result.model)
+        students, teachers = experiment.task_data, experiment.teacher_data
+        scorer, params = _scorer(students, last, result.model)
         logits = scorer.logits(params)
         if not task.regression:
-            scores, params = _scorer(experiment, None, teacher)
+            scores, params = _scorer(teachers or students, None, teacher)
             first = scores.logits(params)
             found["answers"] = findings.answers(task, first, logits)
         if last.packs:
@@ -191,11 +192,11 @@ def finish(
 
 
 def _scorer(
-    experiment: Experiment, stage: Stage | None, whole: Model
+    task_data: TaskData, stage: Stage | None, whole: Model
 ) -> tuple[training.Evaluator, Params]:
     """Return what scores a model as the stage does, and the parameters it takes."""
-    small = experiment.task_data.shrink(whole)
-    return experiment.task_data.scorer(stage, small.config), small.params
+    small = task_data.shrink(whole)
+    return task_data.scorer(stage, small.config), small.params
 
 
 def _of_file(

@@ -54,7 +54,7 @@ def train_stage(
         experiment, data, stage, teacher, small, batches, optimizer, steps
     )
     setup = time.monotonic() - began
-    key = jax.random.fold_in(jax.random.key(experiment.recipe.seed), number)
+    key = experiment.key(number)
     state = training.init_state(small.params, optimizer, key=key)
     state = training.replicate(state, experiment.mesh)
 

@@ -11,7 +11,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
 from bitflax import distillation, files, model, progress, training
@@ -268,7 +267,7 @@ def _initial_model(
       first: what an ``Init`` calls ``"teacher"``.
     """
     init = experiment.recipe.stages[number - 1].init
-    key = jax.random.fold_in(jax.random.key(experiment.recipe.seed), number)
+    key = experiment.key(number)
     source = {"previous": previous, "teacher": first}.get(init.source)
     if source is None:
         source = loaded_model(init.source, first.config, key)

@@ -29,11 +29,22 @@ def latent(rules=(), spread=1.0):
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2))
-def both(params, rules, rest="int8"):
+def at_once(params, rules, rest):
     given = rounding.round_rest(params, rules, rest)
-    return given, trees.map_paths(
-        lambda _, leaf: model.dense(leaf), rounding.stored(params, rules, rest)
+    return given, rounding.stored(params, rules, rest)
+
+
+def both(params, rules, rest="int8"):
+    """Return what is rounded before packing, and the values, dense.
+
+    Leaf by leaf they are those of one program, to the last bit.
+    """
+    found = (
+        rounding.round_rest_by_leaf(params, rules, rest),
+        rounding.stored_by_leaf(params, rules, rest),
     )
+    jax.tree.map(np.testing.assert_array_equal, found, at_once(params, rules, rest))
+    return found[0], trees.map_paths(lambda _, leaf: model.dense(leaf), found[1])
 
 
 def assert_same(packed, values, rtol=0.0):
