@@ -19,7 +19,6 @@ from bitflax.packed.packing import pack_leaf as pack_leaf
 from bitflax.packed.packing import read_off_codes as read_off_codes
 from bitflax.packed.packing import rest_of as rest_of
 from bitflax.packed.packing import unpack as unpack
-from bitflax.packed.rounding import round_rest as round_rest
 from bitflax.packed.rounding import round_rest_by_leaf as round_rest_by_leaf
 from bitflax.packed.rounding import stored as stored
 from bitflax.packed.rounding import stored_by_leaf as stored_by_leaf

@@ -25,8 +25,10 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import bitflax as bf
-from bitflax import model, packed, training
+from bitflax import model, training, trees
 from bitflax.distillation import teacher_outputs
+from bitflax.packed import rounding
+from bitflax.quantization import WORD_TABLE
 from bitflax.training import parallel
 from bitflax.types import INPUTS
 from tests.benchmarks import common, steps
@@ -184,8 +186,22 @@ def programs(
             jax.jit(tell, compiler_options=passed),
             (on(params), inputs),
         )
-    stored = functools.partial(packed.stored, rules=bf.xtc_1bit(per="channel"))
-    yield "stored values", jax.jit(stored), (on(small),)
+    yield from small_programs(trees.flatten(on(small)), bf.xtc_1bit(per="channel"))
+
+
+def small_programs(
+    flat: dict[str, Any], rules: Any
+) -> Iterator[tuple[str, Any, tuple]]:
+    """Yield the programs that compute what a packed file will hold, leaf by leaf."""
+    found = rounding._roundings(flat, rules, "int8")
+    short = {path: flat[path] for path, fn in found.items() if fn is rounding._half}
+    yield "values, float16", rounding._halves, (short,)
+    halving, seen = rounding._halving, set()
+    for path, fn in (found | trees.match(rules, flat)).items():
+        fn = halving(fn) if path == WORD_TABLE else fn
+        if path not in short and (fn, flat[path].shape) not in seen:
+            seen.add((fn, flat[path].shape))
+            yield f"values, {path}", jax.jit(fn), (flat[path],)
 
 
 def cpu_seconds() -> float:
