@@ -20,6 +20,7 @@ from bitflax.distillation.student import take_width as take_width
 from bitflax.distillation.student import uniform_layers as uniform_layers
 from bitflax.distillation.teacher_outputs import TeacherOutputs as TeacherOutputs
 from bitflax.distillation.teacher_outputs import fill as fill
+from bitflax.distillation.teacher_outputs import fingerprint as fingerprint
 from bitflax.distillation.teacher_outputs import may_read_padding as may_read_padding
 from bitflax.distillation.teacher_outputs import outputs_reader as outputs_reader
 from bitflax.distillation.teacher_outputs import outputs_size as outputs_size

@@ -6,6 +6,7 @@ function that reads them there: the train step does not know the difference.
 """
 
 import functools
+import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -160,6 +161,17 @@ def _row_shapes(names: frozenset[str], teacher: Outputs) -> dict[str, Any]:
         return lambda length: (shape[1], length, length)
 
     return {name: shape_of(name) for name in sorted(names)}
+
+
+def fingerprint(
+    teacher_params: Params, batches: Batches, dtype: str | None
+) -> tuple[Any, ...]:
+    """Return what a teacher's outputs depend on: equal for equal outputs."""
+    tokens, sha256 = batches.tokens, hashlib.sha256()
+    texts = (tokens.ids, tokens.types, tokens.offsets)
+    for leaf in [*jax.tree.leaves(teacher_params), *texts]:
+        sha256.update(np.asarray(leaf).tobytes())
+    return (sha256.hexdigest(), batches.rows, batches.buckets, dtype)
 
 
 def outputs_size(names: frozenset[str], outputs: Outputs, batches: Batches) -> int:

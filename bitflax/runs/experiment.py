@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import hashlib
 from collections.abc import Callable
 from typing import Any
 
@@ -145,7 +144,7 @@ class TaskData:
         if distillation.may_read_padding(stage.loss, said, told, batch):
             return None
         used = distillation.used_outputs(stage.loss, said, told, batch)
-        source = _fingerprint(stage, teacher, batches)
+        source = distillation.fingerprint(teacher.params, batches, stage.teacher_dtype)
         for known, kept in self.kept_outputs:
             if known == source and used <= kept.names:
                 return kept
@@ -202,16 +201,6 @@ class TaskData:
                 bar.update(number)
                 kept = filled
         return kept
-
-
-def _fingerprint(stage: Stage, teacher: Model, batches: Batches) -> tuple[Any, ...]:
-    """Return what a teacher's outputs depend on: equal for equal outputs."""
-    tokens, sha256 = batches.tokens, hashlib.sha256()
-    texts = (tokens.ids, tokens.types, tokens.offsets)
-    for leaf in [*jax.tree.leaves(teacher.params), *texts]:
-        sha256.update(np.asarray(leaf).tobytes())
-    shape = (batches.rows, batches.buckets, stage.teacher_dtype)
-    return (sha256.hexdigest(), *shape)
 
 
 def stored_values(
