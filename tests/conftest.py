@@ -76,9 +76,10 @@ def x64():
 @pytest.fixture
 def types_unchecked():
     """Switch the type checker off for one test: users have none."""
+    before = jaxtyping.config.jaxtyping_disable
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
-    jaxtyping.config.update("jaxtyping_disable", False)
+    jaxtyping.config.update("jaxtyping_disable", before)
 
 
 @pytest.fixture(scope="session")

@@ -166,7 +166,7 @@ def _row_shapes(names: frozenset[str], teacher: Outputs) -> dict[str, Any]:
 def fingerprint(
     teacher_params: Params, batches: Batches, dtype: str | None
 ) -> tuple[Any, ...]:
-    """Return what a teacher's outputs depend on: equal for equal outputs."""
+    """Return what kept outputs depend on: another for other texts or weights."""
     tokens, sha256 = batches.tokens, hashlib.sha256()
     texts = (tokens.ids, tokens.types, tokens.offsets)
     for leaf in [*jax.tree.leaves(teacher_params), *texts]:

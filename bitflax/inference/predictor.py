@@ -187,7 +187,7 @@ class Predictor:
         done: Callable[[int], None] | None = None,
     ) -> np.ndarray:
         if len(columns[0]) and self.pairs is (len(columns) == 1):
-            problem, fix = "single texts, found a pair", "give one: join the two"
+            problem, fix = "single texts, found a pair", "leave the second text out"
             if self.pairs:
                 problem, fix = "pairs of texts, found one", "give the second too: "
                 fix += "(first, second), or `bitflax predict DIR FIRST --pair SECOND`"

@@ -48,7 +48,7 @@ def bert(
       ``apply``. Its batch holds ``input_ids``, ``attention_mask`` and
       ``token_type_ids`` [batch, seq]; with an ``rng`` key, dropout is on. A row
       without any real token is no NaN; one with a real token whose id or type is
-      beyond its table is.
+      beyond its table is, and with it all that share a range of ``act``.
 
     Raises:
       ValueError: a rule of ``act`` matches no site, or ``dtype`` is not of real

@@ -79,8 +79,9 @@ def round_rest_by_leaf(
     found = _roundings(flat, rules, rest)
     short = {path: flat[path] for path, fn in found.items() if fn is _half}
     flat |= _halves(short)
-    for path in found.keys() - short.keys():
-        flat[path] = jax.jit(found[path])(flat[path])
+    for path, fn in found.items():  # in one order, which many processes have to share
+        if path not in short:
+            flat[path] = jax.jit(fn)(flat[path])
     return trees.unflatten(flat)
 
 

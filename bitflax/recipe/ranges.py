@@ -38,12 +38,17 @@ def check_optim(optim: Optim, place: str) -> None:
 
 
 def check_rules(rules: Sequence[tuple[str, Any]], place: str) -> None:
-    """Check that every rule has a regular expression."""
-    for regex, _ in rules:
+    """Check that every rule has a regular expression, and what jax can compile."""
+    for regex, quantizer in rules:
         try:
             trees.compiled(regex)
         except ValueError as error:
             raise ConfigError(place, str(error), fix="correct the rule") from None
+        try:
+            hash(quantizer)
+        except TypeError as error:
+            fix = "if it is a dataclass of yours, have it be frozen=True"
+            raise ConfigError(place, f"rule {regex!r}: {error}", fix=fix) from None
 
 
 def check_counts(part: Any, place: str, fields: Sequence[str]) -> None:
@@ -59,8 +64,8 @@ def check_unread(part: Any, place: str, read: Collection[str]) -> None:
         value = getattr(part, field.name)
         if field.name not in read and value not in (field.default, 0):
             problem = "expected none, as a ready folder is not fine-tuned, found "
-            fix = f"leave it out (--set teacher.{field.name}={field.default} before "
-            fix += "the folder), or give the folder as pretrained"
+            fix = f"--set teacher.{field.name}={field.default} --set teacher.folder=..."
+            fix += ", in this order; or give the folder as pretrained"
             raise ConfigError(f"{place}.{field.name}", f"{problem}{value!r}", fix=fix)
 
 

@@ -156,8 +156,10 @@ def _check_packs(stage: Stage, recipe: Recipe, last: Model) -> None:
     except ValueError as error:
         fix = "correct the rule's regular expression"
         raise ConfigError("Recipe.rest", str(error), fix=fix) from error
-    tried = jax.jit(lambda some: [quantizer(some) for _, quantizer in stage.rules])
-    for (regex, _), values in zip(stage.rules, tried(_SOME), strict=True):
+    quantizers = [quantizer for _, quantizer in stage.rules]
+    tried = jax.jit(lambda some: [quantizer(some) for quantizer in quantizers])
+    found = tried(_SOME) if quantizers else []
+    for (regex, _), values in zip(stage.rules, found, strict=True):
         packed.pack_leaf(f"{stage.name}: {regex}", np.asarray(values), True, "int8")
 
 

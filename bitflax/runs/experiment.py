@@ -167,10 +167,10 @@ class TaskData:
             most = min(stage.cache_bytes, whole)
         if size > most:
             if most:  # 0 asks for it
-                size_is, most_is = (f"{n / 1e9:.2g} GB" for n in (size, most))
+                size_is, most_is = (f"{n / 1e9:,.3f} GB" for n in (size, most))
                 problem = f"{stage.name}: the teacher's outputs take {size_is}, and "
-                problem += f"{most_is} may be kept: the teacher runs in every step"
-                progress.tell(problem)
+                problem += f"{most_is} may be kept (cache_bytes): the teacher runs in "
+                progress.tell(problem + "every step")
             return False
         if sum(kept.nbytes for _, kept in self.kept_outputs) + size > most:
             self.kept_outputs.clear()

@@ -212,8 +212,10 @@ class RunFolder:
         known = training.broadcast(lambda: self.record.get("steps", {}))
         if known.get(stage, steps) != steps:
             note = f"{stage} began with {known[stage]} steps, and goes on with them, "
-            note += f"though the recipe now means {steps}"
-            progress.tell(note)
+            note += f"though the recipe now means {steps}: for those, another --out "
+            note += "with --fork of this folder"
+            if training.is_main_process():
+                progress.tell(note)
             self.note(note)
         elif stage not in known and training.is_main_process():
             self._write(self.record | {"steps": known | {stage: steps}})

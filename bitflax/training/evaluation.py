@@ -44,16 +44,26 @@ class Evaluator:
         self._batches, self._labels, self._scores = batches, labels, scores
         self._regression, self._mesh = regression, mesh
         self._quantize = quantize or (lambda params: params)
-        self._step = ahead.Ahead(steps.make_eval_step(apply, compiler_options))
+        self._function = steps.make_eval_step(apply, compiler_options)
+        self._steps: dict[Any, ahead.Ahead] = {}
 
     def programs(self, params: Params) -> Iterator[ahead.Program]:
         """Yield what scoring these parameters, or their shapes, compiles."""
         shapes = jax.eval_shape(self._quantize, params)
         values = ahead.described(shapes, NamedSharding(self._mesh, P()))
+        step = self._step(values)
         share = NamedSharding(self._mesh, P(parallel.AXIS))
         for shape in self._batches.shapes():
             ids = jax.ShapeDtypeStruct(shape, np.int32, sharding=share)
-            yield ahead.Program(self._step, (values, dict.fromkeys(INPUTS, ids)))
+            yield ahead.Program(step, (values, dict.fromkeys(INPUTS, ids)))
+
+    def _step(self, values: Params) -> ahead.Ahead:
+        """Return what computes logits of a tree of this form, with its programs.
+
+        A file may have fewer positions than its student, and no projection.
+        """
+        form = (jax.tree.structure(values), ahead.shapes(values))
+        return self._steps.setdefault(form, ahead.Ahead(self._function))
 
     def logits(self, params: Params) -> np.ndarray:
         """Return the logits of all examples [examples, labels], in their order."""
@@ -63,12 +73,13 @@ class Evaluator:
     def logits_of(self, values: Params) -> np.ndarray:
         """Return the logits of what ``quantize`` gives, or of a file's values."""
         values, found = parallel.replicate(values, self._mesh), []
+        step = self._step(values)
         # CPU devices that run ahead of each other can wait for each other for good.
         many = jax.default_backend() == "cpu" and self._mesh.size > 1
         for batch in self._batches.evaluation(hosts.process_part()):
             inputs = {name: batch[name] for name in INPUTS}
             sharded = parallel.shard_batch(inputs, self._mesh)
-            logits = self._step(values, sharded)
+            logits = step(values, sharded)
             if many:
                 jax.block_until_ready(logits)
             found.append((batch["index"], logits))

@@ -1,6 +1,7 @@
 """A run with an accelerator's choices: few programs, and the results of a processor's."""
 
 import collections
+import dataclasses
 import json
 import logging
 import re
@@ -8,6 +9,7 @@ import re
 import jax
 import pytest
 
+import bitflax as bf
 from bitflax import inference, training
 from bitflax.data import tasks
 from bitflax.inference import engines
@@ -61,3 +63,33 @@ def test_a_run_has_six_large_programs(place, tmp_path, accelerator, caplog):
     assert inference.load(tmp_path, "jax").score(task)["accuracy"] == rows[-1].score
     kept = json.loads((tmp_path / "report.json").read_text())["findings"]
     assert "jax" not in [each["engine"] for each in kept["latency"]]
+
+
+def with_fewer_positions(recipe):
+    data = dataclasses.replace(recipe.data, max_length=8)
+    return dataclasses.replace(recipe, data=data, positions=12)
+
+
+def with_a_narrow_student(recipe):
+    shape = bf.Shape(
+        num_hidden_layers=1,
+        hidden_size=16,
+        num_attention_heads=2,
+        intermediate_size=24,
+    )
+    fp32, onebit = recipe.stages
+    fp32 = dataclasses.replace(fp32, init=bf.Init(shape=shape))
+    return dataclasses.replace(recipe, stages=(fp32, onebit))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("change", [with_fewer_positions, with_a_narrow_student])
+def test_a_file_of_other_shapes_than_its_student_is_scored(
+    change, place, tmp_path, accelerator
+):
+    settings = [f"task={place / 'kinds.tsv'}", f"teacher={place / 'pretrained'}"]
+    recipe = change(bf.load_recipe(place / "tiny.py", settings))
+    rows = bf.run(recipe, tmp_path / "run")
+    task = tasks.load_task(place / "kinds.tsv")
+    score = inference.load(tmp_path / "run", "jax").score(task)["accuracy"]
+    assert score == rows[-1].score

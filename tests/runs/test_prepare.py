@@ -279,26 +279,21 @@ def test_where_the_teacher_is_quicker_its_outputs_are_not_kept(
     ("cache_bytes", "memory", "fits", "said"),
     [
         (None, 4000, True, ""),
-        (
-            None,
-            3999,
-            False,
-            "take 1e-06 GB, and 1e-06 GB may be kept: the teacher",
-        ),
-        (1000, 1000, True, ""),
-        (10**15, 999, False, "fp32: the teacher's outputs take 1e-06 GB"),
+        (None, 3999, False, "take 1.000 GB, and 1.000 GB may be kept (cache_bytes)"),
+        (10**9, 1000, True, ""),
+        (10**15, 999, False, "fp32: the teacher's outputs take 1.000 GB, and 0.999"),
         (0, 4000, False, ""),
     ],
 )
 def test_outputs_larger_than_the_memory_are_not_kept_and_it_is_said(
     cache_bytes, memory, fits, said, monkeypatch, caplog
 ):
-    monkeypatch.setattr(runs_experiment, "memory", lambda: memory)
+    monkeypatch.setattr(runs_experiment, "memory", lambda: memory * 10**6)
     caplog.set_level("INFO")
     data = object.__new__(runs_experiment.TaskData)
     data.kept_outputs = []
     stage = bf.Stage(name="fp32", loss=bf.soft_labels, cache_bytes=cache_bytes)
-    assert data._fits(stage, 1000) is fits
+    assert data._fits(stage, 10**9) is fits
     assert said in caplog.text
     assert bool(said) == bool(caplog.text)
 

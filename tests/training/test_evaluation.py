@@ -37,7 +37,7 @@ def test_cpu_devices_end_a_batch_before_the_next(devices, waits, monkeypatch):
     labels = np.zeros(EXAMPLES, int)
     score = functools.partial(metrics.score, "accuracy")
     scores = evaluation.Evaluator(apply, batches, labels, score, False, mesh)
-    step, queued = scores._step, []
+    step, queued = scores._function, []
 
     def watched(params, batch):
         # On one device a batch is queued behind the others.
@@ -45,7 +45,7 @@ def test_cpu_devices_end_a_batch_before_the_next(devices, waits, monkeypatch):
         queued.append(step(params, batch).block_until_ready())
         return queued[-1]
 
-    scores._step = watched
+    scores._function = watched
     params = small.params(CONFIG)
     assert scores.logits(params).shape == (EXAMPLES, CONFIG.num_labels)
     assert len(queued) > 10
