@@ -1,9 +1,11 @@
 """Recipes as dataclasses: what they refuse, and how they are written down."""
 
+import dataclasses
 import json
 import subprocess
 import sys
 
+import jax.numpy as jnp
 import pytest
 
 import bitflax as bf
@@ -132,3 +134,19 @@ def test_until_names_the_nearest():
     with pytest.raises(UsageError) as caught:
         schema.check_plan(made(), "onbit")
     assert caught.value.fix == "did you mean 'onebit'?"
+
+
+@dataclasses.dataclass
+class Sign:
+    """A quantizer that cannot be hashed: with ``==``, and not frozen."""
+
+    scale: float = 1.0
+
+    def __call__(self, w):
+        return bf.straight_through(lambda x: self.scale * jnp.sign(x), w)
+
+
+def test_a_quantizer_that_cannot_be_hashed_is_refused():
+    with pytest.raises(ConfigError, match="unhashable") as error:
+        made(rules=((".*/kernel", Sign()),))
+    assert "frozen=True" in str(error.value)
