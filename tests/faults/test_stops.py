@@ -79,6 +79,8 @@ def test_a_signal_in_the_first_five_seconds(number, place, tmp_path):
     signal.signal(number, before)
     for seconds, status, said in found:
         # Before Python runs our first line, the signal does what it does to all.
+        if seconds < max(0.2, bare) and "init_import_site" in said:
+            continue
         early = {-number} if seconds < max(0.2, bare) else {0}
         wanted = {128 + number} | early
         assert status in wanted, (seconds, status, said)
