@@ -64,8 +64,8 @@ def shrink_vocabulary(
 def grow_vocabulary(params: Params, whole: Params, used: np.ndarray) -> Params:
     """Return the parameters with the rows of ``whole`` where they have none.
 
-    >>> whole = {"embeddings": {"word": {"embedding": np.zeros((4, 1))}}}
-    >>> small = {"embeddings": {"word": {"embedding": np.ones((2, 1))}}}
+    >>> whole = {"embeddings": {"word": {"embedding": jax.numpy.zeros((4, 1))}}}
+    >>> small = {"embeddings": {"word": {"embedding": jax.numpy.ones((2, 1))}}}
     >>> grown = grow_vocabulary(small, whole, np.array([0, 3]))
     >>> grown["embeddings"]["word"]["embedding"][:, 0]
     Array([1., 0., 0., 1.], dtype=float32)

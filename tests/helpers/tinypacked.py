@@ -6,6 +6,7 @@ import pathlib
 import tempfile
 
 import jax.numpy as jnp
+import numpy as np
 
 import bitflax as bf
 from bitflax.model import apply
@@ -88,4 +89,6 @@ def _params():
     params = small.params(CONFIG)
     query = params["encoder"]["layer_0"]["attention"]["query"]
     query["kernel"] = Split(query["kernel"], jnp.flip(query["kernel"]))
-    return apply.init_act(params, ACT, small.batch(2, 0), CONFIG)
+    batch = small.batch(2, 0)
+    ids = np.minimum(batch["input_ids"], CONFIG.vocab_size - 1)
+    return apply.init_act(params, ACT, {**batch, "input_ids": ids}, CONFIG)
