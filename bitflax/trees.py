@@ -64,13 +64,18 @@ def match(rules: Sequence[tuple[str, T]], paths: Iterable[str]) -> dict[str, T]:
       paths: parameter paths, or a flattened tree.
 
     Raises:
-      ValueError: a rule matches no path, or is no regex: a typo, which names itself.
+      ValueError: a rule matches no path, is no regex or no pair: a typo, which names
+        itself.
 
     >>> match([("ffn/.*", 1), (".*/kernel", 2)], ["ffn/in/kernel", "out/kernel"])
     {'ffn/in/kernel': 1, 'out/kernel': 2}
     """
     paths = tuple(paths)
-    for regex, _ in rules:
+    for rule in rules:
+        if not isinstance(rule, tuple | list) or len(rule) != 2:
+            problem = "expected rules as pairs (regex, value), the first match first, "
+            raise ValueError(f"{problem}found {rule!r:.200}")
+        regex, _ = rule
         if not any(map(compiled(regex).fullmatch, paths)):
             near = ", ".join(paths[:3])
             raise ValueError(

@@ -1,7 +1,8 @@
 """The data that every part of bitflax hands to every other part."""
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -188,6 +189,10 @@ class TrainState(NamedTuple):
     key: jax.Array
 
 
+_LEAST = 1e-30
+"""Smaller ones are 0 to float32, or their products are: nothing would be trained."""
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Optim:
     """An optimizer's settings; ``bitflax.make_optimizer`` makes it.
@@ -212,6 +217,29 @@ class Optim:
     b2: float = 0.999
     eps: float = 1e-6
     frozen: tuple[str, ...] = ()
+
+    def out_of_range(self) -> Iterator[tuple[str, str]]:
+        """Yield (field, what is expected there) of what no optimizer can train with.
+
+        >>> list(Optim(b1=1.0).out_of_range())
+        [('b1', 'a decay, from 0 to below 1')]
+        """
+        for field in ("lr", "act_lr", "eps", "clip"):
+            value = getattr(self, field)
+            unbounded = field == "clip" and value is None
+            if not (unbounded or _LEAST <= value < math.inf):
+                yield field, f"a number above 0, {_LEAST} at least"
+        for field in ("b1", "b2"):
+            if not 0 <= getattr(self, field) < 1:
+                yield field, "a decay, from 0 to below 1"
+        if not 0 <= self.weight_decay < math.inf:
+            yield "weight_decay", "at least 0"
+        if not 0 <= self.warmup <= 1:
+            yield "warmup", "a share of the steps, 0 to 1"
+        if self.schedule not in ("linear", "cosine", "constant"):
+            yield "schedule", "linear, cosine or constant"
+        if self.kind not in ("adamw", "bertadam"):
+            yield "kind", "adamw or bertadam"
 
 
 ApplyFn = Callable[..., Outputs]

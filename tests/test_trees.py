@@ -78,6 +78,17 @@ def test_what_is_no_regex_is_named(regex):
         bf.bert(bf.BertConfig(), act=((regex, bf.symmetric()),))
 
 
+@pytest.mark.parametrize("rules", [{".*": bf.binarize}, [".*"], [(".*",)], ".*"])
+@pytest.mark.usefixtures("types_unchecked")
+def test_rules_that_are_no_pairs_are_refused(rules):
+    for call in (
+        lambda: bf.quantize({"a": jnp.ones(2)}, rules),
+        lambda: bf.bert(bf.BertConfig(), act=rules),
+    ):
+        with pytest.raises(ValueError, match=r"expected rules as pairs \(regex, value"):
+            call()
+
+
 def test_a_rule_behind_another_may_win_nothing_but_must_match():
     assert trees.match([(".*", 1), ("d", 2)], FLAT) == dict.fromkeys(FLAT, 1)
     with pytest.raises(ValueError, match=r"'e' matches no .* look like: a/kernel, a/"):

@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from bitflax.model import sites
+from bitflax import trees
+from bitflax.model import names, sites
 from bitflax.model.layers import Bert, Numerics
 from bitflax.model.sites import Act
 from bitflax.types import INPUTS, ApplyFn, Batch, BertConfig, Outputs, Params
@@ -53,7 +54,7 @@ def bert(
     Raises:
       ValueError: a rule of ``act`` matches no site, or ``dtype`` is not of real
         numbers; from ``apply``, a sequence is longer than the position embeddings, or
-        layers or a learned parameter are missing or too many.
+        the parameters are not those of the config, or a learned one is missing.
 
     >>> config = BertConfig(8, 4, 1, 2, 8, 16)
     >>> batch = {"input_ids": jnp.array([[1, 2]]), "attention_mask": jnp.ones((1, 2)),
@@ -73,10 +74,7 @@ def bert(
                 f"a sequence of {length} tokens, but the model has only "
                 f"{config.max_position_embeddings} positions"
             )
-        layers = len(params["encoder"])
-        if layers != config.num_hidden_layers:
-            problem = f"the parameters have {layers} layers, the config has "
-            raise ValueError(problem + f"num_hidden_layers {config.num_hidden_layers}")
+        _check_fits(params, config)
         rngs = None if rng is None else {"dropout": rng}
         inputs = {name: batch[name] for name in INPUTS}
         bound = sites.bind(chosen, params)
@@ -86,6 +84,20 @@ def bert(
         return out
 
     return apply
+
+
+def _check_fits(params: Params, config: BertConfig) -> None:
+    layers = len(params["encoder"])
+    if layers != config.num_hidden_layers:
+        problem = f"the parameters have {layers} layers, the config has "
+        raise ValueError(problem + f"num_hidden_layers {config.num_hidden_layers}")
+    flat = trees.flatten(params)
+    for entry in names.parameter_entries(config):
+        wanted = entry.shape[::-1] if entry.transposed else entry.shape
+        found = flat[entry.path].shape if entry.path in flat else wanted
+        if found != wanted:
+            problem = f"{entry.path}: its shape is {found}, by the config {wanted}"
+            raise ValueError(problem)
 
 
 def init_params(config: BertConfig, key: jax.Array) -> Params:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import safetensors
@@ -210,6 +211,10 @@ def params_to_hf(
                 f"{array.shape}",
                 fix="unpack the parameters, and give the configuration that is theirs",
             )
+        if not jnp.issubdtype(array.dtype, jnp.floating):
+            problem = f"expected real numbers, found {array.dtype}"
+            fix = "give parameters of float32, or of another dtype of real numbers"
+            raise ConfigError(entry.path, problem, fix=fix)
         state[entry.name] = np.ascontiguousarray(array)
     return state
 

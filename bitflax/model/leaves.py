@@ -73,6 +73,11 @@ class Lazy:
     table: Any
     quantizer: Quantizer
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the table."""
+        return self.table.shape
+
 
 @functools.partial(
     jax.tree_util.register_dataclass, data_fields=("a", "b"), meta_fields=()

@@ -34,6 +34,11 @@ class Coded(NamedTuple):
     scale: Any
     zero: Any = None
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the numbers."""
+        return self.integers.shape
+
 
 def unwrapped(quantizer: Any) -> tuple[Any, dict[str, Any]]:
     """Return what a ``functools.partial`` wraps, and the options that it binds.

@@ -8,9 +8,6 @@ from bitflax import trees
 from bitflax.errors import ConfigError
 from bitflax.types import Optim
 
-LEAST = 1e-30
-"""Smaller ones are 0 to float32, or their products are: nothing would be trained."""
-
 
 def need(holds: bool, place: str, expected: str, found: object) -> None:
     """Raise a ``ConfigError`` of a field, unless what it needs holds."""
@@ -21,20 +18,9 @@ def need(holds: bool, place: str, expected: str, found: object) -> None:
 
 def check_optim(optim: Optim, place: str) -> None:
     """Check the ranges of an optimizer's settings."""
-    for name in ("lr", "act_lr", "eps", "clip"):
-        value = getattr(optim, name)
-        some = (name == "clip" and value is None) or value >= LEAST
-        need(some, f"{place}.{name}", f"a number above 0, {LEAST} at least", value)
-    for name in ("b1", "b2"):
-        value = getattr(optim, name)
-        need(0 <= value < 1, f"{place}.{name}", "a decay, from 0 to below 1", value)
+    for field, expected in optim.out_of_range():
+        need(False, f"{place}.{field}", expected, getattr(optim, field))
     check_rules([(regex, None) for regex in optim.frozen], f"{place}.frozen")
-    decay = optim.weight_decay
-    need(decay >= 0, f"{place}.weight_decay", "at least 0", decay)
-    warmup = 0 <= optim.warmup <= 1
-    need(warmup, f"{place}.warmup", "a share of the steps, 0 to 1", optim.warmup)
-    known = optim.schedule in ("linear", "cosine", "constant")
-    need(known, f"{place}.schedule", "linear, cosine or constant", optim.schedule)
 
 
 def check_rules(rules: Sequence[tuple[str, Any]], place: str) -> None:

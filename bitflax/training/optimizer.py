@@ -18,12 +18,13 @@ def learning_rate(optim: Optim, steps: int) -> optax.Schedule:
     """Return the rate at each step: from 0 up to ``lr``, then down as it says.
 
     Raises:
-      ValueError: ``optim.schedule`` is unknown, or there are no steps.
+      ValueError: a setting is out of range, or there are no steps.
 
     >>> rate = learning_rate(Optim(lr=1.0, warmup=0.1), 100)
     >>> [float(rate(i)) for i in (0, 10, 55, 100)]
     [0.0, 1.0, 0.5, 0.0]
     """
+    _check_ranges(optim)
     check_count("steps", steps)
     warm = round(optim.warmup * steps)
     rest = max(steps - warm, 1)
@@ -32,10 +33,14 @@ def learning_rate(optim: Optim, steps: int) -> optax.Schedule:
         "cosine": optax.cosine_decay_schedule(optim.lr, rest),
         "constant": optax.constant_schedule(optim.lr),
     }
-    if optim.schedule not in after:
-        raise ValueError(f"schedule {optim.schedule!r}: choose from {sorted(after)}")
     rise = optax.linear_schedule(0.0, optim.lr, max(warm, 1))
     return optax.join_schedules([rise, after[optim.schedule]], [warm])
+
+
+def _check_ranges(optim: Optim) -> None:
+    for field, expected in optim.out_of_range():
+        found = getattr(optim, field)
+        raise ValueError(f"Optim.{field}: expected {expected}, found {found!r}")
 
 
 def _by_path(choose: Callable[[str], Any]) -> Callable[[Params], Any]:
@@ -84,20 +89,19 @@ def make_optimizer(optim: Optim, steps: int) -> optax.GradientTransformation:
       steps: the number of steps in the whole stage.
 
     Raises:
-      ValueError: kind or schedule are unknown, or there are no steps; at ``init``, a
+      ValueError: a setting is out of range, or there are no steps; at ``init``, a
         ``frozen`` regex matches no parameter, or all of them together match every one.
 
     Source: Loshchilov & Hutter 2019 (arXiv:1711.05101), as XTC trains (no decay of
     biases and LayerNorm, bias correction); ``bitflax.training.optimizer``.
     """
+    _check_ranges(optim)
     b1, b2, eps, clip = optim.b1, optim.b2, optim.eps, optim.clip
     norm = optax.clip_by_global_norm(clip) if clip else optax.identity()
     kinds = {
         "adamw": optax.chain(norm, optax.scale_by_adam(b1, b2, eps)),
         "bertadam": scale_by_bert_adam(b1, b2, eps, clip),
     }
-    if optim.kind not in kinds:
-        raise ValueError(f"kind {optim.kind!r}: choose adamw or bertadam")
     trained = optax.chain(
         kinds[optim.kind],
         optax.add_decayed_weights(optim.weight_decay, _by_path(_decays)),

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import bitflax as bf
-from bitflax import trees
+from bitflax import model, trees
 from bitflax.model import names
 from bitflax.model import sites as model_sites
 from bitflax.packed import packing
@@ -473,3 +473,33 @@ def test_parameters_of_another_depth_are_refused(layers):
         ValueError, match=f"have {layers} layers, .*num_hidden_layers 2"
     ):
         bf.bert(small.config(2))(params, small.batch(2, 0))
+
+
+SHAPED = {
+    "vocab_size": "embeddings/word/embedding",
+    "max_position_embeddings": "embeddings/position/embedding",
+    "type_vocab_size": "embeddings/token_type/embedding",
+    "hidden_size": "embeddings/word/embedding",
+    "intermediate_size": "encoder/layer_0/ffn/in/kernel",
+    "num_labels": "classifier/kernel",
+}
+
+
+@pytest.mark.parametrize("form", ["latent", "lazy", "packed", "coded", "split"])
+def test_parameters_of_another_shape_are_refused(form):
+    params, rules = small.params(small.config(2), 0), bf.xtc_1bit()
+    made = {
+        "latent": lambda: params,
+        "lazy": lambda: bf.quantize(params, rules, lazy=True),
+        "packed": lambda: bf.pack(params, rules),
+        "coded": lambda: jax.tree.map(
+            functools.partial(packing.on_host, integers=np.float32),
+            bf.pack(params, rules),
+            is_leaf=lambda leaf: isinstance(leaf, model.Packed),
+        ),
+        "split": lambda: bf.split(params, bf.xtc_2bit()),
+    }[form]()
+    for field, at in SHAPED.items():
+        other = small.config(2, **{field: 8})
+        with pytest.raises(ValueError, match=rf"{at}: its shape is .*, by the config"):
+            bf.bert(other)(made, small.batch(2, 0))

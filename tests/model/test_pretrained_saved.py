@@ -65,6 +65,12 @@ def test_names_and_layout_out_are_those_of_transformers(params):
         assert written[name].flags.c_contiguous
 
 
+def test_parameters_of_integers_are_refused(params):
+    whole = jax.tree.map(lambda leaf: leaf.astype(np.int8), params)
+    with pytest.raises(ConfigError, match=r"expected real numbers, .* int8"):
+        hf_weights.params_to_hf(whole, CONFIG)
+
+
 class Tokenizer:
     """What has a ``to_json``, as ``bitflax.data.text.Tokenizer`` has."""
 
