@@ -39,11 +39,9 @@ _MOST_ORDERED = 4
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """A trained model and how it scored."""
+    """A trained model and its row of the table."""
 
     model: Model
-    scores: dict[str, float]
-    seconds: float
     row: report.Row
 
 

@@ -182,7 +182,7 @@ def _run_teacher(experiment: Experiment) -> Result:
     row = report.Row("teacher", score, score and 1.0, 32, size, seconds)
     if scores:
         say_scores("teacher", scores)
-    return Result(found, scores, seconds, row)
+    return Result(found, row)
 
 
 def _score_teacher(
@@ -247,7 +247,7 @@ def run_stage(
     bits = weight_bits(stage, found.params)
     row = report.Row(stage.name, score, kept, bits, size, seconds)
     say_scores(stage.name, scores if scored or stage.corpus else {})
-    return Result(found, scores, seconds, row)
+    return Result(found, row)
 
 
 def _initial_model(
