@@ -15,7 +15,6 @@ import jax
 import numpy as np
 
 from bitflax import data, distillation, inference, progress, training, trees
-from bitflax.errors import InputMissing
 from bitflax.model import Packed, Split
 from bitflax.packed import (
     on_host,
@@ -109,16 +108,18 @@ def packed_bits(packed: Params) -> int:
     return int(min(line.bits for line in size_report(packed)))
 
 
-def weight_files(folder: Path) -> list[Path]:
-    """Return the files of a model's weights.
+def weight_bytes(folder: Path) -> int:
+    """Return the bytes of a model's weights; an export has a packed file beside them.
 
-    Raises:
-      InputMissing: there are none.
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     _ = (Path(folder) / "model.safetensors").write_bytes(b"dense")
+    ...     _ = (Path(folder) / "packed.safetensors").write_bytes(b"one")
+    ...     weight_bytes(Path(folder))
+    5
     """
-    found = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.bin"))
-    if not found:
-        raise InputMissing(folder, "no weights", fix="give a folder with weights")
-    return found
+    found = [*folder.glob("model*.safetensors")] or folder.glob("pytorch_model*.bin")
+    return sum(path.stat().st_size for path in found)
 
 
 def finish(

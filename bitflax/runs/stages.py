@@ -38,7 +38,7 @@ from bitflax.runs.results import (
     say,
     say_scores,
     weight_bits,
-    weight_files,
+    weight_bytes,
 )
 from bitflax.runs.stage_training import train_stage
 from bitflax.runs.summary import run_summary
@@ -177,9 +177,8 @@ def _run_teacher(experiment: Experiment) -> Result:
             experiment, data, 0, stage, None, lambda: experiment.teacher
         )
         folder = experiment.run.stage(0, "teacher") / "params"
-    size = sum(path.stat().st_size for path in weight_files(folder))
     score = scores[data.metric] if data else None
-    row = report.Row("teacher", score, score and 1.0, 32, size, seconds)
+    row = report.Row("teacher", score, score and 1.0, 32, weight_bytes(folder), seconds)
     if scores:
         say_scores("teacher", scores)
     return Result(found, row)
