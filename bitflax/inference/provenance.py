@@ -6,7 +6,7 @@ trusted: values of a wrong type or length are left out.
 
 import dataclasses
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -62,31 +62,22 @@ class Provenance:
         return {name: value for name, value in found.items() if value}
 
 
-def make_provenance(
-    recipe: str,
-    task: str,
-    metric: str,
-    teacher: str,
-    rows: Iterable[Any],
-    dev: str | None = None,
-    baselines: Iterable[tuple[str, float | None]] = (),
-) -> Provenance:
+def make_provenance(report: Mapping[str, Any], teacher: str) -> Provenance:
     """Return the provenance of a run's student.
 
     Args:
-      recipe: the recipe's name.
-      task: the task's name or path.
-      metric: its metric.
+      report: what ``report.json`` holds of the run.
       teacher: the name, hub id or folder of the model that the run began with.
-      rows: the report's, with ``name``, ``score``, ``bits`` and ``bytes``.
-      dev: what the scores were measured on, in words.
-      baselines: names and scores of the majority class and a linear model.
     """
-    stages = (_scored([r.name, r.score, r.bits, r.bytes]) for r in rows)
-    known = tuple(stage for stage in stages if stage is not None)
-    simple = tuple((n, s) for n, s in baselines if s is not None and math.isfinite(s))
-    named = short_name(task), metric, _public(teacher)
-    return Provenance(recipe, *named, known, dev, simple)
+    simple = report.get("baselines", ())
+    found = {
+        "recipe": report.get("name"),
+        "task": short_name(report["task"]),
+        "teacher": teacher,
+        "stages": [[row[n] for n in Scored._fields] for row in report["stages"]],
+        "baselines": [[each["name"], each["score"]] for each in simple],
+    }
+    return from_extras({**report, **found})
 
 
 def from_extras(extras: Mapping[str, Any]) -> Provenance:
@@ -119,21 +110,8 @@ def from_run(folder: Path) -> Provenance | None:
         found = files.read_json(folder / "report.json")
         recipe = files.read_json(folder / "recipe.json")["recipe"]
         taught = recipe["teacher"]
-        rows = [
-            [row["name"], row["score"], row["bits"], row["bytes"]]
-            for row in found["stages"]
-        ]
-        return from_extras(
-            {
-                "recipe": recipe["name"],
-                "task": short_name(found["task"]),
-                "metric": found["metric"],
-                "teacher": taught["folder"] or taught["pretrained"],
-                "stages": rows,
-                "dev": found.get("dev"),
-                "baselines": [[*x.values()] for x in found.get("baselines", ())],
-            }
-        )
+        teacher = taught["folder"] or taught["pretrained"]
+        return make_provenance({**found, "name": recipe["name"]}, teacher)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 

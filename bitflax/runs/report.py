@@ -73,7 +73,14 @@ def write_report(
     Raises:
       StorageError: the disk is full or broken.
     """
-    record = {
+    folder, record = Path(folder), fields(rows, meta)
+    files.write_text(folder / "report.json", json.dumps(record, indent=2) + "\n")
+    files.write_text(folder / "report.html", html(rows, lines, meta))
+
+
+def fields(rows: Sequence[Row], meta: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what ``report.json`` holds."""
+    return {
         "task": meta["task"],
         "metric": meta["metric"],
         "stages": records(rows),
@@ -86,10 +93,6 @@ def write_report(
         "repeat": meta.get("repeat", {}),
         "findings": meta.get("findings", {}),
     }
-    folder = Path(folder)
-    files.write_text(folder / "report.json", json.dumps(record, indent=2) + "\n")
-    page = html(rows, lines, meta)
-    files.write_text(folder / "report.html", page)
 
 
 def records(rows: Sequence[Row]) -> list[dict[str, Any]]:

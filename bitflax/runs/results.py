@@ -125,7 +125,7 @@ def weight_bytes(folder: Path) -> int:
 def finish(
     experiment: Experiment,
     rows: list[report.Row],
-    result: Result,
+    student: Model,
     judge: Judge,
     teacher: Model,
 ) -> tuple[list[report.Row], list[str]]:
@@ -134,32 +134,35 @@ def finish(
     Args:
       experiment: what all stages share.
       rows: the teacher's and every stage's.
-      result: the last stage's.
+      student: the last stage's.
       judge: what scores are held against.
       teacher: the fine-tuned one.
 
     Returns:
       All rows, with the packed file's unless the last stage is FP32; and warnings.
     """
-    last = experiment.recipe.stages[-1] if experiment.recipe.stages else None
-    task = experiment.student_data and experiment.student_data.task
+    stages, students = experiment.recipe.stages, experiment.student_data
+    last, task = stages[-1] if stages else None, students and students.task
     moved, made = (0, 0), ["report.html", "report.json"]
     found: dict[str, Any] = {}
-    if last is not None and last.corpus is None and task is not None:
-        students, teachers = experiment.task_data, experiment.teacher_data
-        scorer, params = _scorer(students, last, result.model)
+    about = {
+        "task": task.name if task else "general distillation",
+        "metric": task.metric if task else "loss",
+        "name": experiment.recipe.name,
+        "dev": task.measured_on if task else None,
+        "baselines": judge.baselines,
+    }
+    if last is not None and last.corpus is None and students and task:
+        scorer, params = _scorer(students, last, student)
         logits = scorer.logits(params)
         if not task.regression:
-            scores, params = _scorer(teachers or students, None, teacher)
-            first = scores.logits(params)
-            found["answers"] = findings.answers(task, first, logits)
+            scores, params = _scorer(experiment.teacher_data or students, None, teacher)
+            found["answers"] = findings.answers(task, scores.logits(params), logits)
         if last.packs:
             before = data.predictions(logits, regression=task.regression)
-            score = functools.partial(_score_file, experiment, scorer)
+            score = functools.partial(_score_file, experiment, scorer, before)
             values, moved = training.broadcast(
-                lambda: _pack_student(
-                    experiment, last, rows, result, judge, before, score
-                )
+                lambda: _pack_student(experiment, student, rows, about, score)
             )
             rows, made = [*rows, report.Row(*values)], [PACKED, *made]
     rows = judge.judged(rows)
@@ -172,14 +175,10 @@ def finish(
         run, unread = experiment.run, list[str]()
         lines = log.read_log(run.log_path, unread) if run.log_path.exists() else []
         if last is not None and last.packs:
-            found |= _of_file(experiment, last, result.model, lines)
+            found |= _of_file(experiment, last, student, lines)
         meta = {
-            "task": task.name if task else "general distillation",
-            "metric": task.metric if task else "loss",
-            "name": experiment.recipe.name,
+            **about,
             "notes": [*notes, *run.record["changes"]],
-            "baselines": judge.baselines,
-            "dev": task.measured_on if task else None,
             "warnings": [*warnings, *unread],
             "findings": found,
             "repeat": _repeat(experiment),
@@ -246,30 +245,26 @@ def _repeat(experiment: Experiment) -> dict[str, Any]:
 
 def _pack_student(
     experiment: Experiment,
-    stage: Stage,
+    student: Model,
     rows: list[report.Row],
-    result: Result,
-    judge: Judge,
-    before: np.ndarray,
-    score_file: Callable[[Path], tuple[float, np.ndarray]],
+    about: Mapping[str, Any],
+    score_file: Callable[[Path], tuple[float, tuple[int, int]]],
 ) -> tuple[list[Any], tuple[int, int]]:
     """Write the packed file and score it as it is read back.
 
     Args:
       experiment: what all stages share.
-      stage: the last one.
+      student: the last stage's.
       rows: the teacher's and every stage's.
-      result: the last stage's.
-      judge: what scores are held against.
-      before: what its student says of dev, before it is packed.
-      score_file: reads a packed file, and returns its score and what it says of dev.
+      about: what the report says of the run.
+      score_file: reads a packed file, and returns its score and the labels that moved.
 
     Returns:
       The values of the file's row, and (labels that packing changes, labels).
     """
     began = time.monotonic()
     recipe, task_data = experiment.recipe, experiment.task_data
-    config, params = result.model
+    stage, (config, params) = recipe.stages[-1], student
     rounded = round_rest_by_leaf(params, stage.rules, recipe.rest)
     # The programs are those that quantised for the scores, and not one an operation.
     rules = [(regex, jax.jit(quantizer)) for regex, quantizer in stage.rules]
@@ -277,52 +272,48 @@ def _pack_student(
     bits = weight_bits(stage, params) if stage.rules else packed_bits(packed)
     if recipe.positions:
         config, packed = distillation.take_positions(config, packed, recipe.positions)
-    path = experiment.run.path / PACKED
-    text = experiment.tokenizer.to_json()
-    task = task_data.task
+    path, text = experiment.run.path / PACKED, experiment.tokenizer.to_json()
+    limits = {"max_length": task_data.data.max_length, "pairs": task_data.task.pairs}
 
     def save(rows: list[report.Row]) -> None:
-        source = inference.make_provenance(
-            recipe.name,
-            task.name,
-            task.metric,
-            recipe.teacher.model,
-            rows,
-            dev=task.measured_on,
-            baselines=judge.baselines,
-        )
-        extras = {"max_length": task_data.data.max_length, "pairs": task.pairs}
-        extras |= source.to_extras()
-        save_packed(path, config, packed, stage.act, text, extras)
+        known = report.fields(rows, about)
+        source = inference.make_provenance(known, recipe.teacher.model)
+        more = {**limits, **source.to_extras()}
+        save_packed(path, config, packed, stage.act, text, more)
 
     save(rows)
-    score, said = score_file(path)
+    score, moved = score_file(path)
     row = report.Row("packed", score, kept_share(score, rows[0].score), bits)
     save([*rows, row])  # once more: a file carries its own score
     size, seconds = path.stat().st_size, time.monotonic() - began
     row = dataclasses.replace(row, bytes=size, seconds=seconds)
-    changed = int(np.sum(said != before))
-    moved = (0, 0) if task.regression else (changed, len(before))
     return list(dataclasses.astuple(row)), moved
 
 
 def _score_file(
-    experiment: Experiment, scorer: training.Evaluator, path: Path
-) -> tuple[float, np.ndarray]:
-    """Return the score of a packed file, as it is read back, and its answers on dev.
+    experiment: Experiment,
+    scorer: training.Evaluator,
+    before: np.ndarray,
+    path: Path,
+) -> tuple[float, tuple[int, int]]:
+    """Return the score of a packed file, and how many labels differ from ``before``.
 
-    Its engine answers. On an accelerator, where another program would be compiled for
-    that, its values go through the program that scored its student; not where many
-    processes have to call that together.
+    The file is read back, and its engine answers. On an accelerator, where another
+    program would be compiled for that, its values go through the program that scored
+    its student; not where many processes have to call that together.
     """
     task = experiment.task_data.task
-    if not training.has_accelerator() or training.process_part()[1] > 1:
-        found = inference.load(path).evaluate(task)
-        return found.scores[task.metric], found.said
-    kept = read_packed(path, np.asarray)
-    values = jax.tree.map(on_host, kept.params, is_leaf=lambda x: isinstance(x, Packed))
-    small = experiment.task_data.shrink(Model(kept.config, values))
-    assert task.dev.labels is not None  # as `_pack_student` has them
-    logits = scorer.logits_of(small.params)
-    said = data.predictions(logits, regression=task.regression)
-    return task.scores(said, task.dev.labels)[task.metric], said
+    if training.has_accelerator() and training.process_part()[1] == 1:
+        kept = read_packed(path, np.asarray)
+        values = jax.tree.map(
+            on_host, kept.params, is_leaf=lambda x: isinstance(x, Packed)
+        )
+        small = experiment.task_data.shrink(Model(kept.config, values))
+        logits = scorer.logits_of(small.params)
+        said = data.predictions(logits, regression=task.regression)
+    else:
+        said = inference.load(path).evaluate(task).said
+    assert task.dev.labels is not None  # or the teacher's answers: `prepare` sees to it
+    score = task.scores(said, task.dev.labels)[task.metric]
+    moved = (0, 0) if task.regression else (int(np.sum(said != before)), len(before))
+    return score, moved

@@ -142,8 +142,8 @@ def _run(experiment: Experiment, until: str | None) -> list[report.Row]:
     warnings = [*judge.warnings(rows)]
     ended = len(done) > len(names) and (until is None or until in names[-1:])
     if ended:
-        last = list(done.values())[-1]
-        rows, warnings = finish(experiment, rows, last, judge, done["teacher"].model)
+        last, teacher = [*done.values()][-1].model, done["teacher"].model
+        rows, warnings = finish(experiment, rows, last, judge, teacher)
     metric = experiment.student_data.metric if experiment.student_data else "loss"
     if training.is_main_process():
         print(report.table(rows, metric, judge.baselines))

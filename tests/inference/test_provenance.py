@@ -12,10 +12,13 @@ ROWS = [
 ]
 
 
+def said(task="icd10cm"):
+    about = {"name": "quickstart", "task": task, "metric": "accuracy"}
+    return report.fields(ROWS, about)
+
+
 def test_what_a_run_knows_goes_out_and_comes_back():
-    made = provenance.make_provenance(
-        "quickstart", "icd10cm", "accuracy", "minilm", ROWS
-    )
+    made = provenance.make_provenance(said(), "minilm")
     assert made == Provenance(
         "quickstart",
         "icd10cm",
@@ -30,21 +33,17 @@ def test_what_a_run_knows_goes_out_and_comes_back():
 def test_no_path_of_this_machine_gets_out(tmp_path):
     teacher = tmp_path / "teacher"
     teacher.mkdir()
-    made = provenance.make_provenance(
-        "r", str(tmp_path / "a.tsv"), "accuracy", str(teacher), []
-    )
-    assert made == Provenance("r", "a.tsv", "accuracy", None)
+    made = provenance.make_provenance(said(str(tmp_path / "a.tsv")), str(teacher))
+    assert (made.task, made.teacher) == ("a.tsv", None)
     assert str(tmp_path.parent) not in json.dumps(made.to_extras())
 
 
 def test_a_folder_that_looks_like_a_hubs_name_is_no_teacher(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert (
-        provenance.make_provenance("r", "t", "m", "runs/teacher", []).teacher
-        == "runs/teacher"
-    )
+    named = "runs/teacher"
+    assert provenance.make_provenance(said(), named).teacher == named
     (tmp_path / "runs").mkdir()
-    assert provenance.make_provenance("r", "t", "m", "runs/teacher", []).teacher is None
+    assert provenance.make_provenance(said(), named).teacher is None
 
 
 @pytest.mark.parametrize(
