@@ -140,17 +140,7 @@ def eval_command(args: Namespace) -> None:
         known["regression"] = config.regression
         if not config.regression and config.id2label is not None:
             known["classes"] = config.labels
-    task = data.load_task(
-        args.task,
-        data_dir=args.data_dir,
-        text=_columns(args.text),
-        label=args.label,
-        dev=dev,
-        labelled=True,
-        **known,
-    )
-    for note in task.notes:
-        tell(note)
+    task = _load_task(args, dev=dev, labelled=True, **known)
     if data.is_hub_data(args.task) and not data.has_dev(task):
         problem = f"{args.task} has no validation split, only the one to learn from"
         raise UsageError(
@@ -162,6 +152,17 @@ def eval_command(args: Namespace) -> None:
     if out is not None:
         write_text(out, "".join(f"{line}\n" for line in found.lines()))
         _LOG.info("%s: %s examples, a line each", out, len(task.dev))
+
+
+def _load_task(args: Namespace, **how: Any) -> data.Task:
+    """Return the task of a command line, and tell its notes."""
+    text, label = _columns(args.text), args.label
+    task = data.load_task(
+        args.task, data_dir=args.data_dir, text=text, label=label, **how
+    )
+    for note in task.notes:
+        tell(note)
+    return task
 
 
 def _new_file(name: str, kind: str, *read: str) -> Path:
@@ -224,17 +225,7 @@ def augment_command(args: Namespace) -> None:
         seed=args.seed,
     )
     augmentation.check_out(args.out)
-    task = data.load_task(
-        args.task,
-        data_dir=args.data_dir,
-        text=_columns(args.text),
-        label=args.label,
-        dev=args.dev,
-        seed=args.seed,
-        limit=args.limit,
-    )
-    for note in task.notes:
-        tell(note)
+    task = _load_task(args, dev=args.dev, seed=args.seed, limit=args.limit)
     rows = augmentation.write_augmented(task, args.out, how)
     print(f"{args.out}\t{rows} rows of {len(task.train)} examples")
 
