@@ -10,7 +10,6 @@ import numpy as np
 
 from bitflax import data
 from bitflax.data import Task
-from bitflax.errors import DataError
 from bitflax.progress import columns, escaped
 
 MOST_CLASSES = 30
@@ -79,17 +78,6 @@ def shares(names: Sequence[str], row: np.ndarray) -> dict[str, float]:
     {'no': 0.25, 'yes': 0.75}
     """
     return {name: round(float(p), 6) for name, p in zip(names, row, strict=True)}
-
-
-def check_labelled(task: Task) -> None:
-    """Refuse a task without labels to measure by.
-
-    Raises:
-      DataError: its dev examples have none.
-    """
-    if task.dev.labels is None:
-        problem = "the dev examples have no labels"
-        raise DataError(task.name, problem, fix="give a labelled file")
 
 
 def _by_class(found: data.ByClass, classes: Sequence[str]) -> str:

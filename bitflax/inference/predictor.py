@@ -153,7 +153,9 @@ class Predictor:
           ConfigError: the model's labels are not the task's.
           DataError: the dev examples have no labels.
         """
-        evaluation.check_labelled(task)
+        if task.dev.labels is None:
+            problem = "the dev examples have no labels"
+            raise DataError(task.name, problem, fix="give a labelled file")
         order = self._label_order(task)
         logits = self._logits(task.dev.texts, batch_size, done)
         said = data.predictions(logits, regression=order is None)
