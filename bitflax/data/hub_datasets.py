@@ -1,5 +1,6 @@
 """Hugging Face's ``datasets`` as tasks: an object in memory, or a name on a hub."""
 
+import dataclasses
 import itertools
 import typing
 from collections.abc import Mapping, Sequence
@@ -105,20 +106,12 @@ def load_rows(
     if known and not regression:
         classes, regression = classes or tuple(known), False
     learned, *rest = (
-        own_files.Source(place, _reader(splits[split], notes), place)
+        own_files.Source(p := f"{name}[{split}]", _reader(splits[split], notes), p)
         for split in filter(None, (train, measured))
-        for place in (f"{name}[{split}]",)
     )
-    return own_files.make_task(
-        name,
-        learned,
-        *rest,
-        label=label,
-        regression=regression,
-        classes=classes,
-        more_notes=notes,
-        **how,
-    )
+    how |= {"label": label, "regression": regression, "classes": classes}
+    task = own_files.make_task(name, learned, *rest, **how)
+    return dataclasses.replace(task, notes=(*task.notes, *notes))
 
 
 def _chosen(

@@ -74,7 +74,6 @@ def make_task(
     regression: bool | None = None,
     classes: Sequence[str] | None = None,
     labelled: bool = False,
-    more_notes: Sequence[str] = (),
 ) -> Task:
     """Read and check every row of one or two sources.
 
@@ -91,7 +90,6 @@ def make_task(
       classes: in the order of their numbers, where a model knows them; None: those
         that occur, sorted.
       labelled: whether a source without a column of labels is refused.
-      more_notes: what the task notes besides.
 
     Raises:
       DataError: bad rows (both are read before it is raised), a wrong column.
@@ -130,7 +128,7 @@ def make_task(
         labels=values or (),
         metric="agreement" if measured.labels is None else metric,
         regression=values is None,
-        notes=(*notes, *more_notes),
+        notes=tuple(notes),
         dev_from=f"examples of {dev.called}" if dev else "",
     )
 

@@ -76,14 +76,14 @@ def load_task(
         raise ConfigError("limit", problem, fix="leave it out")
     own: dict[str, Any] = dict(text=text, label=label, dev=dev)
     own |= dict(regression=regression, classes=classes)
-    named = named_task(name_or_path)
+    name, named = str(name_or_path), named_task(name_or_path)
     if named is None:
-        _refuse(str(name_or_path), {"data_dir": data_dir})
-        made = _load_own(name_or_path, **own, labelled=labelled)
-        return _measured(_finished(made, seed, limit), metric)
-    name = str(name_or_path)
-    _refuse(name, own if named.takes_data_dir else {**own, "data_dir": data_dir})
-    return _measured(_finished(named.load(name, data_dir), seed, limit), metric)
+        _refuse(name, {"data_dir": data_dir})
+        task = _load_own(name_or_path, **own, labelled=labelled)
+    else:
+        _refuse(name, own if named.takes_data_dir else {**own, "data_dir": data_dir})
+        task = named.load(name, data_dir)
+    return _measured(_finished(task, seed, limit), metric)
 
 
 def _load_own(source: Any, *, dev: str | Path | None, **how: Any) -> Task:
