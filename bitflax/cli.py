@@ -341,27 +341,27 @@ def _status(error: BaseException) -> int:
     if isinstance(error, KeyboardInterrupt):
         _say(signals.WORDS)
         return 128 + (error.args or (signal.SIGINT,))[0]
-    if isinstance(error, OSError) and not isinstance(error, BitflaxError):
-        error = _storage(error)
-    if isinstance(error, BitflaxError):
-        _say(f"bitflax: error: {error}")
-        return error.status
+    told = error if isinstance(error, BitflaxError) else _told(error)
+    _say(f"bitflax: error: {told}")
+    return told.status
+
+
+def _told(error: BaseException) -> BitflaxError:
+    """Return what a person is told of an error that is none of bitflax's own."""
+    if isinstance(error, OSError):
+        return _storage(error)
     kind = type(error).__name__
     chosen = [n for n in ("JAX_PLATFORMS", "JAX_PLATFORM_NAME") if os.environ.get(n)]
     if chosen and not _has_device():
         problem = f"expected a device that is here, found {os.environ[chosen[0]]!r}"
-        _say(f"bitflax: error: {chosen[0]}: {problem}")
-        _say("fix: unset it, or set it to cpu; a GPU needs pip install 'bitflax[gpu]'")
-        return errors.ConfigError.status
+        fix = "unset it, or set it to cpu; a GPU needs pip install 'bitflax[gpu]'"
+        return errors.ConfigError(chosen[0], problem, fix=fix)
     if "RESOURCE_EXHAUSTED" in str(error) or isinstance(error, MemoryError):
-        _say(f"bitflax: error: memory: out of memory ({kind})")
         fix = "a smaller batch, as --set data.batch_size=8, or a shorter max_length"
-        _say(f"fix: {fix}")
-        return 1
+        return BitflaxError("memory", f"out of memory ({kind})", fix=fix)
     first = (str(error).splitlines() or [""])[0]
-    _say(f"bitflax: error: internal: {kind}: {first}")
-    _say("fix: this is a bug in bitflax; add --debug for the traceback and report it")
-    return 1
+    fix = "this is a bug in bitflax; add --debug for the traceback and report it"
+    return BitflaxError("internal", f"{kind}: {first}", fix=fix)
 
 
 def _has_device() -> bool:
