@@ -22,7 +22,6 @@ from bitflax.data import passages, tasks, tfds
 from bitflax.data.batches import Part, rows_of
 from bitflax.data.text import Tokenizer
 from bitflax.errors import ConfigError, DamagedFile, DataError
-from bitflax.types import check_count
 
 _LOG = logging.getLogger(__name__)
 
@@ -195,11 +194,6 @@ class CorpusBatches:
         data_dir: str | Path | None = None,
         window: int = passages.WINDOW,
     ):
-        check_count("batch_size", batch_size)
-        check_count("multiple_of", multiple_of)
-        if length < 3:
-            problem = f"expected room for [CLS], text and [SEP], found {length}"
-            raise ConfigError("length", problem, fix="set it to 128")
         if tokenizer.cls_id is None or tokenizer.sep_id is None:
             problem = "expected [CLS] and [SEP] among the tokens, found none"
             raise ConfigError("tokenizer", problem, fix="give a BERT's tokenizer")

@@ -10,7 +10,6 @@ import contextlib
 import io
 import json
 import logging
-import re
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -85,17 +84,7 @@ class RunFolder:
                 lock.release()
 
     def stage(self, number: int, name: str) -> Path:
-        """Return the folder ``<number>-<name>`` of a stage; make it if need be.
-
-        Raises:
-          ConfigError: the name is no file name.
-        """
-        if not re.fullmatch(r"[\w][\w.+-]*", name):
-            raise ConfigError(
-                f"stages.{number}.name",
-                f"{name!r} cannot name a folder",
-                fix="use letters, digits, '-', '_', '+' and '.'",
-            )
+        """Return the folder ``<number>-<name>`` of a stage; make it if need be."""
         return self._folder(f"{number}-{name}")
 
     @property
@@ -197,9 +186,7 @@ class RunFolder:
         self._check_same({name: value})
         if not training.is_main_process():
             return
-        record = self._read()
-        if record is None:
-            raise RuntimeError("pin comes after write_recipe")
+        record = self.record
         known = record["hashes"].setdefault(name, value)
         before = record.setdefault("facts", {}).setdefault(name, dict(facts))
         if known != value:
