@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from bitflax import files, progress
+from bitflax import files, progress, trees
 from bitflax.runs.tensorboard import TensorBoard
 
 OnLog = Callable[[Mapping[str, Any]], object]
@@ -162,19 +162,13 @@ def _line(text: bytes) -> dict[str, Any] | None:
         return None
 
 
-def flatten(line: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(line: Mapping[str, Any]) -> dict[str, Any]:
     """Return a flat line of texts and numbers.
 
     >>> flatten({"step": 3, "loss": {"a": 1.5, "b": float("nan")}})
     {'step': 3, 'loss/a': 1.5, 'loss/b': None}
     """
-    flat: dict[str, Any] = {}
-    for name, value in line.items():
-        if isinstance(value, Mapping):
-            flat |= flatten(value, f"{prefix}{name}/")
-        else:
-            flat[prefix + name] = finite(value)
-    return flat
+    return {name: finite(x) for name, x in trees.flatten(dict(line)).items()}
 
 
 def finite(value: Any) -> Any:
