@@ -114,7 +114,7 @@ class Predictor:
             return [
                 Prediction(v, math.nan, t) for v, t in zip(values, texts, strict=True)
             ]
-        best = data.predictions(logits) if len(texts) else []
+        best = data.predictions(logits)
         top = [float(row[i]) for row, i in zip(_softmax(logits), best, strict=True)]
         known = self.config.labels
         names = [known[i] for i in best]

@@ -152,12 +152,8 @@ def _quantised(recipe: Path, stage: str) -> bool:
     """Whether the run's recipe has a stage of this name with rules or activations."""
     try:
         found = manifests.read_sealed(recipe, earlier={}) if recipe.exists() else {}
-        stages = found["recipe"]["stages"]
-        return any(
-            bool(found.get("rules") or found.get("act"))
-            for found in stages
-            if found.get("name") == stage
-        )
+        stages = (x for x in found["recipe"]["stages"] if x.get("name") == stage)
+        return any(bool(x.get("rules") or x.get("act")) for x in stages)
     except (KeyError, TypeError, AttributeError):
         return False
 

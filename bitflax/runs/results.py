@@ -98,16 +98,6 @@ def weight_bits(stage: Stage, params: Params) -> int | None:
     return min(found, default=32) or None
 
 
-def packed_bits(packed: Params) -> int:
-    """Return the bits a weight of the narrowest part of a packed tree.
-
-    >>> import jax.numpy as jnp
-    >>> packed_bits(pack({"kernel": jnp.ones((8, 8))}, (), "int8"))
-    8
-    """
-    return int(min(line.bits for line in size_report(packed)))
-
-
 def weight_bytes(folder: Path) -> int:
     """Return the bytes of a model's weights; an export has a packed file beside them.
 
@@ -269,7 +259,9 @@ def _pack_student(
     # The programs are those that quantised for the scores, and not one an operation.
     rules = [(regex, jax.jit(quantizer)) for regex, quantizer in stage.rules]
     packed = pack(rounded, rules, recipe.rest)
-    bits = weight_bits(stage, params) if stage.rules else packed_bits(packed)
+    bits = weight_bits(stage, params)
+    if not stage.rules:  # the activations alone have few
+        bits = int(min(line.bits for line in size_report(packed)))
     if recipe.positions:
         config, packed = distillation.take_positions(config, packed, recipe.positions)
     path, text = experiment.run.path / PACKED, experiment.tokenizer.to_json()

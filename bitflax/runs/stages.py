@@ -258,23 +258,20 @@ def _initial_model(
 ) -> Model:
     """Return the student that a stage starts from.
 
-    Args:
-      experiment: what all stages share.
-      number: the stage's, from 1.
-      teacher: the shape of the stage's teacher.
-      previous: what an ``Init`` calls so.
-      first: what an ``Init`` calls ``"teacher"``.
+    ``previous`` and ``first`` are what an ``Init`` calls ``"previous"`` and
+    ``"teacher"``; ``teacher`` is the shape of the stage's own.
     """
     init = experiment.recipe.stages[number - 1].init
     key = experiment.key(number)
     source = {"previous": previous, "teacher": first}.get(init.source)
     if source is None:
         source = loaded_model(init.source, first.config, key)
-
-    def importance(whole: Model) -> distillation.Importance:
-        return initialization.measured_importance(experiment.task_data, whole)
-
-    config, params = initialization.initial_student(init, source, key, importance)
+    config, params = initialization.initial_student(
+        init,
+        source,
+        key,
+        lambda whole: initialization.measured_importance(experiment.task_data, whole),
+    )
     return Model(config, initialization.with_projection(params, config, teacher, key))
 
 
