@@ -240,8 +240,8 @@ def _stages(
     lines: Sequence[Mapping[str, Any]], levels: Sequence[tuple[str, Any]], metric: str
 ) -> list[str]:
     parts = []
-    for stage in dict.fromkeys(line["stage"] for line in lines if "stage" in line):
-        mine = [line for line in lines if line.get("stage") == stage and "step" in line]
+    for stage in dict.fromkeys(line["stage"] for line in lines):
+        mine = [line for line in lines if line["stage"] == stage]
         names = sorted(dict.fromkeys(name for line in mine for name in line))
         figures = [
             _figure(name, points, levels, metric)
