@@ -13,8 +13,7 @@ from bitflax.data import TASKS
 from bitflax.inference import engines
 from bitflax.inference.provenance import PACKAGED, Provenance, Scored
 from bitflax.inference.stored_model import PACKED_COPY
-from bitflax.model import Packed, Split, at_sites
-from bitflax.model import learns as model_learns
+from bitflax.model import Packed, Split, at_sites, learns
 from bitflax.packed import StoredModel, size_report
 from bitflax.types import BertConfig, Params
 
@@ -106,7 +105,7 @@ def _bits(params: Params, counts: Counter[int | float]) -> int | float:
     # Not by the counts alone: size_report counts float16 where a float32 fits into it.
     if not any(isinstance(x, Packed | Split) for x in trees.flatten(params).values()):
         return 32
-    return max(counts.items(), key=lambda pair: pair[1])[0]
+    return counts.most_common(1)[0][0]
 
 
 def _counts(model: StoredModel) -> Counter[int | float]:
@@ -196,8 +195,7 @@ def _limits(model: StoredModel, scored: bool) -> Iterator[str]:
     found = at_sites(model.act, model.config).values()
     bits = sorted({q.bits for q in found if getattr(q, "bits", None)})
     if found:
-        learns = any(map(model_learns, found))
-        ranges = ", in ranges that it learned" if learns else ""
+        ranges = ", in ranges that it learned" if any(map(learns, found)) else ""
         rounded = f" to {' and '.join(map(str, bits))} bits" if bits else ""
         yield (
             f"The student was trained with activations rounded{rounded}{ranges}; "
@@ -219,11 +217,8 @@ def _loading(model: StoredModel, name: str, packed: bool) -> Iterator[str]:
     if model.max_length is not None:
         options = f", truncation=True, max_length={model.max_length}"
     yield _TRANSFORMERS.format(name=json.dumps(name), options=options)
-    how = (
-        f"which takes the packed file, `{PACKED_COPY}`"
-        if packed
-        else "the same weights"
-    )
+    taken = f"which takes the packed file, `{PACKED_COPY}`"
+    how = taken if packed else "the same weights"
     yield _BITFLAX.format(how=how, name=json.dumps(name))
     kind = engines.onnx_kind(model.config, model.act)
     yield _ONNX.format(name=name, kind=kind)

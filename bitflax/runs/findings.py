@@ -5,6 +5,7 @@ Everything is plain JSON: ``report.json`` keeps it, and the page is drawn from t
 
 import re
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -187,16 +188,12 @@ def layer(path: str) -> str:
 
 def bytes_by_kind(path: Path) -> list[dict[str, Any]]:
     """Return the bytes of a packed file by part and bits, the largest first."""
-    sizes: dict[str, int] = {}
+    sizes: Counter[str] = Counter()
     for row in size_report(path):
         place = layer(row.name)
         kind = "encoder" if place.startswith("layer_") else place
-        kind = f"{kind}, {row.bits:g} bit"
-        sizes[kind] = sizes.get(kind, 0) + row.bytes
-    return [
-        {"kind": kind, "bytes": size}
-        for kind, size in sorted(sizes.items(), key=lambda pair: -pair[1])
-    ]
+        sizes[f"{kind}, {row.bits:g} bit"] += row.bytes
+    return [{"kind": kind, "bytes": size} for kind, size in sizes.most_common()]
 
 
 def latencies(path: Path, text: Any) -> list[dict[str, Any]]:

@@ -56,9 +56,8 @@ class _Writer:
     def __init__(self, flat: dict[str, Any], act: dict[str, Any]):
         self.flat, self.act = flat, act
         self.words: list[bytes] = []
-        self.data: list[
-            tuple[int, np.ndarray]
-        ] = []  # where its offset goes; what it is
+        # Where its offset goes, and what it is.
+        self.data: list[tuple[int, np.ndarray]] = []
 
     def integers(self, *values: int) -> None:
         self.words += [struct.pack("<i", value) for value in values]
