@@ -1,4 +1,4 @@
-"""BERT as an ONNX graph, for ONNX Runtime and other engines: ``build``.
+"""BERT as an ONNX graph, for ONNX Runtime and other engines: ``build_onnx``.
 
 The graph computes what ``bitflax.bert(config, act)`` does; activations are quantised
 where and as in training. The kinds differ in how matrices are stored and multiplied:

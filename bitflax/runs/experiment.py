@@ -128,6 +128,13 @@ class TaskData:
         self.scorers.append((source, made))
         return made
 
+    def scorer_of(
+        self, whole: Model, stage: Stage | None = None
+    ) -> tuple[training.Evaluator, Params]:
+        """Return what scores a whole model, and the parameters that it takes."""
+        small = self.shrink(whole)
+        return self.scorer(stage, small.config), small.params
+
     def teacher_outputs(
         self, stage: Stage, teacher: Model, start: Model, batches: Batches
     ) -> distillation.TeacherOutputs | None:

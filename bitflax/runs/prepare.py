@@ -185,8 +185,8 @@ def _with_predictions(
     experiment: Experiment, students: TaskData, teachers: TaskData
 ) -> Experiment:
     """Return the experiment with the teacher's predictions as the labels of dev."""
-    config, params = students.shrink(experiment.teacher)
-    logits = students.scorer(None, config).logits(params)
+    scorer, params = students.scorer_of(experiment.teacher)
+    config, logits = experiment.teacher.config, scorer.logits(params)
     said = predictions(logits, regression=config.regression)
     said = said.astype(np.float32 if config.regression else np.int32)
     names = () if config.regression else config.labels

@@ -27,7 +27,7 @@ from bitflax.packed import (
 from bitflax.quantization import bits_of
 from bitflax.recipe import Stage
 from bitflax.runs import findings, log, report
-from bitflax.runs.experiment import Experiment, TaskData
+from bitflax.runs.experiment import Experiment
 from bitflax.runs.quality import Judge
 from bitflax.types import Model, Params
 
@@ -143,10 +143,10 @@ def finish(
         "baselines": judge.baselines,
     }
     if last is not None and last.corpus is None and students and task:
-        scorer, params = _scorer(students, last, student)
+        scorer, params = students.scorer_of(student, last)
         logits = scorer.logits(params)
         if not task.regression:
-            scores, params = _scorer(experiment.teacher_data or students, None, teacher)
+            scores, params = (experiment.teacher_data or students).scorer_of(teacher)
             found["answers"] = findings.answers(task, scores.logits(params), logits)
         if last.packs:
             before = data.predictions(logits, regression=task.regression)
@@ -177,14 +177,6 @@ def finish(
         run.tensorboard.texts("report", _texts(run.path, rows, meta))
     experiment.run.finish(*made)
     return rows, warnings
-
-
-def _scorer(
-    task_data: TaskData, stage: Stage | None, whole: Model
-) -> tuple[training.Evaluator, Params]:
-    """Return what scores a model as the stage does, and the parameters it takes."""
-    small = task_data.shrink(whole)
-    return task_data.scorer(stage, small.config), small.params
 
 
 def _of_file(

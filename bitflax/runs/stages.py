@@ -189,11 +189,10 @@ def _score_teacher(
 ) -> tuple[dict[str, float], float]:
     """Return the scores of a teacher that came fine-tuned, and the seconds it took."""
     began = time.monotonic()
-    small = data.shrink(experiment.teacher)
-    scorer = data.scorer(None, small.config)
-    scores = scorer(small.params)
+    scorer, params = data.scorer_of(experiment.teacher)
+    scores = scorer(params)
     if experiment.teacher.config.id2label is None:
-        check_order(experiment, scorer.logits(small.params))
+        check_order(experiment, scorer.logits(params))
     return scores, time.monotonic() - began
 
 
