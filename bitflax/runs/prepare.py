@@ -38,19 +38,18 @@ def prepare(recipe: Recipe, run: RunFolder) -> Experiment:
     Raises:
       BitflaxError: data, teacher or recipe are wrong; before any training.
     """
-    taught = recipe.teacher
-    folder = model.resolve_folder(taught.model)
+    folder = model.resolve_folder(recipe.teacher.model)
     tokenizer = Tokenizer.from_folder(folder)
     mesh = training.mesh()
     _pin_model(run, "teacher", folder)
-    if recipe.data is None:
-        teacher = Model(*model.load_pretrained(folder))
+    teacher, tasks = _read_teacher(recipe, folder)
+    experiment = Experiment(recipe, run, mesh, tokenizer, teacher)
+    if recipe.data is None or tasks is None:
         tokenizer.check(teacher.config, 0)
-        experiment = Experiment(recipe, run, mesh, tokenizer, teacher)
     else:
-        experiment = _with_task(recipe.data, recipe, run, folder, tokenizer, mesh)
+        experiment = _with_task(experiment, recipe.data, *tasks)
     _pin_others(experiment)
-    ready = taught.folder is not None
+    ready = recipe.teacher.folder is not None
     shapes = checks.check_stages(experiment)
     files.need_space(run.path, _space(run.path, shapes, ready))
     if experiment.student_data and training.is_main_process():
@@ -62,21 +61,25 @@ def prepare(recipe: Recipe, run: RunFolder) -> Experiment:
     return _with_predictions(experiment, students, teachers)
 
 
-def _with_task(
-    data: Data,
-    recipe: Recipe,
-    run: RunFolder,
-    folder: Path,
-    tokenizer: Tokenizer,
-    mesh: jax.sharding.Mesh,
-) -> Experiment:
-    """Read the task and its teacher, and number classes and words as students do."""
+def _read_teacher(
+    recipe: Recipe, folder: Path
+) -> tuple[Model, tuple[Task, Task] | None]:
+    """Return the teacher and what ``read_task`` gives; None: there is no task."""
+    if recipe.data is None:
+        return Model(*model.load_pretrained(folder)), None
     if recipe.teacher.folder is not None:
         teacher = Model(*model.load_pretrained(folder, seed=None))
-        task, wide = read_task(data, teacher.config, ready=True)
-    else:
-        task, wide = read_task(data)
-        teacher = _load_pretrained(recipe, folder, task)
+        return teacher, read_task(recipe.data, teacher.config, ready=True)
+    tasks = read_task(recipe.data)
+    return _load_pretrained(recipe, folder, tasks[0]), tasks
+
+
+def _with_task(
+    experiment: Experiment, data: Data, task: Task, wide: Task
+) -> Experiment:
+    """Return the experiment with a task's data, numbered as teacher and students do."""
+    recipe, run, mesh = experiment.recipe, experiment.run, experiment.mesh
+    tokenizer, teacher = experiment.tokenizer, experiment.teacher
     _pin_task(run, data, task, wide)
     tokenizer.check(teacher.config, data.max_length)
     tokenizer.max_length = data.max_length
@@ -115,7 +118,7 @@ def _with_task(
         TaskData(run, mesh, data, recipe.seed, t, x, *fixed)
         for t, x in ((wide, tokens), (task, plain))
     )
-    return Experiment(recipe, run, mesh, tokenizer, teacher, students, teachers)
+    return dataclasses.replace(experiment, student_data=students, teacher_data=teachers)
 
 
 def _used_words(
