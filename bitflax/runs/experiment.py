@@ -158,9 +158,7 @@ class TaskData:
         size = distillation.outputs_size(used, told, batches)
         flop = 3 * model.forward_flop(start.config, batches.padded_tokens)
         flop += model.forward_flop(teacher.config, batches.padded_tokens)
-        if not training.keeps_outputs(flop, size):
-            return None
-        if not self._fits(stage, size):
+        if not (training.keeps_outputs(flop, size) and self._fits(stage, size)):
             return None
         kept = self._compute_outputs(stage, teacher, batches, told, used)
         self.kept_outputs.append((source, kept))
@@ -311,7 +309,6 @@ class CorpusData:
         teacher = training.replicate(self.teacher.params, self.mesh)
         # Number 0: which pieces are held out does not depend on the stage's order.
         batches = self._batches(0, stage)
-
         most = stage.evals * EVAL_BATCHES * batches.rows * batches.length
         positions = most // self.mesh.size
         flop = model.forward_flop(student, positions)
