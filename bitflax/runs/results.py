@@ -150,7 +150,7 @@ def finish(
             found["answers"] = findings.answers(task, scores.logits(params), logits)
         if last.packs:
             before = data.predictions(logits, regression=task.regression)
-            score = functools.partial(_score_file, experiment, scorer, before)
+            score = functools.partial(_score_file, experiment, before)
             values, moved = training.broadcast(
                 lambda: _pack_student(experiment, student, rows, about, score)
             )
@@ -275,10 +275,7 @@ def _pack_student(
 
 
 def _score_file(
-    experiment: Experiment,
-    scorer: training.Evaluator,
-    before: np.ndarray,
-    path: Path,
+    experiment: Experiment, before: np.ndarray, path: Path
 ) -> tuple[float, tuple[int, int]]:
     """Return the score of a packed file, and how many labels differ from ``before``.
 
@@ -292,9 +289,10 @@ def _score_file(
         values = jax.tree.map(
             on_host, kept.params, is_leaf=lambda x: isinstance(x, Packed)
         )
-        small = experiment.task_data.shrink(Model(kept.config, values))
-        logits = scorer.logits_of(small.params)
-        said = data.predictions(logits, regression=task.regression)
+        # Its shape may be another than the student's: it may have fewer positions.
+        stored, stage = Model(kept.config, values), experiment.recipe.stages[-1]
+        scorer, params = experiment.task_data.scorer_of(stored, stage)
+        said = data.predictions(scorer.logits_of(params), regression=task.regression)
     else:
         said = inference.load(path).evaluate(task).said
     assert task.dev.labels is not None  # or the teacher's answers: `prepare` sees to it
