@@ -226,8 +226,9 @@ class Optim:
         """
         for field in ("lr", "act_lr", "eps", "clip"):
             value = getattr(self, field)
-            unbounded = field == "clip" and value is None
-            if not (unbounded or _LEAST <= value < math.inf):
+            if field == "clip" and value is None:
+                continue
+            if not _LEAST <= value < math.inf:
                 yield field, f"a number above 0, {_LEAST} at least"
         for field in ("b1", "b2"):
             if not 0 <= getattr(self, field) < 1:
