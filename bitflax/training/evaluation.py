@@ -58,10 +58,7 @@ class Evaluator:
             yield ahead.Program(step, (values, dict.fromkeys(INPUTS, ids)))
 
     def _step(self, values: Params) -> ahead.Ahead:
-        """Return what computes logits of a tree of this form, with its programs.
-
-        A file may have fewer positions than its student, and no projection.
-        """
+        """Return what computes logits of a tree so formed: a file has no projection."""
         form = (jax.tree.structure(values), ahead.shapes(values))
         return self._steps.setdefault(form, ahead.Ahead(self._function))
 
