@@ -3,21 +3,21 @@
 Paper      Bai et al. 2021, "BinaryBERT: Pushing the Limit of BERT Quantization"
            (arXiv:2012.15701): a student of half the heads and half the feed-forward
            neurons (the most important ones) is fine-tuned, then trained with 2-bit
-           weights; each ternary matrix is split into two binary ones, together as
-           large as the full width's, and they are trained on. Each kind of weights
-           has Stage-I (hidden states and attention scores) and Stage-II (logits).
-Teacher    of Stage-I the half-width FP32 model; of Stage-II the same, or, with
+           weights; each ternary matrix is split into two binary ones, which together
+           are as large as the full width's, and training continues. 2-bit and 1-bit
+           each have Stage-I (hidden states and attention scores) and Stage-II (logits).
+Teacher    of Stage-I: the half-width FP32 model; of Stage-II: the same, or, with
            logits_from=teacher, the full-width one.
 Bits       act_bits=8: clips that learn (PACT), BinaryBERT's sites and ranges;
            act_bits=4: learned steps (LSQ); 1 to 3: elastic binarisation (BiT,
            arXiv:2205.13016); 32: activations are not quantised.
-Width      half=false trains, splits and packs the whole width: twice the size.
+Width      half=false trains, splits and packs the full width: twice the size.
 Differs    probabilities are averaged over examples, not over classes too; padding
            counts as there, but a batch is padded to its bucket, not to max_length; one
-           clip a site serves both halves of a matrix, since they see one input, and
+           clip a site serves both halves of a matrix, since they have one input, and
            biases are not halved.
-Measured   not with BERT-base, which cannot be fetched where this was written;
-           recipes/multistage_quickstart.py measures splitting on what a package ships.
+Measured   nothing: BERT-base has not been run with this recipe;
+           recipes/multistage_quickstart.py measures splitting with a packaged model.
 Command    bitflax run binarybert --out runs/binarybert --set task=glue/mrpc \\
                --set data_dir=MRPC
 """

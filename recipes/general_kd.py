@@ -6,9 +6,10 @@ Paper      TinyBERT (Jiao et al. 2020, arXiv:1909.10351), section 3.2: hidden st
            learned projection compares its hidden states with the teacher's.
 Text       by default the ICD-10-CM texts of the categories that the task icd10cm learns
            from; `source` takes a folder of .txt files, or wiki40b/en.
-Result     1-general/params in the run folder: an HF folder. Others start from it:
+Result     1-general/params in the run folder, a Hugging Face folder. A stage of
+           another recipe starts from it by
            --set stages.0.init.source=runs/general/1-general/params
-           --set stages.0.init.layers=none; tinybert by --set general=FOLDER
+           --set stages.0.init.layers=none; tinybert has --set general=FOLDER
 Command    bitflax run general_kd --out runs/general
 TinyBERT   bitflax run general_kd --out runs/general --set teacher=FOLDER \\
                --set layers=2,5,8,11 --set hidden_size=312 --set heads=12 --set ffn=1200

@@ -5,17 +5,17 @@ Paper      The multi-stage way that XTC compares itself with (Wu et al. 2022,
            TinyBERT's (arXiv:1909.10351), ternary weights as TernaryBERT's
            (arXiv:2009.12812), splitting as BinaryBERT's (arXiv:2012.15701).
 Task       as in quickstart.py: a diagnosis in words -> its ICD-10-CM chapter.
-Teacher    the packaged MiniLM, fine-tuned here; before its fine-tuning it teaches the
-           general stage. With teacher_epochs=0, `teacher` is a fine-tuned folder and
-           `pretrained` what teaches the general stage.
+Teacher    the packaged MiniLM, fine-tuned here; the general stage learns from it as it
+           is before fine-tuning. With teacher_epochs=0, `teacher` is a fine-tuned
+           folder and `pretrained` teaches the general stage.
 Command    bitflax run multistage_quickstart --out runs/multistage
 Measured   accuracy, seeds 0, 1, 2 (mean, sample deviation): teacher 0.8043 (0.003),
            FP32 0.7939 (0.001), 2-bit 0.7978 (0.003), 1-bit 0.7963 (0.004; 99.0 % of
-           the teacher's), packed 0.7970 (0.004), 4.96 MB. The single-stage way, as many
+           the teacher's), packed 0.7970 (0.004), 4.96 MB. The single-stage way, equal
            steps: 1-bit 0.7947 (0.005), packed 0.7934 (0.005), 2.73 MB.
-Time       17.5 minutes on two cores with next to nothing beside it, teacher and
+Time       17.5 minutes on two nearly idle cores, teacher and
            compiling included (the teacher 221 s, general KD 210 s).
-Lost       one seed, packed, by the rate of the quantised Stage-II: 0.801 with 1e-4,
+Lost       higher rates in the quantised Stage-II (one seed, packed): 0.801 with 1e-4,
            0.799 with 2e-4, 0.787 with 5e-4.
 """
 

@@ -1,29 +1,29 @@
 """Quickstart: a 1-bit, 3-layer BERT on ICD-10-CM, taught by a fine-tuned MiniLM.
 
 Paper      XTC's single-stage way (Wu et al. 2022, arXiv:2206.01859), figure 2's right
-           side: take layers of the fine-tuned teacher, then one stage of distillation
-           of logits, hidden states and attention scores; here FP32 first, then 1 bit
-           with 8-bit activations.
+           side: take layers of the fine-tuned teacher, then distil logits, hidden
+           states and attention scores; here first in FP32, then with 1-bit weights and
+           8-bit activations.
 Task       a diagnosis in words -> its ICD-10-CM chapter (21 classes; 8,222 texts to
            learn from, 1,952 to test on, no three-character category in both).
 Teacher    the packaged MiniLM, fine-tuned here; or, with teacher_epochs=0, the folder
            of a BERT that is fine-tuned already.
-Text       students learn the texts and three edits of each (augment=none: no edits);
-           they keep the teacher's word embedding, and then its signs.
-Length     as the data ask for where no epochs are given (bitflax.default_steps): here
+Text       students learn the texts and three edits of each (augment=none: no edits).
+Frozen     both students keep the teacher's word embedding; the 1-bit one its signs.
+Length     depends on the data, unless epochs are given (bitflax.default_steps): here
            771 steps for the teacher and in FP32, 3,000 with 1 bit.
 Command    bitflax run quickstart --out runs/quickstart
 Measured   accuracy, seeds 0, 1, 2 (mean, sample deviation; one score's standard error
            is 0.009), in bfloat16: teacher 0.8046 (0.005), FP32 0.7934 (0.003; 98.6 % of
-           it), 1-bit 0.7994 (0.007), packed 0.7995 (0.007; 99.4 %); 2.73 MB. Words
-           trained in FP32: 0.7959 (0.006) and packed 0.7964 (0.002).
-           Other tasks gain more: bitflax/docs/results.md.
+           it), 1-bit 0.7994 (0.007), packed 0.7995 (0.007; 99.4 %); 2.73 MB. With
+           the word embedding trained in FP32: 0.7959 (0.006), packed 0.7964 (0.002).
+           GLUE, and what each default gains: bitflax/docs/results.md.
 Lost       on one seed (teacher 0.8033, 6 epochs of 1 bit): logits averaged over the
-           classes too, as in the papers' codes, so that they weigh 1/21: 0.785 with
-           scales per output channel, 0.787 per tensor (lr 7e-4), against 0.790 with
-           logits averaged over examples (per channel, lr 5e-4). Per tensor, which is
-           the paper's, and per channel cannot be told apart by this; per=tensor saves
-           43 kB.
+           classes too, as in the papers' code, so that they count 1/21: 0.785 with
+           one scale an output channel, 0.787 with one a matrix (lr 7e-4), against
+           0.790 with logits averaged over examples (per channel, lr 5e-4). One scale a
+           matrix, the paper's choice, and one a channel could not be told apart;
+           per=tensor saves 43 kB.
 """
 
 import functools

@@ -8,20 +8,21 @@ Student    4 layers, 312 wide, drawn at random (the default: a learned projectio
            compares its hidden states with the teacher's 768); or, with
            hidden_size=none, layers of the pretrained teacher:
            --set layers=1,3,5,7,9,11 --set hidden_size=none
-General    `source` is the corpus; or what recipes/general_kd.py made before:
+General    `source` is the corpus; or take what recipes/general_kd.py has made:
            --set general=runs/general/1-general/params
 Augment    bitflax augment glue/mrpc --data-dir MRPC --vectors glove --out mrpc.jsonl,
            then --set augment=mrpc.jsonl (--masked-lm FOLDER as well, if there is one)
 Teacher    is fine-tuned here; or, with teacher_epochs=0, `teacher` is a fine-tuned
-           folder and `pretrained` what it was before: that teaches the general stage.
+           folder and `pretrained` the model before fine-tuning, which teaches the
+           general stage.
 Optimizer  BertAdam: no bias correction, each parameter's gradient clipped by itself.
 Differs    padding counts in no loss (in the paper's code it does: count_padding=True);
            probabilities are averaged over examples, not over classes too
-           (reduction="classes"); where the widths agree there is no projection and the
-           student takes layers (there: always a projection, a random start).
-Measured   not with BERT-base and a large corpus: they cannot be fetched where this was
-           written. recipes/multistage_quickstart.py runs the same stages on what a
-           package ships.
+           (reduction="classes"); if the widths agree there is no projection, and with
+           hidden_size=none the student takes layers (there: always a projection and a
+           random start).
+Measured   nothing: it has not been run with BERT-base and a large corpus.
+           recipes/multistage_quickstart.py runs the same stages on packaged data.
 Command    bitflax run tinybert --out runs/tinybert --set task=glue/mrpc \\
                --set data_dir=MRPC --set source=wiki/
 """

@@ -2,24 +2,25 @@
 
 Paper      Wu, Yao, Zhang, Li, He 2022, "Extreme Compression for Pre-trained
            Transformers Made Simple and Efficient" (arXiv:2206.01859), sections 4 and
-           5: layers of the fine-tuned teacher, then quantisation-aware distillation of
-           logits, hidden states and attention scores in one long stage, 18 epochs,
+           5: take layers of the fine-tuned teacher, then distil logits, hidden states
+           and attention scores with quantised weights in one long stage: 18 epochs,
            the first of them warm-up, batch 32, lr 5e-5.
 Layers     of BERT-base's 12: Skip-BERT6 takes 1,3,5,7,9,11 (the default), Skip-BERT5
            takes 2,4,6,8,10.
 Weights    bits=1: signs and one scale a matrix; bits=2: ternary. The word embedding has
-           one scale a row; activations have 8 bits a token (XTC's levels, [-128, 127]).
+           one scale a row; activations have 8 bits and one scale a token (XTC's levels,
+           [-128, 127]).
 Expected   the paper's abstract: with 5 of BERT-base's layers and 1 bit, a file 50 times
            smaller (BERT-base's is 438 MB) and better than the 6-layer FP32 TinyBERT on
            GLUE. Its tables of single tasks are not repeated here.
-Measured   sizes only: 8.53 MB with 5 layers, 9.43 MB with 6, the tokenizer aside. No
+Measured   sizes only: 8.53 MB with 5 layers, 9.43 MB with 6, without the tokenizer. No
            score: BERT-base has not been run with this recipe.
-Differs    padding counts in no loss (in the paper's code it does; there options are
-           count_padding=True and mask_value=-1e4), and the student's embeddings learn
-           from the teacher's embeddings (there, with Skip-BERT5, from its first layer:
+Differs    padding counts in no loss (in the paper's code it does: count_padding=True,
+           mask_value=-1e4), and the student's embeddings learn from the teacher's
+           embeddings (there, with Skip-BERT5, from its first layer:
            layer_pairs(..., embeddings="first-1")).
-Kept       the parameters that scored best on dev after an epoch, as the paper's script
-           does: the score is one chosen on dev.
+Kept       the parameters of the epoch that scored best on dev, as in the paper's
+           script: the score is selected on dev.
 Teacher    a pretrained BERT, which is fine-tuned on the task first; or, with
            teacher_epochs=0, the folder of one that is (recipes/finetune.py makes it).
 Command    bitflax run xtc --out runs/xtc --set task=glue/mrpc --set data_dir=MRPC
