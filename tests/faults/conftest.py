@@ -2,11 +2,17 @@
 
 import os
 import pathlib
+import signal
 
 import filelock
 import pytest
 
 from tests.faults import runs
+
+# ``nohup`` and a shell's background have some ignored, and so had every run from here.
+for number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT):
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, signal.SIG_DFL)
 
 LONG = os.environ.get("BITFLAX_FAULTS") == "long"
 
