@@ -3,7 +3,8 @@
 Where bitflax is the process's own command, a signal that finds nothing to save ends the
 process there and then. Files appear whole or not at all, so that nothing has to be
 tidied up; and an exception would pass through libraries that swallow it, or leave the
-compiler's threads running while the interpreter is taken down, which crashes.
+compiler's threads running while the interpreter is taken down, which crashes. What
+this file imports comes before its handlers, so it imports what is quick.
 """
 
 import contextlib
@@ -11,7 +12,6 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
-from typing import Any
 
 WORDS = "bitflax: stopped; a run's same command goes on where it stopped"
 
@@ -31,7 +31,7 @@ def ending() -> list[signal.Signals]:
     return found[:3] if deaf else found
 
 
-def stop(number: int, frame: Any) -> None:
+def stop(number: int, frame: object) -> None:
     """Handle a signal: end the process where it is ours alone, else raise, once."""
     if _own and not together:
         with contextlib.suppress(OSError):

@@ -57,7 +57,7 @@ STEP = 0.025 if LONG else 0.1
 
 
 def handles(pid: int) -> bool:
-    """Whether a process has come to our first line, which sets the handlers.
+    """Whether a process is through our first import, which sets the handlers.
 
     SIGTERM's tells: of SIGINT Python has a handler of its own before.
     """
@@ -92,7 +92,7 @@ def test_a_signal_in_the_first_five_seconds(number, place, tmp_path):
             assert status in (0, 128 + number), told
         elif status not in (0, 128 + number):  # what the signal does to every Python
             assert status in (-number, 1), told
-            assert "/bitflax/" not in said, told
+            assert "/bitflax/" not in said or "import bitflax.signals" in said, told
             continue
         assert "Traceback" not in said, told
         assert said.endswith(f"{WORDS}\n") == (status > 0), told
