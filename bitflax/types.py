@@ -229,12 +229,12 @@ class Optim:
             if field == "clip" and value is None:
                 continue
             if not _LEAST <= value < math.inf:
-                yield field, f"a number above 0, {_LEAST} at least"
+                yield field, f"a finite number above 0, {_LEAST} at least"
         for field in ("b1", "b2"):
             if not 0 <= getattr(self, field) < 1:
                 yield field, "a decay, from 0 to below 1"
         if not 0 <= self.weight_decay < math.inf:
-            yield "weight_decay", "at least 0"
+            yield "weight_decay", "a finite number, at least 0"
         if not 0 <= self.warmup <= 1:
             yield "warmup", "a share of the steps, 0 to 1"
         if self.schedule not in ("linear", "cosine", "constant"):

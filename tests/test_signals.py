@@ -29,6 +29,17 @@ def asked(argv, number, ready="go\n", **options):
         return process.wait(20), process.stderr.read()
 
 
+def test_what_comes_before_the_handlers_is_quick():
+    code = """
+        import sys
+        exec(open(sys.argv[1]).read(), {"__name__": "signals"})
+        print({"typing", "numpy", "jax"} & sys.modules.keys())
+    """
+    argv = [sys.executable, "-S", "-c", textwrap.dedent(code), signals.__file__]
+    made = subprocess.run(argv, capture_output=True, text=True, check=True)
+    assert made.stdout == "set()\n"
+
+
 @pytest.mark.parametrize("number", ALL)
 def test_from_the_first_import_on_a_signal_ends_the_command(number):
     # A heavy package that never comes to its end, in front of all others.

@@ -14,5 +14,6 @@ from bitflax.inference.native_check import self_test as self_test
 from bitflax.inference.predictor import Predictor as Predictor
 from bitflax.inference.predictor import load as load
 from bitflax.inference.provenance import make_provenance as make_provenance
+from bitflax.inference.stored_model import PACKED_COPY as PACKED_COPY
 from bitflax.inference.stored_model import Verified as Verified
 from bitflax.inference.stored_model import verify as verify

@@ -94,7 +94,9 @@ def _check_fits(params: Params, config: BertConfig) -> None:
     flat = trees.flatten(params)
     for entry in names.parameter_entries(config):
         wanted = entry.shape[::-1] if entry.transposed else entry.shape
-        found = flat[entry.path].shape if entry.path in flat else wanted
+        if entry.path not in flat:
+            raise ValueError(f"{entry.path}: the parameters have none")
+        found = getattr(flat[entry.path], "shape", ())
         if found != wanted:
             problem = f"{entry.path}: its shape is {found}, by the config {wanted}"
             raise ValueError(problem)

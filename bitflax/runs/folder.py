@@ -186,6 +186,7 @@ class RunFolder:
         self._check_same({name: value})
         if not training.is_main_process():
             return
+        self._check_there()
         record = self.record
         known = record["hashes"].setdefault(name, value)
         before = record.setdefault("facts", {}).setdefault(name, dict(facts))

@@ -108,7 +108,8 @@ def weight_bytes(folder: Path) -> int:
     ...     weight_bytes(Path(folder))
     5
     """
-    found = [*folder.glob("model*.safetensors")] or folder.glob("pytorch_model*.bin")
+    dense = [p for p in folder.glob("*.safetensors") if p.name != inference.PACKED_COPY]
+    found = dense or folder.glob("pytorch_model*.bin")
     return sum(path.stat().st_size for path in found)
 
 

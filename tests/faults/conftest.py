@@ -9,12 +9,19 @@ import pytest
 
 from tests.faults import runs
 
-# ``nohup`` and a shell's background have some ignored, and so had every run from here.
-for number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT):
-    if signal.getsignal(number) is signal.SIG_IGN:
-        signal.signal(number, signal.SIG_DFL)
-
 LONG = os.environ.get("BITFLAX_FAULTS") == "long"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def unignored():
+    """``nohup`` and a shell's background ignore some signals, and so would all runs."""
+    numbers = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT)
+    deaf = [n for n in numbers if signal.getsignal(n) is signal.SIG_IGN]
+    for number in deaf:
+        signal.signal(number, signal.SIG_DFL)
+    yield
+    for number in deaf:
+        signal.signal(number, signal.SIG_IGN)
 
 
 @pytest.fixture(scope="session")

@@ -503,3 +503,10 @@ def test_parameters_of_another_shape_are_refused(form):
         other = small.config(2, **{field: 8})
         with pytest.raises(ValueError, match=rf"{at}: its shape is .*, by the config"):
             bf.bert(other)(made, small.batch(2, 0))
+
+
+def test_a_missing_parameter_is_named():
+    params = trees.flatten(small.params(small.config(2), 0))
+    del params["pooler/kernel"]
+    with pytest.raises(ValueError, match="pooler/kernel: the parameters have none"):
+        bf.bert(small.config(2))(trees.unflatten(params), small.batch(2, 0))
