@@ -87,7 +87,7 @@ def bert(
 
 
 def _check_fits(params: Params, config: BertConfig) -> None:
-    layers = len(params["encoder"])
+    layers = len(params.get("encoder", {}))
     if layers != config.num_hidden_layers:
         problem = f"the parameters have {layers} layers, the config has "
         raise ValueError(problem + f"num_hidden_layers {config.num_hidden_layers}")

@@ -510,3 +510,5 @@ def test_a_missing_parameter_is_named():
     del params["pooler/kernel"]
     with pytest.raises(ValueError, match="pooler/kernel: the parameters have none"):
         bf.bert(small.config(2))(trees.unflatten(params), small.batch(2, 0))
+    with pytest.raises(ValueError, match=r"have 0 layers, .*num_hidden_layers 2"):
+        bf.bert(small.config(2))({"params": {}}, small.batch(2, 0))
