@@ -71,6 +71,7 @@ class Task:
       own_metric: the function that ``metric`` is the name of, where it is one's own.
       dev_from: where dev comes from, in words ("examples of dev.csv"); empty: it is the
         named task's own.
+      split_off: whether dev was split off the training file.
     """
 
     name: str
@@ -83,6 +84,7 @@ class Task:
     sha256: str = ""
     own_metric: Callable[..., Any] | None = None
     dev_from: str = ""
+    split_off: bool = False
 
     @property
     def measured_on(self) -> str:

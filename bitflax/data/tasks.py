@@ -130,8 +130,8 @@ def _fits(metric: str, task: Task) -> bool:
 def _finished(task: Task, seed: int, limit: int | None) -> Task:
     """Split dev off if need be, cut train to the limit, and say so."""
     train, dev, notes = task.train, task.dev, list(task.notes)
-    dev_from = task.dev_from
-    if not len(dev):
+    dev_from, split = task.dev_from, not len(dev)
+    if split:
         if len(set(zip(*train.texts, strict=True))) < 2:
             raise DataError(
                 task.name,
@@ -155,6 +155,7 @@ def _finished(task: Task, seed: int, limit: int | None) -> Task:
         notes=tuple(notes),
         sha256=sha256,
         dev_from=dev_from,
+        split_off=split,
     )
 
 

@@ -25,6 +25,7 @@ def data_notices(
     positions: int,
     max_length: int,
     batch_size: int,
+    ready: bool = False,
 ) -> Iterator[str]:
     """Yield a notice for each thing that is odd about a task's data.
 
@@ -35,7 +36,11 @@ def data_notices(
       positions: how many the teacher's model has.
       max_length: the number of tokens at which texts were cut.
       batch_size: the largest of all stages.
+      ready: whether the teacher came fine-tuned.
     """
+    if ready and task.split_off and task.dev.labels is not None:
+        seen = "if the teacher has learned the examples that were split off to measure "
+        yield f"{seen}on, its score is too high: name a file of others by data.dev"
     yield from _class_notices(task)
     yield from _shared(task)
     yield from _contradictions(task)

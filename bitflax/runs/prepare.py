@@ -92,7 +92,8 @@ def _with_task(
     task, wide = (_in_order(each, teacher.config) for each in (task, wide))
     sizes = [s.batch_size or 0 for s in recipe.stages if s.corpus is None]
     rows, most = max(data.batch_size, *sizes, 0), teacher.config.max_position_embeddings
-    said = data_notices(task, (plain, dev), tokenizer, most, data.max_length, rows)
+    ready, parts = recipe.teacher.folder is not None, (plain, dev)
+    said = data_notices(task, parts, tokenizer, most, data.max_length, rows, ready)
     notes = (*task.notes, *said)
     task, wide = (dataclasses.replace(each, notes=notes) for each in (task, wide))
     used = _used_words(recipe, teacher.config, tokenizer, [tokens, dev])

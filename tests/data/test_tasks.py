@@ -40,6 +40,7 @@ def test_a_missing_dev_file_is_split_off_and_said(own):
     task = load_task(own, seed=3)
     assert (len(task.train), len(task.dev)) == (45, 5)
     assert task.notes[-1] == "no dev file: 5 of 50 examples were split off by seed 3"
+    assert task.split_off
     assert task.sha256 == load_task(own, seed=3).sha256 != load_task(own).sha256
 
 

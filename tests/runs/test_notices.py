@@ -1,5 +1,7 @@
 """What is said of data before anything is trained: counts, and what to do."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import tokenizers
@@ -30,6 +32,24 @@ def test_good_data_have_no_notice():
     assert told((WORDS, [0, 1, 2, 0, 1, 2, 0]), (["red dog", "a cat"], [0, 1])) == []
     bare = (WORDS, None)
     assert told(bare, (["red dog"], None), labels="") == []
+
+
+@pytest.mark.parametrize(
+    ("ready", "split", "labels", "count"),
+    [
+        (True, True, [0], 1),
+        (True, False, [0], 0),
+        (False, True, [0], 0),
+        (True, True, None, 0),
+    ],
+)
+def test_a_ready_teacher_may_know_what_was_split_off(ready, split, labels, count):
+    trained = part(["red cat", "old dog"], labels and [0, 0])
+    task = Task("own", trained, part(["big cow"], labels), ("a",), "accuracy")
+    task = dataclasses.replace(task, split_off=split)
+    read = [tinyrun.tokenizer().encode(x.texts, 16) for x in (task.train, task.dev)]
+    said = notices.data_notices(task, read, tinyrun.tokenizer(), 64, 16, 1, ready)
+    assert sum("its score is too high" in notice for notice in said) == count
 
 
 @pytest.mark.parametrize(
