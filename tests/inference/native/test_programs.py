@@ -25,7 +25,7 @@ def compiled(folder: pathlib.Path, command, source: str, targets: dict, flags) -
     command = [
         *command,
         "-O1",
-        "-g",
+        "-g1",  # the lines that a report names
         "-std=c++17",
         "-fno-exceptions",
         "-fno-rtti",
