@@ -40,7 +40,7 @@ def data_notices(
     """
     if ready and task.split_off and task.dev.labels is not None:
         seen = "if the teacher has learned the examples that were split off to measure "
-        yield f"{seen}on, its score is too high: name a file of others by data.dev"
+        yield f"{seen}on, its score is too high: name others by data.dev"
     yield from _class_notices(task)
     yield from _shared(task)
     yield from _contradictions(task)
