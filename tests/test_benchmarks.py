@@ -1,6 +1,6 @@
 """The PyTorch peer of the benchmarks computes what we compute; the programs run."""
 
-import importlib
+import importlib.util
 import json
 import os
 import pathlib
@@ -12,10 +12,13 @@ import numpy as np
 import pytest
 
 import bitflax as bf
-from tests.benchmarks import steps
+from bitflax.data import icd10
+from bitflax.data.passages import sha256
+from tests.benchmarks import cuts, steps
 from tests.helpers import flags
 
 ROOT = pathlib.Path(__file__).parent.parent
+CUTS = "c135fa175b177d02f965861ce43270f2d295a30cf18f8e4260adfc7481aad3a2"
 PROGRAMS = {
     "train_step": ["--shapes", "2x8", "--sides", "fp32", "1-bit"],
     "scaling": ["--shape", "8x8"],
@@ -51,6 +54,34 @@ def test_the_peer_learns_as_we_do(kind, peer):
         for name, value in parts.items():
             assert float(metrics[name]) == pytest.approx(value, rel=1e-4, abs=1e-7)
     assert parts != first
+
+
+def test_cuts_are_even_and_hold_one_another():
+    found = {name: [f"{name}{i}" for i in range(n)] for name, n in
+             [("A", 30), ("B", 12), ("C", 25), ("D", 3)]}  # fmt: skip
+    made = cuts.cut(found, 2, [4, 21])
+    assert {name: len(rows) for name, rows in made.items()} == {
+        "dev": 20, "4": 4, "21": 20
+    }  # fmt: skip
+    assert [label for _, label in made["4"]] == ["A", "A", "C", "C"]
+    assert set(made["4"]) < set(made["21"])
+    assert not set(made["dev"]) & set(made["21"])
+    with pytest.raises(SystemExit, match="fewer than 3 sections have 13 texts"):
+        cuts.cut(found, 3, [9])
+    with pytest.raises(SystemExit, match="1 rows are fewer than 2 classes"):
+        cuts.cut(found, 2, [4, 1])
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec(icd10.PACKAGE) is None,
+    reason="simple-icd-10-cm (the extra demo) is not installed",
+)
+def test_the_cuts_that_were_measured():
+    made = cuts.cut(cuts.sections(), 77, [539, 2002, 8008])
+    assert [len(made[name]) for name in ("dev", "539", "2002", "8008")] == [
+        770, 539, 2002, 8008
+    ]  # fmt: skip
+    assert sha256(repr(made)) == CUTS
 
 
 @pytest.mark.slow

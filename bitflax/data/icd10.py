@@ -104,7 +104,7 @@ TASK = NamedTask(
 
 def _read() -> tuple[list[Diagnosis], dict[int, str]]:
     """Return the distinct texts of the task's chapters, and all chapters' titles."""
-    path = _tabular_list()
+    path = tabular_list()
     try:
         chapters = ElementTree.parse(path).getroot().findall("chapter")
         titles = {
@@ -121,7 +121,7 @@ def _read() -> tuple[list[Diagnosis], dict[int, str]]:
     return [d for d in found if d.chapter != SPECIAL_PURPOSES], titles
 
 
-def _tabular_list() -> Path:
+def tabular_list() -> Path:
     """Return the path of the newest release's XML file."""
     found = files.package_files(PACKAGE, "data/icd10c*tabular*.xml")
     if not found:

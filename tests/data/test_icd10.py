@@ -69,7 +69,7 @@ def made(tmp_path, monkeypatch, content):
     """Put another list in the package's place."""
     path = tmp_path / "list.xml"
     path.write_text(content)
-    monkeypatch.setattr(icd10, "_tabular_list", lambda: path)
+    monkeypatch.setattr(icd10, "tabular_list", lambda: path)
 
 
 def code(name, *texts):
