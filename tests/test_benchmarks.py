@@ -85,6 +85,7 @@ def test_the_cuts_that_were_measured():
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_a_program_writes_its_json(name):
     rounds = [] if name in ("compile", "estimate") else ["--rounds", "1"]

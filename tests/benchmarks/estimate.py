@@ -71,6 +71,7 @@ def lowered(kind: str, name: str, rows: int, length: int) -> Any:
     return jax.jit(step, donate_argnums=0).lower(state, params, batch_of(rows, length))
 
 
+@functools.cache
 def flop(kind: str, name: str, rows: int, length: int) -> float:
     """Return the FLOP of a step as XLA counts them, before it optimises."""
     return lowered(kind, name, rows, length).cost_analysis()["flops"]

@@ -123,7 +123,7 @@ ALL = ("pmap 1-bit", "shard_map fp32", "shard_map 1-bit")
     [
         (2, ("shard_map linear",)),
         pytest.param(2, ALL, marks=pytest.mark.slow),
-        pytest.param(4, ALL[1:], marks=pytest.mark.slow),
+        pytest.param(4, ALL[1:], marks=[pytest.mark.slow, pytest.mark.long]),
     ],
     ids=["linear", "two", "four"],
 )
@@ -253,7 +253,14 @@ def test_a_killed_process_ends_the_others(victim, place):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("first", "then", "asked"), [(2, 1, 1), (1, 4, 0), (4, 2, 3)])
+@pytest.mark.parametrize(
+    ("first", "then", "asked"),
+    [
+        (2, 1, 1),
+        pytest.param(1, 4, 0, marks=pytest.mark.long),
+        pytest.param(4, 2, 3, marks=pytest.mark.long),
+    ],
+)
 def test_a_stopped_run_goes_on_with_other_processes(first, then, asked, place, whole):
     out = place / f"stopped{first}{then}"
     base = command(place, out, *SETTINGS)

@@ -64,6 +64,7 @@ def test_every_quantizer_of_activations(act, targets):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("act", [*natives.ACTS])
 @pytest.mark.parametrize("weights", natives.WEIGHTS)
 def test_every_quantizer_with_every_kind_of_weights(weights, act, targets):

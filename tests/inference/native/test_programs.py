@@ -56,8 +56,10 @@ def written(folder: pathlib.Path) -> dict[str, pathlib.Path]:
     paths = {"small": folder / "small"}
     paths["small"].write_bytes(test_flat_file.sealed())
     for weights, act in dict.fromkeys(kinds):
-        params, found = natives.model(weights, act)
-        flat = flat_file.to_flat(natives.CONFIG, params, found)
+        # One file of two layers is enough: a sanitizer makes each cost seconds.
+        config = natives.SHORT if len(paths) > 1 else natives.CONFIG
+        params, found = natives.model(weights, act, config)
+        flat = flat_file.to_flat(config, params, found)
         flat_file.seal(flat)
         path = folder / f"{weights} {act}".replace(" ", "_")
         path.write_bytes(flat.tobytes())
@@ -113,6 +115,7 @@ def driver(program, *words) -> str:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_models_of_all_kinds_run_without_a_report(sanitized, tmp_path):
     paths = written(tmp_path)
     for number, target in enumerate(driver(sanitized, "targets").strip().split(",")):
@@ -123,6 +126,7 @@ def test_models_of_all_kinds_run_without_a_report(sanitized, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_mutated_files_are_refused_or_run_without_a_report(sanitized, tmp_path):
     paths = written(tmp_path)
     targets = driver(sanitized, "targets").strip().split(",")
@@ -150,6 +154,7 @@ def emulator() -> list[str]:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_arm_computes_what_this_processor_does(tmp_path):
     runner = emulator()
     zig = [sys.executable, "-m", "ziglang", "c++", "-target", "aarch64-linux-musl"]
