@@ -8,7 +8,7 @@ import functools
 import inspect
 import math
 import re
-from typing import Any
+from typing import Any, NamedTuple
 
 from bitflax import distillation, files, model, packed, quantization
 from bitflax.data import HubDataset, Task, named_task, shown
@@ -16,10 +16,31 @@ from bitflax.errors import BitflaxError, ConfigError
 from bitflax.progress import columns
 from bitflax.recipe import schema
 from bitflax.recipe.duration import planned_steps
-from bitflax.recipe.schema import Init, Recipe, Stage, check_plan
+from bitflax.recipe.schema import Init, Recipe, Stage, Teacher, check_plan
 from bitflax.types import BertConfig, Optim
 
 _ARROW = "      |\n      v"
+
+
+class _Size(NamedTuple):
+    """What the length of a training depends on.
+
+    Attributes:
+      rows: the examples of an epoch, those of an augmentation file too.
+      plain: those without augmentation.
+      classes: how many the task has; 0: a real number.
+    """
+
+    rows: int
+    plain: int
+    classes: int
+
+
+def _classes(task: Task, config: BertConfig | None) -> int:
+    """Return how many classes a task has: texts without labels have the teacher's."""
+    if task.regression:
+        return 0
+    return len(task.labels) or (config.num_labels if config else 0)
 
 
 def teacher_config(
@@ -94,12 +115,13 @@ def describe_recipe(
         patience can never end it early.
     """
     check_plan(of)
-    rows = None if task is None else len(task.train)
-    plain = rows if taught is None else len(taught.train)
-    if of.data is not None and of.data.augment == "edits":
-        rows = plain
-    blocks = [*_data(of, task, taught or task), _teacher(of, config, plain)]
-    blocks += [_stage(i, stage, of, rows, plain) for i, stage in enumerate(of.stages)]
+    size = None
+    if task is not None:
+        rows, plain = len(task.train), len((taught or task).train)
+        edits = of.data is not None and of.data.augment == "edits"
+        size = _Size(plain if edits else rows, plain, _classes(task, config))
+    blocks = [*_data(of, task, size), _teacher(of, config, size)]
+    blocks += [_stage(i, stage, of, size) for i, stage in enumerate(of.stages)]
     if of.stages and of.stages[-1].packs:
         blocks.append(f"model.safetensors  packed; the rest as {_rest(of.rest)}")
     text = f"\n{_ARROW}\n".join(blocks)
@@ -120,7 +142,7 @@ def _rows(title: str, rows: list[str]) -> str:
     )
 
 
-def _data(of: Recipe, task: Task | None, taught: Task | None) -> list[str]:
+def _data(of: Recipe, task: Task | None, size: _Size | None) -> list[str]:
     data = of.data
     if data is None:
         return []
@@ -129,26 +151,27 @@ def _data(of: Recipe, task: Task | None, taught: Task | None) -> list[str]:
     rows = [first + (f", {data.limit} examples" if data.limit else "")]
     if data.data_dir:
         rows.append(f"from {data.data_dir}")
-    if task is None or taught is None:
+    if task is None or size is None:
         rows += [f"augmented by {data.augment}"] if data.augment else []
     else:
-        kinds = "real numbers" if task.regression else f"{len(task.labels)} classes"
-        read = f"{len(taught.train):,} examples to learn from, {len(task.dev):,} to "
+        kinds = "real numbers" if task.regression else f"{size.classes} classes"
+        read = f"{size.plain:,} examples to learn from, {len(task.dev):,} to "
         rows.append(f"{read}measure {task.metric} on; {kinds}")
         if data.augment:
-            more = len(task.train) - len(taught.train)
+            more = len(task.train) - size.plain
             rows.append(f"students learn {more:,} more, of {data.augment}")
         rows += [line for note in task.notes for line in note.splitlines()]
     return [_rows("data", rows)]
 
 
-def _teacher(of: Recipe, config: BertConfig | None, examples: int | None) -> str:
+def _teacher(of: Recipe, config: BertConfig | None, size: _Size | None) -> str:
     teacher = of.teacher
     if teacher.folder or of.data is None:
         rows = [f"{teacher.model}, as it is"]
     else:
-        each = examples and -(-examples // of.data.batch_size)
-        rows = [f"{teacher.pretrained}, fine-tuned: {_schedule(teacher, each)}"]
+        taught = size and size._replace(rows=size.plain)
+        length = _schedule(teacher, of.data.batch_size, taught)
+        rows = [f"{teacher.pretrained}, fine-tuned: {length}"]
     if config:
         heads = f"{config.num_attention_heads} heads"
         wide = f"{config.hidden_size} wide, {heads}"
@@ -159,17 +182,13 @@ def _teacher(of: Recipe, config: BertConfig | None, examples: int | None) -> str
     return _rows("teacher", rows)
 
 
-def _schedule(part: Any, each: int | None = None, own: int | None = None) -> str:
-    """Return the length and the learning rate of a teacher's or a stage's training.
-
-    ``each`` is the number of steps of an epoch, where the data are known; ``own`` that
-    without augmentation.
-    """
+def _schedule(part: Stage | Teacher, batch: int, size: _Size | None) -> str:
+    """Return the length and the learning rate of a teacher's or a stage's training."""
     optim: Optim = part.optim
     length = "as many steps as suit the data"
-    if each is not None:
-        rules = getattr(part, "rules", ())
-        steps = planned_steps(part.steps, part.epochs, each, rules, own)
+    if size is not None:
+        each, own = -(-size.rows // batch), -(-size.plain // batch)
+        steps = planned_steps(part, each, own, size.classes)
         length = f"{_count(steps, 'step')} ({_count(round(steps / each, 1), 'epoch')})"
     elif part.steps is not None:
         length = _count(part.steps, "step")
@@ -187,9 +206,7 @@ def _count(number: int | float, noun: str) -> str:
     return f"{shown} {noun}{'' if number == 1 else 's'}"
 
 
-def _stage(
-    index: int, stage: Stage, of: Recipe, examples: int | None, plain: int | None
-) -> str:
+def _stage(index: int, stage: Stage, of: Recipe, size: _Size | None) -> str:
     source, untaught = stage.init.source, f"{of.teacher.pretrained}, not fine-tuned"
     first = "teacher" if stage.corpus is None else untaught
     if source == "previous":
@@ -206,13 +223,11 @@ def _stage(
     rows += _weight_rows(stage.rules)
     rows += _act_rows(stage.act)
     rows += _compute_rows(stage)
-    size = f", {stage.batch_size} a batch" if stage.batch_size else ""
-    each = own = None
-    if examples and plain and of.data and stage.corpus is None:
-        batch = stage.batch_size or of.data.batch_size
-        each, own = -(-examples // batch), -(-plain // batch)
+    batch = stage.batch_size or (of.data.batch_size if of.data else 0)
+    length = _schedule(stage, batch, size if stage.corpus is None else None)
+    each = f", {batch} a batch" if stage.batch_size else ""
     kept = "best" if stage.patience else stage.keep
-    rows.append(f"{_schedule(stage, each, own)}{size}; the {kept} parameters are kept")
+    rows.append(f"{length}{each}; the {kept} parameters are kept")
     return _rows(stage.name, rows)
 
 

@@ -1,62 +1,75 @@
 """How many steps a training has: the recipe's number, or one that suits the data."""
 
 from bitflax.quantization import Rules, bits_of
+from bitflax.recipe.schema import Stage, Teacher
 from bitflax.types import check_count
 
 EPOCHS, LEAST, MOST_EPOCHS = 3, 750, 40
 """Of 32 bits; 1 or 2 bits have twice the epochs, and four times the other two."""
+STEPS_A_CLASS, CLASS_EPOCHS = 20, 8
+"""Of more than 2 bits, where a classifier of many classes is learned: at least so many
+steps for each class, as far as so many epochs go."""
 
 
-def default_steps(steps_per_epoch: int, rules: Rules = ()) -> int:
+def default_steps(steps_per_epoch: int, rules: Rules = (), classes: int = 0) -> int:
     """Return the steps of a training for which no length is given.
 
     ``min(max(epochs x steps_per_epoch, least), most_epochs x steps_per_epoch)``: a few
     epochs where they are many steps; where they are few, as many steps as a new
     classifier needs, or as 1-bit weights do, which need four times as many; but no more
-    epochs than help.
+    epochs than help. A classifier of more than 37 classes has ``20 x classes`` steps at
+    least, as far as eight epochs go.
 
     Args:
       steps_per_epoch: how many batches show every example once.
       rules: the stage's; ``()`` is FP32, as the teacher.
+      classes: how many the task has; 0: a real number.
 
-    Source: measured on 539 and 2,002 examples of 77 classes and 8,222 of 21; see the
-    tables in ``bitflax/docs/results.md``.
+    Source: measured on 539, 2,002 and 8,008 examples of 77 classes and 8,222 of 21; see
+    the tables in ``bitflax/docs/results.md``. Nothing was measured with more classes.
 
     >>> from bitflax.quantization import xtc_1bit
     >>> [default_steps(n) for n in (16, 63, 257, 2105)]
     [640, 750, 771, 6315]
-    >>> [default_steps(n, xtc_1bit()) for n in (16, 63, 257, 2105)]
+    >>> [default_steps(n, classes=77) for n in (16, 63, 126, 257, 2105)]
+    [640, 750, 1008, 1540, 6315]
+    >>> [default_steps(n, xtc_1bit(), 1000) for n in (16, 63, 257, 2105)]
     [2560, 3000, 3000, 12630]
     """
     check_count("steps_per_epoch", steps_per_epoch)
+    check_count("classes", classes, least=0)
     bits = min((bits_of(quantizer) or 1 for _, quantizer in rules), default=32)
     longer, times = (2, 4) if bits <= 2 else (1, 1)
-    steps = max(longer * EPOCHS * steps_per_epoch, times * LEAST)
+    least = times * LEAST
+    if bits > 2:
+        least = max(least, min(STEPS_A_CLASS * classes, CLASS_EPOCHS * steps_per_epoch))
+    steps = max(longer * EPOCHS * steps_per_epoch, least)
     return min(steps, times * MOST_EPOCHS * steps_per_epoch)
 
 
 def planned_steps(
-    steps: int | None,
-    epochs: int | None,
+    part: Stage | Teacher,
     steps_per_epoch: int,
-    rules: Rules = (),
     own: int | None = None,
+    classes: int = 0,
 ) -> int:
-    """Return the number of steps of a training.
+    """Return the number of steps of a stage's or a teacher's training.
+
+    Its own ``steps`` come first, then its ``epochs``, then the default.
 
     Args:
-      steps: the recipe's, which come first.
-      epochs: the recipe's, where it gives no steps.
+      part: the stage, or the teacher that is fine-tuned.
       steps_per_epoch: how many batches show every example once.
-      rules: the stage's.
       own: the same without augmentation, from which the default is computed; None:
         there is no augmentation.
+      classes: how many the task has; 0: a real number.
 
-    >>> planned_steps(None, 2, 100), planned_steps(None, None, 1200, own=300)
+    >>> planned_steps(Teacher(epochs=2), 100), planned_steps(Teacher(), 1200, own=300)
     (200, 900)
     """
-    if steps is not None:
-        return steps
-    if epochs is not None:
-        return epochs * steps_per_epoch
-    return default_steps(own or steps_per_epoch, rules)
+    if part.steps is not None:
+        return part.steps
+    if part.epochs is not None:
+        return part.epochs * steps_per_epoch
+    rules = part.rules if isinstance(part, Stage) else ()
+    return default_steps(own or steps_per_epoch, rules, classes)

@@ -253,9 +253,9 @@ class Stage:
     task's teacher, or the result of an earlier FP32 stage, by name. ``rules`` say which
     weights have which bits, ``act`` how activations are quantised.
 
-    ``batch_size`` None is the data's. ``steps``, where it is given, replaces
-    ``epochs`` (of the examples without edits); without either, the length depends on
-    data and bits (``bitflax.default_steps``). There are ``evals`` evaluations, evenly
+    ``batch_size`` None is the data's. ``steps``, where it is given, replaces ``epochs``
+    (of the examples without edits); without either, the length depends on data, classes
+    and bits (``bitflax.default_steps``). There are ``evals`` evaluations, evenly
     spread, the last one after the last step. ``keep`` says which parameters are the
     result: the ``"last"`` ones, or the ``"best"`` of all evaluations. After
     ``patience`` evaluations in a row without a new best one, training ends early, and

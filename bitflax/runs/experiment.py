@@ -87,7 +87,7 @@ class TaskData:
         own = -(-len(np.unique(self.task.train.rows)) // batches.batch_size)
         edits = self.data.augment == augmentation.EDITS
         each = own if edits else batches.steps_per_epoch
-        return planned_steps(stage.steps, stage.epochs, each, stage.rules, own)
+        return planned_steps(stage, each, own, len(self.task.labels))
 
     def shrink(self, whole: Model) -> Model:
         """Return a model whose embedding has only the words that the task uses.

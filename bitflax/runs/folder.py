@@ -200,8 +200,8 @@ class RunFolder:
         known = training.broadcast(lambda: self.record.get("steps", {}))
         if known.get(stage, steps) != steps:
             note = f"{stage} began with {known[stage]} steps, and goes on with them, "
-            note += f"though the recipe now means {steps}: for those, another --out "
-            note += "with --fork of this folder"
+            note += f"though the recipe now means {steps}: for those, another --out; "
+            note += "--fork of this folder takes over what is finished"
             if training.is_main_process():
                 progress.tell(note)
             self.note(note)

@@ -1,5 +1,6 @@
 """A recipe in words: bits and bytes from shapes, without a device."""
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -191,3 +192,24 @@ def test_describe_says_steps_and_epochs_where_the_examples_are_counted():
     assert "fine-tuned: 750 steps (11.9 epochs)" in text
     assert "3,000 steps (47.6 epochs)" in text
     assert "as many steps as suit the data" in describe.describe_recipe(made())
+
+
+@pytest.mark.parametrize(
+    ("labels", "regression", "steps", "kinds"),
+    [
+        (tuple(map(str, range(77))), False, "1,540 steps (6.1 epochs)", "77 classes"),
+        ((), False, "1,200 steps (4.8 epochs)", "60 classes"),  # the teacher's
+        ((), True, "753 steps (3 epochs)", "real numbers"),
+    ],
+    ids=["labels", "no labels", "real numbers"],
+)
+def test_many_classes_train_longer(labels, regression, steps, kinds):
+    rows = examples.Examples(
+        (np.array(["a"] * 8008, object),), np.zeros(8008, np.int32), np.arange(8008)
+    )
+    task = examples.Task("t", rows, rows, labels, "accuracy", regression)
+    config = dataclasses.replace(CONFIG, num_labels=60)
+    text = describe.describe_recipe(made(bf.xtc_1bit()), config, task)
+    assert text.count(steps) == 2
+    assert "3,000 steps" in text
+    assert kinds in text

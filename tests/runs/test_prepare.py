@@ -225,7 +225,10 @@ def test_students_learn_augmented_examples_and_the_teacher_the_plain_ones(
     assert first[0] == first[1]
 
 
-def test_edits_are_for_students_and_train_no_longer(place, tmp_path):
+def test_edits_are_for_students_and_train_no_longer(place, tmp_path, monkeypatch):
+    # Three epochs of 54 examples, 16 a batch: 12 steps; with edits, 42.
+    monkeypatch.setattr("bitflax.recipe.duration.LEAST", 10)
+    monkeypatch.setattr("bitflax.recipe.duration.STEPS_A_CLASS", 5)
     dials = {"task": str(place / "kinds.tsv"), "teacher": str(place / "pretrained")}
     settings = [f"{name}={value}" for name, value in dials.items()]
     more = ["data.augment=edits", "stages.fp32.epochs=none"]
@@ -238,7 +241,7 @@ def test_edits_are_for_students_and_train_no_longer(place, tmp_path):
     (stage, *_) = made.stages
     taken = students.steps(stage, students.batches(1, stage))
     plain = teachers.batches(1, stage).steps_per_epoch
-    assert taken == bf.default_steps(plain)
+    assert taken == bf.default_steps(plain, classes=3) == 15
     said = describe.describe_recipe(made, None, students.task, teachers.task)
     assert f"{taken} steps ({round(taken / -(-54 // 16), 1):g} epochs)" in said
 
