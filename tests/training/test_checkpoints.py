@@ -341,6 +341,7 @@ SAVE_ON = """
 """
 
 
+@pytest.mark.slow
 def test_sigkill_in_mid_save_and_resume(tmp_path):
     draw = random.Random(0)
     reached = 0
