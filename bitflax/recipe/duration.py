@@ -14,16 +14,18 @@ steps for each class, as far as so many epochs go."""
 def default_steps(steps_per_epoch: int, rules: Rules = (), classes: int = 0) -> int:
     """Return the steps of a training for which no length is given.
 
-    ``min(max(epochs x steps_per_epoch, least), most_epochs x steps_per_epoch)``: a few
-    epochs where they are many steps; where they are few, as many steps as a new
-    classifier needs, or as 1-bit weights do, which need four times as many; but no more
-    epochs than help. A classifier of more than 37 classes has ``20 x classes`` steps at
-    least, as far as eight epochs go.
+    With ``n`` steps an epoch, ``min(max(3 n, 750, min(20 classes, 8 n)), 40 n)`` in
+    FP32, ``min(max(6 n, 3000), 160 n)`` with 1 or 2 bits: a few epochs where they are
+    many steps; where they are few, as many steps as a new classifier needs, more from
+    38 classes on, or as 1-bit weights do; but no more epochs than help.
 
     Args:
       steps_per_epoch: how many batches show every example once.
       rules: the stage's; ``()`` is FP32, as the teacher.
       classes: how many the task has; 0: a real number.
+
+    Raises:
+      ValueError: ``steps_per_epoch`` or ``classes`` is not whole, or too small.
 
     Source: measured on 539, 2,002 and 8,008 examples of 77 classes and 8,222 of 21; see
     the tables in ``bitflax/docs/results.md``. Nothing was measured with more classes.
