@@ -1,6 +1,7 @@
 """What a person is shown meanwhile: how far a run is, lines on stderr, text tables."""
 
 import contextlib
+import functools
 import logging
 import os
 import re
@@ -48,15 +49,13 @@ class Progress:
         stream: Any = None,
         every: float | int = 10,
     ):
-        from tqdm import tqdm
-
         self._stream = stream = sys.stderr if stream is None else stream
         terminal = _is_terminal(stream)
         self._values: dict[str, float] = {}
         self._more: dict[str, float] = {}
         self._doing, self._since, self._once = "", 0.0, False
         self._form = _BAR if terminal else _LINE
-        self._bar = tqdm(
+        self._bar = _bar_class()(
             total=total,
             desc=desc,
             initial=initial,
@@ -127,6 +126,23 @@ class Progress:
     def write(self, text: str) -> None:
         """Print a line without tearing the bar."""
         self._bar.write(text, file=self._stream)
+
+
+@functools.cache
+def _bar_class() -> Any:
+    """Return tqdm, which takes long to import, without a rate in the first second."""
+    from tqdm import tqdm
+
+    class Bar(tqdm):
+        @property
+        def format_dict(self) -> Any:
+            shown = dict(super().format_dict)
+            if shown["elapsed"] < 1 and shown["n"] != shown["total"]:
+                # A first step sent in a millisecond would promise a thousand a second.
+                shown |= {"elapsed": 0.0, "rate": None}
+            return shown
+
+    return Bar
 
 
 def _floats(values: Mapping[str, Any] | None) -> dict[str, float]:

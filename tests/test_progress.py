@@ -5,6 +5,7 @@ import io
 import logging
 import os
 import pty
+import re
 import struct
 import subprocess
 import sys
@@ -198,7 +199,7 @@ def test_what_is_said_again_is_waited_for_once():
     with progress.Progress(100, "1-fp32", stream=io.StringIO()) as bar:
         for number in (1, 2, 3):
             bar.doing(f"compiling {number} of 3", once=True)
-            time.sleep(0.15)
+            time.sleep(0.4)
         bar.update(1)
         assert bar._bar.format_dict["elapsed"] < 0.2
 
@@ -207,6 +208,18 @@ def test_what_is_said_again_is_waited_for_once():
 def test_what_is_waited_for_once_is_no_part_of_the_time_left(once):
     with progress.Progress(100, "1-fp32", stream=io.StringIO()) as bar:
         bar.doing("compiling", once=once)
-        time.sleep(0.3)
+        time.sleep(1.1)
         bar.update(1)
         assert (bar._bar.format_dict["elapsed"] < 0.2) is once
+
+
+def test_the_first_second_gives_no_rate():
+    stream = io.StringIO()
+    with Progress(750, "teacher", stream=stream) as bar:
+        bar.update(1)
+        bar.doing("compiling")
+        time.sleep(1.1)
+        bar.doing("scoring dev")
+    early, late = stream.getvalue().splitlines()[1:3]
+    assert early == "teacher 1/750 0%, compiling (00:00, ? left, ?/s)"
+    assert re.search(r"scoring dev \(00:01, \d\d:\d\d left, +[\d.]+s?/s?\)", late), late
