@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import optax
 
 from bitflax import distillation, trees, types
+from bitflax.training import device_choices
 from bitflax.types import ApplyFn, Batch, LossFn, Mean, Outputs, Params, TrainState
 
 Metrics = dict[str, Mean]
@@ -123,6 +124,7 @@ def make_train_step(
         rng = jax.random.fold_in(state.key, state.step)
         if axis_name is not None:
             rng = jax.random.fold_in(rng, jax.lax.axis_index(axis_name))
+        rng = device_choices.dropout_key(rng)
 
         def objective(params, batch, rng, counts=None):
             parts = parts_of(params, teacher_params, batch, rng)

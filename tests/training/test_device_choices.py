@@ -55,8 +55,8 @@ def test_a_processor_that_says_nothing_multiplies_float32(tmp_path, monkeypatch)
     assert device_choices.chosen_dtype("auto") is None
 
 
-def accelerator(monkeypatch, capability="9.0", count=1):
-    devices = np.array([device("gpu", capability)] * count, object)
+def accelerator(monkeypatch, capability="9.0", count=1, platform="gpu"):
+    devices = np.array([device(platform, capability)] * count, object)
     made = types.SimpleNamespace(devices=devices)
     monkeypatch.setattr(parallel, "mesh", lambda: made)
 
@@ -69,6 +69,20 @@ def test_an_accelerator_compiles_ahead(cores, threads, monkeypatch):
     assert device_choices.compile_threads() == threads
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     assert device_choices.compile_threads() == 0
+
+
+def test_a_tpu_draws_dropout_by_its_own_generator(monkeypatch):
+    key, other = jax.random.key(0), jax.random.key(0, impl="unsafe_rbg")
+    accelerator(monkeypatch)
+    assert device_choices.dropout_key(key) is key
+    accelerator(monkeypatch, platform="tpu")
+    assert device_choices.dropout_key(other) is other
+    drawn = [device_choices.dropout_key(jax.random.key(seed)) for seed in (0, 0, 1)]
+    assert {str(jax.random.key_impl(each)) for each in drawn} == {"rbg"}
+    first, again, second = (jax.random.bernoulli(each, 0.9, (4096,)) for each in drawn)
+    np.testing.assert_array_equal(first, again)
+    assert abs(first.mean() - 0.9) < 0.03
+    assert 0.1 < np.mean(first != second) < 0.26
 
 
 def test_an_accelerator_has_few_lengths(monkeypatch):

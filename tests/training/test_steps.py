@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import logging
+import types
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,7 @@ import pytest
 import bitflax as bf
 from bitflax import trees
 from bitflax.model import leaves
-from bitflax.training import optimizer, steps
+from bitflax.training import optimizer, parallel, steps
 from tests.helpers import oracles, small
 
 
@@ -334,7 +335,13 @@ def fine_tuning(rate):
     return step, bf.init_state(teacher(), tx, key=jax.random.key(0))
 
 
-def test_dropout_is_anew_in_each_step_and_the_same_in_a_repeated_one():
+@pytest.mark.parametrize("platform", ["cpu", "tpu"])
+def test_dropout_is_anew_in_each_step_and_the_same_in_a_repeated_one(
+    platform, monkeypatch
+):
+    device = types.SimpleNamespace(platform=platform)
+    mesh = types.SimpleNamespace(devices=np.array([device], object))
+    monkeypatch.setattr(parallel, "mesh", lambda: mesh)
     step, state = fine_tuning(0.5)
     batch = small.batch(6, 0)
     next_state, one = step(state, None, batch)
