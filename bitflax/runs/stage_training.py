@@ -11,11 +11,12 @@ import optax
 from bitflax import distillation, files, manifests, model, training
 from bitflax.data import Batches, Tokenizer
 from bitflax.errors import DamagedFile, InputMissing
+from bitflax.packed import Rest
 from bitflax.recipe import Stage
 from bitflax.runs import findings, initialization
 from bitflax.runs.experiment import Experiment, StageData, stored_values
 from bitflax.runs.folder import RESULT
-from bitflax.types import Model, Params
+from bitflax.types import ApplyFn, BertConfig, Model, Params
 
 
 def train_stage(
@@ -137,6 +138,41 @@ def _with_act(
     return small._replace(params=params)
 
 
+def stage_step(
+    stage: Stage,
+    rest: Rest,
+    config: BertConfig,
+    teach: ApplyFn | None,
+    optimizer: optax.GradientTransformation,
+) -> Callable[..., Any]:
+    """Return the train step of a stage, un-jitted.
+
+    Args:
+      stage: its settings.
+      rest: how what no rule matches will be packed.
+      config: the student's.
+      teach: the teacher, or what reads its kept outputs; None: fine-tuning.
+      optimizer: the stage's.
+    """
+    student = model.bert(
+        config, stage.act, dtype=stage.dtype, recompute=stage.recompute
+    )
+    stored = stored_values(stage, rest)
+
+    def values(latent: Params) -> Params:
+        latent = training.stop_frozen(latent, stage.optim)
+        return latent if stored is None else stored(latent)
+
+    return training.make_train_step(
+        distillation.projected(student),
+        teach,
+        stage.loss,
+        optimizer,
+        quantize=values,
+        accumulate=stage.accumulate,
+    )
+
+
 def _make_step(
     experiment: Experiment,
     data: StageData,
@@ -154,29 +190,13 @@ def _make_step(
       the step's number that returns its batch; and the ``teacher_params``, None where
       there is no teacher or its kept outputs stand in for it.
     """
-    student = model.bert(
-        start.config, stage.act, dtype=stage.dtype, recompute=stage.recompute
-    )
-    apply = distillation.projected(student)
     kept, teach = None, None
     if teacher is not None:
         teacher = data.shrink(teacher)
         teach = model.bert(teacher.config, dtype=stage.teacher_dtype)
         kept = data.teacher_outputs(stage, teacher, start, batches)
-    stored = stored_values(stage, experiment.recipe.rest)
-
-    def values(latent: Params) -> Params:
-        latent = training.stop_frozen(latent, stage.optim)
-        return latent if stored is None else stored(latent)
-
-    step = training.make_train_step(
-        apply,
-        teach if kept is None else distillation.outputs_reader(kept.outputs),
-        stage.loss,
-        optimizer,
-        quantize=values,
-        accumulate=stage.accumulate,
-    )
+    teach = teach if kept is None else distillation.outputs_reader(kept.outputs)
+    step = stage_step(stage, experiment.recipe.rest, start.config, teach, optimizer)
 
     def batch(number: int) -> Mapping[str, Any]:
         found = batches.batch(number, training.process_part())

@@ -8,13 +8,14 @@ without a device: on a real one, where it is on, it is most of the time.
 """
 
 import argparse
+import dataclasses
 import functools
 import math
 import os
 import re
 import resource
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 from unittest import mock
 
@@ -25,13 +26,17 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import bitflax as bf
-from bitflax import model, training, trees
+from bitflax import distillation, model, training, trees
 from bitflax.distillation import teacher_outputs
 from bitflax.packed import rounding
 from bitflax.quantization import WORD_TABLE
+from bitflax.recipe import Recipe, Stage, load_recipe
+from bitflax.runs import initialization
+from bitflax.runs.experiment import output_shapes
+from bitflax.runs.stage_training import stage_step
 from bitflax.training import parallel
-from bitflax.types import INPUTS
-from tests.benchmarks import common, steps
+from bitflax.types import INPUTS, Model
+from tests.benchmarks import common
 
 GPU = """gpu_device_info {{
   threads_per_block_limit: 1024 threads_per_warp: 32 shared_memory_per_block: 49152
@@ -69,6 +74,8 @@ GPUS: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 """NVIDIA's data sheets: cores are multiprocessors, memory in bytes and bytes/s."""
+EPOCHS = 3
+"""Of the quickstart's FP32 stage: the teacher's outputs are computed once for all."""
 COLUMNS = (
     "program", "CPU s", "lines", "kernels", "all-reduces", "GFLOP", "accessed, MB",
     "temporary, MB", "held, MB",
@@ -93,107 +100,158 @@ def mesh_of(target: str) -> jax.sharding.Mesh:
     )
 
 
-def programs(
-    mesh: jax.sharding.Mesh, name: str, rows: int, length: int, taken: int, scored: int
-) -> Iterator[tuple[str, Any, tuple]]:
-    """Yield the programs of the quickstart: a name, what is jitted, its shapes.
+@dataclasses.dataclass(frozen=True)
+class Programs:
+    """What a run of a recipe compiles: names, what is jitted, and its shapes.
 
-    Args:
+    Attributes:
       mesh: the devices.
-      name: of ``common.MODELS``.
+      plan: the recipe.
+      config: the teacher's.
       rows: of a batch, on all devices.
       length: of its rows.
-      taken: steps of a stage.
+      steps: of a stage.
       scored: batches that a stage scores, all evaluations together.
     """
-    whole, cut = NamedSharding(mesh, P()), NamedSharding(mesh, P(parallel.AXIS))
 
-    def on(tree: Any, place: NamedSharding = whole) -> Any:
-        def at(x: Any) -> Any:
-            return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place)
+    mesh: jax.sharding.Mesh
+    plan: Recipe
+    config: bf.BertConfig
+    rows: int
+    length: int
+    steps: int
+    scored: int
 
-        return jax.tree.map(at, tree)
-
-    def options(flop: float, calls: int) -> dict[str, Any] | None:
-        return model.compiler_options(flop * calls)
-
-    teacher, student, layers = steps.configs(name)
-    params = jax.eval_shape(
-        functools.partial(bf.init_params, teacher), jax.random.key(0)
-    )
-    small = jax.eval_shape(lambda whole: bf.take_layers(whole, layers), params)
-    ids = jax.ShapeDtypeStruct((rows, length), jnp.int32)
-    row = {"labels": jnp.int32, "weight": jnp.float32}
-    inputs = on(dict.fromkeys(INPUTS, ids), cut)
-    batch = inputs | {
-        key: jax.ShapeDtypeStruct((rows,), kind, sharding=cut)
-        for key, kind in row.items()
-    }
-    forward = functools.partial(
-        model.forward_flop, positions=rows * length // mesh.size
-    )
-    dtype = training.chosen_dtype("auto")
-    words = " bf16" if dtype else ""
-    outputs = jax.eval_shape(bf.bert(teacher), params, batch)
-    reader = teacher_outputs.outputs_reader(outputs)
-    shapes = dict(
-        zip(teacher_outputs._names(outputs), jax.tree.leaves(outputs), strict=True)
-    )
-    loss = steps.single_stage_loss(layers)
-    said = jax.eval_shape(bf.bert(student), small, batch)
-    used = teacher_outputs.used_outputs(loss, said, outputs, batch)
-    kept = {teacher_outputs.PREFIX + key: on(shapes[key], cut) for key in used}
-    # Of a batch, on all devices, the teacher running.
-    flop = mesh.size * (3 * forward(student) + forward(teacher))
-    size = sum(math.prod(x.shape) * x.dtype.itemsize for x in kept.values())
-    keeps = training.keeps_outputs(flop, size)
-    words += " kept" if keeps else ""
-    for kind, start in (
-        ("fine-tuning", params), (f"fp32{words}", small), (f"1-bit{words}", small),
-    ):  # fmt: skip
-        taught = kind != "fine-tuning"
-        config = student if taught else teacher
-        given = reader if taught and keeps else None
-        step, optimizer = steps.train_step(kind, teacher, config, layers, reader=given)
-        begin = functools.partial(training.init_state, optimizer=optimizer)
-        state = jax.eval_shape(lambda p, b=begin: b(p, key=jax.random.key(1)), start)
-        cost = 3 * forward(config) + (forward(teacher) if taught and not keeps else 0)
-        mapped = training.data_parallel(step, mesh, options(cost, taken))
-        more = kept if taught and keeps else {}
-        held = on(params) if taught and not keeps else None
-        yield f"step, {kind}", mapped, (on(state), held, batch | more)
-    for kind, config, start, act in (
-        ("teacher", teacher, params, None), ("student", student, small, None),
-        ("1-bit student", student, small, steps.ACT),
-    ):  # fmt: skip
-        score = training.make_eval_step(
-            bf.bert(config, act), options(forward(config), scored)
-        )
-        yield f"scores, {kind}", score, (on(start), inputs)
-    if keeps:
-        told = bf.bert(teacher, dtype=dtype)
-
-        def tell(params: Any, batch: Any) -> dict[str, Any]:
-            out = told(params, batch)
-            found = dict(
-                zip(teacher_outputs._names(out), jax.tree.leaves(out), strict=True)
+    def __iter__(self) -> Iterator[tuple[str, Any, tuple]]:
+        """Yield the programs in the order of a run."""
+        init, key = functools.partial(bf.init_params, self.config), jax.random.key(0)
+        known: set[str] = set()
+        teacher = student = Model(self.config, jax.eval_shape(init, key))
+        yield from self._step(self._fine_tuning(), teacher, None, known)
+        yield "scores, teacher", self._scores(teacher), self._scored(teacher)
+        for stage in self.plan.stages:
+            source = teacher if stage.init.source == "teacher" else student
+            student = initialization.initial_student(stage.init, source, key)
+            stage = dataclasses.replace(
+                stage,
+                dtype=training.chosen_dtype(stage.dtype),
+                teacher_dtype=training.chosen_dtype(stage.teacher_dtype),
             )
-            return {key: found[key] for key in used}
+            yield from self._step(stage, student, teacher, known)
+            if stage.corpus is None:
+                score = self._scores(student, stage.act)
+                yield f"scores, {stage.name}", score, self._scored(student)
+        flat = trees.flatten(self._on(student.params))
+        yield from small_programs(flat, self.plan.stages[-1].rules, self.plan.rest)
 
-        passed = options(forward(teacher), taken // 3)
-        yield (
-            "teacher's outputs",
-            jax.jit(tell, compiler_options=passed),
-            (on(params), inputs),
+    def _fine_tuning(self) -> Stage:
+        taught = self.plan.teacher
+        loss = bf.weighted(labels=(1.0, bf.label_cross_entropy))
+        dtype: Any = training.chosen_dtype(taught.dtype)
+        return Stage(name="teach", loss=loss, optim=taught.optim, dtype=dtype)
+
+    def _on(self, tree: Any, *axes: str) -> Any:
+        """Return shapes that say which device holds which share."""
+        at = NamedSharding(self.mesh, P(*axes))
+
+        def placed(x: Any) -> Any:
+            return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at)
+
+        return jax.tree.map(placed, tree)
+
+    def _inputs(self) -> dict[str, Any]:
+        ids = jax.ShapeDtypeStruct((self.rows, self.length), jnp.int32)
+        return self._on(dict.fromkeys(INPUTS, ids), parallel.AXIS)
+
+    def _batch(self) -> dict[str, Any]:
+        row = {"labels": jnp.int32, "weight": jnp.float32}
+        more = {
+            key: jax.ShapeDtypeStruct((self.rows,), kind) for key, kind in row.items()
+        }
+        return self._inputs() | self._on(more, parallel.AXIS)
+
+    def _options(self, flop: float) -> dict[str, Any] | None:
+        """Return how a program is compiled that computes so much for a position."""
+        positions = self.rows * self.length // self.mesh.size
+        return model.compiler_options(flop * positions)
+
+    def _scored(self, scored: Model) -> tuple[Any, Any]:
+        return self._on(scored.params), self._inputs()
+
+    def _scores(self, scored: Model, act: Any = None) -> Any:
+        flop = model.forward_flop(scored.config, self.scored)
+        return training.make_eval_step(bf.bert(scored.config, act), self._options(flop))
+
+    def _step(
+        self, stage: Stage, student: Model, teacher: Model | None, known: set[str]
+    ) -> Iterator[tuple[str, Any, tuple]]:
+        """Yield a stage's step, and what computes kept outputs but those known."""
+        flop, held, teach = (
+            3 * model.forward_flop(student.config, self.steps),
+            None,
+            None,
         )
-    yield from small_programs(trees.flatten(on(small)), bf.xtc_1bit(per="channel"))
+        words, batch = " bf16" if stage.dtype else "", self._batch()
+        if teacher is not None:
+            once = model.forward_flop(teacher.config, self.steps)
+            teach = bf.bert(teacher.config, dtype=stage.teacher_dtype)
+            kept = self._kept(stage, student, teacher, flop + once)
+            if kept and not kept.keys() <= known:
+                known.update(kept)
+                said = functools.partial(_said, teach, frozenset(kept))
+                tell = jax.jit(said, compiler_options=self._options(once / EPOCHS))
+                yield f"outputs, {stage.name}", tell, self._scored(teacher)
+            if kept:
+                told = jax.eval_shape(teach, teacher.params, batch)
+                teach, words = teacher_outputs.outputs_reader(told), f"{words} kept"
+                for name, leaf in self._on(kept, parallel.AXIS).items():
+                    batch[teacher_outputs.PREFIX + name] = leaf
+            else:
+                flop, held = flop + once, self._on(teacher.params)
+        optimizer = bf.make_optimizer(stage.optim, self.steps)
+        step = stage_step(stage, self.plan.rest, student.config, teach, optimizer)
+        begin = functools.partial(bf.init_state, optimizer=optimizer)
+        state = jax.eval_shape(
+            lambda params: begin(params, key=jax.random.key(1)), student.params
+        )
+        mapped = training.data_parallel(step, self.mesh, self._options(flop))
+        yield f"step, {stage.name}{words}", mapped, (self._on(state), held, batch)
+
+    def _kept(
+        self, stage: Stage, student: Model, teacher: Model, flop: float
+    ) -> dict[str, Any]:
+        """Return the shapes of a teacher's outputs that are kept: none where it runs.
+
+        Args:
+          stage: reads them.
+          student: the stage's.
+          teacher: the model.
+          flop: of the steps a position, the teacher's with them.
+        """
+        batch = self._batch()
+        said, told = output_shapes(stage, teacher, student, batch)
+        used = distillation.used_outputs(stage.loss, said, told, batch)
+        kept = _named(told, used)
+        size = sum(math.prod(x.shape) * x.dtype.itemsize for x in kept.values())
+        whole = flop * self.rows * self.length
+        return kept if training.keeps_outputs(whole, size * self.steps) else {}
+
+
+def _named(outputs: Any, used: Collection[str]) -> dict[str, Any]:
+    names = teacher_outputs._names(outputs)
+    leaves = zip(names, jax.tree.leaves(outputs), strict=True)
+    return {name: leaf for name, leaf in leaves if name in used}
+
+
+def _said(teach: Any, used: Collection[str], params: Any, batch: Any) -> dict[str, Any]:
+    return _named(teach(params, batch), used)
 
 
 def small_programs(
-    flat: dict[str, Any], rules: Any
+    flat: dict[str, Any], rules: Any, rest: Any
 ) -> Iterator[tuple[str, Any, tuple]]:
     """Yield the programs that compute what a packed file will hold, leaf by leaf."""
-    found = rounding._roundings(flat, rules, "int8")
+    found = rounding._roundings(flat, rules, rest)
     short = {path: flat[path] for path, fn in found.items() if fn is rounding._half}
     yield "values, float16", rounding._halves, (short,)
     halving, seen = rounding._halving, set()
@@ -201,7 +259,7 @@ def small_programs(
         fn = halving(fn) if path == WORD_TABLE else fn
         if path not in short and (fn, flat[path].shape) not in seen:
             seen.add((fn, flat[path].shape))
-            yield f"values, {path}", jax.jit(fn), (flat[path],)
+            yield f"values, {path}", jax.jit(fn), (jax.tree.leaves(flat[path])[0],)
 
 
 def cpu_seconds() -> float:
@@ -236,6 +294,8 @@ def main() -> None:
     options.add_argument(
         "--target", default="cpu", help="v5e:2x4, v5e:1x1, h100, a100, l4, t4, cpu, ..."
     )
+    options.add_argument("--recipe", default="quickstart")
+    options.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE")
     options.add_argument("--model", choices=common.MODELS, default="minilm")
     options.add_argument("--rows", type=int, default=32)
     options.add_argument("--length", type=int, default=80)
@@ -262,11 +322,12 @@ def every(args: argparse.Namespace) -> dict[str, dict[str, float]]:
         mock.patch.object(parallel, "mesh", return_value=mesh),
         mock.patch.object(jax, "default_backend", return_value=platform),
     ):
-        shape = (mesh, args.model, args.rows, args.length, args.steps, args.scored)
+        plan = load_recipe(args.recipe, args.set)
+        shape: dict[str, Any] = common.MODELS[args.model]
+        sizes = (args.rows, args.length, args.steps, args.scored)
+        found = Programs(mesh, plan, bf.BertConfig(**shape), *sizes)
         return {
-            name: measured(fn, given)
-            for name, fn, given in programs(*shape)
-            if args.only in name
+            name: measured(fn, given) for name, fn, given in found if args.only in name
         }
 
 
