@@ -113,7 +113,17 @@ def test_the_one_bit_step_compiles_for_devices_that_are_not_there(target, plugin
         pytest.skip(f"{plugin} is not installed: pip install 'jax[tpu,cuda12]'")
     command = [sys.executable, "-m", "tests.benchmarks.compile", "--target", target]
     found = subprocess.run(
-        [*command, "--model", "tiny", "--length", "16", "--set", "layers=1"],
+        [
+            *command,
+            "--model",
+            "tiny",
+            "--length",
+            "16",
+            "--set",
+            "layers=1",
+            "--only",
+            "step, onebit",
+        ],
         cwd=ROOT,
         env={"JAX_PLATFORMS": "cpu", **os.environ},
         stdout=subprocess.PIPE,
