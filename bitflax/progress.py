@@ -138,7 +138,8 @@ def _bar_class() -> Any:
         def format_dict(self) -> Any:
             shown = dict(super().format_dict)
             if shown["elapsed"] < 1 and shown["n"] != shown["total"]:
-                # A first step sent in a millisecond would promise a thousand a second.
+                # A first step sent in a millisecond would promise a thousand a second;
+                # of a time that is not 0 tqdm makes a rate by itself.
                 shown |= {"elapsed": 0.0, "rate": None}
             return shown
 

@@ -199,18 +199,18 @@ def test_what_is_said_again_is_waited_for_once():
     with progress.Progress(100, "1-fp32", stream=io.StringIO()) as bar:
         for number in (1, 2, 3):
             bar.doing(f"compiling {number} of 3", once=True)
-            time.sleep(0.4)
+            time.sleep(0.15)
         bar.update(1)
-        assert bar._bar.format_dict["elapsed"] < 0.2
+        assert time.time() - bar._bar.start_t < 0.2
 
 
 @pytest.mark.parametrize("once", [True, False])
 def test_what_is_waited_for_once_is_no_part_of_the_time_left(once):
     with progress.Progress(100, "1-fp32", stream=io.StringIO()) as bar:
         bar.doing("compiling", once=once)
-        time.sleep(1.1)
+        time.sleep(0.3)
         bar.update(1)
-        assert (bar._bar.format_dict["elapsed"] < 0.2) is once
+        assert (time.time() - bar._bar.start_t < 0.2) is once
 
 
 def test_the_first_second_gives_no_rate():

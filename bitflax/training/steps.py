@@ -82,7 +82,8 @@ def make_train_step(
     Args:
       student: the student's ``apply``.
       teacher: the teacher's, which gets ``teacher_params``, without dropout; or
-        None: plain fine-tuning, with dropout in the student.
+        None: plain fine-tuning, with dropout in the student, whose ``rng`` on a TPU
+        is a key of jax's ``rbg``.
       loss: ``(student, teacher, batch) -> Mean`` or a dict of them.
       optimizer: an optax transformation.
       quantize: maps the latent parameters to what the student computes with.
@@ -124,7 +125,8 @@ def make_train_step(
         rng = jax.random.fold_in(state.key, state.step)
         if axis_name is not None:
             rng = jax.random.fold_in(rng, jax.lax.axis_index(axis_name))
-        rng = device_choices.dropout_key(rng)
+        if dropout:
+            rng = device_choices.dropout_key(rng)
 
         def objective(params, batch, rng, counts=None):
             parts = parts_of(params, teacher_params, batch, rng)

@@ -351,6 +351,8 @@ def test_dropout_is_anew_in_each_step_and_the_same_in_a_repeated_one(
     assert abs(float(one["labels"]) - float(two["labels"])) > 1e-3
     other = state._replace(key=jax.random.key(1))
     assert float(step(other, None, batch)[1]["labels"]) != float(one["labels"])
+    traced = str(jax.make_jaxpr(step)(state, None, batch))
+    assert ("key<rbg>" in traced) is (platform == "tpu")
 
 
 def test_a_taught_student_has_no_dropout():
