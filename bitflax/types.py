@@ -198,7 +198,8 @@ class Optim:
     """An optimizer's settings; ``bitflax.make_optimizer`` makes it.
 
     ``kind`` is ``"adamw"`` or ``"bertadam"``. ``warmup`` is the share of all steps in
-    which the rate rises from 0 to ``lr``; ``schedule`` is ``"linear"`` (down to 0 at
+    which the rate rises from 0 to ``lr`` (None: left to a recipe's data, for its
+    teacher alone); ``schedule`` is ``"linear"`` (down to 0 at
     the last step), ``"cosine"`` or ``"constant"``. ``clip`` bounds the global norm of
     the gradient (None: no bound); with BertAdam, the norm of each parameter's.
     ``act_lr`` is the rate of activation quantizers' learned parameters, which rises and
@@ -207,7 +208,7 @@ class Optim:
     """
 
     kind: Literal["adamw", "bertadam"] = "adamw"
-    lr: float = 5e-5
+    lr: float | None = 5e-5
     act_lr: float = 1e-4
     warmup: float = 0.1
     schedule: str = "linear"
@@ -228,7 +229,7 @@ class Optim:
             value = getattr(self, field)
             if field == "clip" and value is None:
                 continue
-            if not _LEAST <= value < math.inf:
+            if value is None or not _LEAST <= value < math.inf:
                 yield field, f"a finite number above 0, {_LEAST} at least"
         for field in ("b1", "b2"):
             if not 0 <= getattr(self, field) < 1:

@@ -36,7 +36,7 @@ def recipe(
     max_length: int = 128,
     batch_size: int = 32,
     teacher_epochs: int = 3,
-    teacher_lr: float = 2e-4,
+    teacher_lr: float | None = None,
     source: str = "icd10cm",
     length: int = 64,
     general_steps: int = 257,

@@ -46,7 +46,7 @@ def recipe(
     max_length: int = 128,
     batch_size: int = 32,
     teacher_epochs: int | None = None,
-    teacher_lr: float = 2e-4,
+    teacher_lr: float | None = None,
     fp32_epochs: int | None = None,
     fp32_lr: float = 3e-4,
     onebit_epochs: int | None = None,

@@ -5,6 +5,7 @@ from bitflax.recipe.describe import function_name as function_name
 from bitflax.recipe.describe import resolved as resolved
 from bitflax.recipe.describe import teacher_config as teacher_config
 from bitflax.recipe.duration import default_steps as default_steps
+from bitflax.recipe.duration import planned_optim as planned_optim
 from bitflax.recipe.duration import planned_steps as planned_steps
 from bitflax.recipe.loading import RecipeFile as RecipeFile
 from bitflax.recipe.loading import load_recipe as load_recipe

@@ -15,7 +15,7 @@ from bitflax.data import HubDataset, Task, named_task, shown
 from bitflax.errors import BitflaxError, ConfigError
 from bitflax.progress import columns
 from bitflax.recipe import schema
-from bitflax.recipe.duration import planned_steps
+from bitflax.recipe.duration import planned_optim, planned_steps
 from bitflax.recipe.schema import Init, Recipe, Stage, Teacher, check_plan
 from bitflax.types import BertConfig, Optim
 
@@ -185,11 +185,12 @@ def _teacher(of: Recipe, config: BertConfig | None, size: _Size | None) -> str:
 def _schedule(part: Stage | Teacher, batch: int, size: _Size | None) -> str:
     """Return the length and the learning rate of a teacher's or a stage's training."""
     optim: Optim = part.optim
-    length = "as many steps as suit the data"
+    length, lr = "as many steps as suit the data", optim.lr
     if size is not None:
         each, own = -(-size.rows // batch), -(-size.plain // batch)
         steps = planned_steps(part, each, own, size.classes)
         length = f"{_count(steps, 'step')} ({_count(round(steps / each, 1), 'epoch')})"
+        lr = planned_optim(part, size.classes).lr if isinstance(part, Teacher) else lr
     elif part.steps is not None:
         length = _count(part.steps, "step")
     elif part.epochs is not None:
@@ -197,7 +198,8 @@ def _schedule(part: Stage | Teacher, batch: int, size: _Size | None) -> str:
     if part.patience is not None:
         length += f", or until {_count(part.patience, 'evaluation')} brought no gain"
     held = f", frozen {', '.join(optim.frozen)}" if optim.frozen else ""
-    rate = f"lr {optim.lr:g} {optim.schedule}, {optim.warmup:.0%} warm-up"
+    named = "that suits the data," if lr is None else f"{lr:g}"
+    rate = f"lr {named} {optim.schedule}, {optim.warmup:.0%} warm-up"
     return f"{length}, {rate}{held}"
 
 

@@ -16,10 +16,15 @@ def need(holds: bool, place: str, expected: str, found: object) -> None:
         raise ConfigError(place, problem, fix=f"give {expected}")
 
 
-def check_optim(optim: Optim, place: str) -> None:
-    """Check the ranges of an optimizer's settings."""
+def check_optim(optim: Optim, place: str, *, rated: bool = True) -> None:
+    """Check the ranges of an optimizer's settings; ``rated``: it needs an ``lr``."""
     for field, expected in optim.out_of_range():
-        need(False, f"{place}.{field}", expected, getattr(optim, field))
+        need(
+            field == "lr" and not rated,
+            f"{place}.{field}",
+            expected,
+            getattr(optim, field),
+        )
     check_rules([(regex, None) for regex in optim.frozen], f"{place}.frozen")
 
 

@@ -109,9 +109,9 @@ class Teacher:
     ``pretrained`` is the name of a packaged model, a folder or a hub id (``minilm``
     where neither is given). Before the first stage it is fine-tuned on the task;
     ``optim``, ``epochs``, ``steps``, ``evals``, ``keep``, ``patience`` and ``dtype``
-    are those of this training, as in ``Stage``. ``smoothing`` is the probability that
-    is spread evenly over all classes; ``balanced`` gives every class the same weight,
-    however rare it is (``bitflax.label_cross_entropy``).
+    are those of this training, as in ``Stage``; an ``optim.lr`` of None is chosen by
+    the number of classes. ``smoothing`` is the probability that is spread evenly over
+    all classes; ``balanced`` gives every class the same weight, however rare it is.
 
     A ``folder`` is not fine-tuned: settings of that are refused, or unread (``optim``,
     ``dtype``); ``pretrained`` is what it was fine-tuned from, to teach from a corpus.
@@ -148,7 +148,7 @@ class Teacher:
         smooth = 0 <= self.smoothing < 1
         expected = "a share, from 0 to below 1"
         need(smooth, "Teacher.smoothing", expected, self.smoothing)
-        check_optim(self.optim, "Teacher.optim")
+        check_optim(self.optim, "Teacher.optim", rated=self.optim.lr is not None)
 
 
 Kept = Literal["int4", "int8", "float16", "float32"]

@@ -88,11 +88,12 @@ def differences(
         yield from differences(x, y, f"{path}.{name}" if path else str(name), free)
 
 
-def with_dtypes(recipe: Recipe, began: dict[str, Any]) -> Recipe:
+def with_choices(recipe: Recipe, began: dict[str, Any]) -> Recipe:
     """Return the recipe with a dtype in place of each ``"auto"``.
 
     The devices decide, but a resumed run keeps the dtypes that it began with: ``began``
-    is its resolved recipe, ``{}`` where it begins now.
+    is its resolved recipe, ``{}`` where it begins now. So does a teacher without a rate
+    keep one that an earlier bitflax had as its default.
     """
 
     def chosen(part: Any, before: dict[str, Any] | None, *names: str) -> Any:
@@ -110,5 +111,8 @@ def with_dtypes(recipe: Recipe, began: dict[str, Any]) -> Recipe:
         chosen(stage, known.get(stage.name), "dtype", "teacher_dtype")
         for stage in recipe.stages
     )
-    teacher = chosen(recipe.teacher, began.get("teacher"), "dtype")
+    teacher = chosen(recipe.teacher, taught := began.get("teacher"), "dtype")
+    if teacher.optim.lr is None and taught is not None:
+        optim = dataclasses.replace(teacher.optim, lr=taught.get("optim", {}).get("lr"))
+        teacher = dataclasses.replace(teacher, optim=optim)
     return dataclasses.replace(recipe, teacher=teacher, stages=stages)

@@ -15,9 +15,16 @@ import numpy as np
 
 from bitflax import distillation, files, model, progress, training
 from bitflax.data import Task
-from bitflax.recipe import Recipe, Stage, Teacher, check_plan, resolved
+from bitflax.recipe import (
+    Recipe,
+    Stage,
+    Teacher,
+    check_plan,
+    planned_optim,
+    resolved,
+)
 from bitflax.runs import initialization, report
-from bitflax.runs.environment import with_dtypes
+from bitflax.runs.environment import with_choices
 from bitflax.runs.experiment import (
     Experiment,
     StageData,
@@ -88,7 +95,7 @@ def run(
     check_plan(recipe, until)
     with rare_collections(), files.threads_heard(out), RunFolder(out, on_log) as folder:
         began = training.broadcast(lambda: folder.record.get("recipe", {}))
-        recipe = with_dtypes(recipe, began)
+        recipe = with_choices(recipe, began)
         known = resolved(recipe)
         folder.write_recipe(source, known, overrides)
         if fork is not None:
@@ -162,17 +169,8 @@ def _run_teacher(experiment: Experiment) -> Result:
     if data is not None and taught.folder is not None:
         scores, seconds = _score_teacher(experiment, data)
     elif data is not None:
-        stage = Stage(
-            name="teach",
-            loss=distillation.weighted(labels=(1.0, label_loss(taught, data.task))),
-            optim=taught.optim,
-            epochs=taught.epochs,
-            steps=taught.steps,
-            evals=taught.evals,
-            keep=taught.keep,
-            patience=taught.patience,
-            dtype=taught.dtype,
-        )
+        loss, classes = label_loss(taught, data.task), len(data.task.labels)
+        stage = fine_tuning(taught, loss, classes)
         found, scores, seconds = train_stage(
             experiment, data, 0, stage, None, lambda: experiment.teacher
         )
@@ -182,6 +180,27 @@ def _run_teacher(experiment: Experiment) -> Result:
     if scores:
         say_scores("teacher", scores)
     return Result(found, row)
+
+
+def fine_tuning(taught: Teacher, loss: LossFn, classes: int) -> Stage:
+    """Return a teacher's training as a stage: of labels, by itself.
+
+    Args:
+      taught: its settings.
+      loss: of the labels.
+      classes: how many the task has; 0: a real number.
+    """
+    return Stage(
+        name="teach",
+        loss=distillation.weighted(labels=(1.0, loss)),
+        optim=planned_optim(taught, classes),
+        epochs=taught.epochs,
+        steps=taught.steps,
+        evals=taught.evals,
+        keep=taught.keep,
+        patience=taught.patience,
+        dtype=taught.dtype,
+    )
 
 
 def _score_teacher(

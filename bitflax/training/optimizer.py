@@ -25,6 +25,7 @@ def learning_rate(optim: Optim, steps: int) -> optax.Schedule:
     [0.0, 1.0, 0.5, 0.0]
     """
     _check_ranges(optim)
+    assert optim.lr is not None  # by then
     check_count("steps", steps)
     warm = round(optim.warmup * steps)
     rest = max(steps - warm, 1)
@@ -69,7 +70,7 @@ def _group(path: str) -> str:
 def _rates(optim: Optim, steps: int) -> optax.GradientTransformation:
     """Return the rates of weights and of activations' clips and steps."""
 
-    def scale(lr: float) -> optax.GradientTransformation:
+    def scale(lr: float | None) -> optax.GradientTransformation:
         rate = learning_rate(dataclasses.replace(optim, lr=lr), steps)
         return optax.scale_by_learning_rate(rate)
 
