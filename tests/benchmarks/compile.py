@@ -10,12 +10,11 @@ without a device: on a real one, where it is on, it is most of the time.
 import argparse
 import dataclasses
 import functools
-import math
 import os
 import re
 import resource
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from typing import Any
 from unittest import mock
 
@@ -27,12 +26,12 @@ from jax.sharding import PartitionSpec as P
 
 import bitflax as bf
 from bitflax import distillation, model, training, trees
-from bitflax.distillation import teacher_outputs
 from bitflax.packed import rounding
 from bitflax.quantization import WORD_TABLE
-from bitflax.recipe import Recipe, Stage, load_recipe
-from bitflax.runs import initialization
+from bitflax.recipe import Recipe, Stage, load_recipe, planned_steps
+from bitflax.runs import initialization, stages
 from bitflax.runs.experiment import output_shapes
+from bitflax.runs.prepare import EVAL_ROWS
 from bitflax.runs.stage_training import stage_step
 from bitflax.training import parallel
 from bitflax.types import INPUTS, Model
@@ -74,8 +73,6 @@ GPUS: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 """NVIDIA's data sheets: cores are multiprocessors, memory in bytes and bytes/s."""
-EPOCHS = 3
-"""Of the quickstart's FP32 stage: the teacher's outputs are computed once for all."""
 COLUMNS = (
     "program", "CPU s", "lines", "kernels", "all-reduces", "GFLOP", "accessed, MB",
     "temporary, MB", "held, MB",
@@ -104,14 +101,18 @@ def mesh_of(target: str) -> jax.sharding.Mesh:
 class Programs:
     """What a run of a recipe compiles: names, what is jitted, and its shapes.
 
+    It covers recipes like the quickstart: no corpus, no student of another width, no
+    learned activation quantizer, and stages whose kept outputs would not fit in memory,
+    so that the teacher runs in every step.
+
     Attributes:
       mesh: the devices.
       plan: the recipe.
-      config: the teacher's.
+      config: the teacher's, with the words that the task uses.
       rows: of a batch, on all devices.
       length: of its rows.
-      steps: of a stage.
-      scored: batches that a stage scores, all evaluations together.
+      examples: of the task, without edits.
+      dev: examples that are scored.
     """
 
     mesh: jax.sharding.Mesh
@@ -119,36 +120,49 @@ class Programs:
     config: bf.BertConfig
     rows: int
     length: int
-    steps: int
-    scored: int
+    examples: int
+    dev: int
 
     def __iter__(self) -> Iterator[tuple[str, Any, tuple]]:
         """Yield the programs in the order of a run."""
         init, key = functools.partial(bf.init_params, self.config), jax.random.key(0)
-        known: set[str] = set()
         teacher = student = Model(self.config, jax.eval_shape(init, key))
-        yield from self._step(self._fine_tuning(), teacher, None, known)
-        yield "scores, teacher", self._scores(teacher), self._scored(teacher)
-        for stage in self.plan.stages:
+        taught = self.plan.teacher
+        if taught.folder is None:
+            loss, classes = bf.label_cross_entropy, self.config.num_labels
+            tuning = self._rounded(stages.fine_tuning(taught, loss, classes))
+            yield self._step(tuning, teacher, None)
+        yield self._scores("teacher", teacher, None, 1)
+        for stage in map(self._rounded, self.plan.stages):
             source = teacher if stage.init.source == "teacher" else student
             student = initialization.initial_student(stage.init, source, key)
-            stage = dataclasses.replace(
-                stage,
-                dtype=training.chosen_dtype(stage.dtype),
-                teacher_dtype=training.chosen_dtype(stage.teacher_dtype),
-            )
-            yield from self._step(stage, student, teacher, known)
-            if stage.corpus is None:
-                score = self._scores(student, stage.act)
-                yield f"scores, {stage.name}", score, self._scored(student)
-        flat = trees.flatten(self._on(student.params))
-        yield from small_programs(flat, self.plan.stages[-1].rules, self.plan.rest)
+            self._check(stage, student, teacher)
+            yield self._step(stage, student, teacher)
+            yield self._scores(stage.name, student, stage.act, stage.evals)
+        for stage in self.plan.stages[-1:]:
+            flat = trees.flatten(self._on(student.params))
+            yield from small_programs(flat, stage.rules, self.plan.rest)
 
-    def _fine_tuning(self) -> Stage:
-        taught = self.plan.teacher
-        loss = bf.weighted(labels=(1.0, bf.label_cross_entropy))
-        dtype: Any = training.chosen_dtype(taught.dtype)
-        return Stage(name="teach", loss=loss, optim=taught.optim, dtype=dtype)
+    def _rounded(self, stage: Stage) -> Stage:
+        """Return a stage with the dtypes that the devices choose."""
+        return dataclasses.replace(
+            stage,
+            dtype=training.chosen_dtype(stage.dtype),
+            teacher_dtype=training.chosen_dtype(stage.teacher_dtype),
+        )
+
+    def _check(self, stage: Stage, student: Model, teacher: Model) -> None:
+        """Refuse a stage of which a run would compile something else."""
+        wide = student.config.hidden_size == teacher.config.hidden_size
+        act = dict(model.at_sites(stage.act, student.config))
+        if stage.corpus or not wide or any(map(model.learns, act.values())):
+            raise SystemExit(
+                f"{stage.name}: a corpus, a width, learned act: not covered"
+            )
+        said, told = output_shapes(stage, teacher, student, self._batch())
+        used = distillation.used_outputs(stage.loss, said, told, self._batch())
+        if used == {"logits"}:
+            raise SystemExit(f"{stage.name}: kept outputs of the teacher: not covered")
 
     def _on(self, tree: Any, *axes: str) -> Any:
         """Return shapes that say which device holds which share."""
@@ -159,92 +173,51 @@ class Programs:
 
         return jax.tree.map(placed, tree)
 
-    def _inputs(self) -> dict[str, Any]:
-        ids = jax.ShapeDtypeStruct((self.rows, self.length), jnp.int32)
+    def _inputs(self, rows: int) -> dict[str, Any]:
+        ids = jax.ShapeDtypeStruct((rows, self.length), jnp.int32)
         return self._on(dict.fromkeys(INPUTS, ids), parallel.AXIS)
 
     def _batch(self) -> dict[str, Any]:
-        row = {"labels": jnp.int32, "weight": jnp.float32}
-        more = {
-            key: jax.ShapeDtypeStruct((self.rows,), kind) for key, kind in row.items()
-        }
-        return self._inputs() | self._on(more, parallel.AXIS)
+        kinds = {"labels": jnp.int32, "weight": jnp.float32}
+        row = {k: jax.ShapeDtypeStruct((self.rows,), kind) for k, kind in kinds.items()}
+        return self._inputs(self.rows) | self._on(row, parallel.AXIS)
 
-    def _options(self, flop: float) -> dict[str, Any] | None:
-        """Return how a program is compiled that computes so much for a position."""
-        positions = self.rows * self.length // self.mesh.size
-        return model.compiler_options(flop * positions)
-
-    def _scored(self, scored: Model) -> tuple[Any, Any]:
-        return self._on(scored.params), self._inputs()
-
-    def _scores(self, scored: Model, act: Any = None) -> Any:
-        flop = model.forward_flop(scored.config, self.scored)
-        return training.make_eval_step(bf.bert(scored.config, act), self._options(flop))
+    def _scores(
+        self, name: str, scored: Model, act: Any, evals: int
+    ) -> tuple[str, Any, tuple]:
+        rows = max(EVAL_ROWS, self.mesh.size)
+        positions = evals * -(-self.dev // rows) * rows * self.length
+        flop = model.forward_flop(scored.config, positions // self.mesh.size)
+        step = training.make_eval_step(
+            bf.bert(scored.config, act), model.compiler_options(flop)
+        )
+        return f"scores, {name}", step, (self._on(scored.params), self._inputs(rows))
 
     def _step(
-        self, stage: Stage, student: Model, teacher: Model | None, known: set[str]
-    ) -> Iterator[tuple[str, Any, tuple]]:
-        """Yield a stage's step, and what computes kept outputs but those known."""
-        flop, held, teach = (
-            3 * model.forward_flop(student.config, self.steps),
+        self, stage: Stage, student: Model, teacher: Model | None
+    ) -> tuple[str, Any, tuple]:
+        """Return a stage's step, with the teacher in it."""
+        epoch = -(-self.examples // self.rows)
+        steps = planned_steps(stage, epoch, epoch, self.config.num_labels)
+        positions = steps * self.rows * self.length // self.mesh.size
+        flop, teach, held = (
+            3 * model.forward_flop(student.config, positions),
             None,
             None,
         )
-        words, batch = " bf16" if stage.dtype else "", self._batch()
         if teacher is not None:
-            once = model.forward_flop(teacher.config, self.steps)
+            flop += model.forward_flop(teacher.config, positions)
             teach = bf.bert(teacher.config, dtype=stage.teacher_dtype)
-            kept = self._kept(stage, student, teacher, flop + once)
-            if kept and not kept.keys() <= known:
-                known.update(kept)
-                said = functools.partial(_said, teach, frozenset(kept))
-                tell = jax.jit(said, compiler_options=self._options(once / EPOCHS))
-                yield f"outputs, {stage.name}", tell, self._scored(teacher)
-            if kept:
-                told = jax.eval_shape(teach, teacher.params, batch)
-                teach, words = teacher_outputs.outputs_reader(told), f"{words} kept"
-                for name, leaf in self._on(kept, parallel.AXIS).items():
-                    batch[teacher_outputs.PREFIX + name] = leaf
-            else:
-                flop, held = flop + once, self._on(teacher.params)
-        optimizer = bf.make_optimizer(stage.optim, self.steps)
+            held = self._on(teacher.params)
+        optimizer = bf.make_optimizer(stage.optim, steps)
         step = stage_step(stage, self.plan.rest, student.config, teach, optimizer)
+        mapped = training.data_parallel(step, self.mesh, model.compiler_options(flop))
         begin = functools.partial(bf.init_state, optimizer=optimizer)
         state = jax.eval_shape(
             lambda params: begin(params, key=jax.random.key(1)), student.params
         )
-        mapped = training.data_parallel(step, self.mesh, self._options(flop))
-        yield f"step, {stage.name}{words}", mapped, (self._on(state), held, batch)
-
-    def _kept(
-        self, stage: Stage, student: Model, teacher: Model, flop: float
-    ) -> dict[str, Any]:
-        """Return the shapes of a teacher's outputs that are kept: none where it runs.
-
-        Args:
-          stage: reads them.
-          student: the stage's.
-          teacher: the model.
-          flop: of the steps a position, the teacher's with them.
-        """
-        batch = self._batch()
-        said, told = output_shapes(stage, teacher, student, batch)
-        used = distillation.used_outputs(stage.loss, said, told, batch)
-        kept = _named(told, used)
-        size = sum(math.prod(x.shape) * x.dtype.itemsize for x in kept.values())
-        whole = flop * self.rows * self.length
-        return kept if training.keeps_outputs(whole, size * self.steps) else {}
-
-
-def _named(outputs: Any, used: Collection[str]) -> dict[str, Any]:
-    names = teacher_outputs._names(outputs)
-    leaves = zip(names, jax.tree.leaves(outputs), strict=True)
-    return {name: leaf for name, leaf in leaves if name in used}
-
-
-def _said(teach: Any, used: Collection[str], params: Any, batch: Any) -> dict[str, Any]:
-    return _named(teach(params, batch), used)
+        name = f"step, {stage.name}{' bf16' if stage.dtype else ''}"
+        return name, mapped, (self._on(state), held, self._batch())
 
 
 def small_programs(
@@ -259,7 +232,7 @@ def small_programs(
         fn = halving(fn) if path == WORD_TABLE else fn
         if path not in short and (fn, flat[path].shape) not in seen:
             seen.add((fn, flat[path].shape))
-            yield f"values, {path}", jax.jit(fn), (jax.tree.leaves(flat[path])[0],)
+            yield f"values, {path}", jax.jit(fn), (flat[path],)
 
 
 def cpu_seconds() -> float:
@@ -298,9 +271,10 @@ def main() -> None:
     options.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE")
     options.add_argument("--model", choices=common.MODELS, default="minilm")
     options.add_argument("--rows", type=int, default=32)
-    options.add_argument("--length", type=int, default=80)
-    options.add_argument("--steps", type=int, default=771, help="of a stage")
-    options.add_argument("--scored", type=int, default=183, help="batches of a stage")
+    options.add_argument("--length", type=int, default=96)
+    options.add_argument("--words", type=int, default=5099, help="of the task")
+    options.add_argument("--examples", type=int, default=8222, help="to learn from")
+    options.add_argument("--dev", type=int, default=1952, help="examples to score")
     options.add_argument("--only", default="", help="programs whose name has this")
     args = options.parse_args()
     found = every(args)
@@ -323,8 +297,8 @@ def every(args: argparse.Namespace) -> dict[str, dict[str, float]]:
         mock.patch.object(jax, "default_backend", return_value=platform),
     ):
         plan = load_recipe(args.recipe, args.set)
-        shape: dict[str, Any] = common.MODELS[args.model]
-        sizes = (args.rows, args.length, args.steps, args.scored)
+        shape: dict[str, Any] = common.MODELS[args.model] | {"vocab_size": args.words}
+        sizes = (args.rows, args.length, args.examples, args.dev)
         found = Programs(mesh, plan, bf.BertConfig(**shape), *sizes)
         return {
             name: measured(fn, given) for name, fn, given in found if args.only in name
