@@ -115,7 +115,7 @@ class Judge:
         if score is None or not self.baselines:
             return
         constant, linear = self.baselines
-        fix = "raise teacher.epochs or teacher.optim.lr, or add training examples"
+        fix = "raise teacher.epochs, halve or double teacher.optim.lr, or add examples"
         if self.ready:
             fix = "give a teacher that was fine-tuned for longer, or on more examples"
         if linear.score is not None and not score >= linear.score:

@@ -38,6 +38,11 @@ STAGE = bf.Stage(name="a", loss=LOSS, batch_size=8, accumulate=9)
         (lambda: bf.Teacher(steps=0), "Teacher.steps"),
         (lambda: bf.Teacher(epochs=-1), "Teacher.epochs"),
         (lambda: bf.Teacher(smoothing=1.0), "Teacher.smoothing"),
+        (lambda: bf.Teacher(optim=bf.Optim(lr=None, b1=1.0)), "Teacher.optim.b1"),
+        (
+            lambda: bf.Stage(name="a", loss=LOSS, optim=bf.Optim(lr=None)),
+            "Stage 'a'.optim.lr",
+        ),
     ],
 )
 def test_a_setting_beyond_its_bounds_is_refused(make, place):

@@ -13,6 +13,7 @@ from bitflax.data import examples
 from bitflax.errors import ConfigError
 from bitflax.packed import sizes as packed_sizes
 from bitflax.recipe import describe
+from bitflax.runs import stages
 from tests.helpers import small
 
 CONFIG = bf.BertConfig(
@@ -213,3 +214,25 @@ def test_many_classes_train_longer(labels, regression, steps, kinds):
     assert text.count(steps) == 2
     assert "3,000 steps" in text
     assert kinds in text
+
+
+@pytest.mark.parametrize(
+    ("labels", "regression", "rate"),
+    [
+        (("a", "b"), False, "1e-04"),
+        (("a", "b", "c"), False, "2e-04"),
+        ((), True, "2e-04"),
+    ],
+    ids=["two", "three", "real numbers"],
+)
+def test_a_rate_that_is_left_open_depends_on_the_classes(labels, regression, rate):
+    rows = examples.Examples(
+        (np.array(["a"] * 8, object),), np.zeros(8, np.int32), np.arange(8)
+    )
+    task = examples.Task("t", rows, rows, labels, "accuracy", regression)
+    teacher = bf.Teacher(optim=bf.Optim(lr=None))
+    recipe = bf.Recipe(data=bf.Data(task="t"), teacher=teacher, stages=())
+    assert f"lr {float(rate):g} linear" in describe.describe_recipe(recipe, task=task)
+    assert "lr that suits the data, linear" in describe.describe_recipe(recipe)
+    loss, classes = bf.label_cross_entropy, len(labels)
+    assert stages.fine_tuning(teacher, loss, classes).optim.lr == float(rate)

@@ -37,8 +37,8 @@ def test_nothing_is_kept_of_a_teacher_at_chance():
     (said,) = low.warnings(found)
     problem = "the teacher scores 0.5450, no better than the majority class "
     assert said == (
-        f"{problem}(0.5270)\nfix: raise teacher.epochs or teacher.optim.lr, or add "
-        "training examples"
+        f"{problem}(0.5270)\nfix: raise teacher.epochs, halve or double "
+        "teacher.optim.lr, or add examples"
     )
 
 

@@ -73,6 +73,7 @@ def test_a_training_without_steps_is_refused(steps):
     ("field", "value"),
     [
         ("lr", 0.0),
+        ("lr", None),
         ("lr", float("nan")),
         ("act_lr", float("inf")),
         ("clip", -1.0),
