@@ -103,6 +103,21 @@ def test_a_program_writes_its_json(name):
 
 
 @pytest.mark.slow
+def test_a_recipe_that_is_not_covered_is_refused():
+    command = [sys.executable, "-m", "tests.benchmarks.compile", "--only", "nothing"]
+    more = ["--recipe", "general_kd", "--set", "layers=1", "--model", "tiny"]
+    found = subprocess.run(
+        [*command, *more],
+        cwd=ROOT,
+        env={"JAX_PLATFORMS": "cpu", **os.environ},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert found.returncode == 1
+    assert found.stderr.endswith("general: a corpus: not covered\n")
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(("target", "plugin"), [
     ("v5e:2x4", "libtpu"), ("v5e:4x8", "libtpu"), ("h100", "jax_plugins.xla_cuda12"),
 ])  # fmt: skip

@@ -109,9 +109,9 @@ class Teacher:
     ``pretrained`` is the name of a packaged model, a folder or a hub id (``minilm``
     where neither is given). Before the first stage it is fine-tuned on the task;
     ``optim``, ``epochs``, ``steps``, ``evals``, ``keep``, ``patience`` and ``dtype``
-    are those of this training, as in ``Stage``; an ``optim.lr`` of None is chosen by
-    the number of classes. ``smoothing`` is the probability that is spread evenly over
-    all classes; ``balanced`` gives every class the same weight, however rare it is.
+    are those of this training, as in ``Stage``; an ``optim.lr`` of None is 1e-4 for two
+    classes, else 2e-4, as MiniLM needs it. ``smoothing`` is the probability that is
+    spread over all classes; ``balanced`` gives every class the same weight.
 
     A ``folder`` is not fine-tuned: settings of that are refused, or unread (``optim``,
     ``dtype``); ``pretrained`` is what it was fine-tuned from, to teach from a corpus.

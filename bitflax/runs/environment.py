@@ -13,6 +13,7 @@ import jax
 from bitflax import training
 from bitflax.recipe import Recipe
 
+_EARLIER_LR = 2e-4
 _PACKAGES = [
     "bitflax",
     "jax",
@@ -88,12 +89,11 @@ def differences(
         yield from differences(x, y, f"{path}.{name}" if path else str(name), free)
 
 
-def with_choices(recipe: Recipe, began: dict[str, Any]) -> Recipe:
+def with_dtypes(recipe: Recipe, began: dict[str, Any]) -> Recipe:
     """Return the recipe with a dtype in place of each ``"auto"``.
 
     The devices decide, but a resumed run keeps the dtypes that it began with: ``began``
-    is its resolved recipe, ``{}`` where it begins now. So does a teacher without a rate
-    keep one that an earlier bitflax had as its default.
+    is its resolved recipe, ``{}`` where it begins now.
     """
 
     def chosen(part: Any, before: dict[str, Any] | None, *names: str) -> Any:
@@ -111,8 +111,26 @@ def with_choices(recipe: Recipe, began: dict[str, Any]) -> Recipe:
         chosen(stage, known.get(stage.name), "dtype", "teacher_dtype")
         for stage in recipe.stages
     )
-    teacher = chosen(recipe.teacher, taught := began.get("teacher"), "dtype")
-    if teacher.optim.lr is None and taught is not None:
-        optim = dataclasses.replace(teacher.optim, lr=taught.get("optim", {}).get("lr"))
-        teacher = dataclasses.replace(teacher, optim=optim)
+    teacher = chosen(recipe.teacher, began.get("teacher"), "dtype")
     return dataclasses.replace(recipe, teacher=teacher, stages=stages)
+
+
+def with_rate(recipe: Recipe, began: dict[str, Any]) -> Recipe:
+    """Return the recipe with a teacher's rate that was the default of an earlier one.
+
+    Where the recipe leaves the rate to the data, an earlier bitflax recorded 2e-4, and
+    what it trained goes on, or is taken over, with that.
+
+    Args:
+      recipe: the run's.
+      began: the resolved recipe that this folder, or the one it takes over from, began
+        with; ``{}``: neither did.
+    """
+    teacher = recipe.teacher
+    rate = began.get("teacher", {}).get("optim", {}).get("lr")
+    if teacher.optim.lr is not None or rate != _EARLIER_LR:
+        return recipe
+    teacher = dataclasses.replace(
+        teacher, optim=dataclasses.replace(teacher.optim, lr=rate)
+    )
+    return dataclasses.replace(recipe, teacher=teacher)

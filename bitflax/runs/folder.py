@@ -143,7 +143,7 @@ class RunFolder:
         if not training.is_main_process():
             return
         known = self._read()
-        if known is not None and any(self.path.glob("[0-9]*-*")):  # a stage began
+        if known is not None and self._begun:
             began = with_appended(known["recipe"], mine)
             differ = list(differences(began, mine, free=COSTS))
             if differ:
@@ -208,6 +208,15 @@ class RunFolder:
         elif stage not in known and training.is_main_process():
             self._write(self.record | {"steps": known | {stage: steps}})
         return known.get(stage, steps)
+
+    @property
+    def began(self) -> dict[str, Any]:
+        """The resolved recipe that a stage began with; ``{}``: none did."""
+        return self.record.get("recipe", {}) if self._begun else {}
+
+    @property
+    def _begun(self) -> bool:
+        return any(self.path.glob("[0-9]*-*"))
 
     @property
     def finished(self) -> bool:

@@ -33,6 +33,17 @@ def shared(began: Mapping[str, Any], recipe: Mapping[str, Any]) -> list[str]:
     return names
 
 
+def recorded(old: Path) -> dict[str, Any]:
+    """Return the resolved recipe of a run.
+
+    Raises:
+      InputMissing: there is no such run.
+      DamagedFile: its record cannot be read.
+    """
+    need_run(old)
+    return manifests.read_sealed(old / "recipe.json", earlier=RECORD)["recipe"]
+
+
 def take_finished(old: Path, run: RunFolder, recipe: Mapping[str, Any]) -> None:
     """Copy a run's finished teacher and stages, up to the first that differs.
 

@@ -24,7 +24,7 @@ from bitflax.recipe import (
     resolved,
 )
 from bitflax.runs import initialization, report
-from bitflax.runs.environment import with_choices
+from bitflax.runs.environment import with_dtypes, with_rate
 from bitflax.runs.experiment import (
     Experiment,
     StageData,
@@ -33,7 +33,7 @@ from bitflax.runs.experiment import (
     output_shapes,
 )
 from bitflax.runs.folder import RunFolder
-from bitflax.runs.fork import take_finished
+from bitflax.runs.fork import recorded, take_finished
 from bitflax.runs.log import OnLog
 from bitflax.runs.prepare import prepare
 from bitflax.runs.quality import make_judge
@@ -94,8 +94,10 @@ def run(
     """
     check_plan(recipe, until)
     with rare_collections(), files.threads_heard(out), RunFolder(out, on_log) as folder:
-        began = training.broadcast(lambda: folder.record.get("recipe", {}))
-        recipe = with_choices(recipe, began)
+        began = training.broadcast(lambda: folder.began)
+        recipe = with_dtypes(recipe, began)
+        forked = recorded(files.given(fork)) if fork is not None else {}
+        recipe = with_rate(recipe, began or forked)
         known = resolved(recipe)
         folder.write_recipe(source, known, overrides)
         if fork is not None:

@@ -132,7 +132,7 @@ class Programs:
             loss, classes = bf.label_cross_entropy, self.config.num_labels
             tuning = self._rounded(stages.fine_tuning(taught, loss, classes))
             yield self._step(tuning, teacher, None)
-        yield self._scores("teacher", teacher, None, 1)
+        yield self._scores("teacher", teacher, None, taught.evals)
         for stage in map(self._rounded, self.plan.stages):
             source = teacher if stage.init.source == "teacher" else student
             student = initialization.initial_student(stage.init, source, key)
@@ -153,12 +153,17 @@ class Programs:
 
     def _check(self, stage: Stage, student: Model, teacher: Model) -> None:
         """Refuse a stage of which a run would compile something else."""
-        wide = student.config.hidden_size == teacher.config.hidden_size
-        act = dict(model.at_sites(stage.act, student.config))
-        if stage.corpus or not wide or any(map(model.learns, act.values())):
-            raise SystemExit(
-                f"{stage.name}: a corpus, a width, learned act: not covered"
-            )
+        act = model.at_sites(stage.act, student.config).values()
+        wide = teacher.config.hidden_size
+        others = {
+            "a corpus": stage.corpus is not None,
+            "a student of another width": student.config.hidden_size != wide,
+            "learned activation quantizers": any(map(model.learns, act)),
+            "another teacher": stage.teacher != "teacher",
+            "a folder to begin with": stage.init.source not in ("previous", "teacher"),
+        }
+        for what in (name for name, there in others.items() if there):
+            raise SystemExit(f"{stage.name}: {what}: not covered")
         said, told = output_shapes(stage, teacher, student, self._batch())
         used = distillation.used_outputs(stage.loss, said, told, self._batch())
         if used == {"logits"}:

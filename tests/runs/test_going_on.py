@@ -118,6 +118,32 @@ def test_a_fork_takes_the_teacher_over_that_read_no_edits(place, tmp_path):
     assert {"data", "augmented data"} <= {*hashes}
 
 
+def test_a_teacher_of_an_earlier_default_rate_is_gone_on_with_and_taken_over(
+    place, tmp_path
+):
+    def begin(out, rate, fork=None):
+        settings = (f"task={place / 'kinds.tsv'}", f"teacher={place / 'ready'}")
+        settings += ("teacher.epochs=1", f"teacher.optim.lr={rate}", "stages=1")
+        made = tinyrun.bf.load_recipe(place / "tiny.py", settings)
+        with tinyrun.devices(1):
+            tinyrun.stages.run(made, tmp_path / out, until="teacher", fork=fork)
+        record = manifests.read_sealed(tmp_path / out / "recipe.json")["recipe"]
+        return record["teacher"]["optim"]["lr"]
+
+    assert begin("old", "2e-4") == 2e-4
+    assert begin("old", "none") == 2e-4
+    assert begin("new", "none", fork=tmp_path / "old") == 2e-4
+    taken, whole = (
+        (tmp_path / out / "0-teacher" / "params" / "model.safetensors").read_bytes()
+        for out in ("new", "old")
+    )
+    assert taken == whole
+    # What failed before a first step decides nothing.
+    shutil.rmtree(tmp_path / "new" / "0-teacher")
+    shutil.copy(tmp_path / "old" / "recipe.json", tmp_path / "new" / "recipe.json")
+    assert begin("new", "none") is None
+
+
 def test_a_fork_retrains_the_stages_that_read_edits():
     data, stage = {"task": "a", "augment": None}, {"name": "task", "corpus": None}
     general = {"name": "general", "corpus": {"source": "icd10cm"}}

@@ -56,6 +56,12 @@ def test_every_recipe_is_run():
     assert here == {*SHRUNK, "general_kd"}
 
 
+@pytest.mark.parametrize("name", ["quickstart", "multistage_quickstart"])
+def test_the_teachers_rate_is_left_to_the_data(name):
+    assert loading.load_recipe(name).teacher.optim.lr is None
+    assert loading.load_recipe(name, ["teacher_lr=5e-5"]).teacher.optim.lr == 5e-5
+
+
 SLOW = {"binarybert", "multistage_quickstart", "tinybert", "xtc"}
 CASES = [
     pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW))
