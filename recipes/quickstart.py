@@ -12,6 +12,7 @@ Text       students learn the texts and three edits of each (augment=none: no ed
 Frozen     both students keep the teacher's word embedding; the 1-bit one its signs.
 Length     depends on the data, unless epochs are given (bitflax.default_steps): here
            771 steps for the teacher and in FP32, 3,000 with 1 bit.
+Rate       of the teacher, unless given: 1e-4 for two classes, else 2e-4.
 Command    bitflax run quickstart --out runs/quickstart
 Measured   accuracy, seeds 0, 1, 2 (mean, sample deviation; one score's standard error
            is 0.009), in bfloat16: teacher 0.8046 (0.005), FP32 0.7934 (0.003; 98.6 % of
