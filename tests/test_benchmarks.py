@@ -24,7 +24,16 @@ PROGRAMS = {
     "scaling": ["--shape", "8x8"],
     "estimate": [],
     "inference": ["--threads", "1", "--loads", "1"],
-    "compile": ["--rows", "4", "--length", "16", "--only", "scores"],
+    "compile": [
+        "--rows",
+        "4",
+        "--length",
+        "16",
+        "--set",
+        "layers=1",
+        "--only",
+        "scores",
+    ],
     "memory": ["--shape", "8x16", "--kinds", "1-bit", "1-bit recompute"],
 }
 
