@@ -12,6 +12,7 @@ STEPS_A_CLASS, CLASS_EPOCHS = 20, 8
 """Of more than 2 bits, where a classifier of many classes is learned: at least so many
 steps for each class, as far as so many epochs go."""
 TWO_CLASSES_LR, LR = 1e-4, 2e-4
+"""Of a teacher whose recipe leaves it open."""
 
 
 def default_steps(steps_per_epoch: int, rules: Rules = (), classes: int = 0) -> int:

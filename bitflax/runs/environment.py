@@ -14,6 +14,7 @@ from bitflax import training
 from bitflax.recipe import Recipe
 
 _EARLIER_LR = 2e-4
+"""Of the teacher, before it depended on the classes: what older folders recorded."""
 _PACKAGES = [
     "bitflax",
     "jax",
