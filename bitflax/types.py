@@ -199,9 +199,9 @@ class Optim:
 
     ``kind`` is ``"adamw"`` or ``"bertadam"``. ``warmup`` is the share of all steps in
     which the rate rises from 0 to ``lr`` (None: left to a recipe's data, for its
-    teacher alone); ``schedule`` is ``"linear"`` (down to 0 at
-    the last step), ``"cosine"`` or ``"constant"``. ``clip`` bounds the global norm of
-    the gradient (None: no bound); with BertAdam, the norm of each parameter's.
+    teacher alone); ``schedule`` is ``"linear"`` (down to 0 at the last step),
+    ``"cosine"`` or ``"constant"``. ``clip`` bounds the global norm of the gradient
+    (None: no bound); with BertAdam, the norm of each parameter's.
     ``act_lr`` is the rate of activation quantizers' learned parameters, which rises and
     falls as ``lr`` does; they have no weight decay. ``frozen`` are regexes of parameter
     paths that a stage leaves as they are.

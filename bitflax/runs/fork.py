@@ -40,8 +40,12 @@ def recorded(old: Path) -> dict[str, Any]:
       InputMissing: there is no such run.
       DamagedFile: its record cannot be read.
     """
+    return _record(old)["recipe"]
+
+
+def _record(old: Path) -> dict[str, Any]:
     need_run(old)
-    return manifests.read_sealed(old / "recipe.json", earlier=RECORD)["recipe"]
+    return manifests.read_sealed(old / "recipe.json", earlier=RECORD)
 
 
 def take_finished(old: Path, run: RunFolder, recipe: Mapping[str, Any]) -> None:
@@ -53,8 +57,7 @@ def take_finished(old: Path, run: RunFolder, recipe: Mapping[str, Any]) -> None:
       InputMissing: there is no such run.
       ConfigError: nothing of it can be taken over: says why.
     """
-    need_run(old)
-    record = manifests.read_sealed(old / "recipe.json", earlier=RECORD)
+    record = _record(old)
     began, place = record["recipe"], f"--fork {old}"
     differ = list(differences(began, recipe, free=COSTS | _LATER))
     fix = "leave --fork out: the teacher and all stages are to be trained again"

@@ -205,11 +205,8 @@ class Programs:
         epoch = -(-self.examples // self.rows)
         steps = planned_steps(stage, epoch, epoch, self.config.num_labels)
         positions = steps * self.rows * self.length // self.mesh.size
-        flop, teach, held = (
-            3 * model.forward_flop(student.config, positions),
-            None,
-            None,
-        )
+        flop = 3 * model.forward_flop(student.config, positions)
+        teach, held = None, None
         if teacher is not None:
             flop += model.forward_flop(teacher.config, positions)
             teach = bf.bert(teacher.config, dtype=stage.teacher_dtype)
