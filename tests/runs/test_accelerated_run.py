@@ -13,7 +13,8 @@ import bitflax as bf
 from bitflax import inference, training
 from bitflax.data import tasks
 from bitflax.inference import engines
-from bitflax.training import device_choices
+from bitflax.training import ahead, device_choices, parallel
+from tests.benchmarks import compile
 from tests.helpers import tinyrun
 
 SMALL = 20
@@ -63,6 +64,39 @@ def test_a_run_has_six_large_programs(place, tmp_path, accelerator, caplog):
     assert inference.load(tmp_path, "jax").score(task)["accuracy"] == rows[-1].score
     kept = json.loads((tmp_path / "report.json").read_text())["findings"]
     assert "jax" not in [each["engine"] for each in kept["latency"]]
+
+
+@pytest.mark.slow
+def test_the_benchmark_compiles_the_programs_of_a_run(
+    place, tmp_path, accelerator, monkeypatch
+):
+    made, begin = [], ahead.Program.begin
+
+    def noted(program, pool):
+        if program.begun is None:
+            made.append((program.function.function, program.args))
+        begin(program, pool)
+
+    monkeypatch.setattr(ahead.Program, "begin", noted)
+    start(place, tmp_path)
+    settings = [f"task={place / 'kinds.tsv'}", f"teacher={place / 'pretrained'}"]
+    plan = bf.load_recipe(place / "tiny.py", settings)
+    config, _ = bf.load_pretrained(tmp_path / "0-teacher" / "params")
+    state, _, batch = made[0][1]  # the teacher's step
+    words = len(state.params["embeddings"]["word"]["embedding"])
+    config = dataclasses.replace(config, vocab_size=words)
+    task = tasks.load_task(place / "kinds.tsv")
+    examples, dev = len(task.train), len(task.dev)
+    sizes = (*batch["input_ids"].shape, examples, dev)
+    known = compile.Programs(parallel.mesh(jax.devices()[:1]), plan, config, *sizes)
+    known = [(fn, args) for name, fn, args in known if not name.startswith("values")]
+
+    def text(fn, args):
+        # A run with one process leaves it to the step where a batch lies.
+        batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), args[-1])
+        return fn.lower(*args[:-1], batch).as_text()
+
+    assert [text(*each) for each in known] == [text(*each) for each in made]
 
 
 def with_fewer_positions(recipe):
