@@ -62,7 +62,8 @@ def take_finished(old: Path, run: RunFolder, recipe: Mapping[str, Any]) -> None:
     differ = list(differences(began, recipe, free=COSTS | _LATER))
     fix = "leave --fork out: the teacher and all stages are to be trained again"
     if differ:
-        raise ConfigError(place, f"nothing can be taken over: {differ[0]}", fix=fix)
+        problem = f"nothing can be taken over: {differ[0]}"
+        raise ConfigError(place, problem, fix=f"set it as it was, or {fix}")
     names = shared(began, recipe)
     taken = []
     for number, name in enumerate(names, int(recipe["teacher"]["folder"] is not None)):
