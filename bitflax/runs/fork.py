@@ -60,10 +60,10 @@ def take_finished(old: Path, run: RunFolder, recipe: Mapping[str, Any]) -> None:
     record = _record(old)
     began, place = record["recipe"], f"--fork {old}"
     differ = list(differences(began, recipe, free=COSTS | _LATER))
-    fix = "leave --fork out: the teacher and all stages are to be trained again"
+    fix = "leave --fork out, which trains everything again"
     if differ:
-        problem = f"nothing can be taken over: {differ[0]}"
-        raise ConfigError(place, problem, fix=f"set it as it was, or {fix}")
+        problem = f"nothing can be taken over: {'; '.join(differ[:5])}"
+        raise ConfigError(place, problem, fix=f"set that as it was, or {fix}")
     names = shared(began, recipe)
     taken = []
     for number, name in enumerate(names, int(recipe["teacher"]["folder"] is not None)):

@@ -91,7 +91,7 @@ def test_a_fork_takes_over_what_is_the_same(place, whole, tmp_path, caplog):
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        (("seed=3",), r"seed was 0, is 3 now\nfix: set it as it was, or leave"),
+        (("seed=3",), r"seed was 0, is 3 now\nfix: set that as it was, or leave"),
         (("stages.fp32.optim.lr=0.02",), "nothing of it is finished and the same"),
     ],
 )
