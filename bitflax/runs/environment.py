@@ -4,7 +4,7 @@ import dataclasses
 import importlib.metadata
 import os
 import platform
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +88,16 @@ def differences(
         return
     for name, x, y in pairs:
         yield from differences(x, y, f"{path}.{name}" if path else str(name), free)
+
+
+def listed(differ: Sequence[str]) -> str:
+    """Return differences as one line of a message, the first five of many.
+
+    >>> listed(["a was 1, is 2 now", "b was 1, is 3 now"])
+    'a was 1, is 2 now; b was 1, is 3 now'
+    """
+    more = f" (and {len(differ) - 5} more)" if len(differ) > 5 else ""
+    return "; ".join(differ[:5]) + more
 
 
 def with_dtypes(recipe: Recipe, began: dict[str, Any]) -> Recipe:

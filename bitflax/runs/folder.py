@@ -26,7 +26,13 @@ from bitflax.errors import (
     StorageError,
 )
 from bitflax.runs import folder_lock, log
-from bitflax.runs.environment import differences, machine, versions, with_appended
+from bitflax.runs.environment import (
+    differences,
+    listed,
+    machine,
+    versions,
+    with_appended,
+)
 
 _LOG = logging.getLogger(__name__)
 
@@ -292,8 +298,7 @@ class RunFolder:
     def _changed(
         self, differ: Sequence[str], what: str = "settings", place: object = None
     ) -> ConfigError:
-        more = f" (and {len(differ) - 5} more)" if len(differ) > 5 else ""
-        problem = f"{self.path} began with other {what}: {'; '.join(differ[:5])}{more}"
+        problem = f"{self.path} began with other {what}: {listed(differ)}"
         fix = "choose another --out, or undo the change"
         return ConfigError(place or self.path, problem, fix=fix)
 

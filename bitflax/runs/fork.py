@@ -8,7 +8,7 @@ from typing import Any
 from bitflax import files, manifests, training
 from bitflax.errors import ConfigError
 from bitflax.runs import log
-from bitflax.runs.environment import differences
+from bitflax.runs.environment import differences, listed
 from bitflax.runs.folder import COSTS, RECORD, RunFolder, need_run
 from bitflax.runs.results import say
 
@@ -62,7 +62,7 @@ def take_finished(old: Path, run: RunFolder, recipe: Mapping[str, Any]) -> None:
     differ = list(differences(began, recipe, free=COSTS | _LATER))
     fix = "leave --fork out, which trains everything again"
     if differ:
-        problem = f"nothing can be taken over: {'; '.join(differ[:5])}"
+        problem = f"nothing can be taken over: {listed(differ)}"
         raise ConfigError(place, problem, fix=f"set that as it was, or {fix}")
     names = shared(began, recipe)
     taken = []

@@ -92,7 +92,7 @@ def test_the_benchmark_compiles_the_large_programs_of_a_run(
     known = [each for each in known if not each[0].startswith("values")]
 
     def text(fn, args):
-        # `Programs` says where a batch lies, a run with one process leaves it to its step.
+        # A step of one process is not told where a batch lies, as `Programs` does.
         batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), args[-1])
         return fn.lower(*args[:-1], batch).as_text()
 
