@@ -1,7 +1,8 @@
 """The long form of the faults, an hour or more: ``python tests/faults/long.py``.
 
-200 kills, 5,000 damages, 60 disk sizes (as root, who may mount), 200 races, errors of
-three kinds at every file operation, and signals every 25 ms of the first 5 s.
+200 kills, 5,000 damages, 60 disk sizes (as root, who may mount), 200 races, kills
+before and after every kind of file operation and errors of three kinds there, and
+signals every 25 ms of the first 5 s.
 """
 
 import os

@@ -15,8 +15,8 @@ from tests.faults.conftest import LONG
 pytestmark = pytest.mark.faults
 
 NOTICED = "SHA-256|set aside|damaged|cannot be read|missing"
-TURNS = 5000 if LONG else 300
-PARTS = 20 if LONG else 6
+TURNS = 5000 if LONG else 150
+PARTS = 20 if LONG else 4
 
 
 def damage(path: pathlib.Path, chance: random.Random) -> str:

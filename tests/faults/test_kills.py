@@ -29,9 +29,14 @@ def test_killed_at_random_ten_times(chain, begin, whole, tmp_path):
     checks.same_end(run, run.wait(), out, whole)
 
 
-@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
-def test_killed_at_every_kind_of_file_operation(after, begin, whole, tmp_path):
-    hook = functools.partial(points.crash, after=after)
+def _crash(root: str, seen: frozenset, report: str, when: str) -> None:
+    turn = ("before", "after")[len(seen) % 2] if when == "by turns" else when
+    points.crash(root, seen, report, after=turn == "after")
+
+
+@pytest.mark.parametrize("when", ["before", "after"] if LONG else ["by turns"])
+def test_killed_at_every_kind_of_file_operation(when, begin, whole, tmp_path):
+    hook = functools.partial(_crash, when=when)
     for run, status, out in runs.every_kind(begin, tmp_path, hook):
         if status != 137:
             checks.same_end(run, status, out, whole)
